@@ -1,0 +1,1 @@
+"""The model: melodies, the core VAE, the fusion map, their training and their bundles."""
