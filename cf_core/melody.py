@@ -6,11 +6,15 @@ Positions and durations of notes are in quarter notes, as exact fractions.
 Letters in shapes: `B` segments, `T` steps of a segment, `V` tokens of the vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer, UInt8
+
+from cf_core.errors import UserError
 
 REST = 0
 HOLD = 1
@@ -40,6 +44,47 @@ def bar_length(meter: str) -> Fraction:
     """Length in quarter notes of a full bar of `meter` ("3/4" gives 3, "6/8" gives 3)."""
     beats, unit = meter.split("/")
     return Fraction(4 * int(beats), int(unit))
+
+
+@dataclass(frozen=True)
+class Melody:
+    """One monophonic song: notes by onset, and the true bars that cover them."""
+
+    id: str
+    title: str
+    notes: tuple[Note, ...]
+    bars: tuple[Bar, ...]
+    tempo: float
+    """Quarter notes per minute at the start; 120 where the source says none."""
+
+
+TOLERANCE = Fraction(1, 96)
+"""How far from a grid line, in quarter notes, an onset or end may lie and still count as on it.
+
+Five ticks of 480: wider than any rounding of ticks, far narrower than the gap of 1/12 between a
+triplet and the nearest 16th.
+"""
+
+BarReason = Literal["short bar", "long bar", "chord", "off grid"]
+"""Why a bar has no tokens: its length is not its meter's, notes sound together, or an onset or an
+end is farther from the grid than the tolerance."""
+
+
+@dataclass(frozen=True)
+class GridBar:
+    """One true bar on the grid: its tokens, or the reason why it has none.
+
+    Tokens are absolute: `FIRST_PITCH + p` is the onset of MIDI pitch `p`.
+    """
+
+    meter: str
+    tokens: tuple[int, ...] | None
+    """`None` exactly where there is a `reason`."""
+    held: int | None
+    """MIDI pitch of the note that began earlier and sounds over the bar's start, if any."""
+    onsets: int
+    """Notes that begin in the bar."""
+    reason: BarReason | None
 
 
 @dataclass(frozen=True)
@@ -107,3 +152,121 @@ def to_notes(tokens: Integer[np.ndarray, "T"], form: MelodyFormat) -> list[Note]
         else:
             sounding = False
     return notes
+
+
+def grid(melody: Melody, steps_per_beat: int = 4, tolerance: Fraction = TOLERANCE) -> list[GridBar]:
+    """Every bar of `melody` on a grid of `steps_per_beat` steps per quarter note.
+
+    Positions count from the bar's own start. Onsets and ends within `tolerance` (quarter notes,
+    less than a third of a step) of a grid line snap to it; a note that would vanish is off grid.
+    """
+    step = Fraction(1, steps_per_beat)
+    if 3 * tolerance >= step:
+        raise ValueError(f"tolerance: {tolerance} must be less than a third of a step ({step})")
+    bars: list[GridBar] = []
+    sounding: list[Note] = []
+    upcoming = 0
+    for bar in melody.bars:
+        end = bar.start + bar.length
+        sounding = [note for note in sounding if note.onset + note.duration > bar.start + tolerance]
+        while upcoming < len(melody.notes) and melody.notes[upcoming].onset < end - tolerance:
+            sounding.append(melody.notes[upcoming])
+            upcoming += 1
+        bars.append(_grid_bar(bar, sounding, step, tolerance))
+    return bars
+
+
+def _grid_bar(bar: Bar, notes: list[Note], step: Fraction, tolerance: Fraction) -> GridBar:
+    held = [note.pitch for note in notes if note.onset < bar.start - tolerance]
+    tokens: list[int] = []
+    reason: BarReason | None = None
+    full = bar_length(bar.meter)
+    if bar.length != full:
+        reason = "short bar" if bar.length < full else "long bar"
+    elif any(
+        first.onset + first.duration > second.onset + tolerance
+        for first, second in zip(notes, notes[1:], strict=False)
+    ):
+        reason = "chord"
+    else:
+        tokens = _tokens(bar, notes, step, tolerance)
+        reason = None if tokens else "off grid"
+    return GridBar(
+        meter=bar.meter,
+        tokens=tuple(tokens) if reason is None else None,
+        held=held[-1] if held else None,
+        onsets=len(notes) - len(held),
+        reason=reason,
+    )
+
+
+def _tokens(bar: Bar, notes: list[Note], step: Fraction, tolerance: Fraction) -> list[int]:
+    """The bar's tokens, empty where something is off the grid."""
+    steps = bar.length / step
+    if steps.denominator != 1:
+        return []
+    tokens = [REST] * int(steps)
+    for note in notes:
+        onset = max(note.onset - bar.start, Fraction(0))
+        end = min(note.onset + note.duration - bar.start, bar.length)
+        first, last = round(onset / step), round(end / step)
+        if (
+            abs(onset - first * step) > tolerance
+            or abs(end - last * step) > tolerance
+            or first == last
+        ):
+            return []
+        tokens[first:last] = [HOLD] * (last - first)
+        if note.onset >= bar.start - tolerance:
+            tokens[first] = FIRST_PITCH + note.pitch
+    return tokens
+
+
+def join(
+    bars: UInt8[np.ndarray, "B bars steps"],
+    held: Integer[np.ndarray, "B"],
+    form: MelodyFormat,
+) -> tuple[UInt8[np.ndarray, "B T"], Bool[np.ndarray, "B"], Bool[np.ndarray, "B"]]:
+    """Join consecutive bars of absolute tokens to segments of `form`'s tokens.
+
+    `held` is the MIDI pitch sounding over each segment's start, where one does. Such a note is
+    struck again there. Returns the tokens, which segments were struck again, and which lie within
+    the pitch range of `form` (the tokens of the others mean nothing).
+    """
+    absolute = bars.reshape(len(bars), -1)
+    struck_again = absolute[:, 0] == HOLD
+    absolute[struck_again, 0] = FIRST_PITCH + held[struck_again]
+    onset = absolute >= FIRST_PITCH
+    pitch = absolute.astype(np.int64) - FIRST_PITCH
+    in_range = (~onset | ((pitch >= form.lowest) & (pitch <= form.highest))).all(axis=1)
+    tokens = np.where(onset, absolute - form.lowest, absolute)
+    return tokens.astype(np.uint8), struck_again, in_range
+
+
+def segment(bars: Sequence[GridBar], form: MelodyFormat) -> UInt8[np.ndarray, "T"]:
+    """The tokens of one segment from `form.bars_per_segment` consecutive bars.
+
+    A note held over the segment's start is struck again there. Raises `UserError` where a bar is
+    missing, rejected, of a meter or on a grid that `form` does not have, or out of its range.
+    """
+    if len(bars) != form.bars_per_segment:
+        raise UserError(f"a segment has {form.bars_per_segment} bars, but {len(bars)} were given")
+    for number, bar in enumerate(bars, start=1):
+        if bar.tokens is None:
+            raise UserError(f"bar {number} of the segment can't be used: {bar.reason}")
+        if bar.meter not in form.meters or len(bar.tokens) != form.steps_per_bar:
+            raise UserError(
+                f"bar {number} of the segment has {len(bar.tokens)} steps of {bar.meter}; the model"
+                f" takes {form.steps_per_bar} steps of {' or '.join(form.meters)}"
+            )
+    tokens, _, in_range = join(
+        np.array([[bar.tokens for bar in bars]], dtype=np.uint8),
+        np.array([bars[0].held or 0]),
+        form,
+    )
+    if not in_range[0]:
+        raise UserError(
+            f"the segment has a note outside the model's pitches {form.lowest} to {form.highest}"
+            " (MIDI numbers): transpose it"
+        )
+    return np.asarray(tokens[0])

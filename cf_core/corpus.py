@@ -1,0 +1,461 @@
+"""Songs as a Parquet file of bars, and that file as segments, splits and adjacent pairs.
+
+Shapes: `N` segments, `T` steps of a segment, `S` songs, `P` adjacent pairs.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Int64, UInt8
+
+from cf_core import readers
+from cf_core.errors import UserError
+from cf_core.melody import FIRST_PITCH, HOLD, TOLERANCE, GridBar, Melody, MelodyFormat, grid, join
+from cf_core.readers import Rejected
+
+SCHEMA_VERSION = 1
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+Progress = Callable[[int, int | None], None]
+"""Called with the songs done and their total, where that is known."""
+
+_BARS = pa.schema(
+    [
+        ("song_id", pa.string()),
+        ("title", pa.string()),
+        ("bar", pa.int32()),
+        ("meter", pa.string()),
+        ("tokens", pa.list_(pa.uint8())),
+        ("held", pa.uint8()),
+        ("reason", pa.string()),
+    ]
+)
+_REJECTED = pa.schema(
+    [("id", pa.string()), ("bar", pa.int32()), ("reason", pa.string()), ("detail", pa.string())]
+)
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+
+@dataclass
+class WindowCount:
+    """Windows of one length: all, on the grid, and different ones of those on the grid."""
+
+    all: int = 0
+    on_grid: int = 0
+    unique: int = 0
+
+
+@dataclass
+class IngestReport:
+    """What an ingest took and what it left, and why.
+
+    A window is consecutive whole bars in one time signature with, in each half, at least half a
+    note onset per bar; windows start at every bar.
+    """
+
+    songs: int = 0
+    windows: defaultdict[tuple[str, int], WindowCount] = field(
+        default_factory=lambda: defaultdict(WindowCount)
+    )
+    """By meter ("all" for the sum) and number of bars (2, 4, 8)."""
+    rejected_songs: Counter[str] = field(default_factory=Counter)
+    rejected_bars: Counter[str] = field(default_factory=Counter)
+    content_hash: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{self.songs} songs", "windows: all / on grid / unique", f"{'meter':8}"]
+        lines[-1] += "".join(f"{f'{bars} bars':>26}" for bars in _WINDOW_BARS)
+        meters = dict.fromkeys(meter for meter, _ in self.windows)
+        for meter in sorted(meters, key=lambda m: -self.windows[m, _WINDOW_BARS[0]].all):
+            counts = [self.windows[meter, bars] for bars in _WINDOW_BARS]
+            cells = (f"{c.all:,} / {c.on_grid:,} / {c.unique:,}" for c in counts)
+            lines.append(f"{meter:8}" + "".join(f"{cell:>26}" for cell in cells))
+        for what, reasons in (("songs", self.rejected_songs), ("bars", self.rejected_bars)):
+            listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+            lines.append(f"rejected {what}: {listed or 'none'}")
+        return "\n".join(lines)
+
+
+_WINDOW_BARS = (2, 4, 8)
+
+
+def ingest(
+    source: Path,
+    output: Path,
+    *,
+    include: str | None = None,
+    part: str | None = None,
+    steps_per_beat: int = 4,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Read a folder, zip archive or file of melodies into `output`, a Parquet file of bars.
+
+    Beside it, `NAME.rejected.parquet` lists every song and bar that was left out, with the
+    reason. `include` and `part` are those of `readers.read_collection`. Raises `UserError` where
+    nothing can be read.
+    """
+    songs = readers.read_collection(source, include, part)
+    return _write(songs, output, source.name, steps_per_beat, progress, None)
+
+
+def builtin_corpus(output: Path, progress: Progress | None = None) -> IngestReport:
+    """Write the built-in corpus: common-time tunes of the public-domain books in music21.
+
+    Every tune whose header says 4/4, C, 2/2 or C| of Ryan's Mammoth Collection (1883), O'Neill's
+    Music of Ireland (1903) and Aird's Selection of Airs (1782-1801), as `docs/corpora.md` says.
+    """
+    tunes = list(_common_time_tunes())
+    return _write(readers.read_all(tunes), output, "builtin", 4, progress, len(tunes))
+
+
+def _common_time_tunes() -> Iterator[tuple[str, bytes]]:
+    """Names and texts of the built-in corpus's tunes, each as an ABC file of its own."""
+    from music21.common import getCorpusFilePath  # noqa: PLC0415  (slow, and needed only here)
+
+    for book in ("airdsAirs", "oneills1850", "ryansMammoth"):
+        for path in sorted((Path(getCorpusFilePath()) / book).glob("*.abc")):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            for tune in re.split(r"(?m)^(?=X:)", text)[1:]:
+                meter = re.search(r"(?m)^M:\s*(\S+)", tune)
+                if meter and meter[1] in ("4/4", "C", "2/2", "C|"):
+                    number = tune[2:].split(maxsplit=1)[0].lstrip("0")
+                    yield f"{book}-{path.stem}-{number}.abc", tune.encode()
+
+
+def _write(
+    songs: Iterable[Melody | Rejected],
+    output: Path,
+    source: str,
+    steps_per_beat: int,
+    progress: Progress | None,
+    total: int | None,
+) -> IngestReport:
+    if not 1 <= steps_per_beat <= _MAX_STEPS_PER_BEAT:
+        raise UserError(f"steps_per_beat: {steps_per_beat} is not in 1 to {_MAX_STEPS_PER_BEAT}")
+    report = IngestReport()
+    windows = _WindowCounter(report.windows)
+    bars: list[tuple[Any, ...]] = []
+    rejected: list[tuple[Any, ...]] = []
+    for done, song in enumerate(songs, start=1):
+        if isinstance(song, Rejected):
+            rejected.append((song.id, None, song.reason, song.detail))
+            report.rejected_songs[song.reason] += 1
+        else:
+            gridded = grid(song, steps_per_beat)
+            windows.add(gridded)
+            for index, bar in enumerate(gridded):
+                bars.append(
+                    (song.id, song.title, index, bar.meter, bar.tokens, bar.held, bar.reason)
+                )
+                if bar.reason is not None:
+                    rejected.append((song.id, index, bar.reason, song.title))
+                    report.rejected_bars[bar.reason] += 1
+            report.songs += 1
+        if progress is not None:
+            progress(done, total)
+    if not bars:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.rejected_songs.items())
+        raise UserError(f"{source}: no melody could be read ({reasons or 'no tunes'})")
+    table = _table(bars, _BARS)
+    report.content_hash = content_hash(table)
+    about = {
+        "schema_version": SCHEMA_VERSION,
+        "steps_per_beat": steps_per_beat,
+        "tolerance": str(TOLERANCE),
+        "source": source,
+        "content_hash": report.content_hash,
+    }
+    _save(_table(rejected, _REJECTED), output.with_suffix(".rejected.parquet"))
+    _save(table.replace_schema_metadata({_KEY: json.dumps(about)}), output)
+    return report
+
+
+_KEY = b"connective_fusion.corpus"
+_MAX_STEPS_PER_BEAT = 24
+
+
+def _table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else ((),) * len(schema)
+    return pa.table(
+        [pa.array(column, type=kind.type) for column, kind in zip(columns, schema, strict=True)],
+        schema=schema,
+    )
+
+
+def _save(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file in one step, so that it is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, temporary, compression="zstd")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def content_hash(table: pa.Table) -> str:
+    """SHA-256 of the bars in a corpus table: not of its path, compression or titles."""
+    digest = hashlib.sha256()
+    for name in ("song_id", "bar", "meter", "tokens", "held", "reason"):
+        column = table[name].combine_chunks()
+        digest.update(f"{name}:{len(column)};".encode())
+        if pa.types.is_list(column.type):
+            lengths = pc.fill_null(pc.list_value_length(column), -1)
+            digest.update(lengths.to_numpy().astype("<i4").tobytes())
+            column = column.flatten()
+        elif column.null_count:
+            digest.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
+            column = column.drop_null()
+        if pa.types.is_string(column.type):
+            lengths = pc.binary_length(column)
+            digest.update(lengths.to_numpy().astype("<i4").tobytes())
+            digest.update("".join(column.to_pylist()).encode())
+        else:
+            digest.update(column.to_numpy().astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+class _WindowCounter:
+    """Counts the windows of an ingest."""
+
+    def __init__(self, counts: defaultdict[tuple[str, int], WindowCount]) -> None:
+        self._counts = counts
+        self._seen: set[tuple[str, int, int | None, tuple[int, ...]]] = set()
+
+    def add(self, bars: Sequence[GridBar]) -> None:
+        for length in _WINDOW_BARS:
+            for start in range(len(bars) - length + 1):
+                window = bars[start : start + length]
+                if _is_window(window):
+                    self._count(window)
+
+    def _count(self, window: Sequence[GridBar]) -> None:
+        meter, length = window[0].meter, len(window)
+        tokens = tuple(token for bar in window if bar.tokens for token in bar.tokens)
+        on_grid = all(bar.tokens is not None for bar in window)
+        held = window[0].held if tokens and tokens[0] == HOLD else None
+        key = (meter, length, held, tokens)
+        new = on_grid and key not in self._seen
+        if new:
+            self._seen.add(key)
+        for of in ("all", meter):
+            count = self._counts[of, length]
+            count.all += 1
+            count.on_grid += on_grid
+            count.unique += new
+
+
+def _is_window(bars: Sequence[GridBar]) -> bool:
+    """Whether whole bars of one meter have half an onset per bar in each half."""
+    half = len(bars) // 2
+    return (
+        len({bar.meter for bar in bars}) == 1
+        and all(bar.reason not in ("short bar", "long bar") for bar in bars)
+        and 2 * sum(bar.onsets for bar in bars[:half]) >= half
+        and 2 * sum(bar.onsets for bar in bars[half:]) >= half
+    )
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Segments of one format, from a file of bars, with their songs split in three."""
+
+    form: MelodyFormat
+    tokens: UInt8[np.ndarray, "N T"]
+    """Model tokens: `REST`, `HOLD`, `FIRST_PITCH + pitch - form.lowest`."""
+    song: Int64[np.ndarray, "N"]
+    """Index into `song_ids`."""
+    bar: Int64[np.ndarray, "N"]
+    """Index, in its song, of a segment's first bar."""
+    song_ids: tuple[str, ...]
+    split: Int64[np.ndarray, "S"]
+    """`TRAIN`, `VALIDATION` or `TEST` of every song."""
+    pairs: Int64[np.ndarray, "P 2"]
+    """Rows (left, right) of adjacent, not overlapping segments of one song."""
+    struck_again: int
+    """Segments whose first note was held over their start and is struck again there."""
+    content_hash: str
+    """Hash of the file's bars: the same wherever and however it was written."""
+
+    def segments(self, split: int) -> Int64[np.ndarray, "n"]:
+        """Rows of the segments of one split."""
+        return np.flatnonzero(self.split[self.song] == split)
+
+    def pairs_of(self, split: int) -> Int64[np.ndarray, "p 2"]:
+        """Adjacent pairs of one split."""
+        return self.pairs[self.split[self.song[self.pairs[:, 0]]] == split]
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Windows of consecutive bars as model tokens; `song` is an index into all songs' ids."""
+
+    tokens: UInt8[np.ndarray, "N T"]
+    song: Int64[np.ndarray, "N"]
+    bar: Int64[np.ndarray, "N"]
+    struck_again: Bool[np.ndarray, "N"]
+
+
+def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
+    """The segments of `form` in a corpus file, split by song into 80/10/10 %.
+
+    Segments start at every bar whose `form.bars_per_segment` bars are on the grid, in one meter
+    of `form` and within its pitches, with half a note onset per bar in each half. Songs that share
+    a third or more of the smaller one's different two-bar phrases, transposed or not, are kept on
+    one side of the split; groups of such songs are dealt out at random from `seed`. Raises
+    `UserError` for a file of another kind or grid, and where songs or pairs are too few to split.
+    """
+    table, about = _open(path)
+    if about["steps_per_beat"] != form.steps_per_beat:
+        raise UserError(
+            f"{path}: has {about['steps_per_beat']} steps per beat, but {form.steps_per_beat} are"
+            " asked for: ingest the melodies again with that steps_per_beat"
+        )
+    ids = table["song_id"].combine_chunks().dictionary_encode()
+    songs = ids.indices.to_numpy().astype(np.int64)
+    windows = _windows(table, songs, form, form.bars_per_segment)
+    kept, song = np.unique(windows.song, return_inverse=True)
+    phrases = _windows(table, songs, form, 2)
+    groups = _near_duplicates(phrases, kept)
+    corpus = Corpus(
+        form=form,
+        tokens=windows.tokens,
+        song=song.astype(np.int64),
+        bar=windows.bar,
+        song_ids=tuple(ids.dictionary.take(pa.array(kept)).to_pylist()),
+        split=_split(groups, np.random.default_rng(seed)),
+        pairs=_adjacent(song, windows.bar, form.bars_per_segment),
+        struck_again=int(windows.struck_again.sum()),
+        content_hash=content_hash(table),
+    )
+    for split, name in ((TRAIN, "training"), (VALIDATION, "validation"), (TEST, "test")):
+        if (corpus.split == split).sum() < 2 or not len(corpus.pairs_of(split)):
+            raise UserError(
+                f"{path}: too small to split: {len(kept)} songs with {len(windows.tokens)} segments"
+                f" and {len(corpus.pairs)} adjacent pairs leave too few for {name}: add songs"
+            )
+    return corpus
+
+
+def _open(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """The table of a corpus file and its metadata."""
+    try:
+        table = pq.read_table(path, columns=[name for name in _BARS.names if name != "title"])
+        about = json.loads(table.schema.metadata[_KEY])
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a corpus file: write one from melodies with cf-study ingest"
+        ) from error
+    if about["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: written as version {about['schema_version']} of the corpus file, this is"
+            f" version {SCHEMA_VERSION}: ingest the melodies again"
+        )
+    if content_hash(table) != about["content_hash"]:
+        raise UserError(f"{path}: its bars are not those that were written: ingest them again")
+    return table, about
+
+
+def _windows(
+    table: pa.Table, songs: Int64[np.ndarray, "bars"], form: MelodyFormat, length: int
+) -> _Windows:
+    """Every window of `length` bars that `form` can hold."""
+    tokens = table["tokens"].combine_chunks()
+    steps = pc.fill_null(pc.list_value_length(tokens), 0).to_numpy()
+    meter = table["meter"].combine_chunks().dictionary_encode()
+    meters = meter.indices.to_numpy()
+    allowed = pc.is_in(meter, value_set=pa.array(form.meters)).to_numpy(zero_copy_only=False)
+    good = allowed & (steps == form.steps_per_bar)
+    on_grid = np.zeros((len(good), form.steps_per_bar), dtype=np.uint8)
+    values = tokens.filter(pa.array(good)).flatten().to_numpy()
+    on_grid[good] = values.reshape(-1, form.steps_per_bar)
+
+    rows = np.arange(max(len(good) - length + 1, 0))[:, None] + np.arange(length)
+    one_song = (songs[rows] == songs[rows[:, :1]]).all(axis=1)
+    one_meter = (meters[rows] == meters[rows[:, :1]]).all(axis=1)
+    rows = rows[good[rows].all(axis=1) & one_song & one_meter]
+    onset = on_grid[rows].reshape(len(rows), -1) >= FIRST_PITCH
+    half = onset.shape[1] // 2
+    busy = np.minimum(onset[:, :half].sum(axis=1), onset[:, -half:].sum(axis=1)) * 4 >= length
+    rows = rows[busy]
+    held = pc.fill_null(table["held"].combine_chunks(), 0).to_numpy()
+    model, struck_again, in_range = join(on_grid[rows], held[rows[:, 0]], form)
+    first = rows[in_range, 0]
+    bar = table["bar"].to_numpy().astype(np.int64)
+    return _Windows(model[in_range], songs[first], bar[first], struck_again[in_range])
+
+
+def _adjacent(
+    song: Int64[np.ndarray, "N"], bar: Int64[np.ndarray, "N"], distance: int
+) -> Int64[np.ndarray, "P 2"]:
+    """Rows (left, right) of windows of one song, the right one `distance` bars on."""
+    place = song * (bar.max(initial=0) + distance + 1) + bar
+    right = np.searchsorted(place, place + distance)
+    found = right < len(place)
+    found[found] = place[right[found]] == place[found] + distance
+    return np.stack([np.flatnonzero(found), right[found]], axis=1)
+
+
+def _near_duplicates(phrases: _Windows, songs: Int64[np.ndarray, "S"]) -> Int64[np.ndarray, "S"]:
+    """A group number for each of `songs`: the same for songs joined by shared phrases."""
+    onset = phrases.tokens >= FIRST_PITCH
+    first = phrases.tokens[np.arange(len(onset)), onset.argmax(axis=1)].astype(np.int16)
+    relative = np.where(onset, phrases.tokens - first[:, None] + 256, phrases.tokens)
+    rows = np.ascontiguousarray(relative, dtype=np.int16)
+    _, phrase = np.unique(rows.view(f"V{2 * rows.shape[1]}")[:, 0], return_inverse=True)
+    # One entry per phrase and song, by phrase: entries of one phrase stand next to each other.
+    phrase, song = np.unique(np.stack([phrase, phrases.song], axis=1), axis=0).T
+    distinct = np.bincount(song, minlength=songs.max(initial=0) + 1)
+    shared: list[Int64[np.ndarray, "n 2"]] = []
+    for apart in range(1, np.bincount(phrase).max(initial=0)):
+        same = phrase[:-apart] == phrase[apart:]
+        shared.append(np.stack([song[:-apart][same], song[apart:][same]], axis=1))
+    group = {int(number): int(number) for number in songs}
+
+    def root(number: int) -> int:
+        while group[number] != number:
+            number = group[number]
+        return number
+
+    if shared:
+        pairs, common = np.unique(np.concatenate(shared), axis=0, return_counts=True)
+        for left, right in pairs[3 * common >= distinct[pairs].min(axis=1)].tolist():
+            if left in group and right in group:
+                group[root(left)] = root(right)
+    return np.array([root(int(number)) for number in songs], dtype=np.int64)
+
+
+def _split(
+    groups: Int64[np.ndarray, "S"], generator: np.random.Generator
+) -> Int64[np.ndarray, "S"]:
+    """Deal groups of songs out: a tenth of the songs to test, a tenth to validation."""
+    split = np.full(len(groups), TRAIN, dtype=np.int64)
+    room = {TEST: max(2, round(len(groups) / 10)), VALIDATION: max(2, round(len(groups) / 10))}
+    for group in generator.permutation(np.unique(groups)):
+        members = groups == group
+        for part, free in room.items():
+            if members.sum() <= free:
+                split[members] = part
+                room[part] = free - int(members.sum())
+                break
+    return split

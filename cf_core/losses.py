@@ -1,0 +1,80 @@
+"""Equations 1-7 of the Connective Fusion poster (Akama, 2020), one function each.
+
+A discriminator's output is given as its logit, `D = sigmoid(logit)`, so that logarithms are exact
+(`softplus`). The poster prints the negative loss as `-(1 - log D)`. It is read here as the
+standard `-log(1 - D)`: the printed form is unbounded below, and its gradient vanishes exactly
+where D is fooled.
+
+Letters in shapes: `B` pairs, `Z` latent dimensions.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import softplus
+
+Pair = tuple[Float[Tensor, "*B Z"], Float[Tensor, "*B Z"]]
+"""A left and a right latent."""
+
+
+def positive(logits: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """`L_p = -log D`, before equation 1."""
+    return softplus(-logits)
+
+
+def negative(logits: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """`L_n = -log(1 - D)`, before equation 1; see the module's note on the printed form."""
+    return softplus(logits)
+
+
+def discriminator_loss(
+    positive_part: Float[Tensor, ""], negative_part: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Equation 1: `L_dis = L_dis^p + L_dis^n`."""
+    return positive_part + negative_part
+
+
+def discriminator_positive(paired: Float[Tensor, "B"]) -> Float[Tensor, ""]:
+    """Equation 2: adjacent segments' latents are real. Takes D's logits on them."""
+    return positive(paired).mean()
+
+
+def discriminator_negative(
+    unpaired: Float[Tensor, "B"],
+    prior: Float[Tensor, "B"],
+    fused_unpaired: Float[Tensor, "B"],
+    fused_prior: Float[Tensor, "B"],
+) -> Float[Tensor, ""]:
+    """Equation 3: four kinds of negatives, equally weighted as printed. Takes D's logits."""
+    terms = (unpaired, prior, fused_unpaired, fused_prior)
+    return torch.stack([negative(term).mean() for term in terms]).sum()
+
+
+def generator_loss(
+    adversarial: Float[Tensor, ""], similarity: Float[Tensor, ""], weight: float
+) -> Float[Tensor, ""]:
+    """Equation 4: `L_gen = L_gen^p + λ L_sim`, with λ as `weight`."""
+    return adversarial + weight * similarity
+
+
+def generator_adversarial(
+    fused_unpaired: Float[Tensor, "B"], fused_prior: Float[Tensor, "B"]
+) -> Float[Tensor, ""]:
+    """Equation 5: D takes the fused pairs for real. Takes D's logits (non-saturating form)."""
+    return positive(fused_unpaired).mean() + positive(fused_prior).mean()
+
+
+def similarity_loss(
+    distance_unpaired: Float[Tensor, "B"], distance_prior: Float[Tensor, "B"]
+) -> Float[Tensor, ""]:
+    """Equation 6: the mean distance of equation 7 over both kinds of inputs."""
+    return distance_unpaired.mean() + distance_prior.mean()
+
+
+def distance(before: Pair, after: Pair, sigma_bar: Float[Tensor, "Z"]) -> Float[Tensor, "*B"]:
+    """Equation 7: `(1/Z) ‖σ̄⁻² log(1 + (z' - z)²)‖₁`, summed over the two halves."""
+    halves = [
+        (torch.log1p((z_after - z) ** 2) / sigma_bar**2).mean(-1)
+        for z, z_after in zip(before, after, strict=True)
+    ]
+    return halves[0] + halves[1]

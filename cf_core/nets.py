@@ -1,0 +1,59 @@
+"""The building blocks that every network here is made of."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """`x + W gelu(norm(x))`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "*B H"]) -> Float[Tensor, "*B H"]:
+        """Map `x` to the same shape."""
+        inner: Tensor = self.linear(nn.functional.gelu(self.norm(x)))
+        return x + inner
+
+
+def mlp(inputs: int, hidden: int, outputs: int, depth: int) -> nn.Sequential:
+    """`depth` hidden layers of leaky rectifiers and a linear output.
+
+    Leaky rectifiers, because the gradient penalty differentiates twice and their second
+    derivative costs nothing.
+    """
+    layers: list[nn.Module] = []
+    for width in [inputs] + [hidden] * (depth - 1):
+        layers += [nn.Linear(width, hidden), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
+
+
+def initialise(module: nn.Module, random: torch.Generator) -> None:
+    """Draw all weights anew from `random`: He-normal matrices, zero biases.
+
+    Parameters of fewer than two dimensions other than biases (norm gains) keep their values.
+    """
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim >= 2:
+                fan_in = parameter.shape[-1]
+                parameter.normal_(0.0, fan_in**-0.5, generator=random)
+            elif name.endswith("bias"):
+                parameter.zero_()
+
+
+def dropout(
+    x: Float[Tensor, "*B H"], rate: float, random: torch.Generator | None
+) -> Float[Tensor, "*B H"]:
+    """Drop each unit with probability `rate`; nothing without a generator (in evaluation).
+
+    PyTorch's own dropout draws from the global generator, which would tie one trainer's draws to
+    whatever else the process did before.
+    """
+    if random is None or rate == 0.0:
+        return x
+    kept = torch.rand(x.shape, generator=random) >= rate
+    return x * kept / (1.0 - rate)

@@ -1,0 +1,20 @@
+"""Random draws: each has a purpose, and depends on nothing but a seed and that purpose."""
+
+from hashlib import blake2b
+
+import torch
+
+
+def derive(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed from `seed` and a purpose, such as `derive(0, "fusion", step)`."""
+    words = "\x1f".join(str(word) for word in (seed, *purpose))
+    return int.from_bytes(blake2b(words.encode(), digest_size=8).digest()) >> 1
+
+
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """A CPU generator for one purpose.
+
+    Trainers make a new one for every step, so that no generator state is part of a checkpoint and
+    a resumed run draws what an uninterrupted one would have drawn.
+    """
+    return torch.Generator().manual_seed(derive(seed, *purpose))

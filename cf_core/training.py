@@ -1,0 +1,139 @@
+"""Training as something that can be stopped after any step and go on from a file.
+
+A `Trainer` owns networks and optimisers and knows how to take one step. `train` drives it,
+reports and checkpoints. Every random draw of a step comes from a generator made for that step, so
+weights, optimiser moments and the step number are the whole state.
+"""
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: `step` of `total`, and the mean of each loss since the last report."""
+
+    step: int
+    total: int
+    losses: Mapping[str, float]
+
+
+class Trainer(ABC):
+    """Networks in training. Subclasses fill `networks` and `optimisers` and define `update`.
+
+    `history` holds all reports since step 0, also those of the runs that were interrupted.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.step = 0
+        self.history: list[Progress] = []
+        self.networks: dict[str, nn.Module] = {}
+        self.optimisers: dict[str, Optimizer] = {}
+
+    @abstractmethod
+    def update(self) -> dict[str, Tensor]:
+        """Take step number `self.step` and return its losses, detached."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, as named tensors."""
+        tensors = {"step": torch.tensor(self.step)}
+        if self.history:
+            tensors["history.step"] = torch.tensor([report.step for report in self.history])
+            for name in self.history[0].losses:
+                curve = [report.losses[name] for report in self.history]
+                tensors[f"history.loss.{name}"] = torch.tensor(curve, dtype=torch.float64)
+        for name, network in self.networks.items():
+            for key, value in network.state_dict().items():
+                tensors[f"network.{name}.{key}"] = value
+        for name, optimiser in self.optimisers.items():
+            for index, moments in optimiser.state_dict()["state"].items():
+                for key, value in moments.items():
+                    tensors[f"optimiser.{name}.{index}.{key}"] = value
+        return {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to a `state()`; the next update equals the one that followed it, bit for bit."""
+        for name, network in self.networks.items():
+            network.load_state_dict(_below(state, f"network.{name}."))
+        for name, optimiser in self.optimisers.items():
+            moments: dict[int, dict[str, Tensor]] = {}
+            for path, value in _below(state, f"optimiser.{name}.").items():
+                index, key = path.split(".")
+                moments.setdefault(int(index), {})[key] = value.clone()
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+        self.step = int(state["step"])
+        curves = _below(state, "history.loss.")
+        self.history = [
+            Progress(int(step), self.steps, {name: float(c[i]) for name, c in curves.items()})
+            for i, step in enumerate(state.get("history.step", torch.tensor([])))
+        ]
+
+
+def train(trainer: Trainer, every: int, checkpoint: Path | None = None) -> Iterator[Progress]:
+    """Train to the end, reporting and checkpointing every `every` steps.
+
+    Goes on from `checkpoint` where that file is whole; an unreadable one is ignored, since
+    training anew gives the same result. The caller may stop at any report.
+    """
+    if checkpoint is not None:
+        state = load_tensors(checkpoint)
+        if state is not None:
+            trainer.restore(state)
+    while trainer.step < trainer.steps:
+        sums: dict[str, Tensor] = {}
+        start = trainer.step
+        for _ in range(min(every - start % every, trainer.steps - start)):
+            for name, loss in trainer.update().items():
+                sums[name] = sums[name] + loss if name in sums else loss
+            trainer.step += 1
+        losses = {name: float(total) / (trainer.step - start) for name, total in sums.items()}
+        trainer.history.append(Progress(trainer.step, trainer.steps, losses))
+        if checkpoint is not None:
+            save_tensors(trainer.state(), checkpoint)
+        yield trainer.history[-1]
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write named tensors as one safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        save_file(dict(tensors), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor] | None:
+    """Read a safetensors file; None where there is none or it is not whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    """The network's weights and buffers, ready for `save_tensors`."""
+    return {name: value.detach().contiguous() for name, value in network.state_dict().items()}
+
+
+def warmup_cosine(step: int, steps: int, warmup: int = 50) -> float:
+    """Learning-rate factor: a linear rise over `warmup` steps, then half a cosine down to 2 %."""
+    rise = min(1.0, (step + 1) / warmup)
+    return rise * (0.02 + 0.98 * 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * step / steps)))))
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}

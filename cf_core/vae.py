@@ -1,0 +1,187 @@
+"""The shared core model: a variational auto-encoder over melody segments.
+
+Letters in shapes: `B` segments, `T` steps, `V` tokens, `Z` latent dimensions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cf_core.melody import FIRST_PITCH, MelodyFormat
+from cf_core.nets import ResidualBlock, initialise
+from cf_core.seeding import generator
+from cf_core.training import Trainer, warmup_cosine
+
+
+@dataclass(frozen=True)
+class VAESettings:
+    """Shape and training of the core VAE."""
+
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    latent_dim: int = 64
+    """`Z`, dimensions of a segment's latent."""
+    hidden: int = 768
+    """Width of the encoder and the decoder."""
+    depth: int = 2
+    """Residual blocks in each of the two."""
+    beta: float = 0.2
+    """Weight of the KL divergence against the reconstruction, both in nats per segment."""
+    steps: int = 500
+    """Training steps."""
+    batch: int = 256
+    """Segments per step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    transpose_down: int = 5
+    """Largest transposition downwards in augmentation, in semitones."""
+    transpose_up: int = 6
+    """Largest transposition upwards in augmentation, in semitones."""
+
+
+class MelodyVAE(nn.Module):
+    """A VAE with a residual-MLP encoder and a decoder that emits all steps at once.
+
+    `sigma_bar` is the posterior standard deviation of each latent dimension averaged over the
+    training segments (as in Latent Constraints, Engel et al. 2018); equation 7 weighs by its
+    square. It is ones until `measure_sigma_bar` has been called.
+    """
+
+    sigma_bar: Tensor
+
+    def __init__(self, form: MelodyFormat, settings: VAESettings) -> None:
+        super().__init__()
+        self.form, self.settings = form, settings
+        width, outputs = settings.hidden, form.steps * form.vocabulary
+        self.embedding = nn.Embedding(outputs, width)
+        self.encoder = nn.Sequential(*(ResidualBlock(width) for _ in range(settings.depth)))
+        self.posterior = nn.Linear(width, 2 * settings.latent_dim)
+        self.expand = nn.Linear(settings.latent_dim, width)
+        self.decoder = nn.Sequential(
+            *(ResidualBlock(width) for _ in range(settings.depth)), nn.LayerNorm(width), nn.GELU()
+        )
+        self.output = nn.Linear(width, outputs)
+        self.register_buffer("sigma_bar", torch.ones(settings.latent_dim))
+        offsets = torch.arange(form.steps) * form.vocabulary
+        self.register_buffer("offsets", offsets, persistent=False)
+
+    def encode(
+        self, tokens: Integer[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
+        """Mean and standard deviation of the posterior of each segment."""
+        bags = functional.embedding_bag(
+            tokens.long() + self.get_buffer("offsets"), self.embedding.weight, mode="sum"
+        )
+        mean, log_std = self.posterior(self.encoder(bags)).chunk(2, dim=-1)
+        return mean, log_std.clamp(-8.0, 3.0).exp()
+
+    def decode(self, z: Float[Tensor, "*B Z"]) -> Float[Tensor, "*B T V"]:
+        """Token logits of each step."""
+        logits: Tensor = self.output(self.decoder(self.expand(z)))
+        return logits.unflatten(-1, (self.form.steps, self.form.vocabulary))
+
+    @torch.no_grad()
+    def encode_mean(self, tokens: Integer[np.ndarray, "B T"]) -> Float[Tensor, "B Z"]:
+        """Posterior means, in chunks: what evaluation and deployment encode to."""
+        return self.posteriors(tokens)[0]
+
+    @torch.no_grad()
+    def posteriors(
+        self, tokens: Integer[np.ndarray, "B T"]
+    ) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
+        """Posterior means and standard deviations, in chunks, without gradients."""
+        chunks = [self.encode(part) for part in torch.as_tensor(tokens).split(4096)]
+        means, deviations = zip(*chunks, strict=True)
+        return torch.cat(means), torch.cat(deviations)
+
+    @torch.no_grad()
+    def decode_tokens(self, z: Float[Tensor, "B Z"]) -> Integer[np.ndarray, "B T"]:
+        """The likeliest token of each step, in chunks."""
+        chunks = [self.decode(part).argmax(-1).to(torch.uint8) for part in z.split(4096)]
+        return torch.cat(chunks).cpu().numpy()
+
+    @torch.no_grad()
+    def measure_sigma_bar(self, tokens: Integer[np.ndarray, "B T"]) -> None:
+        """Set `sigma_bar` from the training segments."""
+        self.sigma_bar.copy_(self.posteriors(tokens)[1].mean(0))
+
+
+class VAETrainer(Trainer):
+    """Maximises the evidence lower bound, with the KL divergence weighted by β."""
+
+    def __init__(
+        self, tokens: Integer[np.ndarray, "B T"], form: MelodyFormat, settings: VAESettings, seed: int
+    ) -> None:
+        super().__init__(settings.steps)
+        self.settings, self.seed, self.form = settings, seed, form
+        self.tokens = torch.as_tensor(tokens).long()
+        self.vae = MelodyVAE(form, settings)
+        initialise(self.vae, generator(seed, "vae", "weights"))
+        self.optimiser = torch.optim.AdamW(
+            self.vae.parameters(), settings.learning_rate, weight_decay=0.01, fused=True
+        )
+        self.networks, self.optimisers = {"vae": self.vae}, {"vae": self.optimiser}
+
+    def update(self) -> dict[str, Tensor]:
+        """One step on a fresh batch, each segment transposed within the pitch range."""
+        random = generator(self.seed, "vae", self.step)
+        rows = torch.randint(len(self.tokens), (self.settings.batch,), generator=random)
+        down, up = self.settings.transpose_down, self.settings.transpose_up
+        tokens = transpose(self.tokens[rows], self.form, down, up, random)
+        mean, deviation = self.vae.encode(tokens)
+        z = mean + deviation * torch.randn(mean.shape, generator=random)
+        logits = self.vae.decode(z)
+        reconstruction = functional.cross_entropy(
+            logits.flatten(0, 1), tokens.flatten(), reduction="sum"
+        ) / len(tokens)
+        kl = 0.5 * (mean**2 + deviation**2 - 2 * deviation.log() - 1).sum(-1).mean()
+        loss = reconstruction + self.settings.beta * kl
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.learning_rate * warmup_cosine(self.step, self.steps)
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.vae.parameters(), 5.0)
+        self.optimiser.step()
+        return {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
+
+
+def transpose(
+    tokens: Integer[Tensor, "B T"],
+    form: MelodyFormat,
+    down: int,
+    up: int,
+    random: torch.Generator,
+) -> Integer[Tensor, "B T"]:
+    """Shift each row by its own uniform number of semitones in −`down`…`up`, kept in range."""
+    pitched = tokens >= FIRST_PITCH
+    highest = tokens.amax(1)
+    lowest = torch.where(pitched, tokens, form.vocabulary).amin(1)
+    low = -torch.minimum(torch.tensor(down), lowest - FIRST_PITCH)
+    high = torch.minimum(torch.tensor(up), form.vocabulary - 1 - highest)
+    uniform = torch.rand(len(tokens), generator=random)
+    shift = low + (uniform * (high - low + 1)).long()
+    return torch.where(pitched, tokens + shift[:, None], tokens)
+
+
+def reconstruction_report(
+    vae: MelodyVAE, tokens: Integer[np.ndarray, "B T"]
+) -> dict[str, float]:
+    """How well the posterior mean decodes to the segment it came from.
+
+    Returns `token_accuracy` (share of steps), `onset_pitch_recall` (share of the true onsets that
+    come back at their step with their pitch), `exact_segments` (share of segments without an
+    error), each in 0…1, and `kl` in nats per segment.
+    """
+    mean, deviation = vae.posteriors(tokens)
+    right = vae.decode_tokens(mean) == tokens
+    kl = 0.5 * (mean**2 + deviation**2 - 2 * deviation.log() - 1).sum(-1).mean()
+    return {
+        "token_accuracy": float(right.mean()),
+        "onset_pitch_recall": float(right[tokens >= FIRST_PITCH].mean()),
+        "exact_segments": float(right.all(1).mean()),
+        "kl": float(kl),
+    }

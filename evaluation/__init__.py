@@ -1,0 +1,1 @@
+"""What is good: how similar, how coherent, against which baselines, and how sure one may be."""

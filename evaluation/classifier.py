@@ -1,0 +1,115 @@
+"""The search classifier: adjacent or not, judged from latents. The one that LP may climb.
+
+Letters in shapes: `B` pairs, `Z` latent dimensions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from cf_core.fusion import Latents
+from cf_core.losses import Pair
+from cf_core.nets import ResidualBlock, dropout, initialise
+from cf_core.seeding import generator
+from cf_core.training import Trainer, warmup_cosine
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Shape and training of the search classifier."""
+
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    hidden: int = 256
+    """Width."""
+    depth: int = 2
+    """Residual blocks."""
+    dropout: float = 0.2
+    """Share of units dropped in training."""
+    steps: int = 1500
+    """Training steps."""
+    batch: int = 256
+    """Adjacent pairs per step, and as many negatives."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+
+
+class SearchClassifier(nn.Module):
+    """The logit of two latents being those of adjacent segments."""
+
+    def __init__(self, latent_dim: int, settings: ClassifierSettings) -> None:
+        super().__init__()
+        width = settings.hidden
+        self.dropout = settings.dropout
+        self.net = nn.Sequential(
+            nn.Linear(2 * latent_dim, width),
+            *(ResidualBlock(width) for _ in range(settings.depth)),
+            nn.LayerNorm(width),
+            nn.GELU(),
+        )
+        self.output = nn.Linear(width, 1)
+
+    def forward(self, pair: Pair, random: torch.Generator | None = None) -> Float[Tensor, "B"]:
+        """Logits of the pairs; drops units only where a generator is given (in training)."""
+        features = dropout(self.net(torch.cat(pair, -1)), self.dropout, random)
+        logits: Tensor = self.output(features)
+        return logits.squeeze(-1)
+
+
+class ClassifierTrainer(Trainer):
+    """Logistic regression of adjacent pairs against unpaired and prior pairs, half and half."""
+
+    def __init__(self, latents: Latents, settings: ClassifierSettings, seed: int) -> None:
+        super().__init__(settings.steps)
+        self.latents, self.settings, self.seed = latents, settings, seed
+        self.classifier = SearchClassifier(latents.mean.shape[1], settings)
+        initialise(self.classifier, generator(seed, "search classifier", "weights"))
+        self.optimiser = adamw(self.classifier, settings.learning_rate)
+        self.networks, self.optimisers = (
+            {"classifier": self.classifier},
+            {"classifier": self.optimiser},
+        )
+
+    def update(self) -> dict[str, Tensor]:
+        """One step on fresh draws."""
+        random = generator(self.seed, "search classifier", self.step)
+        batch, half = self.settings.batch, self.settings.batch // 2
+        parts = [
+            self.latents.paired(batch, random),
+            self.latents.unpaired(half, random),
+            self.latents.prior(batch - half, random),
+        ]
+        pair = torch.cat([left for left, _ in parts]), torch.cat([right for _, right in parts])
+        logits = self.classifier(pair, random)
+        rate = self.settings.learning_rate * warmup_cosine(self.step, self.steps)
+        return logistic_step(logits, batch, self.optimiser, rate)
+
+
+def adamw(network: nn.Module, learning_rate: float) -> torch.optim.AdamW:
+    """The optimiser of both kinds of classifier."""
+    return torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.05, fused=True)
+
+
+def logistic_step(
+    logits: Float[Tensor, "B"], positives: int, optimiser: torch.optim.Optimizer, rate: float
+) -> dict[str, Tensor]:
+    """One optimiser step on the mean logistic loss; the first `positives` rows are real."""
+    loss = softplus(-logits[:positives]).mean() + softplus(logits[positives:]).mean()
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    return {"loss": loss.detach()}
+
+
+def auc(positive: Float[np.ndarray, "P"], negative: Float[np.ndarray, "N"]) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative (ties half)."""
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, side="left")
+    not_above = np.searchsorted(ordered, positive, side="right")
+    return float((below + not_above).mean() / (2 * len(negative)))

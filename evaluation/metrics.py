@@ -1,0 +1,275 @@
+"""From transformed latents to rows of the metrics table.
+
+Letters in shapes: `B` pairs, `Z` latent dimensions, `T` steps, `P` adjacent pairs.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int, Integer
+from torch import Tensor
+
+from cf_core.corpus import Corpus
+from cf_core.fusion import Generator
+from cf_core.losses import Pair
+from cf_core.seeding import derive, generator
+from cf_core.vae import MelodyVAE
+from evaluation.classifier import SearchClassifier
+from evaluation.distance import edit_distance, z_distance, z_weighted
+from evaluation.judge import Judge
+from evaluation.transforms import Step
+from evaluation.statistics import (
+    STATISTICS,
+    Bins,
+    bootstrap_correlations,
+    bootstrap_mean,
+    correlation,
+    joint_matrix,
+    resampling_weights,
+    segment_statistics,
+    transition_matrix,
+)
+
+VALIDATION, TEST = 1, 2
+"""Numbers of the splits, as in `Corpus.split`."""
+
+TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Input pairs of one kind, the same for every trial and baseline of a study.
+
+    `songs` holds the song of either half as indices into the corpus's song ids, or -1 for the
+    prior. `split` says which songs' statistics and which judge the outputs are held against.
+    """
+
+    name: str
+    split: int
+    inputs: Pair
+    songs: Integer[np.ndarray, "B 2"]
+
+    @property
+    def clusters(self) -> Int[np.ndarray, "B"]:
+        """What is resampled as one: pairs of one left song; each pair of the prior by itself."""
+        left = self.songs[:, 0]
+        return np.where(left < 0, np.arange(len(left)), left).astype(np.int64)
+
+
+def unpaired(
+    corpus: Corpus, split: int, count: int, random: np.random.Generator
+) -> Int[np.ndarray, "B 2"]:
+    """Rows of `count` random pairs of segments of one split whose songs differ."""
+    rows = corpus.segments(split)
+    left = random.choice(rows, count)
+    right = random.choice(rows, count)
+    while (same := corpus.song[left] == corpus.song[right]).any():
+        right[same] = random.choice(rows, int(same.sum()))
+    return np.stack((left, right), 1)
+
+
+def make_sources(corpus: Corpus, core: MelodyVAE, count: int, seed: int) -> tuple[Source, ...]:
+    """The four sources: unpaired test songs and prior samples, and their validation twins."""
+    sources = []
+    for name, prior_name, split in (
+        ("test", "prior", TEST),
+        ("validation", "validation_prior", VALIDATION),
+    ):
+        random = np.random.default_rng(derive(seed, "inputs", name))
+        rows = unpaired(corpus, split, count, random)
+        left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
+        sources.append(Source(name, split, (left, right), corpus.song[rows]))
+        z_left, z_right = torch.randn(
+            (2, *left.shape), generator=generator(seed, "inputs", prior_name)
+        )
+        none = np.full((count, 2), -1)
+        sources.append(Source(prior_name, split, (z_left, z_right), none))
+    return tuple(sources)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores outputs. Holds the core, the classifiers and the songs' own statistics."""
+
+    corpus: Corpus
+    core: MelodyVAE
+    classifier: SearchClassifier
+    judges: Mapping[int, Judge]
+    """By split: the selection judge for validation songs, the reporting judge for test songs."""
+    pairs: int
+    resamples: int
+    seed: int
+
+    @cached_property
+    def bins(self) -> Bins:
+        """Bins of the five statistics, by quantiles of the training segments."""
+        tokens = self.corpus.tokens[self.corpus.segments(0)]
+        return Bins.fit(segment_statistics(tokens, self.corpus.form))
+
+    @cached_property
+    def references(self) -> dict[int, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """By split and statistic: bins of both halves of all real adjacent pairs."""
+        return {
+            split: self._bins(*self._tokens(self.corpus.pairs_of(split)))
+            for split in (VALIDATION, TEST)
+        }
+
+    def rows(
+        self, label: Mapping[str, Any], source: Source, step: Step
+    ) -> Iterator[dict[str, Any]]:
+        """Metric rows of a transform's outputs for one source.
+
+        `label` holds the columns that say what was evaluated. Pairs with a latent that is not
+        finite are excluded, and counted in `excluded`.
+        """
+        finite = torch.isfinite(torch.cat(step.outputs, 1)).all(1).numpy()
+        shared = {**label, "source": source.name, "iteration": step.iteration}
+        shared |= {"n": int(finite.sum()), "excluded": int((~finite).sum())}
+        calls = {"metric": "classifier_calls", "value": float(step.classifier_calls)}
+        for metric in (calls, *self._metrics(source, step.outputs, finite)):
+            yield {**shared, **metric}
+
+    def references_rows(self, source: Source) -> Iterator[dict[str, Any]]:
+        """Rows of the floor and the ceiling of the six coherency metrics for one source.
+
+        The floor is a fresh draw of untransformed inputs of the source's kind. The ceiling is real
+        adjacent pairs of half the split's songs, against those of the other half.
+        """
+        random = np.random.default_rng(derive(self.seed, "references", source.name))
+        if source.songs[0, 0] < 0:
+            noise = generator(self.seed, "floor", source.name)
+            z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
+            floor = self._decode((z_left, z_right))
+            clusters = np.arange(len(z_left))
+        else:
+            rows = unpaired(self.corpus, source.split, self.pairs, random)
+            floor, clusters = self._tokens(rows), self.corpus.song[rows[:, 0]].astype(np.int64)
+        yield from self._reference("floor", source, floor, clusters, self.references[source.split])
+        real = self.corpus.pairs_of(source.split)
+        songs = random.permutation(np.unique(self.corpus.song[real[:, 0]]))
+        scored = np.isin(self.corpus.song[real[:, 0]], songs[: len(songs) // 2])
+        chosen = random.permutation(real[scored])[: self.pairs]
+        others = self._bins(*self._tokens(real[~scored]))
+        clusters = self.corpus.song[chosen[:, 0]].astype(np.int64)
+        yield from self._reference("ceiling", source, self._tokens(chosen), clusters, others)
+
+    def style_diversity(
+        self, fusion: Generator, source: Source, styles: int, inputs: int = 64
+    ) -> float:
+        """Mean decoded edit distance between outputs of one input with different styles.
+
+        In tokens per segment, over pairs of `styles` styles and the first `inputs` pairs of the
+        source, after one application. 0 for a fusion without style.
+        """
+        if fusion.style_dim == 0:
+            return 0.0
+        left, right = (half[:inputs] for half in source.inputs)
+        drawn = torch.rand(styles, fusion.style_dim, generator=generator(self.seed, "diversity"))
+        decoded = []
+        with torch.no_grad():
+            for style in drawn:
+                decoded.append(self._decode(fusion((left, right), style.expand(len(left), -1))))
+        return float(
+            np.mean(
+                [
+                    edit_distance(one[half], other[half]).mean()
+                    for one, other in combinations(decoded, 2)
+                    for half in (0, 1)
+                ]
+            )
+        )
+
+    def _reference(
+        self,
+        name: str,
+        source: Source,
+        tokens: TokenPairs,
+        clusters: Int[np.ndarray, "B"],
+        reference: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    ) -> Iterator[dict[str, Any]]:
+        shared = {"trial": name, "method": name, "source": source.name, "iteration": 0}
+        shared |= {"n": len(clusters), "excluded": 0}
+        weights = self._weights(clusters)
+        for metric in self._coherency(source.split, tokens, reference, weights):
+            yield {**shared, **metric}
+
+    def _metrics(
+        self, source: Source, after: Pair, finite: Bool[np.ndarray, "B"]
+    ) -> Iterator[dict[str, Any]]:
+        if not finite.any():
+            return
+        kept = torch.as_tensor(finite)
+        inputs: Pair = (source.inputs[0][kept], source.inputs[1][kept])
+        outputs: Pair = (after[0][kept], after[1][kept])
+        before, tokens = self._decode(inputs), self._decode(outputs)
+        clusters = source.clusters[finite]
+        weights = self._weights(clusters)
+        yield from self._coherency(source.split, tokens, self.references[source.split], weights)
+        edits = [edit_distance(before[half], tokens[half]) for half in (0, 1)]
+        with torch.no_grad():
+            means = {
+                "search_classifier": torch.sigmoid(self.classifier(outputs)).numpy(),
+                "z_distance": z_distance(inputs, outputs, self.core.sigma_bar).numpy(),
+                "z_weighted": z_weighted(inputs, outputs, self.core.sigma_bar).numpy(),
+                "edit_distance": edits[0] + edits[1],
+            }
+        for metric, values in means.items():
+            yield _mean_row(metric, values, weights)
+
+    def _coherency(
+        self,
+        split: int,
+        tokens: TokenPairs,
+        reference: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        weights: Float64[np.ndarray, "R B"] | None,
+    ) -> Iterator[dict[str, Any]]:
+        yield _mean_row("judge", self.judges[split].probability(*tokens), weights)
+        bins = self._bins(*tokens)
+        for statistic in STATISTICS:
+            count = self.bins.count(statistic)
+            for metric, matrix in (
+                (statistic, transition_matrix),
+                (f"{statistic}_joint", joint_matrix),
+            ):
+                real = matrix(*reference[statistic], count)
+                value = float(correlation(matrix(*bins[statistic], count), real))
+                low, high = (
+                    bootstrap_correlations(*bins[statistic], real, weights, matrix)
+                    if weights is not None
+                    else (None, None)
+                )
+                yield {"metric": metric, "value": value, "low": low, "high": high}
+
+    def _weights(self, clusters: Int[np.ndarray, "B"]) -> Float64[np.ndarray, "R B"] | None:
+        if len(np.unique(clusters)) < 2:
+            return None
+        random = np.random.default_rng(derive(self.seed, "bootstrap"))
+        return resampling_weights(clusters, self.resamples, random)
+
+    def _bins(
+        self, left: Integer[np.ndarray, "B T"], right: Integer[np.ndarray, "B T"]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        values = [segment_statistics(half, self.corpus.form) for half in (left, right)]
+        return {
+            name: (self.bins.assign(name, values[0][name]), self.bins.assign(name, values[1][name]))
+            for name in STATISTICS
+        }
+
+    def _decode(self, pair: Pair) -> TokenPairs:
+        return self.core.decode_tokens(pair[0]), self.core.decode_tokens(pair[1])
+
+    def _tokens(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
+        return self.corpus.tokens[rows[:, 0]], self.corpus.tokens[rows[:, 1]]
+
+
+def _mean_row(
+    metric: str, values: Float[np.ndarray, "B"] | Int[np.ndarray, "B"], weights: np.ndarray | None
+) -> dict[str, Any]:
+    exact = values.astype(np.float64)
+    low, high = bootstrap_mean(exact, weights) if weights is not None else (None, None)
+    return {"metric": metric, "value": float(exact.mean()), "low": low, "high": high}

@@ -1,0 +1,429 @@
+"""A study's records: Parquet tables, each with one schema, and the identity they belong to.
+
+The only module that opens a result table. A study's folder holds `study.json` and, for each table,
+a folder of part files. A part is written whole or not at all, and writing it again replaces it.
+
+`python -m study.store > docs/tables.md` writes the reference of all columns.
+
+Letters in shapes: `Z` latent dimensions, `S` style dimensions.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from polars.datatypes import DataType, DataTypeClass
+
+from cf_core.errors import UserError
+
+_TEXT, _TIME, _TRUTH = pa.string(), pa.timestamp("us", "UTC"), pa.bool_()
+_INT32, _INT64, _FLOAT32, _FLOAT64 = pa.int32(), pa.int64(), pa.float32(), pa.float64()
+_STYLE = pa.list_(pa.field("element", _FLOAT32))
+_LATENT = pa.list_(pa.field("element", _FLOAT32), 0)
+"""Stands for a list of `Z` numbers, with `Z` known for each study only."""
+
+
+def _column(
+    name: str, kind: pa.DataType, meaning: str, *, null: bool = False, volatile: bool = False
+) -> pa.Field:
+    marks = {"meaning": meaning} | ({"volatile": "true"} if volatile else {})
+    return pa.field(name, kind, null, marks)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table is about, and its columns. A change of columns is a new `version`."""
+
+    about: str
+    columns: tuple[pa.Field, ...]
+    version: int = 1
+
+    def schema(self, latent_dim: int) -> pa.Schema:
+        """Arrow schema of the table's parts in a study of `latent_dim` dimensions."""
+        latent = pa.list_(_LATENT.value_field, latent_dim)
+        columns = (c.with_type(latent) if c.type == _LATENT else c for c in self.columns)
+        return pa.schema(columns, {"version": str(self.version)})
+
+    @property
+    def volatile(self) -> list[str]:
+        """Columns that a second, equal run need not repeat, such as seconds."""
+        return [c.name for c in self.columns if b"volatile" in c.metadata]
+
+
+_TRIAL = _column("trial", _TEXT, "Trial, setting of a baseline, or name of a reference.")
+_METHOD = _column("method", _TEXT, "Transform: `fusion`, `lp`, `identity`; `floor`, `ceiling`.")
+_LAMBDA = _column("lambda", _FLOAT64, "λ of a trial (equation 4).", null=True)
+_STYLE_DIM = _column("style_dim", _INT32, "`S` of a trial.", null=True)
+_SEED = _column("seed", _INT64, "Training seed of a trial.", null=True)
+_STEP_SIZE = _column("step_size", _FLOAT64, "η of latent search.", null=True)
+_SOURCE = _column("source", _TEXT, "Origin of the input pairs, such as `test` or `prior`.")
+_ITERATION = _column("iteration", _INT32, "Number of applications or proposals; 0 for none.")
+_METRIC = _column("metric", _TEXT, "What is measured, such as `judge` or `mean_pitch`.")
+_AXIS = _column("axis", _TEXT, "Similarity axis: `z_distance` or `edit_distance`.")
+
+TABLES: dict[str, Table] = {
+    "trials": Table(
+        "One row per trial or setting of a baseline that is over, whether done or failed: the"
+        " ledger of the study.",
+        (
+            _TRIAL,
+            _METHOD,
+            _LAMBDA,
+            _STYLE_DIM,
+            _SEED,
+            _STEP_SIZE,
+            _column("steps", _INT32, "Updates of G, or proposals; null if it failed.", null=True),
+            _column("status", _TEXT, "`done`; `diverged` or `failed`, with a reason."),
+            _column("reason", _TEXT, "Why it is not done.", null=True),
+            _column("checkpoint", _TEXT, "Weights, relative to the study's folder.", null=True),
+            _column(
+                "style_diversity",
+                _FLOAT64,
+                "Mean distance of outputs between styles at fixed input.",
+                null=True,
+            ),
+            _column("fingerprint", _TEXT, "Fingerprint of the study."),
+            _column("seconds", _FLOAT64, "Wall time of training.", volatile=True),
+            _column(
+                "peak_memory_mb",
+                _FLOAT64,
+                "Peak memory of the process in 10⁶ bytes; null where it was killed.",
+                null=True,
+                volatile=True,
+            ),
+            _column("attempt", _INT32, "1 for the first attempt.", volatile=True),
+            _column("host", _TEXT, "Machine.", volatile=True),
+            _column("device", _TEXT, "Torch device.", volatile=True),
+            _column("versions", _TEXT, "Versions of the libraries, as JSON.", volatile=True),
+            _column("git_commit", _TEXT, "Commit of the code.", null=True, volatile=True),
+            _column(
+                "git_dirty", _TRUTH, "Whether code was not committed.", null=True, volatile=True
+            ),
+            _column("finished_at", _TIME, "When it was over.", volatile=True),
+        ),
+    ),
+    "curves": Table(
+        "Losses in training: means over the steps since the row before.",
+        (
+            _column("trial", _TEXT, "Identifier of the trial."),
+            _column("step", _INT32, "Updates of G made so far."),
+            _column("loss", _TEXT, "Name of the loss, such as `eq5`."),
+            _column("value", _FLOAT32, "Its mean."),
+        ),
+    ),
+    "latents": Table(
+        "Inputs and outputs of every transform, one row per pair.",
+        (
+            _TRIAL,
+            _METHOD,
+            _SOURCE,
+            _ITERATION,
+            _column("pair", _INT32, "Number of the input pair in its source."),
+            _column("left_song", _TEXT, "Song of the left input; null for a prior.", null=True),
+            _column("right_song", _TEXT, "Song of the right input; null for a prior.", null=True),
+            _column("style", _STYLE, "`S` numbers in 0…1; empty without style."),
+            _column("z_left_in", _LATENT, "Left input."),
+            _column("z_right_in", _LATENT, "Right input."),
+            _column("z_left", _LATENT, "Left output."),
+            _column("z_right", _LATENT, "Right output."),
+        ),
+    ),
+    "metrics": Table(
+        "One row per trial, baseline or reference, source, iteration and metric.",
+        (
+            _TRIAL,
+            _METHOD,
+            _LAMBDA,
+            _STYLE_DIM,
+            _SEED,
+            _STEP_SIZE,
+            _SOURCE,
+            _ITERATION,
+            _METRIC,
+            _column("value", _FLOAT64, "The metric."),
+            _column("low", _FLOAT64, "Lower end of its 95 % interval.", null=True),
+            _column("high", _FLOAT64, "Upper end of its 95 % interval.", null=True),
+            _column("n", _INT64, "Pairs that count."),
+            _column("excluded", _INT64, "Pairs left out because a number was not finite."),
+        ),
+    ),
+    "frontier": Table(
+        "Coherency against similarity: one row per point of a panel.",
+        (
+            _SOURCE,
+            _METRIC,
+            _AXIS,
+            _METHOD,
+            _TRIAL,
+            _ITERATION,
+            _column("similarity", _FLOAT64, "Distance between inputs and outputs."),
+            _column("coherency", _FLOAT64, "The metric."),
+            _column("non_dominated", _TRUTH, "Whether no point of the method is better in both."),
+            _column("hypervolume", _FLOAT64, "Hypervolume of the method's front in this panel."),
+        ),
+    ),
+    "matched": Table(
+        "Methods at matched similarity: chosen on validation songs, scored on test songs.",
+        (
+            _SOURCE,
+            _METRIC,
+            _AXIS,
+            _column("distance", _FLOAT64, "Largest mean distance allowed."),
+            _METHOD,
+            _column("trial", _TEXT, "The chosen trial or setting; `identity` where none fits."),
+            _ITERATION,
+            _column("validation_value", _FLOAT64, "The metric on validation songs."),
+            _column("value", _FLOAT64, "The metric on test songs."),
+        ),
+    ),
+}
+
+
+class Store:
+    """The records under one folder.
+
+    Writers on several machines may share the folder: each writes parts of its own.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def claim(self, identity: Mapping[str, Any], fingerprint: str, name: str) -> None:
+        """Make the folder that of this study, or check that it is.
+
+        `identity` and `fingerprint` are those of `StudyConfig`. Raises `UserError` if the folder
+        holds another study, naming the settings that differ, or something else.
+        """
+        record = self.root / "study.json"
+        if record.exists():
+            if self.record["fingerprint"] != fingerprint:
+                changed = "; ".join(differences(self.record["identity"], identity))
+                raise UserError(
+                    f"{self.root}: was begun with other settings ({changed}); give the study"
+                    " another name or results folder, or set them back"
+                )
+            return
+        versions = {table: TABLES[table].version for table in TABLES}
+        text = json.dumps(
+            {"name": name, "fingerprint": fingerprint, "tables": versions, "identity": identity},
+            indent=2,
+        )
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            if any(not entry.name.startswith(".") for entry in self.root.iterdir()):
+                raise UserError(
+                    f"{self.root}: holds files but no study.json; give the study another name or"
+                    " results folder, or remove them"
+                )
+            with _replacing(record) as temporary:
+                temporary.write_text(text + "\n")
+        except OSError as error:
+            raise UserError(f"{self.root}: cannot be written: {error.strerror}") from None
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What `study.json` holds: name, fingerprint, identity, version of each table.
+
+        Raises `UserError` if there is none or it is damaged or of another version.
+        """
+        path = self.root / "study.json"
+        try:
+            record: dict[str, Any] = json.loads(path.read_bytes())
+            versions, _ = record["tables"], record["identity"]["core"]["latent_dim"]
+        except OSError:
+            raise UserError(f"{self.root}: is not the folder of a study (no study.json)") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}: is damaged; restore it, or run the study in another folder"
+            ) from None
+        if versions != {name: table.version for name, table in TABLES.items()}:
+            raise UserError(
+                f"{path}: the tables are of other versions ({json.dumps(versions)}); read them"
+                " with the release that wrote them"
+            )
+        return record
+
+    def write(
+        self,
+        table: str,
+        part: str,
+        rows: pl.DataFrame | Sequence[Mapping[str, Any]] | Mapping[str, Any],
+    ) -> None:
+        """Write one part: a frame, a list of rows, or columns by name (2-D arrays for latents).
+
+        A column that may be null may be missing. Raises `ValueError`, which names the column, for
+        what the schema does not allow, and for a `part` that is no plain file name.
+        """
+        if not re.fullmatch(r"\w[\w.+-]*", part, re.ASCII):
+            raise ValueError(f"part {part!r}: must be letters, digits and . _ + - only")
+        schema = self._schema(table)
+        data = _conform(pl.DataFrame(rows, infer_schema_length=None), schema, table)
+        floats, others = _by_encoding(schema)
+        path = self.root / table / f"{part}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path) as temporary:
+            pq.write_table(
+                data,
+                temporary,
+                compression="zstd",
+                use_dictionary=others,
+                column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+            )
+
+    def scan(self, table: str) -> pl.LazyFrame:
+        """All parts of a table as one lazy frame; without rows where there is no part.
+
+        Raises `UserError` for a part that is truncated or of another schema.
+        """
+        schema = self._schema(table)
+        parts = sorted((self.root / table).glob("[!.]*.parquet"))
+        for part in parts:
+            _check(part, schema, table)
+        return pl.scan_parquet(parts, schema=_polars(schema), glob=False)
+
+    def sql(self, query: str) -> pl.DataFrame:
+        """Run one SQL query (of Polars' dialect) over all tables.
+
+        Raises `UserError` with Polars' own words if it can't be run.
+        """
+        context = pl.SQLContext({table: self.scan(table) for table in TABLES})
+        try:
+            return context.execute(query, eager=True)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            message = " ".join(str(error).split("\n\n")[0].split())
+            raise UserError(f"SQL: {message} (tables: {', '.join(TABLES)})") from None
+
+    def done_trials(self) -> dict[str, str]:
+        """Status of each trial that is over, by its identifier."""
+        return dict(self.scan("trials").select("trial", "status").collect().iter_rows())
+
+    def _schema(self, table: str) -> pa.Schema:
+        return TABLES[table].schema(self.record["identity"]["core"]["latent_dim"])
+
+
+def open(path: str | Path) -> Store:  # noqa: A001
+    """Open the records of a study by its folder. Raises `UserError` if it is none."""
+    store = Store(Path(path))
+    _ = store.record
+    return store
+
+
+def comparable(frame: pl.DataFrame, table: str) -> pl.DataFrame:
+    """Return the rows in a fixed order, without volatile columns: what equal runs have equal."""
+    kept = frame.drop(TABLES[table].volatile)
+    return kept.sort([name for name, kind in kept.schema.items() if not kind.is_nested()])
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """List the settings that differ between two identities, as `dotted.key: old -> new`."""
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        below = old.get(key), new.get(key)
+        if isinstance(below[0], Mapping) and isinstance(below[1], Mapping):
+            found += differences(below[0], below[1], f"{prefix}{key}.")
+            continue
+        before, after = (json.dumps(s[key]) if key in s else "absent" for s in (old, new))
+        if before != after:
+            found.append(f"{prefix}{key}: {before} -> {after}")
+    return found
+
+
+def reference() -> str:
+    """Every table with its columns, types and meanings, as Markdown."""
+    lines = [
+        "# Tables",
+        "",
+        "The records of a study: each table is a folder of Parquet files of one schema (zstd;"
+        " floats byte-stream-split). Columns marked *volatile* can't repeat; equal runs have all"
+        " others equal. `Z` is the number of latent dimensions.",
+    ]
+    for name, table in TABLES.items():
+        lines += ["", f"## {name}", "", f"{table.about} Schema version {table.version}.", ""]
+        lines += ["| Column | Type | Meaning |", "|---|---|---|"]
+        for column in table.columns:
+            kind = "list<float>[Z]" if column.type == _LATENT else str(column.type)
+            kind = kind.replace("element: ", "") + (" or null" if column.nullable else "")
+            volatile = " *volatile*" if column.name in table.volatile else ""
+            meaning = column.metadata[b"meaning"].decode()
+            lines.append(f"| `{column.name}` | {kind} | {meaning}{volatile} |")
+    return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to, which becomes `path` if nothing is raised."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _conform(frame: pl.DataFrame, schema: pa.Schema, table: str) -> pa.Table:
+    if unknown := [name for name in frame.columns if name not in schema.names]:
+        raise ValueError(f"{table}: no column {unknown[0]}")
+    columns = {}
+    for name, wanted in _polars(schema).items():
+        column = frame[name] if name in frame.columns else pl.Series([None] * frame.height)
+        if not _fits(column.dtype, wanted):
+            raise ValueError(f"{table}.{name}: must be {wanted}, not {column.dtype}")
+        if column.null_count() and not schema.field(name).nullable:
+            raise ValueError(f"{table}.{name}: a value is missing")
+        try:
+            columns[name] = column.cast(wanted)
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(f"{table}.{name}: must be {wanted}: {error}") from None
+    return pl.DataFrame(columns).to_arrow().cast(schema)
+
+
+def _fits(given: DataType | DataTypeClass, wanted: DataType | DataTypeClass) -> bool:
+    if isinstance(given, pl.List | pl.Array) and isinstance(wanted, pl.List | pl.Array):
+        return _fits(given.inner, wanted.inner)
+    return (
+        given in (wanted, pl.Null)
+        or (wanted.is_integer() and given.is_integer())
+        or (wanted.is_float() and given.is_numeric())
+    )
+
+
+def _by_encoding(schema: pa.Schema) -> tuple[list[str], list[str]]:
+    """Parquet paths of the columns that hold floats, and of all others."""
+    floats: list[str] = []
+    others: list[str] = []
+    for field in schema:
+        nested = hasattr(field.type, "value_type")
+        leaf = field.type.value_type if nested else field.type
+        path = f"{field.name}.list.element" if nested else field.name
+        (floats if pa.types.is_floating(leaf) else others).append(path)
+    return floats, others
+
+
+def _polars(schema: pa.Schema) -> pl.Schema:
+    return pl.DataFrame(schema.empty_table()).schema
+
+
+def _check(part: Path, schema: pa.Schema, table: str) -> None:
+    try:
+        found = pq.read_schema(part)
+    except (pa.ArrowException, OSError):
+        raise UserError(
+            f"{part}: is no whole Parquet file; remove it and run the study again"
+        ) from None
+    version = (found.metadata or {}).get(b"version")
+    if not found.equals(schema) or version != schema.metadata[b"version"]:
+        raise UserError(f"{part}: is not a part of this study's table {table}; remove it")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,151 @@
+"""Jobs on Ray Tune: which are still to do, and who does them."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from cf_core.errors import UserError
+from study.jobs import Spec, Workbench, record_failure, run_job
+from study.progress import Job, Reporter
+from study.store import Store
+
+FINAL = ("done", "diverged")
+"""Statuses that a rerun leaves alone. What failed otherwise may have been the machine's fault."""
+
+
+@contextmanager
+def cluster(workers: int, address: str | None) -> Iterator[None]:
+    """A Ray cluster for the length of the context: that at `address`, or one on this machine.
+
+    Raises `UserError` if none answers at `address`.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # Ctrl-C is ours: Tune's own handler would wait for the running steps.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                object_store_memory=512 * 1024**2,
+                **options,
+            )
+        else:
+            ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = address or "this machine"
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"Ray at {where}: {reason}; check execution.address") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_jobs(
+    specs: Sequence[Spec], bench: Workbench, store: Store, workers: int, reporter: Reporter
+) -> None:
+    """Do those jobs that the study's records do not hold yet, on the current Ray cluster.
+
+    The records are the only truth about what is done. Tune schedules; nothing is ever restored
+    from its own state.
+    """
+    statuses = store.done_trials()
+    todo = [spec for spec in specs if statuses.get(spec.id) not in FINAL]
+    if len(todo) < len(specs):
+        reporter.say(f"{len(specs) - len(todo)} of {len(specs)} jobs are already done")
+    if not todo:
+        return
+    attempts = store.attempts()
+    jobs = [{"spec": spec, "attempt": attempts.get(spec.id, 0) + 1} for spec in todo]
+    with tempfile.TemporaryDirectory(prefix="cf-study-tune-") as scratch, ExitStack() as stack:
+        overall = stack.enter_context(reporter.job("jobs", len(specs)))
+        watch = _Watch(reporter, overall, len(specs) - len(todo), stack)
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(_Task, bench=bench, root=store.root), {"cpu": 1}
+            ),
+            param_space={"job": tune.grid_search(jobs)},
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=workers),
+            run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[watch]),
+        )
+        results = tuner.fit()
+    recorded = store.done_trials()
+    for index, job in enumerate(jobs):
+        if job["spec"].id not in recorded:
+            error = results[index].error if index < len(results) else None
+            reason = f"the worker died: {_first_line(error)}"
+            record_failure(job["spec"], bench, store, job["attempt"], reason)
+
+
+class _Task(tune.Trainable):
+    """One job after another in one process."""
+
+    def setup(self, config: dict[str, Any], bench: Workbench, root: Path) -> None:
+        torch.set_num_threads(1)
+        self._bench, self._store = bench, Store(root)
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        job = new_config["job"]
+        self._work = run_job(job["spec"], self._bench, self._store, job["attempt"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            progress = next(self._work, None)
+        except Exception as error:  # noqa: BLE001  recorded by run_job; the worker lives on
+            return {"done": True, "failure": str(error)}
+        if progress is None:
+            return {"done": True}
+        return {"done": False, "at": progress.step, "total": progress.total}
+
+
+class _Watch(tune.Callback):
+    """Shows each job's progress to the person at the keyboard."""
+
+    def __init__(
+        self, reporter: Reporter, overall: Job, finished: int, stack: ExitStack
+    ) -> None:
+        self._reporter, self._overall, self._stack = reporter, overall, stack
+        self._finished = finished
+        self._jobs: dict[str, Job] = {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        name = trial.config["job"]["spec"].id
+        if name not in self._jobs:
+            self._jobs[name] = self._stack.enter_context(self._reporter.job(name, None))
+        if "at" in result and not result["done"]:
+            self._jobs[name].update(result["at"], result["total"])
+        if "failure" in result:
+            self._reporter.say(f"{name} failed: {result['failure']}")
+        if result["done"]:
+            self._end(name)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial.config["job"]["spec"].id)
+
+    def _end(self, name: str) -> None:
+        if name in self._jobs:
+            self._jobs[name].close()
+        self._finished += 1
+        self._overall.update(self._finished)
+        self._reporter.say(f"{name}: over ({self._finished} of {self._overall.total})")
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = str(error or "no reason given").strip().splitlines()
+    return lines[-1] if lines else "no reason given"

@@ -1,0 +1,280 @@
+import json
+import re
+import textwrap
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cf_core.errors import UserError
+from study import config
+from study.config import StudyConfig, TrialSpec, builtin_names, load
+from study.store import differences
+
+ROOT = Path(__file__).parent.parent
+HASH = "0" * 64
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def writer(text: str) -> Path:
+        path = tmp_path / "study.yaml"
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return writer
+
+
+def leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """All dotted keys of a study's dump with their values."""
+    if not isinstance(value, dict):
+        return [(prefix, value)]
+    return [
+        leaf
+        for key, below in value.items()
+        for leaf in leaves(below, f"{prefix}.{key}" if prefix else key)
+    ]
+
+
+DEFAULTS: list[tuple[str, Any]] = leaves(StudyConfig(name="s").model_dump(mode="json"))
+OUTSIDE = ("name", "corpus.", "selection.", "execution.")
+
+
+def other(key: str, value: Any) -> Any:
+    """A right value of the same key that is not the one given."""
+    special = {
+        "melody.meters": ["3/4"],
+        "selection.where": ["judge > 0.5"],
+        "evaluation.matched.z_distance": [0.2, 30.0],
+        "evaluation.matched.edit_distance": [0.6, 20.0],
+    }
+    if key in special:
+        return special[key]
+    if isinstance(value, list):
+        return [*value, 5000]
+    if isinstance(value, float):
+        return value / 2
+    return value + 1 if isinstance(value, int) else "another"
+
+
+# --- identity ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("key", "value"), DEFAULTS, ids=[key for key, _ in DEFAULTS])
+def test_fingerprint_registers_what_changes_results_and_nothing_else(
+    key: str, value: Any, write: Any
+) -> None:
+    path = write("name: s")
+    before = load(path)
+    after = load(path, [f"{key}={json.dumps(other(key, value))}"])
+    assert before != after
+    names = [line.split(":")[0] for line in differences(before.identity(""), after.identity(""))]
+    if key.startswith(OUTSIDE):
+        assert names == []
+        assert before.fingerprint(HASH) == after.fingerprint(HASH)
+    else:
+        assert names == [key]
+        assert before.fingerprint(HASH) != after.fingerprint(HASH)
+
+
+def test_fingerprint_registers_the_corpus_by_content() -> None:
+    study = StudyConfig(name="s")
+    assert study.fingerprint("a") != study.fingerprint("b")
+
+
+def test_fingerprint_ignores_order_of_keys_and_of_grids(write: Any) -> None:
+    one = load(write("name: s\nseed: 1\ncore: {steps: 9, batch: 7}\nsearch: {lambda: [3, 0.5]}"))
+    two = load(write("search: {lambda: [0.5, 3.0]}\ncore: {batch: 7, steps: 9}\nseed: 1\nname: s"))
+    assert one.fingerprint(HASH) == two.fingerprint(HASH)
+    assert list(one.identity(HASH)) == list(two.identity(HASH))
+
+
+def test_fingerprint_is_that_of_canonical_json() -> None:
+    """A literal re-derivation: it must not come to depend on the library's ways of dumping."""
+    study = StudyConfig(name="s")
+    nested: dict[str, Any] = {"corpus": HASH}
+    for key, value in DEFAULTS:
+        if not key.startswith(OUTSIDE):
+            *sections, last = key.split(".")
+            level = nested
+            for section in sections:
+                level = level.setdefault(section, {})
+            level[last] = value
+    text = json.dumps(nested, sort_keys=True)
+    assert study.fingerprint(HASH) == sha256(text.encode()).hexdigest()
+
+
+# --- trials --------------------------------------------------------------------------------------
+
+
+def test_trials_are_the_whole_grid_in_a_fixed_order(write: Any) -> None:
+    study = load(write("name: s\nsearch: {lambda: [3, 0.03], style_dim: [4, 0], seeds: [7, 1]}"))
+    assert [trial.id for trial in study.trials()] == [
+        "lambda0.03-style0-seed1",
+        "lambda3.0-style0-seed1",
+        "lambda0.03-style4-seed1",
+        "lambda3.0-style4-seed1",
+        "lambda0.03-style0-seed7",
+        "lambda3.0-style0-seed7",
+        "lambda0.03-style4-seed7",
+        "lambda3.0-style4-seed7",
+    ]
+
+
+SPECS = st.builds(
+    TrialSpec,
+    lambda_=st.floats(0, 1e300, allow_subnormal=True).map(abs),
+    style_dim=st.integers(0, 10_000),
+    seed=st.integers(0, 2**32 - 1),
+)
+
+
+@given(SPECS, SPECS)
+def test_trial_ids_differ_and_are_plain_file_names(one: TrialSpec, two: TrialSpec) -> None:
+    assert (one.id == two.id) == (one == two)
+    assert re.fullmatch(r"[\w.+-]+", one.id)
+
+
+def test_near_lambdas_have_different_ids() -> None:
+    one = TrialSpec(0.1234567, 0, 0)
+    assert one.id != replace(one, lambda_=0.1234568).id
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def test_sections_keep_defaults_of_what_is_not_said(write: Any) -> None:
+    study = load(write("name: s\ncore: {latent_dim: 16}"))
+    assert study.core.latent_dim == 16
+    assert study.core.hidden == StudyConfig(name="s").core.hidden
+
+
+def test_numbers_and_words_are_those_of_yaml_1_2(write: Any) -> None:
+    study = load(write("name: on\ncore: {learning_rate: 1e-3, beta: 1}"))
+    assert (study.name, study.core.learning_rate, study.core.beta) == ("on", 0.001, 1.0)
+
+
+def test_overrides_reach_one_section_of_two_that_share_an_alias(write: Any) -> None:
+    path = write("name: s\nselection_judge: &judge {steps: 5}\nreporting_judge: *judge")
+    study = load(path, ["selection_judge.steps=6", "search.lambda=[1, 0.1]", "corpus.include=null"])
+    assert (study.selection_judge.steps, study.reporting_judge.steps) == (6, 5)
+    assert study.search.lambda_ == (0.1, 1.0)
+
+
+def test_a_later_override_wins(write: Any) -> None:
+    assert load(write("name: s"), ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_builtin_studies_load_by_name_and_are_named_as_their_file(name: str) -> None:
+    assert load(name).name == name
+
+
+def test_corpus_path_expands_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CF_DATA", "/data")
+    monkeypatch.setenv("HOME", "/home/ada")
+    source = config.CorpusSettings(source="$CF_DATA/tunes.zip")
+    assert source.path == Path("/data/tunes.zip")
+    assert config.CorpusSettings(source="~/tunes").path == Path("/home/ada/tunes")
+    assert config.CorpusSettings().path is None
+    monkeypatch.delenv("CF_DATA")
+    with pytest.raises(UserError, match=r"\$CF_DATA is not set"):
+        _ = source.path
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: s\ncore: {hiden: 3}", "unknown key core.hiden; did you mean core.hidden?"),
+        ("name: s\nserach: {}", "unknown key serach; did you mean search?"),
+        ("name: s\nlambda: [1]", "unknown key lambda; did you mean search.lambda?"),
+        ("name: s\nevaluation: {lp: {step_size: [1]}}", "did you mean evaluation.lp.step_sizes?"),
+        ("name: s\nxyzzy: 1", "unknown key xyzzy"),
+        ("seed: 1", "name is required"),
+        ("name: ../s", "name: must match pattern '^[A-Za-z0-9_-]{1,100}$', got \"../s\""),
+        ("name: s\nseed: '1'", 'seed: must be a valid integer, got "1"'),
+        ("name: s\nseed: true", "seed: must be a valid integer, got true"),
+        ("name: s\nseed: -1", "seed: must be greater than or equal to 0, got -1"),
+        ("name: s\ncore: {beta: .nan}", 'core.beta: must be a valid number, got ".nan"'),
+        ("name: s\ncore: {steps: 2.0}", "core.steps: must be a valid integer, got 2.0"),
+        ("name: s\ncore:", "core: must be a mapping, got null"),
+        ("name: s\nmelody: {lowest: 90, highest: 60}", "melody: lowest, highest: must satisfy"),
+        ("name: s\nmelody: {meters: 4/4}", 'melody.meters: must be a valid list, got "4/4"'),
+        ("name: s\nsearch: {lambda: [0.1, x]}", 'search.lambda.1: must be a valid number, got "x"'),
+        ("name: s\nsearch: {lambda: [1, 1.0]}", "search.lambda: no value may be given twice"),
+        ("name: s\nsearch: {seeds: []}", "search.seeds: "),
+        ("name: s\nevaluation: {iterations: [0, 1]}", "evaluation.iterations.0: must be greater"),
+        ("name: s\nevaluation: {pairs: 0}", "evaluation.pairs: must be greater"),
+        ("name: s\nevaluation: {matched: {z_distance: [2, 1]}}", "first number must be below"),
+        ("name: s\nexecution: {workers: 0}", "execution.workers: must be greater"),
+        ("name: s\ncore_gate: {token_accuracy: 1.5}", "core_gate.token_accuracy: must be less"),
+        ("name: s\nselection: {where: [cheap]}", '"cheap" must read like "z_distance <= 3.0"'),
+        ("name: s\nseed: x\nexecution: {workers: 0}", "(and 1 more)"),
+        ("name: s\ncore: {steps: 1\nseed: 2", "is not YAML at line"),
+        ("name: s\nseed: 1\nseed: 2", "is not YAML at line 3: seed is given twice"),
+        ("name: s\nseed: !!python/object:os.system x", "is not YAML at line 2"),
+        ("- name", 'the file: must be a mapping, got ["name"]'),
+        ("", "the file: must be a mapping, got null"),
+        ("name: s\ncore: &core {hidden: *core}", "holds what no setting can be"),
+        ("name: !!binary aGk=", "holds what no setting can be"),
+        ("name: s\ncore: {beta: 1e999}", "holds what no setting can be"),
+        ("name: \x07", "is not YAML"),
+    ],
+)
+def test_bad_files_are_told_in_one_line(text: str, message: str, write: Any) -> None:
+    path = write(text)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    told = str(caught.value)
+    assert message in told
+    assert str(path) in told
+    assert "\n" not in told
+    assert len(told) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", 'override "seed": write dotted.key=value'),
+        ("core.hiden=3", "unknown key core.hiden; did you mean core.hidden?"),
+        ("seed.x=1", "seed: must be a valid integer, got a mapping"),
+        ("seed=[1", 'override "seed=[1": is not YAML'),
+    ],
+)
+def test_bad_overrides_are_told(override: str, message: str, write: Any) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        load(write("name: s"), [override])
+
+
+def test_unknown_study_lists_the_builtin_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"those are: .*quickstart"):
+        load("quickstrat")
+    with pytest.raises(UserError, match="no such file"):
+        load(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xff\xfe\xfa")
+    with pytest.raises(UserError, match="is not YAML"):
+        load(tmp_path / "latin.yaml")
+
+
+# --- reference -----------------------------------------------------------------------------------
+
+
+def test_reference_names_every_key_with_its_default() -> None:
+    text = config.reference()
+    for key, value in DEFAULTS:
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{key}` |")]
+        *_, default, meaning = [cell.strip() for cell in row.strip("|").split("|")]
+        assert meaning.endswith(".")
+        assert default == ("required" if key == "name" else f"`{json.dumps(value)}`")
+
+
+def test_written_reference_is_the_generated_one() -> None:
+    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert written == config.reference(), "run: python -m study.config > docs/configuration.md"
