@@ -5,11 +5,11 @@ Shapes: `N` segments, `T` steps of a segment, `S` songs, `P` adjacent pairs.
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int64, UInt8
 
 from cf_core import readers
 from cf_core.errors import UserError
+from cf_core.files import replacing
 from cf_core.melody import FIRST_PITCH, HOLD, TOLERANCE, GridBar, Melody, MelodyFormat, grid, join
 from cf_core.readers import Rejected
 
@@ -62,8 +63,8 @@ class WindowCount:
 class IngestReport:
     """What an ingest took and what it left, and why.
 
-    A window is consecutive whole bars in one time signature with, in each half, at least half a
-    note onset per bar; windows start at every bar.
+    A window is consecutive whole bars in one time signature with, in each half, at least half as
+    many onsets as the window has bars; windows start at every bar.
     """
 
     songs: int = 0
@@ -108,25 +109,29 @@ def ingest(
     nothing can be read.
     """
     songs = readers.read_collection(source, include, part)
-    return _write(songs, output, source.name, steps_per_beat, progress, None)
+    return _write(
+        songs, output, source=source.name, steps_per_beat=steps_per_beat, progress=progress
+    )
 
 
 def builtin_corpus(output: Path, progress: Progress | None = None) -> IngestReport:
     """Write the built-in corpus: common-time tunes of the public-domain books in music21.
 
-    Every tune whose header says 4/4, C, 2/2 or C| of Ryan's Mammoth Collection (1883), O'Neill's
-    Music of Ireland (1903) and Aird's Selection of Airs (1782-1801), as `docs/corpora.md` says.
+    It is every tune whose first `M:` field says 4/4, C, 2/2 or C| of Aird's Selection of Airs
+    (1782-1801) and O'Neill's Music of Ireland (1903), with its repeats played out.
     """
     tunes = list(_common_time_tunes())
-    return _write(readers.read_all(tunes), output, "builtin", 4, progress, len(tunes))
+    songs = readers.read_all(tunes)
+    return _write(songs, output, source="builtin", progress=progress, total=len(tunes))
 
 
 def _common_time_tunes() -> Iterator[tuple[str, bytes]]:
-    """Names and texts of the built-in corpus's tunes, each as an ABC file of its own."""
-    from music21.common import getCorpusFilePath  # noqa: PLC0415  (slow, and needed only here)
-
-    for book in ("airdsAirs", "oneills1850", "ryansMammoth"):
-        for path in sorted((Path(getCorpusFilePath()) / book).glob("*.abc")):
+    """Yield names and texts of the built-in corpus's tunes, each as an ABC file of its own."""
+    spec = find_spec("music21")
+    if spec is None or spec.origin is None:
+        raise UserError("music21, which carries the built-in corpus, is not installed")
+    for book in ("airdsAirs", "oneills1850"):
+        for path in sorted((Path(spec.origin).parent / "corpus" / book).glob("*.abc")):
             text = path.read_text(encoding="utf-8", errors="replace")
             for tune in re.split(r"(?m)^(?=X:)", text)[1:]:
                 meter = re.search(r"(?m)^M:\s*(\S+)", tune)
@@ -138,10 +143,11 @@ def _common_time_tunes() -> Iterator[tuple[str, bytes]]:
 def _write(
     songs: Iterable[Melody | Rejected],
     output: Path,
+    *,
     source: str,
-    steps_per_beat: int,
+    steps_per_beat: int = 4,
     progress: Progress | None,
-    total: int | None,
+    total: int | None = None,
 ) -> IngestReport:
     if not 1 <= steps_per_beat <= _MAX_STEPS_PER_BEAT:
         raise UserError(f"steps_per_beat: {steps_per_beat} is not in 1 to {_MAX_STEPS_PER_BEAT}")
@@ -196,16 +202,8 @@ def _table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
 
 
 def _save(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file in one step, so that it is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: can't be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def content_hash(table: pa.Table) -> str:
@@ -261,13 +259,13 @@ class _WindowCounter:
 
 
 def _is_window(bars: Sequence[GridBar]) -> bool:
-    """Whether whole bars of one meter have half an onset per bar in each half."""
+    """Tell whether an even number of bars is whole, of one meter and with notes in each half."""
     half = len(bars) // 2
     return (
         len({bar.meter for bar in bars}) == 1
         and all(bar.reason not in ("short bar", "long bar") for bar in bars)
-        and 2 * sum(bar.onsets for bar in bars[:half]) >= half
-        and 2 * sum(bar.onsets for bar in bars[half:]) >= half
+        and sum(bar.onsets for bar in bars[:half]) >= half
+        and sum(bar.onsets for bar in bars[half:]) >= half
     )
 
 
@@ -301,7 +299,7 @@ class Corpus:
 
     def pairs_of(self, split: int) -> Int64[np.ndarray, "p 2"]:
         """Adjacent pairs of one split."""
-        return self.pairs[self.split[self.song[self.pairs[:, 0]]] == split]
+        return np.asarray(self.pairs[self.split[self.song[self.pairs[:, 0]]] == split])
 
 
 @dataclass(frozen=True)
@@ -315,13 +313,14 @@ class _Windows:
 
 
 def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
-    """The segments of `form` in a corpus file, split by song into 80/10/10 %.
+    """Load the segments of `form` from a corpus file, split by song into 80/10/10 %.
 
     Segments start at every bar whose `form.bars_per_segment` bars are on the grid, in one meter
-    of `form` and within its pitches, with half a note onset per bar in each half. Songs that share
-    a third or more of the smaller one's different two-bar phrases, transposed or not, are kept on
-    one side of the split; groups of such songs are dealt out at random from `seed`. Raises
-    `UserError` for a file of another kind or grid, and where songs or pairs are too few to split.
+    of `form` and within its pitches, each half with half as many onsets as the segment has bars.
+    Songs that share a third or more of the smaller one's different two-bar phrases, transposed or
+    not, are kept on one side of the split; groups of such songs are dealt out at random from
+    `seed`. Raises `UserError` for a file of another kind or grid, and where songs or pairs are too
+    few to split.
     """
     table, about = _open(path)
     if about["steps_per_beat"] != form.steps_per_beat:
@@ -356,7 +355,7 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
 
 
 def _open(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """The table of a corpus file and its metadata."""
+    """Return the table of a corpus file and its metadata."""
     try:
         table = pq.read_table(path, columns=[name for name in _BARS.names if name != "title"])
         about = json.loads(table.schema.metadata[_KEY])
@@ -379,7 +378,7 @@ def _open(path: Path) -> tuple[pa.Table, dict[str, Any]]:
 def _windows(
     table: pa.Table, songs: Int64[np.ndarray, "bars"], form: MelodyFormat, length: int
 ) -> _Windows:
-    """Every window of `length` bars that `form` can hold."""
+    """Cut every window of `length` bars that `form` can hold."""
     tokens = table["tokens"].combine_chunks()
     steps = pc.fill_null(pc.list_value_length(tokens), 0).to_numpy()
     meter = table["meter"].combine_chunks().dictionary_encode()
@@ -394,9 +393,9 @@ def _windows(
     one_song = (songs[rows] == songs[rows[:, :1]]).all(axis=1)
     one_meter = (meters[rows] == meters[rows[:, :1]]).all(axis=1)
     rows = rows[good[rows].all(axis=1) & one_song & one_meter]
-    onset = on_grid[rows].reshape(len(rows), -1) >= FIRST_PITCH
+    onset = on_grid[rows].reshape(len(rows), length * form.steps_per_bar) >= FIRST_PITCH
     half = onset.shape[1] // 2
-    busy = np.minimum(onset[:, :half].sum(axis=1), onset[:, -half:].sum(axis=1)) * 4 >= length
+    busy = np.minimum(onset[:, :half].sum(axis=1), onset[:, -half:].sum(axis=1)) * 2 >= length
     rows = rows[busy]
     held = pc.fill_null(table["held"].combine_chunks(), 0).to_numpy()
     model, struck_again, in_range = join(on_grid[rows], held[rows[:, 0]], form)
@@ -417,7 +416,7 @@ def _adjacent(
 
 
 def _near_duplicates(phrases: _Windows, songs: Int64[np.ndarray, "S"]) -> Int64[np.ndarray, "S"]:
-    """A group number for each of `songs`: the same for songs joined by shared phrases."""
+    """Return a group number for each of `songs`: the same for songs that share phrases."""
     onset = phrases.tokens >= FIRST_PITCH
     first = phrases.tokens[np.arange(len(onset)), onset.argmax(axis=1)].astype(np.int16)
     relative = np.where(onset, phrases.tokens - first[:, None] + 256, phrases.tokens)

@@ -212,9 +212,7 @@ class FusionTrainer(Trainer):
         self.optimisers[name].step()
 
 
-def gradient_penalty(
-    logits: Float[Tensor, "B"], inputs: Float[Tensor, "B I"]
-) -> Float[Tensor, ""]:
+def gradient_penalty(logits: Float[Tensor, "B"], inputs: Float[Tensor, "B I"]) -> Float[Tensor, ""]:
     """Mean squared norm of the logits' gradient by their inputs (R1, Mescheder et al. 2018)."""
     (gradient,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
     return gradient.square().sum(-1).mean()

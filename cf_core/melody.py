@@ -9,7 +9,8 @@ Letters in shapes: `B` segments, `T` steps of a segment, `V` tokens of the vocab
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from itertools import pairwise
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
@@ -91,7 +92,7 @@ class GridBar:
 class MelodyFormat:
     """Which segments a model knows: their meters, grid, length and pitch range."""
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar = {"extra": "forbid", "use_attribute_docstrings": True}
 
     meters: tuple[str, ...] = ("4/4", "2/2")
     """Meters of the segments; their bars must have the same number of steps."""
@@ -135,7 +136,7 @@ class MelodyFormat:
 
 
 def to_notes(tokens: Integer[np.ndarray, "T"], form: MelodyFormat) -> list[Note]:
-    """The notes that one segment's tokens write down, counted from the segment's start.
+    """Return the notes that one segment's tokens write down, counted from the segment's start.
 
     A hold with no note before it sounds nothing, as a rest does.
     """
@@ -155,7 +156,7 @@ def to_notes(tokens: Integer[np.ndarray, "T"], form: MelodyFormat) -> list[Note]
 
 
 def grid(melody: Melody, steps_per_beat: int = 4, tolerance: Fraction = TOLERANCE) -> list[GridBar]:
-    """Every bar of `melody` on a grid of `steps_per_beat` steps per quarter note.
+    """Put every bar of `melody` on a grid of `steps_per_beat` steps per quarter note.
 
     Positions count from the bar's own start. Onsets and ends within `tolerance` (quarter notes,
     less than a third of a step) of a grid line snap to it; a note that would vanish is off grid.
@@ -184,8 +185,7 @@ def _grid_bar(bar: Bar, notes: list[Note], step: Fraction, tolerance: Fraction) 
     if bar.length != full:
         reason = "short bar" if bar.length < full else "long bar"
     elif any(
-        first.onset + first.duration > second.onset + tolerance
-        for first, second in zip(notes, notes[1:], strict=False)
+        first.onset + first.duration > second.onset + tolerance for first, second in pairwise(notes)
     ):
         reason = "chord"
     else:
@@ -201,7 +201,7 @@ def _grid_bar(bar: Bar, notes: list[Note], step: Fraction, tolerance: Fraction) 
 
 
 def _tokens(bar: Bar, notes: list[Note], step: Fraction, tolerance: Fraction) -> list[int]:
-    """The bar's tokens, empty where something is off the grid."""
+    """Return the bar's tokens, empty where something is off the grid."""
     steps = bar.length / step
     if steps.denominator != 1:
         return []
@@ -233,18 +233,18 @@ def join(
     struck again there. Returns the tokens, which segments were struck again, and which lie within
     the pitch range of `form` (the tokens of the others mean nothing).
     """
-    absolute = bars.reshape(len(bars), -1)
+    absolute = bars.reshape(len(bars), bars.shape[1] * bars.shape[2]).copy()
     struck_again = absolute[:, 0] == HOLD
     absolute[struck_again, 0] = FIRST_PITCH + held[struck_again]
     onset = absolute >= FIRST_PITCH
     pitch = absolute.astype(np.int64) - FIRST_PITCH
     in_range = (~onset | ((pitch >= form.lowest) & (pitch <= form.highest))).all(axis=1)
     tokens = np.where(onset, absolute - form.lowest, absolute)
-    return tokens.astype(np.uint8), struck_again, in_range
+    return tokens.astype(np.uint8), np.asarray(struck_again), np.asarray(in_range)
 
 
 def segment(bars: Sequence[GridBar], form: MelodyFormat) -> UInt8[np.ndarray, "T"]:
-    """The tokens of one segment from `form.bars_per_segment` consecutive bars.
+    """Make one segment's tokens from `form.bars_per_segment` consecutive bars.
 
     A note held over the segment's start is struck again there. Raises `UserError` where a bar is
     missing, rejected, of a meter or on a grid that `form` does not have, or out of its range.

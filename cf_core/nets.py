@@ -31,18 +31,16 @@ def mlp(inputs: int, hidden: int, outputs: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
 
-def initialise(module: nn.Module, random: torch.Generator) -> None:
-    """Draw all weights anew from `random`: He-normal matrices, zero biases.
-
-    Parameters of fewer than two dimensions other than biases (norm gains) keep their values.
-    """
+def initialise(network: nn.Module, random: torch.Generator) -> None:
+    """Draw all weights of linear maps and embeddings anew from `random`; biases become zero."""
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if parameter.ndim >= 2:
-                fan_in = parameter.shape[-1]
-                parameter.normal_(0.0, fan_in**-0.5, generator=random)
-            elif name.endswith("bias"):
-                parameter.zero_()
+        for module in network.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(0.0, module.in_features**-0.5, generator=random)
+                module.bias.zero_()
+            elif isinstance(module, nn.Embedding):
+                # Half a unit, whatever the width: smaller ones were measured to learn more slowly.
+                module.weight.normal_(0.0, 0.5, generator=random)
 
 
 def dropout(

@@ -5,27 +5,24 @@ written: zip members are read in memory. Bytes count as hostile: see the limits 
 """
 
 import io
-import os
 import re
+import warnings
 import zipfile
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from importlib import import_module
+from itertools import chain, islice, pairwise
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from xml.etree.ElementTree import Element, fromstring
 
 from cf_core.errors import UserError
 from cf_core.melody import TOLERANCE, Bar, Melody, Note, bar_length
-
-# mido and music21 are imported where a file is read: training needs neither.
-if TYPE_CHECKING:
-    from mido import MidiFile, MidiTrack
-    from music21.stream import Measure, Part
 
 MAX_BYTES = {"midi": 2**20, "musicxml": 2**25, "abc": 2**22}
 """Largest file of each format, uncompressed."""
@@ -79,31 +76,31 @@ class _RejectedError(Exception):
 
 
 def read_melodies(name: str, data: bytes, part: str | None = None) -> Iterator[Melody | Rejected]:
-    """The songs of one file: several for an ABC book, else one.
+    """Yield the songs of one file: several for an ABC book, else one.
 
     `name` gives the format (by its suffix) and the song id (its stem; tunes of a book with several
     add `:number`). `part` names the part to take, or counts it from 1; without it a score
     must have one part, and of a MIDI file the first nearly monophonic track is taken.
     """
-    path = PurePosixPath(name)
-    kind = FORMATS.get(path.suffix.lower(), "")
-    songs: Iterable[tuple[str, Callable[[], Melody]]]
-    if len(data) > MAX_BYTES.get(kind, 0):
-        detail = f"{len(data)} bytes, more than {MAX_BYTES[kind]}" if kind else path.suffix
-        yield Rejected(path.stem, "too large" if kind else "unreadable", detail)
+    stem = PurePosixPath(name).stem
+    kind = FORMATS.get(PurePosixPath(name).suffix.lower())
+    if kind is None or not data:
+        yield Rejected(stem, "unreadable", "empty or damaged file" if kind else "unknown format")
         return
-    if kind == "midi":
-        songs = [(path.stem, lambda: _read_midi(path.stem, data, part))]
-    elif kind == "musicxml":
-        songs = [(path.stem, lambda: _read_musicxml(path.stem, data, part))]
-    else:
-        songs = (
-            (song_id, lambda song_id=song_id, text=text: _read_abc(song_id, text, part))
-            for song_id, text in _tunes(path.stem, data)
-        )
-    for song_id, read in songs:
+    if len(data) > MAX_BYTES[kind]:
+        yield Rejected(stem, "too large", f"more than {MAX_BYTES[kind]} bytes")
+        return
+    readers: dict[str, Callable[[str, Any, str | None], Melody]] = {
+        "midi": _read_midi,
+        "musicxml": _read_musicxml,
+        "abc": _read_abc,
+    }
+    for song_id, song in _tunes(stem, data) if kind == "abc" else [(stem, data)]:
         try:
-            yield _complete(read())
+            with warnings.catch_warnings():
+                # music21 warns of signs that don't matter to the notes.
+                warnings.simplefilter("ignore")
+                yield _complete(readers[kind](song_id, song, part))
         except _RejectedError as error:
             yield Rejected(song_id, error.reason, error.detail)
         except Exception as error:  # noqa: BLE001  (parsers raise anything on a corrupt file)
@@ -112,25 +109,27 @@ def read_melodies(name: str, data: bytes, part: str | None = None) -> Iterator[M
 
 
 def read_file(path: Path, part: str | None = None) -> Melody:
-    """The one melody of a file (the first readable of an ABC book).
+    """Read the one melody of a file (the first readable of an ABC book).
 
     Raises `UserError` where there is none, with the reason.
     """
-    first: Rejected | None = None
-    for name, data in _files(_existing_file(path), None):
-        for song in read_melodies(name, data, part):
-            if isinstance(song, Melody):
-                return song
-            first = first or song
-    why = f"{first.reason} ({first.detail})" if first and first.detail else first and first.reason
-    hint = ": name one of them as part" if first and first.reason == "several parts" else ""
-    raise UserError(f"{path}: can't read a melody: {why or 'no tunes in it'}{hint}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"{path}: not a melody file: its name must end in {', '.join(FORMATS)}")
+    for song in read_melodies(path.name, _content(path), part):
+        if isinstance(song, Melody):
+            return song
+        why = f"{song.reason} ({song.detail})" if song.detail else song.reason
+        hint = ": name one as part" if song.reason == "several parts" else ""
+        raise UserError(f"{path}: can't read its melody: {why}{hint}")
+    raise UserError(f"{path}: no tune in it")
 
 
 def read_collection(
     source: Path, include: str | None = None, part: str | None = None
 ) -> Iterator[Melody | Rejected]:
-    """Every song of a folder, a zip archive or a single file, in order of the file names.
+    """Yield every song of a folder, a zip archive or a single file, in order of the file names.
 
     `include` is a glob that a file's path inside the folder or archive must match from its end,
     as in `PurePath.match`. A song whose id was seen before is rejected. Raises `UserError` where
@@ -139,20 +138,15 @@ def read_collection(
     files = _files(source, include)
     first = next(files, None)
     if first is None:
-        what = f"matches {include!r} and " if include else ""
-        raise UserError(f"{source}: no file there {what}ends in {', '.join(FORMATS)}")
-
-    def every() -> Iterator[tuple[str, bytes]]:
-        yield first
-        yield from files
-
-    return read_all(every(), part)
+        named = f"named {include!r} " if include else ""
+        raise UserError(f"{source}: no file {named}there that ends in {', '.join(FORMATS)}")
+    return read_all(chain([first], files), part)
 
 
 def read_all(
     files: Iterable[tuple[str, bytes]], part: str | None = None
 ) -> Iterator[Melody | Rejected]:
-    """The songs of `(name, data)` files, in their order, read by two processes when many."""
+    """Yield the songs of `(name, data)` files in order, read by two processes when many."""
     seen: set[str] = set()
     for song in _in_parallel(iter(files), part):
         if isinstance(song, Melody) and song.id in seen:
@@ -191,49 +185,40 @@ def _in_parallel(
             yield from future.result()
 
 
-def _existing_file(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path}: not a melody file: the name must end in {', '.join(FORMATS)}")
-    return path
-
-
 def _files(source: Path, include: str | None) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of the melody files in `source`, by name."""
+    """Yield names and bytes of the melody files in `source`, by name."""
 
     def wanted(name: str) -> bool:
         path = PurePosixPath(name)
-        return path.suffix.lower() in FORMATS and (include is None or path.match(include))
+        readable = path.suffix.lower() in FORMATS and not path.name.startswith(".")
+        return readable and (include is None or path.match(include))
 
+    root: Path | zipfile.Path
+    if source.is_dir():
+        root = source
+        names = [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
+    elif source.is_file() and source.suffix.lower() == ".zip":
+        try:
+            root = zipfile.Path(source)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{source}: not a readable zip archive: {error}") from error
+        names = root.root.namelist()
+    elif source.is_file():
+        root, names = source.parent, [source.name]
+    else:
+        raise UserError(f"{source}: no such file or folder")
+    for name in sorted(filter(wanted, names)):
+        yield name, _content(root / name)
+
+
+def _content(path: Path | zipfile.Path) -> bytes:
+    """Return a file's bytes, one more than the limit where there are too many, none if damaged."""
+    limit = MAX_BYTES[FORMATS[PurePosixPath(path.name).suffix.lower()]]
     try:
-        if source.is_dir():
-            names = sorted(
-                Path(folder, file).relative_to(source).as_posix()
-                for folder, _, files in os.walk(source)
-                for file in files
-            )
-            for name in filter(wanted, names):
-                with (source / name).open("rb") as stream:
-                    yield name, _limited(stream, name)
-        elif source.suffix.lower() == ".zip":
-            with zipfile.ZipFile(source) as archive:
-                for name in sorted(filter(wanted, archive.namelist())):
-                    with archive.open(name) as stream:
-                        yield name, _limited(stream, name)
-        elif wanted(source.name):
-            with source.open("rb") as stream:
-                yield source.name, _limited(stream, source.name)
-        elif not source.exists():
-            raise UserError(f"{source}: no such file or folder")
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{source}: can't be read: {error}") from error
-
-
-def _limited(stream: Any, name: str) -> bytes:
-    """The stream's bytes, and one more than the limit where there are too many."""
-    limit = MAX_BYTES[FORMATS[PurePosixPath(name).suffix.lower()]]
-    return bytes(stream.read(limit + 1))
+        with path.open("rb") as stream:
+            return bytes(stream.read(limit + 1))
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError):
+        return b""
 
 
 def _complete(melody: Melody) -> Melody:
@@ -242,11 +227,11 @@ def _complete(melody: Melody) -> Melody:
     return melody
 
 
-def _check_size(notes: int, bars: int | Fraction) -> None:
+def _check_size(notes: int, bars: int) -> None:
     if not notes:
         raise _RejectedError("no notes")
     if notes > MAX_NOTES or bars > MAX_BARS:
-        raise _RejectedError("too large", f"{notes} notes in {int(bars)} bars")
+        raise _RejectedError("too large", f"{notes} notes in {bars} bars")
 
 
 def _chosen(names: list[str], part: str) -> int:
@@ -260,6 +245,11 @@ def _chosen(names: list[str], part: str) -> int:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(f"{number} {name!r}" for number, name in enumerate(names, start=1))
+
+
+def _library(name: str) -> Any:
+    """Import a parser only where a file is read: training needs none of them."""
+    return import_module(name)
 
 
 # ---- MIDI --------------------------------------------------------------------------------------
@@ -278,9 +268,7 @@ class _Track(NamedTuple):
 
 def _read_midi(song_id: str, data: bytes, part: str | None) -> Melody:
     """Read a standard MIDI file; bar lines as `_bars` says."""
-    from mido import MidiFile  # noqa: PLC0415
-
-    midi = MidiFile(file=io.BytesIO(data), clip=True)
+    midi = _library("mido").MidiFile(file=io.BytesIO(data), clip=True)
     if midi.ticks_per_beat <= 0 or midi.type == 2:
         raise _RejectedError("unreadable", "neither ticks per quarter note nor one time line")
     quarter = midi.ticks_per_beat
@@ -298,19 +286,20 @@ def _read_midi(song_id: str, data: bytes, part: str | None) -> Melody:
     ]
     pickup = _pickup(accents, len(notes), bar_length(meters[0][1]))
     end = max(note.onset + note.duration for note in notes)
-    _check_size(len(notes), end / min(bar_length(meter) for _, meter in meters))
+    bars = tuple(islice(_bars(meters, pickup, end), MAX_BARS + 1))
+    _check_size(len(notes), len(bars))
     tempos = (m.tempo for chunk in midi.tracks for m in chunk if m.type == "set_tempo" and m.tempo)
     return Melody(
         id=song_id,
         title=next((chunk.name.strip() for chunk in midi.tracks if chunk.name.strip()), song_id),
         notes=notes,
-        bars=tuple(_bars(meters, pickup, end)),
+        bars=bars,
         tempo=6e7 / next(tempos, 500_000),
     )
 
 
-def _tracks(chunk: "MidiTrack") -> list[_Track]:
-    """The channels of a track that have notes, percussion left out."""
+def _tracks(chunk: Any) -> list[_Track]:
+    """Return the channels of a track that have notes, percussion left out."""
     channels: dict[int, list[tuple[int, int, int, int]]] = {}
     sounding: dict[tuple[int, int], tuple[int, int]] = {}
     tick = 0
@@ -331,22 +320,21 @@ def _tracks(chunk: "MidiTrack") -> list[_Track]:
 
 
 def _melody_track(tracks: list[_Track], part: str | None) -> _Track:
-    """The track that `part` chooses, else the first nearly monophonic one."""
+    """Return the track that `part` chooses, else the first nearly monophonic one."""
     if not tracks:
         raise _RejectedError("no notes")
     if part is not None:
         return tracks[_chosen([track.name for track in tracks], part)]
     for track in tracks:
         apart = sum(
-            second[0] > (first[0] + first[1]) / 2
-            for first, second in zip(track.notes, track.notes[1:], strict=False)
+            second[0] > (first[0] + first[1]) / 2 for first, second in pairwise(track.notes)
         )
         if apart >= _MONOPHONIC * (len(track.notes) - 1):
             return track
     raise _RejectedError("no melody track", f"chords in {_listed([t.name for t in tracks])}")
 
 
-def _time_signatures(midi: "MidiFile") -> list[tuple[int, str]]:
+def _time_signatures(midi: Any) -> list[tuple[int, str]]:
     """Ticks and meters of the time signatures, from tick 0; 4/4 where the file says none."""
     meters = {0: "4/4"}
     for chunk in midi.tracks:
@@ -391,19 +379,17 @@ def _bars(meters: list[tuple[Fraction, str]], pickup: Fraction, end: Fraction) -
 
 def _read_musicxml(song_id: str, data: bytes, part: str | None) -> Melody:
     """Read a MusicXML score, compressed or not, with only the chosen part ever converted."""
-    from music21.musicxml.xmlToM21 import MusicXMLImporter  # noqa: PLC0415
-
     if data[:2] == b"PK":
         data = _unpacked(data)
-    if b"<!ENTITY" in data:
-        raise _RejectedError("unreadable", "defines XML entities")
+    if b"<!ENTITY" in data or b"\0" in data:
+        raise _RejectedError("unreadable", "defines XML entities or is not UTF-8")
     root = fromstring(data)  # noqa: S314  (entities were refused above)
     if root.tag != "score-partwise":
         raise _RejectedError("unreadable", f"not a part-wise score: <{root.tag}>")
     _keep_part(root, part)
     _check_size(sum(1 for _ in root.iter("note")), sum(1 for _ in root.iter("measure")))
     tempo = next((sound.get("tempo") for sound in root.iter("sound") if sound.get("tempo")), None)
-    score = MusicXMLImporter().xmlRootToScore(root)
+    score = _library("music21.musicxml.xmlToM21").MusicXMLImporter().xmlRootToScore(root)
     if len(score.parts) != 1:
         raise _RejectedError("several parts", "one part on several staves")
     title = next((e.text.strip() for e in root.iter("work-title") if e.text), "")
@@ -412,7 +398,7 @@ def _read_musicxml(song_id: str, data: bytes, part: str | None) -> Melody:
 
 
 def _unpacked(data: bytes) -> bytes:
-    """The score inside a compressed MusicXML file."""
+    """Return the score inside a compressed MusicXML file."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         container = archive.read("META-INF/container.xml")[:4096].decode()
         found = re.search(r'full-path="([^"]+)"', container)
@@ -431,7 +417,7 @@ def _keep_part(root: Element, part: str | None) -> None:
     listed = [] if part_list is None else part_list.findall("score-part")
     if part_list is None or not listed:
         raise _RejectedError("unreadable", "the score lists no parts")
-    names = [(score_part.findtext("part-name") or "").strip() for score_part in listed]
+    names = [" ".join((element.findtext("part-name") or "").split()) for element in listed]
     if part is None and len(names) > 1:
         raise _RejectedError("several parts", _listed(names))
     keep = listed[0 if part is None else _chosen(names, part)].get("id")
@@ -444,32 +430,29 @@ def _keep_part(root: Element, part: str | None) -> None:
 
 
 def _tunes(stem: str, data: bytes) -> Iterator[tuple[str, str]]:
-    """Song ids and texts of an ABC book; fields before the first tune go to every tune."""
+    """Yield song ids and texts of an ABC book; fields before the first tune go to every tune."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    header, *tunes = re.split(r"(?m)^X:", text.replace("\r\n", "\n").replace("\r", "\n"))
-    fields = "".join(re.findall(r"(?m)^[A-Z]:.*\n", header)) if tunes else ""
-    for tune in tunes:
-        number = tune.split("\n", 1)[0].strip()
-        yield (
-            f"{stem}:{number.lstrip('0')}" if len(tunes) > 1 else stem,
-            f"X:{number}\n{fields}" + (tune.split("\n", 1)[1] if "\n" in tune else ""),
-        )
+    header, *tunes = re.split(r"(?m)^X:", "\n".join(text.splitlines()) + "\n")
+    fields = "".join(re.findall(r"(?m)^[A-Z]:.*\n", header))
+    for tune in tunes or [f"1\n{header}"]:
+        number, body = tune.split("\n", 1)
+        song_id = f"{stem}:{number.strip().lstrip('0')}" if len(tunes) > 1 else stem
+        yield song_id, f"X:{number}\n{fields if tunes else ''}{body}"
 
 
 def _read_abc(song_id: str, text: str, part: str | None) -> Melody:
     """Read one tune in ABC."""
-    from music21.abcFormat import ABCHandler  # noqa: PLC0415
-    from music21.abcFormat.translate import abcToStreamScore  # noqa: PLC0415
-
     if len(text) > MAX_TUNE:
         raise _RejectedError("too large", f"{len(text)} characters, more than {MAX_TUNE}")
-    handler = ABCHandler()
-    handler.process(text)
-    parts = list(abcToStreamScore(handler).parts)
-    names = [str(voice.id) for voice in parts]
+    handler = _library("music21.abcFormat").ABCHandler()
+    # music21 takes ":|:" for the end of a repeat but not the start of one, and sees no bars in a
+    # tune with fewer than two plain bar lines: two more after the end change nothing else.
+    handler.process(text.replace(":|:", "::") + "\n| |\n")
+    parts = list(_library("music21.abcFormat.translate").abcToStreamScore(handler).parts)
+    names = [str(voice.partName or "") for voice in parts]
     if part is None and len(parts) > 1:
         raise _RejectedError("several parts", _listed(names))
     chosen = parts[0 if part is None else _chosen(names, part)]
@@ -479,15 +462,19 @@ def _read_abc(song_id: str, text: str, part: str | None) -> Melody:
     return _from_part(song_id, title, chosen, float(tempo or 120))
 
 
-def _from_part(song_id: str, title: str, part: "Part", tempo: float) -> Melody:
-    """The melody of one music21 part, its repeats played out.
+_MAX_EXPANSION = 50_000
+"""Most repeat signs times measures for which repeats are played out; a long score has 10,000."""
+
+
+def _from_part(song_id: str, title: str, part: Any, tempo: float) -> Melody:
+    """Return the melody of one music21 part, its repeats played out.
 
     Grace notes, cue notes and chord symbols are dropped. Two neighbouring short bars that make up
     one full bar (a bar split at a repeat sign or a double bar) are that one bar.
     """
     measures = list(part.getElementsByClass("Measure"))
     _check_size(len(part.recurse().notes), len(measures))
-    meters = []
+    meters: list[str] = []
     for measure in measures:
         signature = measure.timeSignature
         meters.append(signature.ratioString if signature else meters[-1] if meters else "4/4")
@@ -508,7 +495,7 @@ def _from_part(song_id: str, title: str, part: "Part", tempo: float) -> Melody:
     )
 
 
-def _sounding(measure: "Measure") -> Iterator[tuple[Fraction, Any]]:
+def _sounding(measure: Any) -> Iterator[tuple[Fraction, Any]]:
     """Offsets in the measure and music21 notes, those of chords one by one."""
     for element in measure.flatten().notes:
         cue = element.hasStyleInformation and element.style.noteSize == "cue"
@@ -547,36 +534,38 @@ def _add_bar(bars: list[Bar], bar: Bar) -> None:
         bars.append(bar)
 
 
-def _played(part: "Part", measures: list["Measure"]) -> list[int]:
-    """Indices of the measures in the order in which they are played.
+def _played(part: Any, measures: list[Any]) -> list[int]:
+    """Return indices of the measures in the order in which they are played.
 
-    As written where the repeat signs don't make sense. music21 expands a copy without notes: it
-    copies every measure again and again.
+    As written where the repeat signs make no sense, nest, or are more than any tune has. music21
+    expands a copy without notes, since it copies every measure again and again.
     """
-    from music21 import bar, note, repeat, spanner, stream  # noqa: PLC0415
-
-    brackets = list(part.recurse().getElementsByClass(spanner.RepeatBracket))
+    bar, repeat, spanner = (_library(f"music21.{name}") for name in ("bar", "repeat", "spanner"))
+    stream, note = _library("music21.stream"), _library("music21.note")
+    as_written = list(range(len(measures)))
     skeleton = stream.Part()
-    copies: dict[int, stream.Measure] = {}
-    signs = len(brackets)
+    copies: dict[int, Any] = {}
+    signs: list[str] = []
     for index, measure in enumerate(measures):
-        bare = copies[id(measure)] = stream.Measure([note.Rest(quarterLength=1)], number=index)
+        bare = copies[id(measure)] = stream.Measure([note.Rest(id=index, quarterLength=1)])
         for side in ("leftBarline", "rightBarline"):
             line = getattr(measure, side)
             if isinstance(line, bar.Repeat):
-                setattr(bare, side, bar.Repeat(direction=line.direction, times=line.times))
-                signs += 1
+                times = min(line.times, 4) if line.times else None
+                setattr(bare, side, bar.Repeat(line.direction, times=times))
+                signs.append(line.direction)
         for expression in measure.getElementsByClass(repeat.RepeatExpression):
             bare.append(type(expression)())
-            signs += 1
+            signs.append("jump")
         skeleton.append(bare)
-    if not signs:
-        return list(range(len(measures)))
-    for bracket in brackets:
+    nested = ("start", "start") in pairwise(sign for sign in signs if sign != "jump")
+    if not signs or nested or len(signs) * len(measures) > _MAX_EXPANSION:
+        return as_written
+    for bracket in part.recurse().getElementsByClass(spanner.RepeatBracket):
         spanned = [copies[id(measure)] for measure in bracket.getSpannedElements()]
         skeleton.insert(0, spanner.RepeatBracket(spanned, number=bracket.number))
     try:
         expanded = repeat.Expander(skeleton).process(deepcopy=False)
-    except repeat.ExpanderException:
-        return list(range(len(measures)))
-    return [measure.number for measure in expanded.getElementsByClass(stream.Measure)]
+    except Exception:  # noqa: BLE001  (music21 raises IndexError too on odd signs)
+        return as_written
+    return [rest.id for rest in expanded.recurse().getElementsByClass(note.Rest)]

@@ -5,8 +5,7 @@ reports and checkpoints. Every random draw of a step comes from a generator made
 weights, optimiser moments and the step number are the whole state.
 """
 
-import os
-import time
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from cf_core.files import replacing
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,8 @@ def train(trainer: Trainer, every: int, checkpoint: Path | None = None) -> Itera
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write named tensors as one safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
+    with replacing(path) as temporary:
         save_file(dict(tensors), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor] | None:
@@ -132,7 +128,7 @@ def weights(network: nn.Module) -> dict[str, Tensor]:
 def warmup_cosine(step: int, steps: int, warmup: int = 50) -> float:
     """Learning-rate factor: a linear rise over `warmup` steps, then half a cosine down to 2 %."""
     rise = min(1.0, (step + 1) / warmup)
-    return rise * (0.02 + 0.98 * 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * step / steps)))))
+    return rise * (0.02 + 0.49 * (1.0 + math.cos(math.pi * step / steps)))
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

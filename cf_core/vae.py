@@ -25,17 +25,19 @@ class VAESettings:
 
     latent_dim: int = 64
     """`Z`, dimensions of a segment's latent."""
-    hidden: int = 768
+    hidden: int = 512
     """Width of the encoder and the decoder."""
-    depth: int = 2
+    embedding: int = 64
+    """Dimensions of one step's token on the way in and out."""
+    depth: int = 1
     """Residual blocks in each of the two."""
     beta: float = 0.2
     """Weight of the KL divergence against the reconstruction, both in nats per segment."""
-    steps: int = 500
+    steps: int = 1000
     """Training steps."""
     batch: int = 256
     """Segments per step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Peak learning rate of AdamW."""
     transpose_down: int = 5
     """Largest transposition downwards in augmentation, in semitones."""
@@ -45,6 +47,9 @@ class VAESettings:
 
 class MelodyVAE(nn.Module):
     """A VAE with a residual-MLP encoder and a decoder that emits all steps at once.
+
+    Tokens are embedded, and read off again, alike at every step: what is learned of a pitch at one
+    step holds at all others.
 
     `sigma_bar` is the posterior standard deviation of each latent dimension averaged over the
     training segments (as in Latent Constraints, Engel et al. 2018); equation 7 weighs by its
@@ -56,33 +61,32 @@ class MelodyVAE(nn.Module):
     def __init__(self, form: MelodyFormat, settings: VAESettings) -> None:
         super().__init__()
         self.form, self.settings = form, settings
-        width, outputs = settings.hidden, form.steps * form.vocabulary
-        self.embedding = nn.Embedding(outputs, width)
+        width, steps = settings.hidden, form.steps * settings.embedding
+        self.tokens = nn.Embedding(form.vocabulary, settings.embedding)
+        self.read = nn.Linear(steps, width)
         self.encoder = nn.Sequential(*(ResidualBlock(width) for _ in range(settings.depth)))
         self.posterior = nn.Linear(width, 2 * settings.latent_dim)
         self.expand = nn.Linear(settings.latent_dim, width)
         self.decoder = nn.Sequential(
             *(ResidualBlock(width) for _ in range(settings.depth)), nn.LayerNorm(width), nn.GELU()
         )
-        self.output = nn.Linear(width, outputs)
+        self.write = nn.Linear(width, steps)
+        self.output = nn.Linear(settings.embedding, form.vocabulary)
         self.register_buffer("sigma_bar", torch.ones(settings.latent_dim))
-        offsets = torch.arange(form.steps) * form.vocabulary
-        self.register_buffer("offsets", offsets, persistent=False)
 
     def encode(
         self, tokens: Integer[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Mean and standard deviation of the posterior of each segment."""
-        bags = functional.embedding_bag(
-            tokens.long() + self.get_buffer("offsets"), self.embedding.weight, mode="sum"
-        )
-        mean, log_std = self.posterior(self.encoder(bags)).chunk(2, dim=-1)
+        embedded = self.tokens(tokens.long()).flatten(1)
+        mean, log_std = self.posterior(self.encoder(self.read(embedded))).chunk(2, dim=-1)
         return mean, log_std.clamp(-8.0, 3.0).exp()
 
     def decode(self, z: Float[Tensor, "*B Z"]) -> Float[Tensor, "*B T V"]:
         """Token logits of each step."""
-        logits: Tensor = self.output(self.decoder(self.expand(z)))
-        return logits.unflatten(-1, (self.form.steps, self.form.vocabulary))
+        written: Tensor = self.write(self.decoder(self.expand(z)))
+        logits: Tensor = self.output(written.unflatten(-1, (self.form.steps, -1)))
+        return logits
 
     @torch.no_grad()
     def encode_mean(self, tokens: Integer[np.ndarray, "B T"]) -> Float[Tensor, "B Z"]:
@@ -114,7 +118,11 @@ class VAETrainer(Trainer):
     """Maximises the evidence lower bound, with the KL divergence weighted by β."""
 
     def __init__(
-        self, tokens: Integer[np.ndarray, "B T"], form: MelodyFormat, settings: VAESettings, seed: int
+        self,
+        tokens: Integer[np.ndarray, "B T"],
+        form: MelodyFormat,
+        settings: VAESettings,
+        seed: int,
     ) -> None:
         super().__init__(settings.steps)
         self.settings, self.seed, self.form = settings, seed, form
@@ -167,9 +175,7 @@ def transpose(
     return torch.where(pitched, tokens + shift[:, None], tokens)
 
 
-def reconstruction_report(
-    vae: MelodyVAE, tokens: Integer[np.ndarray, "B T"]
-) -> dict[str, float]:
+def reconstruction_report(vae: MelodyVAE, tokens: Integer[np.ndarray, "B T"]) -> dict[str, float]:
     """How well the posterior mean decodes to the segment it came from.
 
     Returns `token_accuracy` (share of steps), `onset_pitch_recall` (share of the true onsets that

@@ -3,7 +3,6 @@
 Names that come from users' files are drawn as they are: never read as markup or mathematics.
 """
 
-import os
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -20,8 +19,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.typing import ColorType, LineStyleType
 
 from cf_core.errors import UserError
+from cf_core.files import replacing
 from cf_core.melody import MelodyFormat, to_notes
-from evaluation.frontier import COHERENCY, PANELS, VALIDATION, panel_points
+from evaluation.frontier import COHERENCY, LEVELS, PANELS, VALIDATION, panel_points
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -65,11 +65,11 @@ class _Scales:
         iterations = _levels(fusion, "iteration")
         sizes = np.linspace(1.8, 4, len(iterations)).tolist()
         return cls(
-            lambda_colour=_colours(_levels(fusion, "lambda"), "viridis", 0, 0.85),
+            lambda_colour=_colours(_levels(fusion, "lambda"), "viridis", 0.0, 0.85),
             style_marker=dict(zip(_levels(fusion, "style_dim"), cycle("os^Dvph"), strict=False)),
             iteration_size=dict(zip(iterations, sizes, strict=True)),
             step_marker=dict(zip(_levels(lp, "step_size"), cycle("x+1234"), strict=False)),
-            lp_colour=_colours(_levels(lp, "iteration"), "YlOrBr", 0.4, 1),
+            lp_colour=_colours(_levels(lp, "iteration"), "YlOrBr", 0.4, 1.0),
         )
 
     def trial(self, rows: pl.DataFrame) -> tuple[list[ColorType], list[float], str]:
@@ -159,28 +159,18 @@ def piano_roll_figure(
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write `stem` with .svg and with .png added to its name; equal figures give equal bytes.
 
-    Each file appears whole or not at all. UserError if it can't be written.
+    Each appears whole or not at all. UserError if it can't be written.
     """
     paths = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png")]
     for path, metadata in zip(paths, ({"Date": None}, {"Software": None}), strict=True):
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with mpl.rc_context(_STYLE):
-                figure.savefig(partial, format=path.suffix[1:], dpi=200, metadata=metadata)
-            partial.replace(path)
-        except OSError as error:
-            raise UserError(
-                f"{path}: can't be written ({error.strerror}); choose another place"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as temporary, mpl.rc_context(_STYLE):
+            figure.savefig(temporary, format=path.suffix[1:], dpi=200, metadata=metadata)
     return paths
 
 
 def _draw_panel(panel: Axes, points: pl.DataFrame, scales: _Scales) -> None:
     finite = points.filter(pl.col("value").is_finite())
-    is_level = pl.col("method").is_in(["floor", "ceiling"])
+    is_level = pl.col("method").is_in(LEVELS)
     levels = finite.filter(is_level)
     for row in levels.iter_rows(named=True):
         _draw_level(panel, row)
@@ -239,7 +229,10 @@ def _draw_legend(figure: Figure, scales: _Scales) -> None:
             (f"{x:.3g}", _key(_GREY, "--", m)) for x, m in scales.step_marker.items()
         ],
         "LP: iterations": [(f"{x}", _key(c, "", "s")) for x, c in scales.lp_colour.items()],
-        "neither": [("identity", _key("black", "", "*", 7)), ("floor, ceiling", _key(_GREY, ":"))],
+        "neither": [
+            ("identity", _key("black", "", "*", 7.0)),
+            ("floor, ceiling", _key(_GREY, ":")),
+        ],
     }
     columns = {heading: _thinned(entries) for heading, entries in columns.items() if entries}
     height = max(len(entries) for entries in columns.values())
@@ -255,7 +248,7 @@ def _draw_legend(figure: Figure, scales: _Scales) -> None:
     )  # fmt: skip
 
 
-def _key(colour: ColorType, dashes: LineStyleType, marker: str = "", size: float = 4) -> Line2D:
+def _key(colour: ColorType, dashes: LineStyleType, marker: str = "", size: float = 4.0) -> Line2D:
     return Line2D([], [], color=colour, linestyle=dashes, marker=marker, markersize=size, lw=1.2)
 
 

@@ -22,6 +22,8 @@ VALIDATION: dict[str, str] = {"test": "validation", "prior": "validation_prior"}
 """The sources that are scored, each with the source on which choices for it are made."""
 PANELS: tuple[tuple[str, str], ...] = tuple(product(VALIDATION, COHERENCY))
 """The 12 panels, as (source, metric)."""
+LEVELS: tuple[str, ...] = ("floor", "ceiling")
+"""Methods that are no points: a value to hold the others against, at no distance."""
 
 _POINT = ["method", "trial", "iteration"]
 
@@ -54,7 +56,7 @@ def hypervolume(
 def panel_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> pl.DataFrame:
     """Take the rows of one panel, with each point's value of metric `axis` as column `distance`.
 
-    `distance` is null where none was taken, as for a floor or a ceiling.
+    `distance` is null where none was taken, as for the `LEVELS`.
     """
     panel = metrics.filter(pl.col("source") == source)
     distances = panel.filter(pl.col("metric") == axis)
@@ -64,11 +66,13 @@ def panel_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> 
 
 
 def matched_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> pl.DataFrame:
-    """Take the points of one scored panel, in the form of `matched_similarity`.
+    """Take the points of one scored panel, without `LEVELS`, in the form of `matched_similarity`.
 
     `validation_distance` and `validation_value` are those of the source's twin in `VALIDATION`.
     """
-    chosen = panel_points(metrics, VALIDATION[source], metric, axis)
+    chosen = panel_points(metrics, VALIDATION[source], metric, axis).filter(
+        ~pl.col("method").is_in(LEVELS)
+    )
     scored = panel_points(metrics, source, metric, axis)
     return chosen.select(*_POINT, validation_distance="distance", validation_value="value").join(
         scored.select(*_POINT, "value"), on=_POINT, how="left", maintain_order="left"
@@ -116,7 +120,7 @@ def matched_similarity(points: pl.DataFrame, distances: Sequence[float]) -> pl.D
 
 
 def mean_difference(matched: pl.DataFrame, method: str, baseline: str) -> float:
-    """How far `method` is above `baseline` in `matched_similarity`'s rows, mean over distances.
+    """Mean over distances of `method`'s value less `baseline`'s, in rows of `matched_similarity`.
 
     NaN if a value is. KeyError for a method that has no rows.
     """

@@ -65,13 +65,10 @@ class Judge(nn.Module):
         offsets = torch.arange(form.steps) * form.vocabulary
         self.register_buffer("offsets", offsets, persistent=False)
 
-    def forward(
-        self, pair: TokenPair, random: torch.Generator | None = None
-    ) -> Float[Tensor, "B"]:
+    def forward(self, pair: TokenPair, random: torch.Generator | None = None) -> Float[Tensor, "B"]:
         """Logits of the pairs; drops units only where a generator is given (in training)."""
         left, right = (
-            dropout(part, self.dropout, random)
-            for part in self._read(torch.cat(pair)).chunk(2)
+            dropout(part, self.dropout, random) for part in self._read(torch.cat(pair)).chunk(2)
         )
         features = functional.gelu(self.both(torch.cat((left, right, left * right), -1)))
         logits: Tensor = self.output(dropout(features, self.dropout, random))

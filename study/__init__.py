@@ -1,1 +1,75 @@
-"""Running a study: its configuration, its trials, and everything that it writes down."""
+"""Running a study: its configuration, its trials, and everything that it writes down.
+
+Each command of `cf-study` is one call here:
+
+| Command | Call |
+|---|---|
+| `ingest` | `ingest(source, output)` |
+| `run` | `run_study(load_config("quickstart"), Reporter())`, and `plan_study(config)` |
+| `status` | `study_status(open_study("results/quickstart"))` |
+| `query` | `open_study("results/quickstart").sql("SELECT * FROM metrics")` |
+| `frontier` | `draw_frontier(open_study("results/quickstart"))` |
+| `select` | `select_bundle(store, "judge", ["z_distance <= 3.0"], output)` |
+| `fuse` | `fuse_files(left, right, load_bundle(path))`, `write_midi(...)`, `write_wav(...)` |
+
+Each raises `UserError` for bad input. They are imported when first used: `import study` is cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cf_core.bundle import load_bundle
+    from cf_core.corpus import ingest
+    from cf_core.errors import UserError
+    from cf_core.fuse import fuse_files
+    from cf_core.render import write_midi, write_wav
+    from study.config import load as load_config
+    from study.progress import Reporter
+    from study.run import draw as draw_frontier
+    from study.run import plan as plan_study
+    from study.run import run as run_study
+    from study.select import select as select_bundle
+    from study.select import status as study_status
+    from study.store import open as open_study
+
+__all__ = [
+    "Reporter",
+    "UserError",
+    "draw_frontier",
+    "fuse_files",
+    "ingest",
+    "load_bundle",
+    "load_config",
+    "open_study",
+    "plan_study",
+    "run_study",
+    "select_bundle",
+    "study_status",
+    "write_midi",
+    "write_wav",
+]
+
+_HOMES = {
+    "Reporter": "study.progress:Reporter",
+    "UserError": "cf_core.errors:UserError",
+    "draw_frontier": "study.run:draw",
+    "fuse_files": "cf_core.fuse:fuse_files",
+    "ingest": "cf_core.corpus:ingest",
+    "load_bundle": "cf_core.bundle:load_bundle",
+    "load_config": "study.config:load",
+    "open_study": "study.store:open",
+    "plan_study": "study.run:plan",
+    "run_study": "study.run:run",
+    "select_bundle": "study.select:select",
+    "study_status": "study.select:status",
+    "write_midi": "cf_core.render:write_midi",
+    "write_wav": "cf_core.render:write_wav",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -83,9 +83,7 @@ def run_job(spec: Spec, bench: Workbench, store: Store, attempt: int) -> Iterato
     _record(spec, bench, store, attempt, time.monotonic() - started, outcome)
 
 
-def record_failure(
-    spec: Spec, bench: Workbench, store: Store, attempt: int, reason: str
-) -> None:
+def record_failure(spec: Spec, bench: Workbench, store: Store, attempt: int, reason: str) -> None:
     """Record a job that ended without a result; the next run of the study tries it again."""
     _record(spec, bench, store, attempt, 0.0, {"status": "failed", "reason": reason})
 
@@ -110,7 +108,9 @@ def generator_path(store: Store, trial: str) -> Path:
     return store.root / "generators" / f"{trial}.safetensors"
 
 
-def _trial(spec: TrialSpec, bench: Workbench, store: Store) -> Steps[Progress, None, dict[str, Any]]:
+def _trial(
+    spec: TrialSpec, bench: Workbench, store: Store
+) -> Steps[Progress, None, dict[str, Any]]:
     trainer = FusionTrainer(bench.latents, bench.fusion, spec.lambda_, spec.style_dim, spec.seed)
     checkpoint = store.root / "checkpoints" / f"{spec.id}.safetensors"
     for progress in train(trainer, REPORT_EVERY, checkpoint):
@@ -124,9 +124,7 @@ def _trial(spec: TrialSpec, bench: Workbench, store: Store) -> Steps[Progress, N
     styles = {source.name: _styles(source, spec.style_dim, bench) for source in bench.sources}
     label = _label(spec)
     diversity = {
-        source.name: bench.evaluator.style_diversity(
-            trainer.averaged, source, bench.plan.styles
-        )
+        source.name: bench.evaluator.style_diversity(trainer.averaged, source, bench.plan.styles)
         for source in bench.sources
     }
     extra = [

@@ -303,9 +303,17 @@ class Store:
             message = " ".join(str(error).split("\n\n")[0].split())
             raise UserError(f"SQL: {message} (tables: {', '.join(TABLES)})") from None
 
+    def has(self, table: str, part: str) -> bool:
+        """Whether a part was written."""
+        return (self.root / table / f"{part}.parquet").exists()
+
     def done_trials(self) -> dict[str, str]:
         """Status of each trial that is over, by its identifier."""
         return dict(self.scan("trials").select("trial", "status").collect().iter_rows())
+
+    def attempts(self) -> dict[str, int]:
+        """How often each job that is over was tried, by its name."""
+        return dict(self.scan("trials").select("trial", "attempt").collect().iter_rows())
 
     def _schema(self, table: str) -> pa.Schema:
         return TABLES[table].schema(self.record["identity"]["core"]["latent_dim"])

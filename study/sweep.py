@@ -13,6 +13,7 @@ import torch
 from ray import tune
 
 from cf_core.errors import UserError
+from study.config import Execution
 from study.jobs import Spec, Workbench, record_failure, run_job
 from study.progress import Job, Reporter
 from study.store import Store
@@ -22,11 +23,9 @@ FINAL = ("done", "diverged")
 
 
 @contextmanager
-def cluster(workers: int, address: str | None) -> Iterator[None]:
-    """A Ray cluster for the length of the context: that at `address`, or one on this machine.
-
-    Raises `UserError` if none answers at `address`.
-    """
+def _cluster(execution: Execution) -> Iterator[None]:
+    """The Ray cluster at the address, or one on this machine for the length of the context."""
+    address = execution.address
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # Ctrl-C is ours: Tune's own handler would wait for the running steps.
@@ -36,7 +35,7 @@ def cluster(workers: int, address: str | None) -> Iterator[None]:
         if address is None:
             ray.init(
                 address="local",
-                num_cpus=workers,
+                num_cpus=execution.workers,
                 include_dashboard=False,
                 object_store_memory=512 * 1024**2,
                 **options,
@@ -54,9 +53,9 @@ def cluster(workers: int, address: str | None) -> Iterator[None]:
 
 
 def run_jobs(
-    specs: Sequence[Spec], bench: Workbench, store: Store, workers: int, reporter: Reporter
+    specs: Sequence[Spec], bench: Workbench, store: Store, execution: Execution, reporter: Reporter
 ) -> None:
-    """Do those jobs that the study's records do not hold yet, on the current Ray cluster.
+    """Do those jobs that the study's records do not hold yet, on Ray Tune.
 
     The records are the only truth about what is done. Tune schedules; nothing is ever restored
     from its own state.
@@ -68,8 +67,11 @@ def run_jobs(
     if not todo:
         return
     attempts = store.attempts()
-    jobs = [{"spec": spec, "attempt": attempts.get(spec.id, 0) + 1} for spec in todo]
-    with tempfile.TemporaryDirectory(prefix="cf-study-tune-") as scratch, ExitStack() as stack:
+    tries = [attempts.get(spec.id, 0) + 1 for spec in todo]
+    jobs = [{"spec": spec, "attempt": attempt} for spec, attempt in zip(todo, tries, strict=True)]
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="cf-study-tune-"))
+        stack.enter_context(_cluster(execution))
         overall = stack.enter_context(reporter.job("jobs", len(specs)))
         watch = _Watch(reporter, overall, len(specs) - len(todo), stack)
         tuner = tune.Tuner(
@@ -77,22 +79,23 @@ def run_jobs(
                 tune.with_parameters(_Task, bench=bench, root=store.root), {"cpu": 1}
             ),
             param_space={"job": tune.grid_search(jobs)},
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=workers),
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=execution.workers),
             run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[watch]),
         )
         results = tuner.fit()
-    recorded = store.done_trials()
-    for index, job in enumerate(jobs):
-        if job["spec"].id not in recorded:
+    recorded = store.attempts()
+    for index, (spec, attempt) in enumerate(zip(todo, tries, strict=True)):
+        if recorded.get(spec.id, 0) < attempt:
             error = results[index].error if index < len(results) else None
-            reason = f"the worker died: {_first_line(error)}"
-            record_failure(job["spec"], bench, store, job["attempt"], reason)
+            record_failure(spec, bench, store, attempt, f"the worker died: {_last_line(error)}")
 
 
 class _Task(tune.Trainable):
     """One job after another in one process."""
 
-    def setup(self, config: dict[str, Any], bench: Workbench, root: Path) -> None:
+    def setup(  # type: ignore[override]  # how Tune hands over what with_parameters holds
+        self, config: dict[str, Any], bench: Workbench, root: Path
+    ) -> None:
         torch.set_num_threads(1)
         self._bench, self._store = bench, Store(root)
         self.reset_config(config)
@@ -115,27 +118,40 @@ class _Task(tune.Trainable):
 class _Watch(tune.Callback):
     """Shows each job's progress to the person at the keyboard."""
 
-    def __init__(
-        self, reporter: Reporter, overall: Job, finished: int, stack: ExitStack
-    ) -> None:
+    def __init__(self, reporter: Reporter, overall: Job, finished: int, stack: ExitStack) -> None:
         self._reporter, self._overall, self._stack = reporter, overall, stack
         self._finished = finished
         self._jobs: dict[str, Job] = {}
 
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        # Tune writes its arguments to disk, to restore from. Nothing is restored from there.
+        return tune.Callback, ()
+
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Any],  # noqa: ARG002
+        trial: Any,
+        result: dict[str, Any],
+        **_info: Any,
     ) -> None:
         name = trial.config["job"]["spec"].id
         if name not in self._jobs:
             self._jobs[name] = self._stack.enter_context(self._reporter.job(name, None))
-        if "at" in result and not result["done"]:
-            self._jobs[name].update(result["at"], result["total"])
         if "failure" in result:
             self._reporter.say(f"{name} failed: {result['failure']}")
         if result["done"]:
             self._end(name)
+        elif "at" in result:
+            self._jobs[name].update(result["at"], result["total"])
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Any],  # noqa: ARG002
+        trial: Any,
+        **_info: Any,
+    ) -> None:
         self._end(trial.config["job"]["spec"].id)
 
     def _end(self, name: str) -> None:
@@ -146,6 +162,6 @@ class _Watch(tune.Callback):
         self._reporter.say(f"{name}: over ({self._finished} of {self._overall.total})")
 
 
-def _first_line(error: BaseException | None) -> str:
+def _last_line(error: BaseException | None) -> str:
     lines = str(error or "no reason given").strip().splitlines()
     return lines[-1] if lines else "no reason given"

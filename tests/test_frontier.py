@@ -38,14 +38,14 @@ def test_hypervolume_counts_dominated_unit_squares(
 ) -> None:
     d_limit, c_limit = reference
     squares = {(x, y) for d, c in points for x in range(d, d_limit) for y in range(c_limit, c)}
-    assert hypervolume(*columns(points), reference) == len(squares)
+    assert hypervolume(*columns(points), (float(d_limit), float(c_limit))) == len(squares)
 
 
 def test_frontier_worked_by_hand() -> None:
     distance, coherency = np.array([1.0, 2.0, 2.0, 3.0, 1.0]), np.array([0.5, 0.8, 0.6, 0.7, 0.5])
     assert non_dominated(distance, coherency).tolist() == [True, True, False, False, True]
     # 0.1 high from 1 to 4, and 0.3 more from 2 to 4; the inputs stay as they are.
-    assert hypervolume(distance, coherency, (4, 0.4)) == pytest.approx(3 * 0.1 + 2 * 0.3)
+    assert hypervolume(distance, coherency, (4.0, 0.4)) == pytest.approx(3 * 0.1 + 2 * 0.3)
     assert distance.tolist() == [1, 2, 2, 3, 1]
 
 
@@ -116,9 +116,11 @@ POINT = st.tuples(
 )
 
 
-@given(st.lists(POINT, max_size=12), st.lists(st.integers(0, 6), min_size=1, unique=True))
+@given(
+    st.lists(POINT, max_size=12), st.lists(st.integers(0, 6).map(float), min_size=1, unique=True)
+)
 def test_matched_similarity_by_definition(
-    points: list[tuple[str, float, float]], distances: list[int]
+    points: list[tuple[str, float, float]], distances: list[float]
 ) -> None:
     rows = [("identity", "identity", 0, 0.0, 2.0, -1.0)]
     rows += [(m, f"t{i:02}", 1, d, v, float(i)) for i, (m, d, v) in enumerate(points)]
@@ -151,6 +153,7 @@ METRICS = pl.DataFrame(
         ("fusion", "a", "prior", 1, "judge", 0.8),
         ("fusion", "a", "test", 2, "z_distance", 4.0),
         ("ceiling", "ceiling", "test", 0, "judge", 0.9),
+        ("ceiling", "ceiling", "validation", 0, "judge", 0.9),
     ],
     schema=["method", "trial", "source", "iteration", "metric", "value"],
     orient="row",
@@ -172,6 +175,6 @@ def test_matched_points_join_validation_and_test() -> None:
 
 
 def test_log_spaced_distances() -> None:
-    assert log_spaced(0.1, 10, 3) == pytest.approx([0.1, 1, 10])
+    assert log_spaced(0.1, 10.0, 3) == pytest.approx([0.1, 1, 10])
     with pytest.raises(ValueError, match="smallest"):
-        log_spaced(0, 10, 3)
+        log_spaced(0.0, 10.0, 3)

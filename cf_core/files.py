@@ -1,0 +1,30 @@
+"""Files that appear whole or not at all."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cf_core.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to, which becomes `path` if nothing is raised.
+
+    Missing folders above it are made. Raises `UserError` where `path` can't be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: can't be written ({reason}); choose another place") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,194 @@
+"""Two melody files fused into one melody.
+
+Bars count as in the piece: the first whole bar is bar 1, a pickup before it is bar 0, and repeats
+are played out.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer
+
+from cf_core.bundle import Bundle
+from cf_core.errors import UserError
+from cf_core.melody import (
+    FIRST_PITCH,
+    GridBar,
+    MelodyFormat,
+    Note,
+    bar_length,
+    grid,
+    segment,
+    to_notes,
+)
+from cf_core.readers import read_file
+
+BarRange = tuple[int, int]
+"""Number of the first and of the last bar, both included."""
+
+SLOWEST, FASTEST = 10.0, 500.0
+"""Quarter notes per minute that can be written."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """Two segments, what they became, and how. `T` is the grid steps of one segment."""
+
+    form: MelodyFormat
+    inputs: Integer[np.ndarray, "2 T"]
+    outputs: Integer[np.ndarray, "2 T"]
+    bars: tuple[BarRange, BarRange]
+    """Bars that were taken of the left and of the right piece."""
+    meter: str
+    """As the left piece writes it, such as "4/4"."""
+    tempo: float
+    """Quarter notes per minute."""
+    style: tuple[float, ...]
+    iterations: int
+
+    @property
+    def input_notes(self) -> list[Note]:
+        """The two segments as they were, one after the other."""
+        return self._joined(self.inputs)
+
+    @property
+    def output_notes(self) -> list[Note]:
+        """The fused melody."""
+        return self._joined(self.outputs)
+
+    def _joined(self, halves: Integer[np.ndarray, "2 T"]) -> list[Note]:
+        length = bar_length(self.meter) * self.form.bars_per_segment
+        left, right = (to_notes(half, self.form) for half in halves)
+        return left + [Note(note.onset + length, note.duration, note.pitch) for note in right]
+
+
+def fuse_files(
+    left: Path,
+    right: Path,
+    bundle: Bundle,
+    *,
+    left_bars: BarRange | None = None,
+    right_bars: BarRange | None = None,
+    left_part: str | None = None,
+    right_part: str | None = None,
+    style: Sequence[float] | None = None,
+    iterations: int | None = None,
+    seed: int = 0,
+    tempo: float | None = None,
+) -> Fused:
+    """Fuse the last whole segment of one melody file with the first of another.
+
+    Files are MIDI, MusicXML or ABC. `left_bars` and `right_bars` choose other segments;
+    `left_part` and `right_part` the part, by name or counted from 1, of files that have several.
+    `style` holds one number in 0…1 per style dimension; without it, one is drawn from `seed`.
+    `iterations` is the bundle's unless given. `tempo` (quarter notes per minute, 10…500) is that
+    of the left file unless given.
+
+    Raises `UserError` where a file can't be read, has no segment that the bundle can take, or the
+    bars chosen are none, and for a style, an iteration count or a tempo out of range.
+    """
+    last = _take(left, left_part, left_bars, bundle.form, from_end=True)
+    first = _take(right, right_part, right_bars, bundle.form, from_end=False)
+    speed = last.tempo if tempo is None else tempo
+    if not SLOWEST <= speed <= FASTEST:
+        raise UserError(
+            f"{left if tempo is None else 'tempo'}: {speed:g} quarter notes per minute can't be"
+            f" written; give a tempo of {SLOWEST:g} to {FASTEST:g}"
+        )
+    chosen = bundle.draw_style(seed) if style is None else tuple(style)
+    count = bundle.iterations if iterations is None else iterations
+    outputs = bundle.fuse(last.tokens, first.tokens, chosen, count)
+    return Fused(
+        form=bundle.form,
+        inputs=np.stack((last.tokens, first.tokens)),
+        outputs=np.stack(outputs),
+        bars=(last.bars, first.bars),
+        meter=last.meter,
+        tempo=speed,
+        style=chosen,
+        iterations=count,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    tokens: Integer[np.ndarray, "T"]
+    bars: BarRange
+    meter: str
+    tempo: float
+
+
+def _take(
+    path: Path, part: str | None, chosen: BarRange | None, form: MelodyFormat, *, from_end: bool
+) -> _Taken:
+    """Take the chosen segment of a file, else its last or first one that `form` can hold."""
+    melody = read_file(path, part)
+    bars = grid(melody, form.steps_per_beat)
+    pickup = int(bars[0].reason == "short bar")
+    if chosen is not None:
+        start = _start(path, chosen, form, len(bars), pickup)
+        try:
+            tokens = _sounding_segment(bars, start, form)
+        except UserError as error:
+            raise UserError(
+                f"{path}: bars {chosen[0]}-{chosen[1]}: {error}; choose other bars"
+                f" ({_described(bars)})"
+            ) from None
+    else:
+        start, tokens = _nearest_segment(path, bars, form, from_end=from_end)
+    number = start + 1 - pickup
+    taken = (number, number + form.bars_per_segment - 1)
+    return _Taken(tokens, taken, bars[start].meter, melody.tempo)
+
+
+def _start(path: Path, chosen: BarRange, form: MelodyFormat, count: int, pickup: int) -> int:
+    """Index of the first bar chosen."""
+    first, last = chosen
+    if last - first + 1 != form.bars_per_segment:
+        example = f"{max(first, 1)}-{max(first, 1) + form.bars_per_segment - 1}"
+        raise UserError(
+            f"{path}: bars {first}-{last}: a segment of this bundle has {form.bars_per_segment}"
+            f" bars; give as many, such as {example}"
+        )
+    start = first - 1 + pickup
+    if start < 0 or start + form.bars_per_segment > count:
+        raise UserError(
+            f"{path}: bars {first}-{last}: the piece has bars {1 - pickup} to {count - pickup};"
+            " choose among them"
+        )
+    return start
+
+
+def _nearest_segment(
+    path: Path, bars: Sequence[GridBar], form: MelodyFormat, *, from_end: bool
+) -> tuple[int, Integer[np.ndarray, "T"]]:
+    starts = range(len(bars) - form.bars_per_segment + 1)
+    for start in reversed(starts) if from_end else starts:
+        try:
+            return start, _sounding_segment(bars, start, form)
+        except UserError:
+            continue
+    raise UserError(
+        f"{path}: no {form.bars_per_segment} neighbouring bars with notes that the bundle can take:"
+        f" it knows {' and '.join(form.meters)} on a grid of {form.steps_per_beat} steps per"
+        f" quarter note and MIDI pitches {form.lowest} to {form.highest}"
+        f" ({_described(bars)}); choose another file, or a bundle for this one"
+    )
+
+
+def _sounding_segment(
+    bars: Sequence[GridBar], start: int, form: MelodyFormat
+) -> Integer[np.ndarray, "T"]:
+    tokens = segment(bars[start : start + form.bars_per_segment], form)
+    if not (tokens >= FIRST_PITCH).any():
+        raise UserError("there are no notes")
+    return tokens
+
+
+def _described(bars: Sequence[GridBar]) -> str:
+    """Say what a piece has, such as "its bars: 30 of 4/4, 2 off grid"."""
+    kinds = Counter(bar.reason or f"of {bar.meter}" for bar in bars)
+    return "its bars: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())

@@ -1,0 +1,57 @@
+"""Notes as a MIDI file, and as sound. Equal notes give equal bytes."""
+
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cf_core.errors import UserError
+from cf_core.files import replacing
+from cf_core.melody import Note
+
+SAMPLE_RATE = 44_100
+_PEAK = 0.5
+"""Loudest sample of a WAV file, as a share of full scale."""
+_VELOCITY = 90
+
+
+def write_midi(notes: Sequence[Note], path: Path, tempo: float, meter: str = "4/4") -> None:
+    """Write a MIDI file of one track at `tempo` quarter notes per minute.
+
+    Raises `UserError` if `path` does not end in .mid or .midi or can't be written.
+    """
+    if path.suffix.lower() not in (".mid", ".midi"):
+        raise UserError(f"{path}: the name of a MIDI file must end in .mid")
+    midi = _midi(notes, tempo, meter)
+    with replacing(path) as temporary:
+        midi.write(str(temporary))
+
+
+def write_wav(notes: Sequence[Note], path: Path, tempo: float) -> None:
+    """Write notes as sine tones: 16 bits, mono, 44.1 kHz.
+
+    Raises `UserError` if `path` can't be written.
+    """
+    sound = _midi(notes, tempo, "4/4").synthesize(SAMPLE_RATE, normalize=False)
+    peak = np.abs(sound).max()
+    samples = np.round(sound * (_PEAK * 32767 / peak if peak else 0.0)).astype("<i2")
+    with replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, len(samples), "NONE", ""))
+        file.writeframes(samples.tobytes())
+
+
+def _midi(notes: Sequence[Note], tempo: float, meter: str) -> Any:
+    import pretty_midi  # noqa: PLC0415  (slow, and needed only where a file is written)
+
+    midi = pretty_midi.PrettyMIDI(initial_tempo=tempo)
+    beats, unit = meter.split("/")
+    midi.time_signature_changes.append(pretty_midi.TimeSignature(int(beats), int(unit), 0.0))
+    track = pretty_midi.Instrument(program=0, name="melody")
+    seconds = 60.0 / tempo
+    for note in notes:
+        onset, end = float(note.onset) * seconds, float(note.onset + note.duration) * seconds
+        track.notes.append(pretty_midi.Note(_VELOCITY, note.pitch, onset, end))
+    midi.instruments.append(track)
+    return midi

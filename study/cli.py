@@ -1,0 +1,306 @@
+"""The commands: each parses, calls and prints. Their examples assume a study named quickstart."""
+
+import json
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import study
+from cf_core.errors import UserError
+from cf_core.files import replacing
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from cf_core.fuse import BarRange, Fused
+    from study.store import Store
+
+app = typer.Typer(
+    name="cf-study",
+    help="Study Connective Fusion: two melodies transformed so that they join.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Folder = Annotated[
+    str, typer.Argument(metavar="STUDY", help="Its folder, or a bare name for results/NAME.")
+]
+
+
+def main() -> None:
+    """Run the command line: exit status 2 after one line for bad input, 130 if interrupted."""
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"error: {_printable(' '.join(str(error).split()))}\n")
+        sys.exit(2)
+    except SystemExit as end:
+        if end.code == 130:
+            sys.stderr.write("interrupted: to go on, give the same command again\n")
+        raise
+
+
+@app.command(epilog="Example: cf-study ingest tunes.zip --output tunes.parquet")
+def ingest(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder, zip archive or file of melodies.")
+    ],
+    output: Annotated[Path, typer.Option(help="Corpus file to write; must end in .parquet.")],
+    include: Annotated[
+        str | None, typer.Option(help="Glob that a file's path must match from its end.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Part of scores that have several: its name, or 1, 2, …")
+    ] = None,
+    steps_per_beat: Annotated[
+        int, typer.Option(help="Grid steps per quarter note; 12 also holds triplets.")
+    ] = 4,
+) -> None:
+    """Read MIDI, MusicXML or ABC files into a corpus.
+
+    What was left out, and why, is listed beside it in NAME.rejected.parquet.
+    """
+    if output.suffix != ".parquet":
+        raise UserError(f"--output {output}: must end in .parquet")
+    with study.Reporter() as reporter, reporter.job("songs", None) as job:
+        report = study.ingest(
+            source,
+            output,
+            include=include,
+            part=part,
+            steps_per_beat=steps_per_beat,
+            progress=job.update,
+        )
+    _say(str(report), f"wrote {output}", f"wrote {output.with_suffix('.rejected.parquet')}")
+
+
+@app.command(epilog="Example: cf-study run quickstart --set 'search.lambda=[0.1, 1]' --dry-run")
+def run(
+    source: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a built-in study.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Another value for a key; may be repeated."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Existing Ray cluster: auto, HOST:PORT, ray://HOST:PORT.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Run a study, or go on with it where it stopped."""
+    overrides = [] if address is None else [f"execution.address={json.dumps(address)}"]
+    config = study.load_config(source, [*(settings or []), *overrides])
+    if dry_run:
+        _say(study.plan_study(config))
+        return
+    with study.Reporter() as reporter:
+        study.run_study(config, reporter)
+
+
+@app.command(epilog="Example: cf-study status quickstart")
+def status(folder: Folder) -> None:
+    """Say which trials of a study are done, which failed, and why."""
+    jobs = study.study_status(_open(folder))
+    counts = Counter(jobs["status"].to_list())
+    _say(f"{jobs.height} jobs: " + ", ".join(f"{n} {state}" for state, n in counts.most_common()))
+    for trial, state, reason, attempt, seconds in jobs.iter_rows():
+        times = "" if seconds is None else f"  {seconds:.0f} s, attempt {attempt}"
+        _say(f"  {state:8}  {trial}{times}" + (f"  {reason}" if reason else ""))
+
+
+@app.command(epilog="Example: cf-study query quickstart 'SELECT trial, status FROM trials'")
+def query(
+    folder: Folder,
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="A query in the SQL of Polars.")],
+    output: Annotated[
+        Path | None, typer.Option(help="File to write instead; must end in .csv or .parquet.")
+    ] = None,
+) -> None:
+    """Query the tables trials, curves, latents, metrics, frontier and matched."""
+    if output is not None and output.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--output {output}: must end in .csv or .parquet")
+    frame = _open(folder).sql(sql)
+    if output is None:
+        _print_table(frame)
+    else:
+        _write_table(frame, output)
+        _say(f"wrote {output}: {frame.height} rows")
+
+
+@app.command(epilog="Example: cf-study frontier quickstart")
+def frontier(folder: Folder) -> None:
+    """Draw the frontiers of a study again, from its tables alone."""
+    for path in study.draw_frontier(_open(folder)):
+        _say(f"wrote {path}")
+
+
+@app.command(epilog="Example: cf-study select quickstart --where 'edit_distance <= 12'")
+def select(
+    folder: Folder,
+    maximise: Annotated[str, typer.Option(help="Metric whose highest value wins.")] = "judge",
+    where: Annotated[
+        list[str],
+        typer.Option(metavar="CONDITION", help="Condition to meet; may be repeated."),
+    ] = ["z_distance <= 3.0"],  # noqa: B006  (typer copies it)
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the bundle; STUDY/bundle unless given.")
+    ] = None,
+) -> None:
+    """Choose a trial on validation songs, and write it as a bundle for fuse."""
+    store = _open(folder)
+    choice = study.select_bundle(store, maximise, where, output or store.root / "bundle")
+    interval = "" if choice.low is None else f", 95 % interval {choice.low:.4g}…{choice.high:.4g}"
+    _say(
+        f"{choice.trial} after {choice.iterations} iterations:"
+        f" {maximise} {choice.value:.4g}{interval}",
+        f"the best of {choice.ranked.height} with {' and '.join(where)}, on validation songs",
+        f"wrote {choice.bundle}",
+    )
+
+
+@app.command(
+    epilog="Example: cf-study fuse a.mid b.abc --bundle results/quickstart/bundle --output ab.mid"
+)
+def fuse(
+    left: Annotated[Path, typer.Argument(metavar="LEFT", help="MIDI, MusicXML or ABC file.")],
+    right: Annotated[Path, typer.Argument(metavar="RIGHT", help="Another, to join to its right.")],
+    *,
+    bundle: Annotated[Path, typer.Option(help="Folder of the bundle, as select writes it.")],
+    output: Annotated[Path, typer.Option(help="MIDI file to write; must end in .mid.")],
+    left_bars: Annotated[
+        str | None,
+        typer.Option(help="Bars of LEFT, such as 5-6 (0: pickup); else its last whole segment."),
+    ] = None,
+    right_bars: Annotated[
+        str | None, typer.Option(help="Bars of RIGHT; else its first whole segment.")
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART",
+            help="Part of files that have several, by name or 1, 2, …: once for both files, or"
+            " twice for LEFT and RIGHT.",
+        ),
+    ] = None,
+    style: Annotated[
+        str | None, typer.Option(help="Numbers in 0…1, such as 0.2,0.8; drawn if not given.")
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Times to transform; the bundle's own if not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the style, where none is given.")] = 0,
+    tempo: Annotated[
+        float | None, typer.Option(help="Quarter notes per minute; that of LEFT if not given.")
+    ] = None,
+    wav: Annotated[bool, typer.Option("--wav", help="Also write it as sound.")] = False,
+    picture: Annotated[
+        bool, typer.Option("--picture", help="Also draw it, before and after.")
+    ] = False,
+) -> None:
+    """Fuse the end of one melody with the beginning of another."""
+    left_part, right_part = _parts(part or [])
+    fused = study.fuse_files(
+        left,
+        right,
+        study.load_bundle(bundle),
+        left_bars=_bars("--left-bars", left_bars),
+        right_bars=_bars("--right-bars", right_bars),
+        left_part=left_part,
+        right_part=right_part,
+        style=_style(style),
+        iterations=iterations,
+        seed=seed,
+        tempo=tempo,
+    )
+    study.write_midi(fused.output_notes, output, fused.tempo, fused.meter)
+    written = [output]
+    if wav:
+        written.append(output.with_suffix(".wav"))
+        study.write_wav(fused.output_notes, written[-1], fused.tempo)
+    if picture:
+        from evaluation.figures import piano_roll_figure, save  # noqa: PLC0415  (slow)
+
+        figure = piano_roll_figure(fused.inputs, fused.outputs, fused.form, (left.name, right.name))
+        written += save(figure, output.with_suffix(""))
+    _say(*_account(fused, left, right), *(f"wrote {path}" for path in written))
+
+
+def _account(fused: "Fused", left: Path, right: Path) -> list[str]:
+    """Tell what was fused, how, and how far the notes moved."""
+    from evaluation.distance import edit_distance  # noqa: PLC0415  (slow)
+
+    edits = edit_distance(fused.inputs, fused.outputs)
+    halves = zip((left, right), fused.bars, edits, strict=True)
+    taken = [
+        f"{path}, bars {first}-{last}: {count} of {fused.form.steps} grid steps edited"
+        for path, (first, last), count in halves
+    ]
+    style = ",".join(f"{value:g}" for value in fused.style) or "none"
+    return [*taken, f"style {style}, iterations {fused.iterations}, tempo {fused.tempo:g}"]
+
+
+def _open(folder: str) -> "Store":
+    path = Path(folder)
+    is_name = not path.exists() and path.name == folder
+    return study.open_study(Path("results", folder) if is_name else path)
+
+
+def _parts(parts: list[str]) -> tuple[str | None, str | None]:
+    if len(parts) > 2:
+        raise UserError(f"--part: given {len(parts)} times; give it once, or for LEFT and RIGHT")
+    return (parts[0], parts[-1]) if parts else (None, None)
+
+
+def _bars(option: str, text: str | None) -> "BarRange | None":
+    if text is None:
+        return None
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and len(text) < 20):
+        raise UserError(f"{option} {text}: must be two bar numbers, such as 5-6")
+    return int(first), int(last)
+
+
+def _style(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(f"--style {text}: must be numbers, such as 0.2,0.8") from None
+
+
+def _print_table(frame: "pl.DataFrame") -> None:
+    import polars as pl  # noqa: PLC0415  (slow)
+
+    width = shutil.get_terminal_size((1000, 24)).columns
+    with pl.Config(tbl_cols=-1, tbl_rows=100, tbl_width_chars=width, fmt_str_lengths=80):
+        _say(str(frame))
+
+
+def _write_table(frame: "pl.DataFrame", path: Path) -> None:
+    if path.suffix == ".csv" and any(kind.is_nested() for kind in frame.dtypes):
+        raise UserError(f"{path}: CSV can't hold lists; write .parquet, or leave those columns out")
+    with replacing(path) as temporary:
+        if path.suffix == ".csv":
+            frame.write_csv(temporary)
+        else:
+            frame.write_parquet(temporary)
+
+
+def _say(*lines: str) -> None:
+    # Flushed, so that a reader that has gone away is noticed here and not at exit.
+    print(*map(_printable, lines), sep="\n", flush=True)
+
+
+def _printable(text: str) -> str:
+    """Replace what could steer a terminal: names come from files of strangers."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

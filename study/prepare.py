@@ -1,0 +1,255 @@
+"""What all trials of a study share: corpus, core, classifiers. Each is made once and then read."""
+
+import json
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cf_core.corpus import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Corpus,
+    IngestReport,
+    builtin_corpus,
+    ingest,
+    load_corpus,
+)
+from cf_core.errors import UserError
+from cf_core.files import replacing
+from cf_core.fusion import Latents
+from cf_core.seeding import derive, generator
+from cf_core.training import Trainer, load_tensors, save_tensors, train, weights
+from cf_core.vae import MelodyVAE, VAETrainer, reconstruction_report
+from evaluation.classifier import ClassifierTrainer, SearchClassifier, auc
+from evaluation.judge import Judge, JudgeData, JudgeTrainer
+from evaluation.metrics import Evaluator, make_sources, unpaired
+from study.config import StudyConfig
+from study.jobs import REPORT_EVERY, Workbench
+from study.progress import Reporter
+from study.store import Store
+
+_PRIOR_SAMPLES = 16384
+"""Decoded prior samples that judges are trained on."""
+
+
+def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
+    """Read the study's melodies; what is not yet Parquet is ingested once and kept for all studies.
+
+    Raises `UserError` as `ingest` and `load_corpus` do.
+    """
+    source, cache = config.corpus.path, Path(config.execution.results) / ".corpora"
+    path: Path
+    if source is not None and source.suffix == ".parquet":
+        path = source
+    else:
+        path = cache / f"{_corpus_key(config)}.parquet"
+        if path.exists():
+            reporter.say(f"read before, kept in {path}")
+        else:
+            report = _ingest(config, path, reporter)
+            for line in str(report).splitlines():
+                reporter.say(line)
+    corpus = load_corpus(path, config.melody, config.seed)
+    sizes = ", ".join(
+        f"{len(corpus.segments(split)):,} for {name}"
+        for split, name in ((TRAIN, "training"), (VALIDATION, "validation"), (TEST, "test"))
+    )
+    reporter.say(
+        f"{len(corpus.tokens):,} segments of {len(corpus.song_ids):,} songs: {sizes}"
+        " (split by song, near-duplicates on one side)"
+    )
+    return corpus
+
+
+def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter) -> Workbench:
+    """Make or read the core and the classifiers, and draw the input pairs.
+
+    Raises `UserError` if the core misses the gate of the config.
+    """
+    reporter.stage("Core: the VAE over melody segments")
+    core = _core(config, corpus, store, reporter)
+    mean, deviation = core.posteriors(corpus.tokens[corpus.segments(TRAIN)])
+    latents = Latents(mean, deviation, _training_pairs(corpus), core.sigma_bar)
+    reporter.stage("Classifiers: one to search by, two to judge by")
+    classifier, judges = _classifiers(config, corpus, core, latents, store, reporter)
+    plan = config.evaluation
+    evaluator = Evaluator(corpus, core, classifier, judges, plan.pairs, plan.resamples, config.seed)
+    sources = make_sources(corpus, core, plan.pairs, config.seed)
+    return Workbench(
+        latents, evaluator, sources, config.fusion, plan, config.seed, store.record["fingerprint"]
+    )
+
+
+def _corpus_key(config: StudyConfig) -> str:
+    """Name of the ingested corpus: changes with the files, the filter and the grid."""
+    steps, source = config.melody.steps_per_beat, config.corpus.path
+    if source is None:
+        return f"builtin-{steps}"
+    files = sorted(source.rglob("*")) if source.is_dir() else [source]
+    stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    text = json.dumps([str(source.resolve()), config.corpus.include, stamps])
+    return f"{source.stem}-{steps}-{sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _ingest(config: StudyConfig, path: Path, reporter: Reporter) -> IngestReport:
+    with reporter.job("melodies", None) as job:
+        if config.corpus.path is None:
+            return builtin_corpus(path, job.update)
+        return ingest(
+            config.corpus.path,
+            path,
+            include=config.corpus.include,
+            steps_per_beat=config.melody.steps_per_beat,
+            progress=job.update,
+        )
+
+
+def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter) -> MelodyVAE:
+    tokens = corpus.tokens[corpus.segments(TRAIN)]
+    trainer = VAETrainer(tokens, config.melody, config.core, config.seed)
+
+    def finish() -> dict[str, Any]:
+        trainer.vae.measure_sigma_bar(tokens)
+        return {
+            name: reconstruction_report(trainer.vae, corpus.tokens[corpus.segments(split)])
+            for name, split in (("validation", VALIDATION), ("test", TEST))
+        }
+
+    report = _trained("core", trainer, trainer.vae, finish, store, reporter)
+    for name, figures in report.items():
+        reporter.say(
+            f"{name} songs: token accuracy {figures['token_accuracy']:.3f}, onset-pitch recall"
+            f" {figures['onset_pitch_recall']:.3f}, exact segments"
+            f" {figures['exact_segments']:.3f}, KL {figures['kl']:.1f} nats"
+        )
+    for name, least in config.core_gate.model_dump().items():
+        reached = report["validation"][name]
+        if reached < least:
+            raise UserError(
+                f"the core reaches {name} {reached:.3f} on validation songs, {least - reached:.3f}"
+                f" below core_gate.{name} {least}; train longer (core.steps) or lower the gate"
+            )
+    return trainer.vae
+
+
+def _classifiers(
+    config: StudyConfig,
+    corpus: Corpus,
+    core: MelodyVAE,
+    latents: Latents,
+    store: Store,
+    reporter: Reporter,
+) -> tuple[SearchClassifier, Mapping[int, Judge]]:
+    trainer = ClassifierTrainer(latents, config.search_classifier, config.seed)
+
+    def latent_scores(rows: np.ndarray) -> np.ndarray:
+        pair = tuple(core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
+        with torch.no_grad():
+            return trainer.classifier((pair[0], pair[1])).numpy()
+
+    name = "search_classifier"
+    report = _trained(
+        name,
+        trainer,
+        trainer.classifier,
+        lambda: _auc_report(corpus, latent_scores, config),
+        store,
+        reporter,
+    )
+    _say_auc(name, report, reporter)
+    data = _judge_data(corpus, core, latents, config.seed)
+    judges = {}
+    for name, split in (("selection_judge", VALIDATION), ("reporting_judge", TEST)):
+        judges[split] = _judge(name, data, corpus, config, store, reporter)
+    return trainer.classifier, judges
+
+
+def _judge(
+    name: str,
+    data: JudgeData,
+    corpus: Corpus,
+    config: StudyConfig,
+    store: Store,
+    reporter: Reporter,
+) -> Judge:
+    trainer = JudgeTrainer(data, config.melody, getattr(config, name), config.seed, name)
+
+    def scores(rows: np.ndarray) -> np.ndarray:
+        return trainer.judge.probability(corpus.tokens[rows[:, 0]], corpus.tokens[rows[:, 1]])
+
+    report = _trained(
+        name, trainer, trainer.judge, lambda: _auc_report(corpus, scores, config), store, reporter
+    )
+    _say_auc(name, report, reporter)
+    return trainer.judge
+
+
+def _trained(
+    name: str,
+    trainer: Trainer,
+    network: torch.nn.Module,
+    finish: Callable[[], dict[str, Any]],
+    store: Store,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Train `network`, or fill it with the weights of an earlier run; its report either way.
+
+    The report is written last, so that it stands only beside whole weights.
+    """
+    folder = store.root / "core" if name == "core" else store.root / "classifiers"
+    file, record = folder / f"{name}.safetensors", folder / f"{name}.json"
+    if record.exists() and (state := load_tensors(file)) is not None:
+        network.load_state_dict(state)
+        report: dict[str, Any] = json.loads(record.read_text())
+        return report
+    checkpoint = store.root / "checkpoints" / f"{name}.safetensors"
+    reporter.follow(name.replace("_", " "), train(trainer, REPORT_EVERY // 2, checkpoint))
+    report = finish()
+    save_tensors(weights(network), file)
+    with replacing(record) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
+    checkpoint.unlink(missing_ok=True)
+    return report
+
+
+def _training_pairs(corpus: Corpus) -> torch.Tensor:
+    """Adjacent training pairs, as indices into the training segments."""
+    rows = corpus.segments(TRAIN)
+    return torch.as_tensor(np.searchsorted(rows, corpus.pairs_of(TRAIN)))
+
+
+def _judge_data(corpus: Corpus, core: MelodyVAE, latents: Latents, seed: int) -> JudgeData:
+    random = generator(seed, "judge", "prior")
+    prior = torch.randn(_PRIOR_SAMPLES, latents.mean.shape[1], generator=random)
+    return JudgeData(
+        real=torch.as_tensor(corpus.tokens[corpus.segments(TRAIN)]),
+        reconstructed=torch.as_tensor(core.decode_tokens(latents.mean)),
+        prior=torch.as_tensor(core.decode_tokens(prior)),
+        pairs=latents.pairs,
+    )
+
+
+def _auc_report(
+    corpus: Corpus, scores: Callable[[np.ndarray], np.ndarray], config: StudyConfig
+) -> dict[str, Any]:
+    """AUC on unseen songs: all adjacent pairs against as many pairs of different songs."""
+    report = {}
+    for name, split in (("validation", VALIDATION), ("test", TEST)):
+        adjacent = corpus.pairs_of(split)
+        random = np.random.default_rng(derive(config.seed, "auc", name))
+        negatives = unpaired(corpus, split, len(adjacent), random)
+        report[name] = {"auc": auc(scores(adjacent), scores(negatives)), "pairs": len(adjacent)}
+    return report
+
+
+def _say_auc(name: str, report: Mapping[str, Any], reporter: Reporter) -> None:
+    figures = ", ".join(
+        f"{figure['auc']:.3f} on {split} songs ({figure['pairs']:,} pairs of each kind)"
+        for split, figure in report.items()
+    )
+    reporter.say(f"{name.replace('_', ' ')}: AUC {figures}")

@@ -1,0 +1,238 @@
+"""A study from melodies to music: its stages in order, each skipped where its records exist."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from cf_core.bundle import load_bundle
+from cf_core.corpus import TEST, Corpus
+from cf_core.fuse import Fused
+from cf_core.render import write_midi, write_wav
+from cf_core.seeding import derive
+from evaluation.figures import frontier_figure, piano_roll_figure, save
+from evaluation.frontier import (
+    PANELS,
+    hypervolume,
+    log_spaced,
+    matched_points,
+    matched_similarity,
+    mean_difference,
+    non_dominated,
+    panel_points,
+)
+from study.config import EvaluationPlan, StudyConfig
+from study.jobs import LPSpec, Spec, record_references
+from study.prepare import find_corpus, prepare
+from study.progress import Reporter
+from study.select import Choice, select
+from study.store import Store
+from study.sweep import run_jobs
+
+AXES = ("z_distance", "edit_distance")
+"""Metrics that can be the distance of a frontier."""
+
+DRIVER_THREADS = 2
+"""Torch threads outside the workers: one number for all machines, so that sums add up alike."""
+
+_DISTANCES = 10
+"""Distances at which methods are compared at matched similarity."""
+
+_EXAMPLE_TEMPO = 160.0
+"""Quarter notes per minute of the example: that of a dance."""
+
+
+def jobs(config: StudyConfig) -> list[Spec]:
+    """All jobs of a study: the trials, then the settings of the latent search."""
+    return [*config.trials(), *(LPSpec(size) for size in config.evaluation.lp.step_sizes)]
+
+
+def plan(config: StudyConfig) -> str:
+    """What a run would do, as lines of text; nothing is read, made or written."""
+    trials, evaluation = config.trials(), config.evaluation
+    points = len(trials) * len(evaluation.iterations)
+    lp = evaluation.lp
+    rows = evaluation.pairs * 4 * (points + len(lp.step_sizes) * len(lp.iterations))
+    megabytes = rows * 4 * 4 * config.core.latent_dim / 1e6
+    space = config.search
+    return "\n".join(
+        [
+            f"study {config.name}, kept in {root(config)}",
+            f"corpus: {config.corpus.source}; segments of {config.melody.bars_per_segment} bars"
+            f" of {', '.join(config.melody.meters)}",
+            f"core: {config.core.latent_dim} latent dimensions, {config.core.steps} steps",
+            f"trials: {len(trials)} = {len(space.lambda_)} λ × {len(space.style_dim)} style"
+            f" dimensions × {len(space.seeds)} seeds, {config.fusion.steps} steps each,"
+            f" iteration counts {', '.join(map(str, evaluation.iterations))}",
+            f"latent search: step sizes {', '.join(map(str, lp.step_sizes))}, up to"
+            f" {max(lp.iterations)} iterations",
+            f"inputs: {evaluation.pairs} pairs of each source (test, prior and their validation"
+            f" twins); latents take up to {megabytes:,.0f} MB",
+            f"workers: {config.execution.workers}"
+            f" on {config.execution.address or 'a local Ray that the run starts and stops'}",
+        ]
+    )
+
+
+def root(config: StudyConfig) -> Path:
+    """The study's folder."""
+    return Path(config.execution.results) / config.name
+
+
+def run(config: StudyConfig, reporter: Reporter) -> Store:
+    """Run a study from its melodies to a bundle, or go on where an earlier run stopped.
+
+    Raises `UserError` for what the person can mend: settings, melodies, a core below its gate, a
+    folder of another study.
+    """
+    torch.set_num_threads(DRIVER_THREADS)
+    store = Store(root(config))
+    reporter.stage("Corpus: melodies as segments on a grid")
+    corpus = find_corpus(config, reporter)
+    store.claim(
+        config.identity(corpus.content_hash), config.fingerprint(corpus.content_hash), config.name
+    )
+    bench = prepare(config, corpus, store, reporter)
+    reporter.stage(f"Jobs: {len(config.trials())} trials and the latent search, on Ray Tune")
+    run_jobs(jobs(config), bench, store, config.execution, reporter)
+    reporter.stage("Frontiers: coherency against similarity")
+    if not store.has("metrics", "references"):
+        record_references(bench, store)
+    tabulate(store, config.evaluation)
+    for path in draw(store):
+        reporter.say(str(path))
+    reporter.stage("Selection: one trial, chosen on validation songs")
+    rule = config.selection
+    choice = select(store, rule.maximise, rule.where, store.root / "bundle")
+    reporter.say(
+        f"highest {rule.maximise} with {' and '.join(rule.where) or 'no condition'}:"
+        f" {choice.trial} after {choice.iterations} iterations, {_interval(choice)}"
+    )
+    example = fuse_example(store, corpus, config.seed)
+    reporter.say(f"example from two test songs: {example}")
+    reporter.stage("Summary")
+    for line in summary(store, choice, example):
+        reporter.say(line)
+    return store
+
+
+def tabulate(store: Store, evaluation: EvaluationPlan) -> None:
+    """Write the tables `frontier` and `matched` from the table `metrics`.
+
+    The reference point of a panel's hypervolume is fixed by the config: the largest matched
+    distance, and a coherency of 0.
+    """
+    metrics = store.scan("metrics").collect()
+    bounds: Mapping[str, tuple[float, float]] = {
+        "z_distance": evaluation.matched.z_distance,
+        "edit_distance": evaluation.matched.edit_distance,
+    }
+    frontiers, matched = [], []
+    for source, metric in PANELS:
+        for axis, (smallest, largest) in bounds.items():
+            panel = {"source": source, "metric": metric, "axis": axis}
+            columns = [pl.lit(value).alias(name) for name, value in panel.items()]
+            points = panel_points(metrics, source, metric, axis)
+            points = points.filter(pl.col("distance").is_finite(), pl.col("value").is_finite())
+            for _, group in points.group_by("method", maintain_order=True):
+                frontiers.append(_front(group, largest).with_columns(columns))
+            distances = log_spaced(smallest, largest, _DISTANCES)
+            found = matched_similarity(matched_points(metrics, source, metric, axis), distances)
+            matched.append(found.with_columns(columns))
+    store.write("frontier", "all", pl.concat(frontiers))
+    store.write("matched", "all", pl.concat(matched))
+
+
+def draw(store: Store) -> list[Path]:
+    """Draw the frontier figures again, from the table `metrics` alone."""
+    metrics = store.scan("metrics").collect()
+    return [
+        path
+        for axis in AXES
+        for path in save(
+            frontier_figure(metrics, axis), store.root / "figures" / f"frontier-{axis}"
+        )
+    ]
+
+
+def panels_led(store: Store, axis: str) -> tuple[int, int, list[str]]:
+    """In how many panels fusion is above LP at matched similarity: (led, panels, panels lost)."""
+    matched = store.scan("matched").filter(pl.col("axis") == axis).collect()
+    lost = [
+        f"{metric} ({source})"
+        for (source, metric), panel in matched.group_by("source", "metric", maintain_order=True)
+        if not mean_difference(panel, "fusion", "lp") > 0
+    ]
+    return len(PANELS) - len(lost), len(PANELS), lost
+
+
+def fuse_example(store: Store, corpus: Corpus, seed: int) -> Path:
+    """Fuse two melodies of test songs with the study's bundle; MIDI, WAV and a picture of it."""
+    bundle = load_bundle(store.root / "bundle")
+    random = np.random.default_rng(derive(seed, "example"))
+    songs = random.choice(np.unique(corpus.song[corpus.segments(TEST)]), 2, replace=False)
+    rows = [np.flatnonzero(corpus.song == songs[0])[-1], np.flatnonzero(corpus.song == songs[1])[0]]
+    inputs = corpus.tokens[rows]
+    style = bundle.draw_style(seed)
+    fused = Fused(
+        form=corpus.form,
+        inputs=inputs,
+        outputs=np.stack(bundle.fuse(inputs[0], inputs[1], style, bundle.iterations)),
+        bars=tuple((bar + 1, bar + corpus.form.bars_per_segment) for bar in corpus.bar[rows]),
+        meter=corpus.form.meters[0],
+        tempo=_EXAMPLE_TEMPO,
+        style=style,
+        iterations=bundle.iterations,
+    )
+    folder = store.root / "example"
+    for name, notes in (("inputs", fused.input_notes), ("outputs", fused.output_notes)):
+        write_midi(notes, folder / f"{name}.mid", fused.tempo, fused.meter)
+        write_wav(notes, folder / f"{name}.wav", fused.tempo)
+    names = (corpus.song_ids[songs[0]], corpus.song_ids[songs[1]])
+    save(piano_roll_figure(fused.inputs, fused.outputs, fused.form, names), folder / "piano-roll")
+    return folder
+
+
+def summary(store: Store, choice: Choice, example: Path) -> list[str]:
+    """What was run, what was found, where everything is, and what to type next."""
+    statuses = store.scan("trials").collect()
+    counts = statuses.group_by("method", "status").len().sort("method", "status").iter_rows()
+    lines = ["run: " + ", ".join(f"{n} {method} {status}" for method, status, n in counts)]
+    for axis in AXES:
+        led, panels, lost = panels_led(store, axis)
+        lines.append(
+            f"found: at matched {axis.replace('_', ' ')}, fusion is above LP in {led} of {panels}"
+            " panels" + (f"; not in {', '.join(lost)}" if lost else "")
+        )
+    lines += [
+        f"tables: {store.root}/{{trials,curves,latents,metrics,frontier,matched}}",
+        f"figures: {store.root / 'figures'}",
+        f"bundle: {choice.bundle} ({choice.trial}, {choice.iterations} iterations)",
+        f"listen: {example / 'inputs.wav'}, then {example / 'outputs.wav'}",
+        "next:",
+        f'  cf-study query {store.root} "SELECT trial, iteration, value FROM metrics'
+        " WHERE metric = 'judge' AND source = 'test' ORDER BY value DESC LIMIT 10\"",
+        f"  cf-study fuse LEFT.mid RIGHT.mid --bundle {choice.bundle} --output fused.mid",
+    ]
+    return lines
+
+
+def _front(points: pl.DataFrame, largest: float) -> pl.DataFrame:
+    distance, value = points["distance"].to_numpy(), points["value"].to_numpy()
+    return points.select(
+        "method",
+        "trial",
+        "iteration",
+        similarity="distance",
+        coherency="value",
+        non_dominated=pl.Series(non_dominated(distance, value)),
+        hypervolume=pl.lit(hypervolume(distance, value, (largest, 0.0))),
+    )
+
+
+def _interval(choice: Choice) -> str:
+    if choice.low is None or choice.high is None:
+        return f"{choice.value:.3f}"
+    return f"{choice.value:.3f} (95 % interval {choice.low:.3f} to {choice.high:.3f})"

@@ -1,0 +1,27 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from cf_core.bundle import Bundle
+from cf_core.fusion import Generator
+from cf_core.melody import MelodyFormat
+from cf_core.nets import initialise
+from cf_core.vae import MelodyVAE, VAESettings
+
+MakeBundle = Callable[..., Bundle]
+
+
+@pytest.fixture
+def make_bundle() -> MakeBundle:
+    """A small bundle with random weights: what it makes is no music, but always the same."""
+
+    def make(form: MelodyFormat | None = None, style_dim: int = 2) -> Bundle:
+        form = form or MelodyFormat()
+        core = MelodyVAE(form, VAESettings(latent_dim=8, hidden=16, embedding=8, depth=1))
+        generator = Generator(8, style_dim, 16, 2)
+        initialise(core, torch.Generator().manual_seed(1))
+        initialise(generator, torch.Generator().manual_seed(2))
+        return Bundle(form, core, generator, iterations=3, record={"study": "tiny"})
+
+    return make

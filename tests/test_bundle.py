@@ -1,0 +1,238 @@
+import json
+import os
+import pickle
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cf_core.bundle import load_bundle, save_bundle
+from cf_core.errors import UserError
+from cf_core.melody import MelodyFormat
+from cf_core.training import load_tensors, save_tensors
+from tests.conftest import MakeBundle
+
+LEFT = np.array([26, 1, 1, 1, 28, 1, 1, 1] * 4, dtype=np.uint8)
+RIGHT = np.array([40, 1, 0, 0] * 8, dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_bundle: MakeBundle) -> Path:
+    save_bundle(make_bundle(), tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], Any], *, resign: bool = False) -> None:
+    """Change the manifest; with `resign`, also its checksums, as one who means harm would."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if resign:
+        for name in manifest["sha256"]:
+            manifest["sha256"][name] = sha256((folder / name).read_bytes()).hexdigest()
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_round_trip(tmp_path: Path, make_bundle: MakeBundle) -> None:
+    bundle = make_bundle(MelodyFormat(meters=("3/4", "6/8"), lowest=40))
+    save_bundle(bundle, tmp_path / "deep" / "bundle")
+    loaded = load_bundle(tmp_path / "deep" / "bundle")
+    assert loaded.form == bundle.form
+    assert loaded.core.settings == bundle.core.settings
+    assert (loaded.iterations, loaded.record) == (3, {"study": "tiny"})
+    for before, after in ((bundle.core, loaded.core), (bundle.generator, loaded.generator)):
+        for name, tensor in before.state_dict().items():
+            assert torch.equal(tensor, after.state_dict()[name]), name
+    left, right = LEFT[:24], RIGHT[:24]
+    for one, other in zip(
+        bundle.fuse(left, right, [0.1, 0.9], 2),
+        loaded.fuse(left, right, [0.1, 0.9], 2),
+        strict=True,
+    ):
+        assert np.array_equal(one, other)
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["bundle"]
+
+
+def test_fuse_is_the_iterated_map_between_encoder_and_decoder(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle()
+    style = torch.tensor([[0.25, 0.75]])
+    with torch.no_grad():
+        z = [bundle.core.encode(torch.tensor(half[None]))[0] for half in (LEFT, RIGHT)]
+        for _ in range(3):
+            z = list(bundle.generator((z[0], z[1]), style))
+        slow = [bundle.core.decode(half).argmax(-1)[0].numpy() for half in z]
+    fused = bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 3)
+    assert all(np.array_equal(one, other) for one, other in zip(fused, slow, strict=True))
+
+
+def test_a_drawn_style_depends_on_the_seed_alone_and_survives_print(
+    make_bundle: MakeBundle,
+) -> None:
+    bundle = make_bundle(style_dim=4)
+    style = bundle.draw_style(7)
+    assert style == make_bundle(style_dim=4).draw_style(7) != bundle.draw_style(8)
+    assert all(0 <= value <= 1 and float(f"{value:g}") == value for value in style)
+    assert make_bundle(style_dim=0).draw_style(7) == ()
+
+
+def test_saving_twice_gives_equal_bytes(tmp_path: Path, make_bundle: MakeBundle) -> None:
+    for name in ("a", "b"):
+        save_bundle(make_bundle(), tmp_path / name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_an_earlier_bundle_is_replaced(folder: Path, make_bundle: MakeBundle) -> None:
+    save_bundle(make_bundle(style_dim=5), folder)
+    assert load_bundle(folder).generator.style_dim == 5
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("kept", ["notes.txt", "manifest.json"])
+def test_what_is_no_bundle_is_never_replaced(
+    tmp_path: Path, make_bundle: MakeBundle, kept: str
+) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / kept).write_text("{}")
+    with pytest.raises(UserError, match="is not a bundle"):
+        save_bundle(make_bundle(), tmp_path / "work")
+    assert (tmp_path / "work" / kept).read_text() == "{}"
+
+
+def test_a_bundle_with_other_files_in_it_is_never_replaced(
+    folder: Path, make_bundle: MakeBundle
+) -> None:
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is not a bundle"):
+        save_bundle(make_bundle(), folder)
+    assert (folder / "thesis.tex").read_text() == "years of work"
+
+
+def test_nothing_half_written(
+    folder: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cf_core.bundle._describe", full)
+    with pytest.raises(UserError, match="No space left"):
+        save_bundle(make_bundle(style_dim=5), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("name", ["core.safetensors", "generator.safetensors"])
+def test_one_altered_byte_is_noticed(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name}: altered"):
+        load_bundle(folder)
+
+
+class _Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("save", [pickle.dump, torch.save])
+def test_a_pickle_is_never_opened(folder: Path, save: Callable[..., None]) -> None:
+    struck = folder.parent / "struck"
+    with (folder / "generator.safetensors").open("wb") as file:
+        save(_Bomb(struck), file)
+    _edit(folder, lambda _: None, resign=True)
+    with pytest.raises(UserError, match="no safetensors file"):
+        load_bundle(folder)
+    assert not struck.exists()
+
+
+def test_weights_of_other_shapes(folder: Path) -> None:
+    tensors = load_tensors(folder / "core.safetensors") or {}
+    tensors["sigma_bar"] = tensors["sigma_bar"][:-1].clone()
+    save_tensors(tensors, folder / "core.safetensors")
+    _edit(folder, lambda _: None, resign=True)
+    with pytest.raises(UserError, match=r"core\.safetensors holds weights of other names, shapes"):
+        load_bundle(folder)
+
+
+def test_names_in_a_manifest_are_no_paths(folder: Path) -> None:
+    outside = folder.parent / "outside.safetensors"
+    (folder / "core.safetensors").rename(outside)
+
+    def point_outside(manifest: dict[str, Any]) -> None:
+        digest = manifest["sha256"].pop("core.safetensors")
+        manifest["sha256"]["../outside.safetensors"] = digest
+
+    _edit(folder, point_outside)
+    with pytest.raises(UserError, match=r"core\.safetensors is missing"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "core.safetensors", "generator.safetensors"])
+def test_a_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        load_bundle(folder)
+
+
+CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "later version": (lambda m: m.update(version=2), "bundle version 2; this program reads 1"),
+    "other kind": (lambda m: m.update(kind="web app"), "not the manifest of"),
+    "no checksums": (lambda m: m.pop("sha256"), "no checksums"),
+    "checksum gone": (lambda m: m["sha256"].clear(), "altered"),
+    "other width": (lambda m: m["core"].update(hidden=32), "other names, shapes"),
+    "other style": (lambda m: m["generator"].update(style_dim=3), "other names, shapes"),
+    "other pitches": (lambda m: m["melody"].update(highest=90), "other names, shapes"),
+    "huge width": (lambda m: m["core"].update(hidden=10**12), "hidden 1000000000000 is not in"),
+    "wide": (lambda m: m["core"].update(hidden=60_000), "other names, shapes"),
+    "huge depth": (lambda m: m["generator"].update(depth=10**9), "depth 1000000000 is not in"),
+    "huge count": (lambda m: m.update(iterations=10**9), "iterations 1000000000 is not in"),
+    "no iterations": (lambda m: m.update(iterations=0), "iterations 0 is not in"),
+    "text for a number": (lambda m: m["core"].update(depth="1"), "depth '1' is not in"),
+    "endless bars": (lambda m: m["melody"].update(meters=["999999999999/4"]), "do not fit"),
+    "impossible meter": (lambda m: m["melody"].update(meters=["4/0"]), "do not fit"),
+    "unknown setting": (lambda m: m["core"].update(colour="red"), "unexpected keyword"),
+    "section gone": (lambda m: m.pop("generator"), "do not fit"),
+    "section a list": (lambda m: m.update(core=[1, 2]), "do not fit"),
+    "record a number": (lambda m: m.update(record=3), "do not fit"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_changed_manifest_is_refused_in_one_line(folder: Path, case: str) -> None:
+    change, message = CHANGES[case]
+    _edit(folder, change)
+    with pytest.raises(UserError, match=message) as caught:
+        load_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\xff", "[" * 100_000, '"kind"'])
+def test_a_manifest_that_is_none(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"not JSON|not the manifest"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("style", "iterations", "message"),
+    [
+        ([0.5], 1, "1 numbers given; this bundle takes 2"),
+        ([0.5, 1.5], 1, "must lie in 0…1"),
+        ([0.5, float("nan")], 1, "must lie in 0…1"),
+        ([0.5, 0.5], 0, "iterations: 0 is too few"),
+    ],
+)
+def test_fuse_refuses(
+    make_bundle: MakeBundle, style: list[float], iterations: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make_bundle().fuse(LEFT, RIGHT, style, iterations)

@@ -1,0 +1,437 @@
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import pytest
+from typer.models import CommandInfo
+
+import study
+from cf_core.bundle import save_bundle
+from cf_core.melody import Note
+from cf_core.readers import read_file
+from cf_core.render import write_midi
+from study import cli
+from study.config import Selection, StudyConfig
+from study.store import Store
+from tests.conftest import MakeBundle
+
+ROOT = Path(__file__).parent.parent
+CONFIG = StudyConfig.model_validate({"name": "tiny", "core": {"latent_dim": 2}})
+TWO_PARTS = """<?xml version="1.0"?>
+<score-partwise version="4.0"><part-list>
+<score-part id="P1"><part-name>Voice</part-name></score-part>
+<score-part id="P2"><part-name>Piano</part-name></score-part>
+</part-list>
+{}
+</score-partwise>"""
+MEASURES = """<part id="{}"><measure number="1">
+<attributes><divisions>1</divisions><time><beats>4</beats><beat-type>4</beat-type></time></attributes>
+{}</measure><measure number="2">{}</measure></part>"""
+NOTE = """<note><pitch><step>{}</step><octave>4</octave></pitch><duration>4</duration>
+<type>whole</type></note>"""
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cf_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """The command line, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["cf-study", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        code = end.value.code
+        return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run
+
+
+def _refused(outcome: Outcome, *words: str) -> None:
+    """Bad input ends in one line on standard error, and exit status 2."""
+    assert outcome.code == 2, outcome
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    for word in words:
+        assert word in outcome.err
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def _midi(path: Path, *pitches: int, meter: str = "4/4") -> Path:
+    notes = [Note(Fraction(i), Fraction(1), pitch) for i, pitch in enumerate(pitches)]
+    write_midi(notes, path, 100.0, meter)
+    return path
+
+
+# ---- all commands --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", cli.app.registered_commands, ids=lambda c: c.callback.__name__)
+def test_help_shows_an_example(cf_study: Run, command: CommandInfo) -> None:
+    assert command.callback is not None
+    outcome = cf_study(command.callback.__name__, "--help")
+    assert outcome.code == 0
+    assert f"Example: cf-study {command.callback.__name__} " in outcome.out
+
+
+def test_the_commands_are_those_promised() -> None:
+    names = [
+        command.callback.__name__ for command in cli.app.registered_commands if command.callback
+    ]
+    assert names == ["ingest", "run", "status", "query", "frontier", "select", "fuse"]
+
+
+def test_every_call_behind_a_command_is_there_and_documented() -> None:
+    for name in study.__all__:
+        assert getattr(study, name).__doc__, name
+
+
+def test_help_starts_up_without_what_is_slow() -> None:
+    program = "import sys, study.cli; print({'torch', 'ray', 'polars', 'music21'} & {*sys.modules})"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == "set()\n"
+
+
+def test_interrupted(cf_study: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press_control_c(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_open", press_control_c)
+    outcome = cf_study("status", "tiny")
+    assert outcome.code == 130
+    assert outcome.err.startswith("interrupted: to go on")
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_reader_that_went_away(store: Store) -> None:
+    end, pipe = os.pipe()
+    os.close(end)
+    program = "from study.cli import main; main()"
+    arguments = ["query", str(store.root), "SELECT trial FROM trials"]
+    gone = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        stdout=pipe,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(pipe)
+    assert gone.returncode == 1
+    assert gone.stderr == b""
+
+
+# ---- ingest and run ------------------------------------------------------------------------------
+
+
+def test_a_corrupt_file_among_good_ones_is_recorded_and_skipped(
+    cf_study: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "tunes").mkdir()
+    _midi(tmp_path / "tunes" / "good.mid", *range(60, 76))
+    whole = _midi(tmp_path / "tunes" / "torn.mid", *range(60, 76)).read_bytes()
+    (tmp_path / "tunes" / "torn.mid").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "tunes" / "noise.mid").write_bytes(bytes(range(256)))
+    outcome = cf_study("ingest", "tunes", "--output", "tunes.parquet")
+    assert outcome.code == 0
+    assert "1 songs" in outcome.out
+    assert set(pl.read_parquet("tunes.parquet")["song_id"]) == {"good"}
+    rejected = pl.read_parquet("tunes.rejected.parquet").filter(pl.col("bar").is_null())
+    assert set(rejected["id"]) == {"torn", "noise"}
+    assert set(rejected["reason"]) == {"unreadable"}
+
+
+def test_a_folder_without_melodies(cf_study: Run, tmp_path: Path) -> None:
+    (tmp_path / "tunes").mkdir()
+    (tmp_path / "tunes" / "readme.txt").write_text("none here")
+    outcome = cf_study("ingest", "tunes", "--output", "tunes.parquet")
+    _refused(outcome, "tunes", ".mid", ".abc")
+    assert _files(tmp_path) == {"tunes/readme.txt"}
+
+
+def test_an_ingest_into_the_wrong_kind_of_file(cf_study: Run) -> None:
+    _refused(cf_study("ingest", "tunes", "--output", "tunes.csv"), "must end in .parquet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "serach.lambda=[1]"], ["unknown key serach"]),
+        (["--set", "search.lamda=[1]"], ["search.lamda", "did you mean search.lambda?"]),
+        (["--set", "seed=one"], ["seed", '"one"']),
+        (["--set", "search.lambda=1"], ["search.lambda", "list"]),
+        (["--set", "seed"], ["dotted.key=value"]),
+        (["--set", "corpus.source=$CF_NOWHERE/x.zip"], ["CF_NOWHERE", "not set"]),
+        (["--set", "corpus.source=nowhere.zip"], ["nowhere.zip"]),
+    ],
+)
+def test_a_config_with_a_mistake(
+    cf_study: Run, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    _refused(cf_study("run", "quickstart", *arguments), *words)
+    assert not _files(tmp_path)
+
+
+def test_a_study_that_does_not_exist(cf_study: Run) -> None:
+    _refused(cf_study("run", "quikstart", "--dry-run"), "quikstart", "quickstart")
+
+
+def test_a_dry_run_prints_the_plan_and_makes_nothing(cf_study: Run, tmp_path: Path) -> None:
+    outcome = cf_study(
+        "run", "quickstart", "--dry-run", "--set", "search.seeds=[0, 1]", "--address", "ray://a:1"
+    )
+    assert outcome.code == 0
+    assert "trials: 12 = 3 λ" in outcome.out
+    assert "ray://a:1" in outcome.out
+    assert not _files(tmp_path)
+
+
+def test_a_corpus_too_small_to_split(cf_study: Run, tmp_path: Path) -> None:
+    _midi(tmp_path / "only.mid", *range(60, 76))
+    outcome = cf_study("run", "quickstart", "--set", "corpus.source=only.mid")
+    _refused(outcome, "too small to split", "add songs")
+    assert not (tmp_path / "results" / "quickstart").exists()
+
+
+# ---- status, query, select -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Curves of one trial with a hostile name, in results/tiny."""
+    store = Store(tmp_path / "results" / "tiny")
+    store.claim(CONFIG.identity("abc"), CONFIG.fingerprint("abc"), CONFIG.name)
+    name = "[red]\x1b[31m lambda"
+    store.write("curves", "a", [{"trial": name, "step": 1, "loss": "eq5", "value": 0.5}])
+    latent = {"left_song": name, "style": [], **{key: [0.5, 1.5] for key in LATENTS}}
+    row = {"trial": "a", "method": "lp", "source": "test", "iteration": 1, "pair": 0}
+    store.write("latents", "a", [{**row, **latent}])
+    return store
+
+
+LATENTS = ("z_left_in", "z_right_in", "z_left", "z_right")
+
+
+@pytest.mark.parametrize("study", ["tiny", "results/tiny", "results/tiny/"])
+def test_a_study_is_named_or_pointed_at(cf_study: Run, store: Store, study: str) -> None:
+    outcome = cf_study("status", study)
+    assert outcome.code == 0
+    planned = len(CONFIG.trials()) + len(CONFIG.evaluation.lp.step_sizes)
+    assert outcome.out.startswith(f"{planned} jobs: {planned} pending\n")
+    assert store.root.exists()
+
+
+@pytest.mark.parametrize("command", [["status"], ["query"], ["frontier"], ["select"]])
+@pytest.mark.parametrize(
+    ("study", "place"), [("nil", "results/nil"), ("a/nil", "a/nil"), (".", ".")]
+)
+def test_a_folder_that_holds_no_study(
+    cf_study: Run, command: list[str], study: str, place: str
+) -> None:
+    rest = ["SELECT 1"] if command == ["query"] else []
+    _refused(cf_study(*command, study, *rest), f"{place}: is not the folder of a study")
+
+
+def test_a_table_has_all_columns_and_steers_no_terminal(cf_study: Run, store: Store) -> None:
+    outcome = cf_study("query", store.root, "SELECT * FROM curves")
+    assert outcome.code == 0
+    for column in ("trial", "step", "loss", "value"):
+        assert column in outcome.out
+    assert "[red]\N{REPLACEMENT CHARACTER}[31m lambda" in outcome.out
+    assert "\x1b" not in outcome.out
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_query_into_a_file(cf_study: Run, store: Store, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "deep" / f"out.{suffix}"
+    sql = "SELECT step + 1 AS next, value FROM curves"
+    outcome = cf_study("query", store.root, sql, "--output", path)
+    assert outcome.code == 0
+    frame = pl.read_csv(path) if suffix == "csv" else pl.read_parquet(path)
+    assert frame.columns == ["next", "value"]
+    assert frame.rows() == [(2, 0.5)]
+
+
+def test_latents_go_into_parquet_but_not_into_csv(
+    cf_study: Run, store: Store, tmp_path: Path
+) -> None:
+    sql = "SELECT pair, z_left FROM latents"
+    _refused(cf_study("query", store.root, sql, "--output", "a.csv"), "CSV can't hold lists")
+    assert cf_study("query", store.root, sql, "--output", "a.parquet").code == 0
+    assert pl.read_parquet(tmp_path / "a.parquet")["z_left"].to_list() == [[0.5, 1.5]]
+    assert not (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.parametrize("sql", ["SELECT nothing FROM curves", "SELEKT 1", "SELECT * FROM nil", ""])
+def test_sql_that_cannot_be_run(cf_study: Run, store: Store, sql: str) -> None:
+    _refused(cf_study("query", store.root, sql), "SQL: ")
+
+
+def test_a_query_into_another_kind_of_file(cf_study: Run, store: Store) -> None:
+    outcome = cf_study("query", store.root, "SELECT 1", "--output", "a.txt")
+    _refused(outcome, "must end in .csv or .parquet")
+
+
+def test_selecting_from_an_unfinished_study(cf_study: Run, store: Store) -> None:
+    _refused(cf_study("select", "tiny"), "no trial is done yet; run the study first")
+    assert not (store.root / "bundle").exists()
+
+
+def test_the_default_rule_is_that_of_a_config(cf_study: Run) -> None:
+    help_text = " ".join(cf_study("select", "--help").out.split())
+    assert f"[default: {Selection().maximise}]" in help_text
+    assert f"[default: {Selection().where[0]}]" in help_text
+
+
+# ---- fuse ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tunes(tmp_path: Path, make_bundle: MakeBundle) -> Path:
+    """a.mid and b.mid of four bars each, waltz.mid, two.musicxml, and a bundle."""
+    _midi(tmp_path / "a.mid", *range(60, 76))
+    _midi(tmp_path / "b.mid", *range(76, 60, -1))
+    _midi(tmp_path / "waltz.mid", *range(60, 72), meter="3/4")
+    parts = [
+        MEASURES.format(id_, *(NOTE.format(step) for step in steps))
+        for id_, steps in (("P1", "CD"), ("P2", "EF"))
+    ]
+    (tmp_path / "two.musicxml").write_text(TWO_PARTS.format("\n".join(parts)))
+    save_bundle(make_bundle(), tmp_path / "bundle")
+    return tmp_path
+
+
+OUT = ("--bundle", "bundle", "--output", "out.mid")
+
+
+def test_fuse_tells_what_it_did_and_can_be_repeated(cf_study: Run, tunes: Path) -> None:
+    outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, "--wav", "--picture", "--seed", 5)
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert lines[0].startswith("a.mid, bars 3-4: ")
+    assert lines[0].endswith(" of 32 grid steps edited")
+    assert lines[1].startswith("b.mid, bars 1-2: ")
+    names = ["out.mid", "out.wav", "out.svg", "out.png"]
+    assert lines[3:] == [f"wrote {name}" for name in names]
+    for name, magic in zip(names, (b"MThd", b"RIFF", b"<?xml", b"\x89PNG"), strict=True):
+        assert (tunes / name).read_bytes().startswith(magic)
+    style, iterations, tempo = (field.split()[1] for field in lines[2].split(", "))
+    assert (iterations, tempo) == ("3", "100")
+    again = cf_study(
+        "fuse", "a.mid", "b.mid", "--bundle", "bundle", "--output", "again.mid",
+        "--style", style, "--iterations", 3, "--left-bars", "3-4", "--right-bars", "1-2",
+    )  # fmt: skip
+    assert again.code == 0
+    assert (tunes / "again.mid").read_bytes() == (tunes / "out.mid").read_bytes()
+
+
+def test_the_tempo_is_that_of_left_unless_given(cf_study: Run, tunes: Path) -> None:
+    assert cf_study("fuse", "a.mid", "b.mid", *OUT).code == 0
+    assert read_file(tunes / "out.mid").tempo == pytest.approx(100, rel=1e-4)
+    assert cf_study("fuse", "a.mid", "b.mid", *OUT, "--tempo", "73").code == 0
+    assert read_file(tunes / "out.mid").tempo == pytest.approx(73, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a.mid", "b.mid", "--style", "0.5"], ["style: 1 numbers given; this bundle takes 2"]),
+        (["a.mid", "b.mid", "--style", "0.5,1.5"], ["style: each number must lie in 0…1"]),
+        (["a.mid", "b.mid", "--style", "0.5,much"], ["--style 0.5,much", "numbers"]),
+        (["a.mid", "b.mid", "--style", "nan,0.5"], ["style: each number must lie in 0…1"]),
+        (["a.mid", "b.mid", "--iterations", "0"], ["iterations: 0 is too few"]),
+        (["a.mid", "b.mid", "--tempo", "0"], ["tempo: 0", "10 to 500"]),
+        (["a.mid", "b.mid", "--left-bars", "3"], ["--left-bars 3", "such as 5-6"]),
+        (["a.mid", "b.mid", "--right-bars", "4-5"], ["b.mid: bars 4-5", "has bars 1 to 4"]),
+        (
+            ["a.mid", "b.mid", "--left-bars", "1-3"],
+            ["a.mid", "a segment of this bundle has 2 bars"],
+        ),
+        (["waltz.mid", "b.mid"], ["waltz.mid", "knows 4/4 and 2/2", "4 of 3/4", "choose another"]),
+        (["a.mid", "none.mid"], ["none.mid: no such file"]),
+        (["a.mid", "short.abc"], ["short.abc", "no complete bar"]),
+        (["a.mid", "two.musicxml"], ["several parts", "1 'Voice', 2 'Piano'", "part"]),
+        (["two.musicxml", "two.musicxml", "--part", "Horn"], ["no such part", "'Horn'"]),
+        (["a.mid", "b.mid", *["--part", "1"] * 3], ["--part: given 3 times"]),
+        (["a.mid", "b.mid", "--bundle", "nil"], ["nil: no bundle here"]),
+        (["a.mid", "b.mid", "--output", "out.txt"], ["out.txt", "must end in .mid"]),
+        (["a.mid", "b.mid", "--output", "a.mid/out.mid"], ["a.mid/out.mid: can't be written"]),
+    ],
+)
+def test_fuse_refuses(cf_study: Run, tunes: Path, arguments: list[str], words: list[str]) -> None:
+    (tunes / "short.abc").write_text("X:1\nT:Short\nM:4/4\nL:1/4\nK:C\nC D E |]\n")
+    before = _files(tunes)
+    given = (
+        [*OUT, *arguments]
+        if "--bundle" in arguments or "--output" in arguments
+        else [
+            *arguments,
+            *OUT,
+        ]
+    )
+    _refused(cf_study("fuse", *given), *words)
+    assert _files(tunes) == before
+
+
+def test_an_altered_bundle(cf_study: Run, tunes: Path) -> None:
+    path = tunes / "bundle" / "core.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    _refused(cf_study("fuse", "a.mid", "b.mid", *OUT), "core.safetensors: altered", "again")
+    assert not (tunes / "out.mid").exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "arguments"),
+    [
+        (((60, 62), (60, 62)), ["two.musicxml", "two.musicxml", "--part", "Voice"]),
+        (((60, 62), (64, 65)), ["two.musicxml", "two.musicxml", "--part", "1", "--part", "Piano"]),
+    ],
+)
+def test_a_part_for_both_files_or_one_for_each(
+    cf_study: Run,
+    tunes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    parts: tuple[tuple[int, ...], ...],
+    arguments: list[str],
+) -> None:
+    # Without a transformation, what is written shows which parts were read.
+    monkeypatch.setattr("cf_core.bundle.Bundle.fuse", lambda _, left, right, *__: (left, right))
+    assert cf_study("fuse", *arguments, *OUT).code == 0
+    written = read_file(tunes / "out.mid")
+    assert tuple(note.pitch for note in written.notes) == parts[0] + parts[1]
+
+
+@pytest.mark.skipif("CF_DATA" not in os.environ, reason="needs the corpora in $CF_DATA")
+def test_abc_book_meets_midi(cf_study: Run, tunes: Path) -> None:
+    archive = Path(os.environ["CF_DATA"]) / "nottingham" / "nottingham-dataset.zip"
+    with zipfile.ZipFile(archive) as songs:
+        book = songs.read("nottingham-dataset/ABC_cleaned/ashover.abc")
+        midi = next(name for name in songs.namelist() if "/MIDI/reels" in name)
+        (tunes / "right.mid").write_bytes(songs.read(midi))
+    # The first tune in 4/4 of the book.
+    fields, *rest = book.decode().split("X:")
+    tune = next(f"X:{text}" for text in rest if "\nM:4/4" in text.replace(" ", ""))
+    (tunes / "left.abc").write_text(fields + tune)
+    assert cf_study("fuse", "left.abc", "right.mid", *OUT).code == 0
+    assert (tunes / "out.mid").is_file()

@@ -1,0 +1,230 @@
+import os
+import subprocess
+import sys
+import zipfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cf_core.bundle import Bundle, save_bundle
+from cf_core.errors import UserError
+from cf_core.fuse import fuse_files
+from cf_core.melody import HOLD, REST, MelodyFormat, Note
+from cf_core.render import write_midi
+from tests.conftest import MakeBundle
+
+# Bar 0 is a pickup, bar 3 has a triplet, bar 8 is short: bars 6-7 are the last whole segment.
+# The tie holds the A of bar 5 over the start of bar 6.
+LEFT = """X:1
+T:Left
+M:4/4
+L:1/4
+Q:1/4=90
+K:C
+G | C D E F | G A B c | (3CDE F G | c2 G2 | E2 A2- | A2 z2 | d4 | C2 |]
+"""
+LOWEST = 36
+
+
+def _onset(pitch: int) -> int:
+    return 2 + pitch - LOWEST
+
+
+def _tokens(*spans: tuple[int | None, int]) -> list[int]:
+    """Tokens of (pitch or rest, steps)."""
+    return [
+        token
+        for pitch, steps in spans
+        for token in ([REST] * steps if pitch is None else [_onset(pitch)] + [HOLD] * (steps - 1))
+    ]
+
+
+@pytest.fixture
+def bundle(make_bundle: MakeBundle) -> Bundle:
+    return make_bundle()
+
+
+@pytest.fixture
+def left(tmp_path: Path) -> Path:
+    path = tmp_path / "left.abc"
+    path.write_text(LEFT)
+    return path
+
+
+def _midi(path: Path, *pitches: int, meter: str = "4/4", tempo: float = 120.0) -> Path:
+    """A file of half notes."""
+    notes = [Note(Fraction(2 * i), Fraction(2), pitch) for i, pitch in enumerate(pitches)]
+    write_midi(notes, path, tempo, meter)
+    return path
+
+
+@pytest.fixture
+def right(tmp_path: Path) -> Path:
+    return _midi(tmp_path / "right.mid", 60, 61, 62, 63, 64, 65, 66, 67, tempo=150.0)
+
+
+def test_the_last_segment_of_left_meets_the_first_of_right(
+    left: Path, right: Path, bundle: Bundle
+) -> None:
+    fused = fuse_files(left, right, bundle)
+    assert fused.bars == ((6, 7), (1, 2))
+    assert fused.inputs[0].tolist() == _tokens((69, 8), (None, 8), (74, 16))
+    assert fused.inputs[1].tolist() == _tokens((60, 8), (61, 8), (62, 8), (63, 8))
+    assert (fused.tempo, fused.meter, fused.iterations) == (90.0, "4/4", 3)
+    assert fused.style == bundle.draw_style(0)
+    again = bundle.fuse(fused.inputs[0], fused.inputs[1], fused.style, 3)
+    assert np.array_equal(fused.outputs, np.stack(again))
+
+
+def test_bars_are_chosen_as_the_piece_counts_them(left: Path, right: Path, bundle: Bundle) -> None:
+    fused = fuse_files(left, right, bundle, left_bars=(1, 2), right_bars=(3, 4))
+    assert fused.bars == ((1, 2), (3, 4))
+    scale = [(pitch, 4) for pitch in (60, 62, 64, 65, 67, 69, 71, 72)]
+    assert fused.inputs[0].tolist() == _tokens(*scale)
+    assert fused.inputs[1].tolist() == _tokens((64, 8), (65, 8), (66, 8), (67, 8))
+
+
+def test_notes_of_both_halves_follow_one_another(left: Path, right: Path, bundle: Bundle) -> None:
+    fused = fuse_files(left, right, bundle)
+    assert fused.input_notes == [
+        Note(Fraction(0), Fraction(2), 69),
+        Note(Fraction(4), Fraction(4), 74),
+        *(Note(Fraction(8 + 2 * i), Fraction(2), 60 + i) for i in range(4)),
+    ]
+    halves = [
+        [(pitch - LOWEST + 2) for pitch in (note.pitch for note in fused.output_notes)],
+        [int(token) for token in fused.outputs.reshape(-1) if token >= 2],
+    ]
+    assert halves[0] == halves[1]
+
+
+def test_what_is_given_is_used(left: Path, right: Path, bundle: Bundle) -> None:
+    fused = fuse_files(left, right, bundle, style=[0.2, 0.8], iterations=7, tempo=60.0)
+    assert (fused.style, fused.iterations, fused.tempo) == ((0.2, 0.8), 7, 60.0)
+    outputs = bundle.fuse(fused.inputs[0], fused.inputs[1], [0.2, 0.8], 7)
+    assert np.array_equal(fused.outputs, np.stack(outputs))
+
+
+def test_the_seed_draws_the_style(left: Path, right: Path, bundle: Bundle) -> None:
+    styles = {fuse_files(left, right, bundle, seed=seed).style for seed in (1, 1, 2)}
+    assert styles == {bundle.draw_style(1), bundle.draw_style(2)}
+
+
+def test_a_bundle_without_style_draws_none(
+    left: Path, right: Path, make_bundle: MakeBundle
+) -> None:
+    assert fuse_files(left, right, make_bundle(style_dim=0)).style == ()
+
+
+@pytest.mark.parametrize(
+    ("bars", "message"),
+    [
+        ((2, 3), r"bars 2-3: bar 2 of the segment can't be used: off grid; choose other bars"),
+        ((0, 1), r"bars 0-1: bar 1 of the segment can't be used: short bar"),
+        ((8, 9), r"bars 8-9: the piece has bars 0 to 8; choose among them"),
+        ((-1, 0), r"the piece has bars 0 to 8"),
+        ((3, 3), r"a segment of this bundle has 2 bars; give as many, such as 3-4"),
+        ((5, 4), r"a segment of this bundle has 2 bars"),
+    ],
+)
+def test_bars_that_cannot_be_taken(
+    left: Path, right: Path, bundle: Bundle, bars: tuple[int, int], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        fuse_files(left, right, bundle, left_bars=bars)
+
+
+def test_what_the_piece_has_is_said(left: Path, right: Path, bundle: Bundle) -> None:
+    with pytest.raises(UserError, match=r"its bars: 6 of 4/4, 2 short bar, 1 off grid"):
+        fuse_files(left, right, bundle, left_bars=(2, 3))
+
+
+def test_silent_bars_are_skipped_and_refused(tmp_path: Path, left: Path, bundle: Bundle) -> None:
+    late = tmp_path / "late.mid"
+    write_midi([Note(Fraction(12), Fraction(8), 60)], late, 120.0)
+    assert fuse_files(left, late, bundle).bars[1] == (3, 4)
+    with pytest.raises(UserError, match=r"late.mid: bars 1-2: there are no notes"):
+        fuse_files(left, late, bundle, right_bars=(1, 2))
+
+
+def test_a_meter_that_the_bundle_does_not_know(tmp_path: Path, left: Path, bundle: Bundle) -> None:
+    waltz = _midi(tmp_path / "waltz.mid", *range(60, 72), meter="3/4")
+    with pytest.raises(
+        UserError, match=r"waltz.mid: no 2 neighbouring .* knows 4/4 and 2/2 .*8 of 3/4"
+    ):
+        fuse_files(left, waltz, bundle)
+    with pytest.raises(UserError, match=r"bars 1-2: .* 3/4; the model takes .* of 4/4 or 2/2"):
+        fuse_files(left, waltz, bundle, right_bars=(1, 2))
+
+
+def test_a_bundle_of_that_meter_takes_it(tmp_path: Path, make_bundle: MakeBundle) -> None:
+    waltz = _midi(tmp_path / "waltz.mid", *range(60, 72), meter="3/4")
+    fused = fuse_files(waltz, waltz, make_bundle(MelodyFormat(meters=("3/4",))))
+    assert fused.bars == ((7, 8), (1, 2))
+    assert fused.meter == "3/4"
+    assert {note.onset for note in fused.input_notes} == {Fraction(2 * i) for i in range(6)}
+
+
+def test_pitches_out_of_range(tmp_path: Path, left: Path, bundle: Bundle) -> None:
+    low = _midi(tmp_path / "low.mid", 30, 31, 32, 33)
+    with pytest.raises(UserError, match=r"MIDI pitches 36 to 96"):
+        fuse_files(left, low, bundle)
+    with pytest.raises(UserError, match=r"transpose it"):
+        fuse_files(left, low, bundle, right_bars=(1, 2))
+
+
+@pytest.mark.parametrize("tempo", [0.0, -90.0, 9.0, 501.0, float("nan"), float("inf")])
+def test_tempos_that_no_file_can_have(
+    left: Path, right: Path, bundle: Bundle, tempo: float
+) -> None:
+    with pytest.raises(UserError, match=r"tempo: .* give a tempo of 10 to 500"):
+        fuse_files(left, right, bundle, tempo=tempo)
+
+
+def test_a_file_with_no_complete_bar(tmp_path: Path, left: Path, bundle: Bundle) -> None:
+    short = tmp_path / "short.abc"
+    short.write_text("X:1\nT:Short\nM:4/4\nL:1/4\nK:C\nC D |]\n")
+    with pytest.raises(UserError, match=r"short.abc: can't read .* melody: no complete bar"):
+        fuse_files(left, short, bundle)
+
+
+def test_deployment_needs_no_polars_ray_or_matplotlib(
+    tmp_path: Path, right: Path, bundle: Bundle
+) -> None:
+    save_bundle(bundle, tmp_path / "bundle")
+    program = """
+import sys
+for name in ("polars", "ray", "optuna", "matplotlib", "pyarrow", "evaluation", "study"):
+    sys.modules[name] = None
+from pathlib import Path
+from cf_core.bundle import load_bundle
+from cf_core.fuse import fuse_files
+from cf_core.render import write_midi, write_wav
+folder = Path(sys.argv[1])
+fused = fuse_files(folder / "right.mid", folder / "right.mid", load_bundle(folder / "bundle"))
+write_midi(fused.output_notes, folder / "out.mid", fused.tempo)
+write_wav(fused.output_notes, folder / "out.wav", fused.tempo)
+"""
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, check=True)
+    fused = fuse_files(right, right, bundle)
+    write_midi(fused.output_notes, tmp_path / "here.mid", fused.tempo)
+    assert (tmp_path / "out.mid").read_bytes() == (tmp_path / "here.mid").read_bytes()
+
+
+@pytest.mark.skipif("CF_DATA" not in os.environ, reason="needs the corpora in $CF_DATA")
+def test_real_tunes_of_nottingham(tmp_path: Path, bundle: Bundle) -> None:
+    archive = Path(os.environ["CF_DATA"]) / "nottingham" / "nottingham-dataset.zip"
+    with zipfile.ZipFile(archive) as songs:
+        names = [name for name in songs.namelist() if "/MIDI/reels" in name][:2]
+        left, right = (Path(songs.extract(name, tmp_path)) for name in names)
+    fused = fuse_files(left, right, bundle)
+    for half, (first, last) in zip(fused.inputs, fused.bars, strict=True):
+        assert last - first == 1
+        assert (half >= 2).sum() >= 4
+    # The same bars, asked for by number, are the same segments.
+    same = fuse_files(left, right, bundle, left_bars=fused.bars[0], right_bars=fused.bars[1])
+    assert np.array_equal(same.inputs, fused.inputs)
+    assert np.array_equal(same.outputs, fused.outputs)

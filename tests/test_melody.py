@@ -1,0 +1,170 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cf_core.errors import UserError
+from cf_core.melody import (
+    FIRST_PITCH,
+    HOLD,
+    REST,
+    TOLERANCE,
+    Bar,
+    GridBar,
+    Melody,
+    MelodyFormat,
+    Note,
+    bar_length,
+    grid,
+    join,
+    segment,
+    to_notes,
+)
+
+C4, D4 = FIRST_PITCH + 60, FIRST_PITCH + 62
+FORM = MelodyFormat()
+
+
+def melody(notes: list[Note], lengths: list[Fraction | int], meter: str = "2/4") -> Melody:
+    starts = [sum(lengths[:i], Fraction(0)) for i in range(len(lengths))]
+    bars = tuple(
+        Bar(Fraction(s), Fraction(length), meter) for s, length in zip(starts, lengths, strict=True)
+    )
+    return Melody("song", "Song", tuple(notes), bars, 120.0)
+
+
+def note(onset: Fraction | str | int, duration: Fraction | str | int, pitch: int = 60) -> Note:
+    return Note(Fraction(onset), Fraction(duration), pitch)
+
+
+def test_tokens_of_a_bar_worked_by_hand() -> None:
+    bars = grid(melody([note(0, 1), note("5/4", "1/4", 62)], [2]))
+    assert bars == [GridBar("2/4", (C4, HOLD, HOLD, HOLD, REST, D4, REST, REST), None, 2, None)]
+
+
+def test_a_note_over_the_bar_line_is_held_and_struck_again_at_a_segments_start() -> None:
+    bars = grid(melody([note(0, 3)], [2, 2, 2]))
+    assert [bar.held for bar in bars] == [None, 60, None]
+    assert [bar.onsets for bar in bars] == [1, 0, 0]
+    assert bars[1].tokens == (HOLD,) * 4 + (REST,) * 4
+    form = MelodyFormat(meters=("2/4",))
+    model_c4 = FIRST_PITCH + 60 - form.lowest
+    assert segment(bars[:2], form).tolist() == [model_c4] + [HOLD] * 11 + [REST] * 4
+    assert segment(bars[1:], form).tolist() == [model_c4] + [HOLD] * 3 + [REST] * 12
+
+
+@pytest.mark.parametrize("error", [TOLERANCE, -TOLERANCE])
+def test_an_error_of_the_tolerance_snaps_at_onset_end_and_bar_line(error: Fraction) -> None:
+    exact = melody([note(0, 2), note(2, 1, 62)], [2, 2])
+    shifted = [Note(n.onset + error, n.duration, n.pitch) for n in exact.notes]
+    assert grid(melody(shifted, [2, 2])) == grid(exact)
+
+
+def test_an_error_above_the_tolerance_is_off_the_grid() -> None:
+    error = TOLERANCE * Fraction(101, 100)
+    assert grid(melody([note(error, 1)], [2]))[0].reason == "off grid"
+    assert grid(melody([note(0, 1 + error)], [2]))[0].reason == "off grid"
+
+
+def test_triplets_are_off_the_16th_grid_and_on_the_grid_of_12() -> None:
+    # 1/3 as 341 and 683 of 1024 ticks: neighbours may overlap by one tick.
+    triplet = melody(
+        [note(0, Fraction(342, 1024)), note(Fraction(341, 1024), Fraction(342, 1024), 62)], [2]
+    )
+    assert grid(triplet)[0].reason == "off grid"
+    tokens = grid(triplet, 12)[0].tokens
+    assert tokens == (C4, HOLD, HOLD, HOLD, D4, HOLD, HOLD, HOLD, *[REST] * 16)
+
+
+def test_a_note_that_would_vanish_is_off_the_grid() -> None:
+    assert grid(melody([note(0, "1/200")], [2]))[0].reason == "off grid"
+
+
+def test_notes_together_reject_their_bars_only() -> None:
+    bars = grid(melody([note(0, 1), note(1, 2, 62), note("3/2", "1/2"), note(4, 1)], [2, 2, 2]))
+    assert [bar.reason for bar in bars] == ["chord", None, None]
+    assert bars[1].held == 62
+
+
+def test_bars_of_another_length_than_their_meters() -> None:
+    bars = grid(melody([note(0, 1)], [Fraction(1, 2), 2, Fraction(5, 2)]))
+    assert [bar.reason for bar in bars] == ["short bar", None, "long bar"]
+
+
+def test_a_bar_that_is_no_whole_number_of_steps_is_off_the_grid() -> None:
+    assert grid(melody([note(0, "1/4")], [Fraction(1, 8)], "1/32"))[0].reason == "off grid"
+
+
+def test_a_tolerance_that_could_swap_neighbours_is_refused() -> None:
+    with pytest.raises(ValueError, match="a third of a step"):
+        grid(melody([note(0, 1)], [2]), 4, Fraction(1, 12))
+
+
+@st.composite
+def segments(draw: st.DrawFn) -> np.ndarray:
+    """Tokens without a hold that sounds nothing, which notes can't write down."""
+    tokens: list[int] = []
+    for _ in range(FORM.steps):
+        hold = [HOLD] if tokens and tokens[-1] != REST else []
+        pitch = draw(st.integers(FIRST_PITCH, FORM.vocabulary - 1))
+        tokens.append(draw(st.sampled_from([REST, pitch, *hold])))
+    return np.array(tokens, dtype=np.uint8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(segments(), st.lists(st.fractions(-TOLERANCE / 2, TOLERANCE / 2), min_size=32, max_size=32))
+def test_tokens_to_notes_to_grid_and_back(tokens: np.ndarray, errors: list[Fraction]) -> None:
+    notes = [
+        Note(max(n.onset + e, Fraction(0)), n.duration, n.pitch)
+        for n, e in zip(to_notes(tokens, FORM), errors, strict=False)
+    ]
+    bars = grid(melody(notes, [4, 4], "4/4"))
+    assert segment(bars, FORM).tolist() == tokens.tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(segments())
+def test_join_leaves_its_input_as_it_was(tokens: np.ndarray) -> None:
+    absolute = np.where(tokens >= FIRST_PITCH, tokens + FORM.lowest, tokens).astype(np.uint8)
+    bars = absolute.reshape(1, 2, 16)
+    bars[0, 0, 0] = HOLD
+    before = bars.copy()
+    joined, struck_again, in_range = join(bars, np.array([64]), FORM)
+    assert (bars == before).all()
+    assert struck_again.tolist() == [True]
+    assert in_range.tolist() == [True]
+    assert joined[0, 0] == FIRST_PITCH + 64 - FORM.lowest
+    assert joined[0, 1:].tolist() == tokens[1:].tolist()
+
+
+def full_bar(pitch: int, meter: str = "4/4") -> GridBar:
+    return GridBar(meter, (FIRST_PITCH + pitch, *[HOLD] * 15), None, 1, None)
+
+
+def test_a_segment_spans_exactly_the_models_pitches() -> None:
+    tokens = segment([full_bar(FORM.lowest), full_bar(FORM.highest)], FORM)
+    assert tokens[[0, 16]].tolist() == [FIRST_PITCH, FORM.vocabulary - 1]
+
+
+@pytest.mark.parametrize(
+    ("bars", "message"),
+    [
+        ([full_bar(60)], "has 2 bars, but 1"),
+        ([full_bar(60), GridBar("4/4", None, None, 3, "chord")], "bar 2 .* chord"),
+        ([full_bar(60, "3/4"), full_bar(60)], "bar 1 .* 3/4"),
+        ([full_bar(60), full_bar(FORM.highest + 1)], "pitches 36 to 96"),
+        ([full_bar(FORM.lowest - 1), full_bar(60)], "pitches 36 to 96"),
+    ],
+)
+def test_segments_that_a_model_does_not_know(bars: list[GridBar], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        segment(bars, FORM)
+
+
+def test_bar_lengths_and_formats() -> None:
+    assert [bar_length(m) for m in ("3/4", "6/8", "2/2", "5/16")] == [3, 3, 4, Fraction(5, 4)]
+    assert (FORM.steps_per_bar, FORM.steps, FORM.vocabulary) == (16, 32, 63)
+    with pytest.raises(ValueError, match="one whole number"):
+        MelodyFormat(meters=("4/4", "3/4"))

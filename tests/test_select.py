@@ -1,0 +1,224 @@
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from cf_core.bundle import load_bundle
+from cf_core.errors import UserError
+from cf_core.fusion import Generator
+from cf_core.nets import initialise
+from cf_core.training import save_tensors, weights
+from cf_core.vae import MelodyVAE
+from study.config import StudyConfig, TrialSpec
+from study.jobs import generator_path
+from study.select import candidates, select, status
+from study.store import Store
+
+CONFIG = StudyConfig.model_validate(
+    {
+        "name": "tiny",
+        "core": {"latent_dim": 8, "hidden": 16, "embedding": 8, "depth": 1},
+        "fusion": {"hidden": 16, "depth": 2},
+        "search": {"lambda": (0.1, 1.0), "style_dim": (0, 2), "seeds": (0,)},
+        "evaluation": {"lp": {"step_sizes": (0.1,)}},
+    }
+)
+A, B, C, D = (spec.id for spec in CONFIG.trials())
+RULE = ["z_distance <= 3.0"]
+
+# trial, iteration, judge, z-distance: all on validation songs.
+POINTS = [
+    (A, 1, 0.50, 1.0),
+    (A, 2, 0.70, 2.9),
+    (A, 4, 0.90, 3.1),
+    (B, 1, 0.70, 2.5),
+    (B, 2, 0.70, 2.9),
+    (C, 1, math.nan, 0.5),
+    (C, 2, 0.60, math.nan),
+    (D, 1, 0.99, 0.1),
+]
+DIVERSITY = {A: 0.0, B: 4.0, C: 2.0, D: 9.0}
+
+
+def _spec(trial: str) -> TrialSpec:
+    return next(spec for spec in CONFIG.trials() if spec.id == trial)
+
+
+def _label(trial: str) -> dict[str, Any]:
+    spec = _spec(trial)
+    label = {"trial": trial, "method": "fusion", "lambda": spec.lambda_}
+    return label | {"style_dim": spec.style_dim, "seed": spec.seed}
+
+
+def _metric(trial: str, iteration: int, name: str, value: float, source: str) -> dict[str, Any]:
+    interval = {"low": value - 0.1, "high": value + 0.1}
+    row = {"source": source, "iteration": iteration, "metric": name, "value": value}
+    return {**_label(trial), **row, **interval, "n": 8, "excluded": 0}
+
+
+def _over(trial: str, state: str, reason: str | None = None) -> dict[str, Any]:
+    done = {"status": state, "reason": reason, "steps": 9, "checkpoint": "c", "fingerprint": "f"}
+    run = {
+        "seconds": 12.3,
+        "attempt": 1,
+        "host": "h",
+        "device": "cpu",
+        "versions": '{"torch": "2"}',
+    }
+    return {**_label(trial), **done, **run, "finished_at": datetime(2026, 1, 1, tzinfo=UTC)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A, B and C are done, D failed after its metrics were written."""
+    store = Store(tmp_path / "tiny")
+    store.claim(CONFIG.identity("abc"), CONFIG.fingerprint("abc"), CONFIG.name)
+    for trial in (A, B, C, D):
+        rows = [
+            _metric(trial, iteration, name, value, "validation")
+            for owner, iteration, judge, distance in POINTS
+            for name, value in (("judge", judge), ("z_distance", distance))
+            if owner == trial
+        ]
+        rows.append(_metric(trial, 1, "style_diversity", DIVERSITY[trial], "validation"))
+        # On test songs A looks best by far; nobody may look there.
+        rows.append(_metric(trial, 1, "judge", 1.0 if trial == A else 0.0, "test"))
+        store.write("metrics", trial, rows)
+        failed = trial == D
+        over = _over(trial, "failed" if failed else "done", "out of memory" if failed else None)
+        store.write("trials", trial, [over])
+    return store
+
+
+@pytest.fixture
+def trained(store: Store) -> Store:
+    """With weights, too."""
+    core = MelodyVAE(CONFIG.melody, CONFIG.core)
+    initialise(core, torch.Generator().manual_seed(1))
+    save_tensors(weights(core), store.root / "core" / "core.safetensors")
+    for trial in (A, B, C):
+        generator = Generator(8, _spec(trial).style_dim, 16, 2)
+        initialise(generator, torch.Generator().manual_seed(2))
+        save_tensors(weights(generator), generator_path(store, trial))
+    return store
+
+
+def _points(ranked: pl.DataFrame) -> list[tuple[str, int]]:
+    return ranked.select("trial", "iteration").rows()
+
+
+def test_ranking_worked_by_hand(store: Store) -> None:
+    ranked = candidates(store, "judge", RULE)
+    # Three points of 0.7: the nearest first, then by trial. A after 4 is too far, C has no finite
+    # judge or distance, D failed.
+    assert _points(ranked) == [(B, 1), (A, 2), (B, 2), (A, 1)]
+    assert ranked["judge"].to_list() == [0.7, 0.7, 0.7, 0.5]
+    assert ranked["low"].to_list() == pytest.approx([0.6, 0.6, 0.6, 0.4])
+    assert ranked["high"].to_list() == pytest.approx([0.8, 0.8, 0.8, 0.6])
+    assert ranked["lambda"].to_list() == [_spec(B).lambda_, 0.1, _spec(B).lambda_, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("where", "best"),
+    [
+        ([], (A, 4)),
+        (["z_distance < 3.1"], (B, 1)),
+        (["z_distance<=3.1"], (A, 4)),
+        (["z_distance <= 3", "z_distance > 2.5"], (A, 2)),
+        (["z_distance <= 3", "z_distance >= 2.5"], (B, 1)),
+        (["judge < 0.6"], (A, 1)),
+    ],
+)
+def test_each_sign_of_a_condition(store: Store, where: list[str], best: tuple[str, int]) -> None:
+    assert _points(candidates(store, "judge", where))[0] == best
+
+
+def test_style_diversity_stands_for_all_iterations_of_its_trial(store: Store) -> None:
+    ranked = candidates(store, "judge", ["style_diversity >= 1.0"])
+    assert _points(ranked) == [(B, 1), (B, 2)]
+    assert _points(candidates(store, "style_diversity", RULE))[0] == (B, 1)
+
+
+@pytest.mark.parametrize(
+    ("maximise", "where", "message"),
+    [
+        ("jugde", RULE, r"jugde: no such metric; did you mean judge\?"),
+        ("judge", ["z_distanc <= 1"], r"did you mean z_distance\?"),
+        ("judge", ["beauty > 1"], r"beauty: no such metric \(metrics: judge, style_div"),
+        ("judge", ["z_distance"], r'"z_distance": a condition must read like'),
+        ("judge", ["z_distance <= much"], r"a condition must read like"),
+        ("judge", ["z_distance == 1"], r"a condition must read like"),
+    ],
+)
+def test_rules_that_make_no_sense(
+    store: Store, maximise: str, where: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        candidates(store, maximise, where)
+
+
+def test_the_nearest_miss_is_named(store: Store) -> None:
+    with pytest.raises(UserError) as caught:
+        candidates(store, "judge", ["z_distance >= 30", "judge <= 0.3"])
+    # Relative to the bounds, A after 1 misses by 29/30 + 0.2/0.3, A after 4 by 26.9/30 + 0.6/0.3;
+    # unscaled, the latter would be nearer.
+    assert f"the nearest is {A} after 1 iterations with z_distance 1, judge 0.5" in str(
+        caught.value
+    )
+
+
+def test_a_study_without_a_finished_trial(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new")
+    store.claim(CONFIG.identity("abc"), CONFIG.fingerprint("abc"), CONFIG.name)
+    with pytest.raises(UserError, match="no trial is done yet"):
+        candidates(store, "judge", RULE)
+
+
+def test_the_bundle_holds_the_chosen_weights(trained: Store, tmp_path: Path) -> None:
+    choice = select(trained, "judge", RULE, tmp_path / "bundle")
+    assert (choice.trial, choice.iterations, choice.value) == (B, 1, 0.7)
+    assert (choice.low, choice.high) == pytest.approx((0.6, 0.8))
+    bundle = load_bundle(choice.bundle)
+    assert bundle.iterations == 1
+    assert bundle.form == CONFIG.melody
+    expected = Generator(8, _spec(B).style_dim, 16, 2)
+    initialise(expected, torch.Generator().manual_seed(2))
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(bundle.generator.state_dict()[name], tensor)
+    record = bundle.record
+    assert (record["study"], record["trial"], record["seed"]) == ("tiny", B, 0)
+    assert record["fingerprint"] == CONFIG.fingerprint("abc")
+    assert record["rule"] == {"maximise": "judge", "where": RULE}
+    assert record["interval"] == pytest.approx([0.6, 0.8])
+    assert record["versions"] == {"torch": "2"}
+    assert [(r["trial"], r["iteration"]) for r in record["runners_up"]] == [(A, 2), (B, 2), (A, 1)]
+
+
+@pytest.mark.parametrize("state", ["missing", "damaged", "of another shape"])
+def test_weights_that_cannot_be_used(trained: Store, tmp_path: Path, state: str) -> None:
+    path = generator_path(trained, B)
+    if state == "missing":
+        path.unlink()
+    elif state == "damaged":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        save_tensors(weights(Generator(8, 3, 16, 2)), path)
+    with pytest.raises(UserError, match=state):
+        select(trained, "judge", RULE, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_status_lists_every_planned_job(store: Store) -> None:
+    (store.root / "trials" / f"{C}.parquet").unlink()
+    jobs = status(store)
+    assert jobs.select("trial", "status", "reason").rows() == [
+        (A, "done", None),
+        (B, "done", None),
+        (C, "pending", None),
+        (D, "failed", "out of memory"),
+        ("lp-eta0.1", "pending", None),
+    ]
