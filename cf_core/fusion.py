@@ -135,7 +135,7 @@ class FusionTrainer(Trainer):
         initialise(self.generator, generator(seed, "fusion", "generator"))
         initialise(self.discriminator, generator(seed, "fusion", "discriminator"))
         # An untrained G starts near the identity, so that λ decides how far it leaves it.
-        nn.init.constant_(self.generator.net[-1].bias[: 2 * latent_dim], -2.0)  # type: ignore[index,union-attr]
+        nn.init.constant_(self.generator.net[-1].bias[: 2 * latent_dim], -2.0)  # type: ignore[index]
         self.averaged = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
         self.networks = {
             "generator": self.generator,

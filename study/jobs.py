@@ -24,7 +24,7 @@ from cf_core.seeding import generator
 from cf_core.training import Progress, save_tensors, train, weights
 from evaluation.metrics import Evaluator, Source
 from evaluation.transforms import Step, fusion, identity, latent_search
-from study.config import EvaluationPlan, TrialSpec
+from study.config import EvaluationPlan, StudyConfig, TrialSpec
 from study.store import Store
 
 REPORT_EVERY = 100
@@ -44,6 +44,11 @@ class LPSpec:
 
 
 Spec = TrialSpec | LPSpec
+
+
+def planned_jobs(config: StudyConfig) -> list[Spec]:
+    """All jobs of a study: the trials, then the settings of the latent search."""
+    return [*config.trials(), *(LPSpec(size) for size in config.evaluation.lp.step_sizes)]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from cf_core.bundle import load_bundle
 from cf_core.corpus import TEST, Corpus
+from cf_core.errors import UserError
 from cf_core.fuse import Fused
 from cf_core.render import write_midi, write_wav
 from cf_core.seeding import derive
@@ -24,7 +25,7 @@ from evaluation.frontier import (
     panel_points,
 )
 from study.config import EvaluationPlan, StudyConfig
-from study.jobs import LPSpec, Spec, record_references
+from study.jobs import planned_jobs, record_references
 from study.prepare import find_corpus, prepare
 from study.progress import Reporter
 from study.select import Choice, select
@@ -42,11 +43,6 @@ _DISTANCES = 10
 
 _EXAMPLE_TEMPO = 160.0
 """Quarter notes per minute of the example: that of a dance."""
-
-
-def jobs(config: StudyConfig) -> list[Spec]:
-    """All jobs of a study: the trials, then the settings of the latent search."""
-    return [*config.trials(), *(LPSpec(size) for size in config.evaluation.lp.step_sizes)]
 
 
 def plan(config: StudyConfig) -> str:
@@ -96,7 +92,8 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
     )
     bench = prepare(config, corpus, store, reporter)
     reporter.stage(f"Jobs: {len(config.trials())} trials and the latent search, on Ray Tune")
-    run_jobs(jobs(config), bench, store, config.execution, reporter)
+    run_jobs(planned_jobs(config), bench, store, config.execution, reporter)
+    _check_jobs(store, reporter)
     reporter.stage("Frontiers: coherency against similarity")
     if not store.has("metrics", "references"):
         record_references(bench, store)
@@ -175,12 +172,13 @@ def fuse_example(store: Store, corpus: Corpus, seed: int) -> Path:
     songs = random.choice(np.unique(corpus.song[corpus.segments(TEST)]), 2, replace=False)
     rows = [np.flatnonzero(corpus.song == songs[0])[-1], np.flatnonzero(corpus.song == songs[1])[0]]
     inputs = corpus.tokens[rows]
+    bars = [(int(bar) + 1, int(bar) + corpus.form.bars_per_segment) for bar in corpus.bar[rows]]
     style = bundle.draw_style(seed)
     fused = Fused(
         form=corpus.form,
         inputs=inputs,
         outputs=np.stack(bundle.fuse(inputs[0], inputs[1], style, bundle.iterations)),
-        bars=tuple((bar + 1, bar + corpus.form.bars_per_segment) for bar in corpus.bar[rows]),
+        bars=(bars[0], bars[1]),
         meter=corpus.form.meters[0],
         tempo=_EXAMPLE_TEMPO,
         style=style,
@@ -230,6 +228,19 @@ def _front(points: pl.DataFrame, largest: float) -> pl.DataFrame:
         non_dominated=pl.Series(non_dominated(distance, value)),
         hypervolume=pl.lit(hypervolume(distance, value, (largest, 0.0))),
     )
+
+
+def _check_jobs(store: Store, reporter: Reporter) -> None:
+    """Say what failed; stop where no trial is left to compare."""
+    over = store.scan("trials").collect()
+    failed = over.filter(pl.col("status") != "done")
+    for trial, status, reason in failed.select("trial", "status", "reason").iter_rows():
+        reporter.say(f"{trial} {status}: {reason}")
+    if over.filter(pl.col("status") == "done", pl.col("method") == "fusion").is_empty():
+        raise UserError(
+            f"{store.root}: no trial came to an end, so there is nothing to compare; mend the"
+            " reasons above and run the study again"
+        )
 
 
 def _interval(choice: Choice) -> str:

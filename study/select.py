@@ -22,7 +22,7 @@ from cf_core.fusion import Generator
 from cf_core.training import load_tensors
 from cf_core.vae import MelodyVAE
 from study.config import StudyConfig
-from study.jobs import LPSpec, generator_path
+from study.jobs import generator_path, planned_jobs
 from study.store import Store
 
 _POINT = ["trial", "lambda", "style_dim", "seed", "iteration"]
@@ -54,8 +54,7 @@ def status(store: Store) -> pl.DataFrame:
     done, `attempt` (1 for the first) and `seconds`. Raises `UserError` for damaged records.
     """
     config = _config(store)
-    planned = [spec.id for spec in config.trials()]
-    planned += [LPSpec(size).id for size in config.evaluation.lp.step_sizes]
+    planned = [spec.id for spec in planned_jobs(config)]
     over = store.scan("trials").select("trial", "status", "reason", "attempt", "seconds").collect()
     return (
         pl.DataFrame({"trial": planned}, schema={"trial": pl.String})

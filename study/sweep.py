@@ -76,11 +76,16 @@ def run_jobs(
         watch = _Watch(reporter, overall, len(specs) - len(todo), stack)
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_Task, bench=bench, root=store.root), {"cpu": 1}
+                tune.with_parameters(_Task, bench=bench, root=store.root.resolve()), {"cpu": 1}
             ),
             param_space={"job": tune.grid_search(jobs)},
             tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=execution.workers),
-            run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[watch]),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[watch],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
         )
         results = tuner.fit()
     recorded = store.attempts()

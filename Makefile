@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test docs clean
+
+# The whole study on the built-in tunes: sets itself up, then runs one command.
+quickstart: .venv/ready
+	$(BIN)/cf-study run quickstart
+
+# Lint, strict types and all tests.
+test: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+# The pages that are written from the code.
+docs: .venv/ready
+	$(BIN)/python -m study.config > docs/configuration.md
+	$(BIN)/python -m study.store > docs/tables.md
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

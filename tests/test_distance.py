@@ -1,0 +1,41 @@
+"""Distances against slow definitions."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.distance import edit_distance, z_weighted
+
+
+def levenshtein(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    if not a or not b:
+        return len(a) + len(b)
+    if a[0] == b[0]:
+        return levenshtein(a[1:], b[1:])
+    return 1 + min(levenshtein(a[1:], b), levenshtein(a, b[1:]), levenshtein(a[1:], b[1:]))
+
+
+words = st.lists(st.tuples(*[st.integers(0, 2)] * 5), min_size=1, max_size=6)
+
+
+@given(words, st.randoms(use_true_random=False))
+def test_edit_distance_is_levenshtein(before: list[tuple[int, ...]], random: object) -> None:
+    after = before.copy()
+    random.shuffle(after)  # type: ignore[attr-defined]
+    expected = [levenshtein(a, b) for a, b in zip(before, after, strict=True)]
+    assert edit_distance(np.array(before), np.array(after)).tolist() == expected
+
+
+def test_edit_distance_worked_by_hand() -> None:
+    before = np.array([[1, 2, 3, 4], [1, 2, 3, 4], [1, 1, 1, 1], [1, 2, 3, 4]])
+    after = np.array([[1, 2, 3, 4], [9, 1, 2, 3], [2, 2, 2, 2], [1, 9, 3, 4]])
+    assert edit_distance(before, after).tolist() == [0, 2, 4, 1]
+
+
+def test_weighted_distance_worked_by_hand() -> None:
+    before = (torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
+    after = (torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]]))
+    # ((1/0.5)² + (2/1)² + 0 + (1/1)²) / 4
+    assert z_weighted(before, after, torch.tensor([0.5, 1.0])).tolist() == pytest.approx([2.25])

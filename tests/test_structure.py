@@ -1,0 +1,115 @@
+"""Imports go one way, transforms see no judge, and each check looks at every file."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ("cf_core", "evaluation", "study")
+FILES = sorted(path for folder in (*LAYERS, "tests") for path in (ROOT / folder).rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file names in an import, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            base = node.module or ""
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+GRAPH = {module(path): imports(path) for path in FILES}
+
+
+def reachable(start: str) -> set[str]:
+    seen: set[str] = set()
+    todo = [start]
+    while todo:
+        name = todo.pop()
+        if name in GRAPH and name not in seen:
+            seen.add(name)
+            todo += GRAPH[name]
+    return seen
+
+
+def test_the_files_are_those_of_the_project() -> None:
+    assert {module(path).split(".")[0] for path in FILES} == {*LAYERS, "tests"}
+    assert len(FILES) > 30
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if module(p).split(".")[0] in LAYERS], ids=module)
+def test_imports_point_downwards(path: Path) -> None:
+    own = LAYERS.index(module(path).split(".")[0])
+    for name in imports(path):
+        top = name.split(".")[0]
+        assert top != "tests", f"{path} imports {name}"
+        if top in LAYERS:
+            assert LAYERS.index(top) <= own, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if module(p).startswith("cf_core")], ids=module)
+def test_the_core_knows_no_study_tools(path: Path) -> None:
+    for name in imports(path):
+        assert name.split(".")[0] not in {"ray", "optuna", "polars", "matplotlib", "pydantic"}
+
+
+def test_no_transform_reaches_a_judge() -> None:
+    assert "evaluation.judge" in GRAPH
+    assert "evaluation.judge" in reachable("evaluation.metrics")
+    for start in ("evaluation.transforms", "evaluation.classifier", "cf_core.fusion"):
+        assert "evaluation.judge" not in reachable(start)
+
+
+def test_what_trains_needs_neither_ray_nor_polars() -> None:
+    code = (
+        "import sys; import cf_core.fusion, cf_core.vae, cf_core.bundle, evaluation.transforms,"
+        " evaluation.judge; sys.exit(bool({'ray', 'polars', 'matplotlib', 'music21'} &"
+        " sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_ruff_looks_at_every_file() -> None:
+    command = [sys.executable, "-m", "ruff", "check", "--show-files"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {str(path) for path in FILES} <= set(shown.split())
+
+
+def test_mypy_looks_at_every_file() -> None:
+    command = [sys.executable, "-m", "mypy"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = re.search(r"no issues found in (\d+) source files", result.stdout)
+    assert found, result.stdout[-2000:]
+    assert int(found[1]) == len(FILES)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["tool"]["mypy"]["strict"] is True
+
+
+def test_every_dependency_is_justified() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    for requirement in settings["project"]["dependencies"]:
+        name = re.split(r"[<>=~;]", requirement)[0]
+        assert f"| {name} |" in page, f"{name}: docs/dependencies.md does not say why"
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in FILES:
+        if module(path).split(".")[0] in LAYERS:
+            names = {name.split(".")[0] for name in imports(path)}
+            assert not names & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}, path
+            assert "torch.load(" not in path.read_text(), path

@@ -1,0 +1,267 @@
+"""A tiny complete study through Ray: its tables, its stops, its failures."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+
+from cf_core.bundle import load_bundle
+from cf_core.errors import UserError
+from cf_core.fuse import fuse_files
+from cf_core.melody import Note
+from cf_core.render import write_midi
+from evaluation.frontier import COHERENCY, PANELS
+from study.config import StudyConfig
+from study.progress import Job, Reporter
+from study.run import draw, panels_led, run
+from study.store import TABLES, Store, comparable
+
+SOURCES = ("test", "prior", "validation", "validation_prior")
+
+
+def melody(seed: int) -> list[Note]:
+    """Twelve bars of 4/4: a random walk in quarters and eighths, unlike any other seed's."""
+    random = np.random.default_rng(seed)
+    pitch, onset, notes = 66, Fraction(0), []
+    while onset < 48:
+        length = Fraction(int(random.choice([1, 2])), 2)
+        pitch = int(np.clip(pitch + random.integers(-4, 5), 55, 80))
+        notes.append(Note(onset, min(length, 48 - onset), pitch))
+        onset += length
+    return notes
+
+
+@pytest.fixture(scope="module")
+def melodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("melodies")
+    for seed in range(40):
+        write_midi(melody(seed), folder / f"tune{seed}.mid", 120)
+    return folder
+
+
+def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
+    settings: dict[str, Any] = {
+        "name": "tiny",
+        "corpus": {"source": str(melodies)},
+        "core": {"latent_dim": 8, "hidden": 32, "embedding": 8, "steps": 120, "batch": 32},
+        "core_gate": {"token_accuracy": 0, "onset_pitch_recall": 0, "exact_segments": 0},
+        "search_classifier": {"hidden": 16, "steps": 30, "batch": 16},
+        "selection_judge": {"hidden": 16, "steps": 60, "batch": 12},
+        "reporting_judge": {"hidden": 24, "steps": 60, "batch": 12},
+        "fusion": {"hidden": 16, "steps": 250, "batch": 8},
+        "search": {"lambda": [0.1, 1.0], "style_dim": [0, 2], "seeds": [0]},
+        "evaluation": {
+            "pairs": 24,
+            "iterations": [1, 2],
+            "styles": 2,
+            "resamples": 20,
+            "lp": {"step_sizes": [0.3], "iterations": [1, 5]},
+        },
+        "selection": {"maximise": "judge", "where": []},
+        "execution": {"workers": 2, "results": str(results)},
+    }
+    return StudyConfig.model_validate(settings | changes)
+
+
+class Watch(Reporter):
+    """Keeps what is said, and stops the run (as Ctrl-C does) at the first line that matches."""
+
+    def __init__(self, stop: str = "") -> None:
+        super().__init__(Console(quiet=True))
+        self.lines: list[str] = []
+        self.stop = stop
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+        if self.stop and self.stop in text:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def job(self, name: str, total: int | None) -> Iterator[Job]:
+        with super().job(name, total) as job:
+            update = job.update
+
+            def watched(done: int, total: int | None = None) -> None:
+                update(done, total)
+                self.say(f"{name} at {done}")
+
+            job.update = watched  # type: ignore[method-assign]
+            yield job
+
+
+def go(config: StudyConfig, stop: str = "") -> tuple[Store, list[str]]:
+    with Watch(stop) as reporter:
+        return run(config, reporter), reporter.lines
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    melodies: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Store, StudyConfig, list[str]]:
+    config = tiny(melodies, tmp_path_factory.mktemp("results"))
+    store, lines = go(config)
+    return store, config, lines
+
+
+Study = tuple[Store, StudyConfig, list[str]]
+
+
+def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -> None:
+    store, config, _ = undisturbed
+    tables = {name: store.scan(name).collect() for name in TABLES}
+    for name, frame in tables.items():
+        wanted = TABLES[name].schema(config.core.latent_dim)
+        assert frame.schema == pl.DataFrame(wanted.empty_table()).schema, name
+        assert frame.height > 0, name
+    trials = [spec.id for spec in config.trials()]
+    assert sorted(tables["trials"]["trial"]) == sorted([*trials, "lp-eta0.3"])
+    assert set(tables["trials"]["status"]) == {"done"}
+    points = {(t, s, i) for t in trials for s in SOURCES for i in (1, 2)}
+    points |= {("lp-eta0.3", s, i) for s in SOURCES for i in (1, 5)}
+    latents = tables["latents"]
+    assert set(latents.select("trial", "source", "iteration").iter_rows()) == points
+    assert latents.height == len(points) * config.evaluation.pairs
+    metrics = tables["metrics"]
+    for metric in (*COHERENCY, "search_classifier", "z_distance", "z_weighted", "edit_distance"):
+        rows = metrics.filter(pl.col("metric") == metric, pl.col("method").is_in(["fusion", "lp"]))
+        assert set(rows.select("trial", "source", "iteration").iter_rows()) == points, metric
+        assert rows.height == len(points)
+    for level in ("floor", "ceiling"):
+        rows = metrics.filter(pl.col("method") == level, pl.col("metric").is_in(COHERENCY))
+        assert rows.height == len(COHERENCY) * len(SOURCES)
+    panels = set(tables["frontier"].select("source", "metric").unique().iter_rows())
+    assert panels == set(PANELS)
+    assert set(tables["curves"]["trial"]) == set(trials)
+    assert set(tables["curves"]["step"]) == {100, 200, 250}
+
+
+def test_latents_hold_what_was_put_in_and_what_came_out(undisturbed: Study) -> None:
+    store, config, _ = undisturbed
+    latents = store.scan("latents").collect()
+    inputs = latents.group_by("source", "pair").agg(pl.col("z_left_in").n_unique())
+    assert inputs["z_left_in"].max() == 1
+    style = latents.filter(pl.col("trial") == "lambda0.1-style2-seed0")["style"]
+    assert style.list.len().unique().to_list() == [2]
+    assert latents.filter(pl.col("source") == "prior")["left_song"].null_count() == (
+        latents.filter(pl.col("source") == "prior").height
+    )
+    songs = latents.filter(pl.col("source") == "test").select("left_song", "right_song")
+    assert songs.filter(pl.col("left_song") == pl.col("right_song")).is_empty()
+    outputs = np.stack(latents["z_left"].to_numpy())
+    assert outputs.shape == (latents.height, config.core.latent_dim)
+
+
+@pytest.mark.parametrize("stop", ["core at 50", "selection judge at 50", ": over (2 of 5)"])
+def test_a_stopped_study_goes_on_and_ends_with_the_same_tables(
+    undisturbed: Study, melodies: Path, tmp_path: Path, stop: str
+) -> None:
+    config = tiny(melodies, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        go(config, stop)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("trials/*.parquet")}
+    assert (len(before) >= 2) == ("over" in stop)
+    store, lines = go(config)
+    for path, written in before.items():
+        assert path.stat().st_mtime_ns == written, "a finished trial was run again"
+    if before:
+        assert f"{len(before)} of 5 jobs are already done" in lines
+    whole, _, _ = undisturbed
+    for table in TABLES:
+        ours, theirs = (comparable(s.scan(table).collect(), table) for s in (store, whole))
+        assert ours.equals(theirs, null_equal=True), table
+
+
+def test_running_a_finished_study_again_changes_no_record(undisturbed: Study) -> None:
+    store, config, _ = undisturbed
+    written = {
+        path: path.stat().st_mtime_ns
+        for table in ("trials", "curves", "latents", "metrics")
+        for path in (store.root / table).iterdir()
+    }
+    _, lines = go(config)
+    assert "5 of 5 jobs are already done" in lines
+    assert all(path.stat().st_mtime_ns == before for path, before in written.items())
+
+
+def test_another_study_under_the_same_name_is_refused(
+    undisturbed: Study, melodies: Path
+) -> None:
+    store, _, _ = undisturbed
+    changed = tiny(melodies, store.root.parent, seed=5)
+    with pytest.raises(UserError, match=r"seed: 0 -> 5"):
+        go(changed)
+
+
+def test_a_core_below_its_gate_stops_the_study(melodies: Path, tmp_path: Path) -> None:
+    gate = {"token_accuracy": 1.0, "onset_pitch_recall": 0, "exact_segments": 0}
+    config = tiny(melodies, tmp_path, core_gate=gate)
+    with pytest.raises(UserError, match=r"token_accuracy 0\.\d+ on validation songs, 0\.\d+ below"):
+        go(config)
+    assert not (tmp_path / "tiny" / "trials").exists()
+
+
+def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(
+    melodies: Path, tmp_path: Path
+) -> None:
+    config = tiny(
+        melodies,
+        tmp_path,
+        search={"lambda": [0.1, 1e38], "style_dim": [0], "seeds": [0]},
+    )
+    store, lines = go(config)
+    rows = {row["trial"]: row for row in store.scan("trials").collect().to_dicts()}
+    bad = rows["lambda1e+38-style0-seed0"]
+    assert bad["status"] == "diverged"
+    assert "not finite" in bad["reason"]
+    assert rows["lambda0.1-style0-seed0"]["status"] == "done"
+    assert any("1e+38" in line and "diverged" in line for line in lines)
+    assert store.scan("metrics").filter(pl.col("trial") == bad["trial"]).collect().is_empty()
+
+
+def test_figures_come_from_parquet_alone(undisturbed: Study, tmp_path: Path) -> None:
+    store, _, _ = undisturbed
+    copy = tmp_path / "copy"
+    (copy / "metrics").mkdir(parents=True)
+    (copy / "study.json").write_bytes((store.root / "study.json").read_bytes())
+    for part in (store.root / "metrics").iterdir():
+        (copy / "metrics" / part.name).write_bytes(part.read_bytes())
+    for path in draw(Store(copy)):
+        assert path.read_bytes() == (store.root / "figures" / path.name).read_bytes()
+
+
+def test_panels_led_are_counted_from_the_matched_table(undisturbed: Study) -> None:
+    store, _, _ = undisturbed
+    matched = store.scan("matched").filter(pl.col("axis") == "z_distance").collect()
+    expected = 0
+    for source, metric in PANELS:
+        panel = matched.filter(pl.col("source") == source, pl.col("metric") == metric)
+        means = {
+            method: panel.filter(pl.col("method") == method)["value"].mean()
+            for method in ("fusion", "lp")
+        }
+        expected += means["fusion"] > means["lp"]  # type: ignore[operator]
+    led, panels, lost = panels_led(store, "z_distance")
+    assert (led, panels, len(lost)) == (expected, 12, 12 - expected)
+
+
+def test_the_bundle_fuses_files_and_the_example_is_complete(
+    undisturbed: Study, melodies: Path
+) -> None:
+    store, config, lines = undisturbed
+    bundle = load_bundle(store.root / "bundle")
+    assert bundle.record["fingerprint"] == store.record["fingerprint"]
+    fused = fuse_files(melodies / "tune0.mid", melodies / "tune1.mid", bundle)
+    assert fused.bars == ((11, 12), (1, 2))
+    assert fused.outputs.shape == (2, config.melody.steps)
+    names = {path.name for path in (store.root / "example").iterdir()}
+    assert names == {
+        "inputs.mid", "inputs.wav", "outputs.mid", "outputs.wav",
+        "piano-roll.svg", "piano-roll.png",
+    }  # fmt: skip
+    assert any("fusion is above LP in" in line for line in lines)

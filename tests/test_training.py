@@ -1,0 +1,156 @@
+"""Resuming equals not having stopped, bit for bit, for everything that is trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cf_core.fusion import FusionSettings, FusionTrainer, Latents
+from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
+from cf_core.seeding import derive, generator
+from cf_core.training import Progress, Trainer, load_tensors, save_tensors, train, warmup_cosine
+from cf_core.vae import VAESettings, VAETrainer
+from evaluation.classifier import ClassifierSettings, ClassifierTrainer
+from evaluation.judge import JudgeData, JudgeSettings, JudgeTrainer
+
+FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=72)
+STEPS = 7
+
+
+def tokens(count: int) -> np.ndarray:
+    random = np.random.default_rng(0)
+    drawn = random.integers(FIRST_PITCH, FORM.vocabulary, (count, FORM.steps))
+    drawn[:, 1::2] = HOLD
+    return drawn.astype(np.uint8)
+
+
+def latents() -> Latents:
+    random = generator(0, "latents")
+    return Latents(
+        torch.randn(12, 4, generator=random),
+        torch.rand(12, 4, generator=random),
+        torch.stack((torch.arange(11), torch.arange(11) + 1), 1),
+        torch.full((4,), 0.5),
+    )
+
+
+def vae() -> Trainer:
+    settings = VAESettings(latent_dim=3, hidden=8, embedding=4, steps=STEPS, batch=4)
+    return VAETrainer(tokens(10), FORM, settings, 1)
+
+
+def fusion() -> Trainer:
+    return FusionTrainer(latents(), FusionSettings(hidden=8, steps=STEPS, batch=4), 0.1, 2, 1)
+
+
+def classifier() -> Trainer:
+    return ClassifierTrainer(latents(), ClassifierSettings(hidden=8, steps=STEPS, batch=4), 1)
+
+
+def judge() -> Trainer:
+    real = torch.as_tensor(tokens(10))
+    pairs = torch.tensor([[0, 1], [1, 2], [2, 3]])
+    data = JudgeData(real, real.roll(1, 0), real.roll(2, 0), pairs)
+    return JudgeTrainer(data, FORM, JudgeSettings(hidden=8, steps=STEPS, batch=6), 1, "judge")
+
+
+TRAINERS = [vae, fusion, classifier, judge]
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("make", TRAINERS)
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    make: Callable[[], Trainer], stop: int, tmp_path: Path
+) -> None:
+    whole = make()
+    reports = list(train(whole, 2))
+    file = tmp_path / "checkpoint.safetensors"
+    for progress in train(make(), 2, file):
+        if progress.step == stop:
+            break
+    resumed = make()
+    later = list(train(resumed, 2, file))
+    assert [report.step for report in later] == [s for s in (2, 4, 6, 7) if s > stop]
+    assert_equal(resumed.state(), whole.state())
+    assert resumed.history == whole.history == reports
+
+
+@pytest.mark.parametrize("make", TRAINERS)
+def test_nothing_depends_on_draws_made_elsewhere(make: Callable[[], Trainer]) -> None:
+    quiet, disturbed = make(), None
+    list(train(quiet, STEPS))
+    torch.manual_seed(99)
+    disturbed = make()
+    for _ in train(disturbed, 1):
+        torch.rand(5)
+        _ = disturbed.state()
+    quiet.history, disturbed.history = [], []
+    assert_equal(quiet.state(), disturbed.state())
+
+
+def test_reports_are_means_over_the_steps_since_the_last() -> None:
+    single = [report.losses for report in train(fusion(), 1)]
+    grouped = next(train(fusion(), 4)).losses
+    for name, value in grouped.items():
+        assert value == pytest.approx(sum(losses[name] for losses in single[:4]) / 4, rel=1e-5)
+
+
+def test_a_checkpoint_that_is_not_whole_is_ignored(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    trainer = fusion()
+    next(train(trainer, 2, file))
+    file.write_bytes(file.read_bytes()[:-10])
+    assert load_tensors(file) is None
+    fresh = fusion()
+    assert next(train(fresh, 2, file)).step == 2
+
+
+def test_an_interrupted_save_leaves_the_earlier_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_tensors({"a": torch.ones(2)}, file)
+
+    def fail(_tensors: dict[str, Tensor], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cf_core.training.save_file", fail)
+    with pytest.raises(KeyboardInterrupt):
+        save_tensors({"a": torch.zeros(2)}, file)
+    state = load_tensors(file)
+    assert state is not None
+    assert state["a"].tolist() == [1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_seeds_differ_by_every_word_of_their_purpose() -> None:
+    seeds = {
+        derive(0, "a", 1),
+        derive(1, "a", 1),
+        derive(0, "b", 1),
+        derive(0, "a", 2),
+        derive(0, "a1"),
+        derive(0, "a", 1, 0),
+    }
+    assert len(seeds) == 6
+    assert derive(0, "a", 1) == derive(0, "a", 1)
+
+
+def test_the_learning_rate_rises_then_falls() -> None:
+    factors = [warmup_cosine(step, 1000, warmup=10) for step in range(1000)]
+    assert factors[0] == pytest.approx(0.1, rel=1e-3)
+    assert factors.index(max(factors)) in range(9, 12)
+    assert factors[500] == pytest.approx(0.51)
+    assert factors[-1] == pytest.approx(0.02, rel=1e-3)
+
+
