@@ -114,7 +114,9 @@ def ingest(
     )
 
 
-def builtin_corpus(output: Path, progress: Progress | None = None) -> IngestReport:
+def builtin_corpus(
+    output: Path, *, steps_per_beat: int = 4, progress: Progress | None = None
+) -> IngestReport:
     """Write the built-in corpus: common-time tunes of the public-domain books in music21.
 
     It is every tune whose first `M:` field says 4/4, C, 2/2 or C| of Aird's Selection of Airs
@@ -122,7 +124,14 @@ def builtin_corpus(output: Path, progress: Progress | None = None) -> IngestRepo
     """
     tunes = list(_common_time_tunes())
     songs = readers.read_all(tunes)
-    return _write(songs, output, source="builtin", progress=progress, total=len(tunes))
+    return _write(
+        songs,
+        output,
+        source="builtin",
+        steps_per_beat=steps_per_beat,
+        progress=progress,
+        total=len(tunes),
+    )
 
 
 def _common_time_tunes() -> Iterator[tuple[str, bytes]]:
@@ -145,7 +154,7 @@ def _write(
     output: Path,
     *,
     source: str,
-    steps_per_beat: int = 4,
+    steps_per_beat: int,
     progress: Progress | None,
     total: int | None = None,
 ) -> IngestReport:

@@ -16,14 +16,16 @@ from cf_core import losses
 from cf_core.losses import Pair
 from cf_core.nets import initialise, mlp
 from cf_core.seeding import generator
+from cf_core.settings import Settings
 from cf_core.training import Trainer
 
 
 @dataclass(frozen=True)
-class FusionSettings:
+class FusionSettings(Settings):
     """Shape and training of G and D, as far as all trials of a study share them."""
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
+    may_be_zero = ("gradient_penalty",)
+    shares = ("ema",)
 
     hidden: int = 384
     """Width of G and D."""
@@ -38,13 +40,14 @@ class FusionSettings:
     d_steps: int = 2
     """Updates of D per update of G."""
     gradient_penalty: float = 1.0
-    """Weight of the zero-centred gradient penalty of D on real pairs (R1, Mescheder et al. 2018)."""
+    """Weight of the zero-centred gradient penalty of D on real pairs (R1, Mescheder et al. 2018).
+    """
     ema: float = 0.995
     """Decay per step of the averaged weights of G, which evaluation and bundles use."""
 
 
 class Generator(nn.Module):
-    """`(z_L', z_R') = G(z_L, z_R, s)`: a gated residual map `z' = (1 - g) z + g Δ` on both halves."""
+    """`(z_L', z_R') = G(z_L, z_R, s)`: the gated residual map `z' = (1 - g) z + g Δ` on both."""
 
     def __init__(self, latent_dim: int, style_dim: int, hidden: int, depth: int) -> None:
         super().__init__()
@@ -162,23 +165,23 @@ class FusionTrainer(Trainer):
                 average.lerp_(now, 1.0 - self.settings.ema)
         return report
 
-    def _draw(self, turn: int | str) -> tuple[Pair, Pair, Pair, Tensor]:
-        """Paired, unpaired and prior latents, and styles for the latter two."""
-        count, data = self.settings.batch, self.latents
-        random = generator(self.seed, "fusion", "pairs", self.step, turn)
-        paired, unpaired, prior = (
-            data.paired(count, random),
-            data.unpaired(count, random),
-            data.prior(count, random),
-        )
+    def _draw(self, turn: int | str) -> tuple[Pair, Pair, Tensor]:
+        """Unpaired and prior latents, and styles for both."""
+        count = self.settings.batch
+        random = generator(self.seed, "fusion", "inputs", self.step, turn)
+        unpaired, prior = self.latents.unpaired(count, random), self.latents.prior(count, random)
         random = generator(self.seed, "fusion", "style", self.step, turn)
-        return paired, unpaired, prior, torch.rand(2 * count, self.style_dim, generator=random)
+        return unpaired, prior, torch.rand(2 * count, self.style_dim, generator=random)
+
+    def _draw_paired(self, turn: int) -> Pair:
+        random = generator(self.seed, "fusion", "paired", self.step, turn)
+        return self.latents.paired(self.settings.batch, random)
 
     def _update_discriminator(self, turn: int) -> dict[str, Tensor]:
-        paired, unpaired, prior, style = self._draw(turn)
+        unpaired, prior, style = self._draw(turn)
         with torch.no_grad():
             fused = self.generator(_join(unpaired, prior), style)
-        real = torch.cat(paired, -1).requires_grad_()
+        real = torch.cat(self._draw_paired(turn), -1).requires_grad_()
         real_logits = self.discriminator(_halves(real))
         logits = self.discriminator(_join(unpaired, prior, fused)).chunk(4)
         eq2 = losses.discriminator_positive(real_logits)
@@ -190,7 +193,7 @@ class FusionTrainer(Trainer):
         return {name: value.detach() for name, value in report.items()}
 
     def _update_generator(self) -> dict[str, Tensor]:
-        _, unpaired, prior, style = self._draw("generator")
+        unpaired, prior, style = self._draw("generator")
         inputs = _join(unpaired, prior)
         fused = self.generator(inputs, style)
         eq5 = losses.generator_adversarial(*self.discriminator(fused).chunk(2))
@@ -218,7 +221,7 @@ def gradient_penalty(logits: Float[Tensor, "B"], inputs: Float[Tensor, "B I"]) -
     return gradient.square().sum(-1).mean()
 
 
-def _join(*pairs: Pair) -> Pair:
+def _join(*pairs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat([left for left, _ in pairs]), torch.cat([right for _, right in pairs])
 
 

@@ -5,7 +5,7 @@ A discriminator's output is given as its logit, `D = sigmoid(logit)`, so that lo
 standard `-log(1 - D)`: the printed form is unbounded below, and its gradient vanishes exactly
 where D is fooled.
 
-Letters in shapes: `B` pairs, `Z` latent dimensions.
+Letters in shapes: `B` (or `B1`, `B2`, … where they may differ) pairs, `Z` latent dimensions.
 """
 
 import torch
@@ -40,10 +40,10 @@ def discriminator_positive(paired: Float[Tensor, "B"]) -> Float[Tensor, ""]:
 
 
 def discriminator_negative(
-    unpaired: Float[Tensor, "B"],
-    prior: Float[Tensor, "B"],
-    fused_unpaired: Float[Tensor, "B"],
-    fused_prior: Float[Tensor, "B"],
+    unpaired: Float[Tensor, "B1"],
+    prior: Float[Tensor, "B2"],
+    fused_unpaired: Float[Tensor, "B3"],
+    fused_prior: Float[Tensor, "B4"],
 ) -> Float[Tensor, ""]:
     """Equation 3: four kinds of negatives, equally weighted as printed. Takes D's logits."""
     terms = (unpaired, prior, fused_unpaired, fused_prior)
@@ -58,14 +58,14 @@ def generator_loss(
 
 
 def generator_adversarial(
-    fused_unpaired: Float[Tensor, "B"], fused_prior: Float[Tensor, "B"]
+    fused_unpaired: Float[Tensor, "B1"], fused_prior: Float[Tensor, "B2"]
 ) -> Float[Tensor, ""]:
     """Equation 5: D takes the fused pairs for real. Takes D's logits (non-saturating form)."""
     return positive(fused_unpaired).mean() + positive(fused_prior).mean()
 
 
 def similarity_loss(
-    distance_unpaired: Float[Tensor, "B"], distance_prior: Float[Tensor, "B"]
+    distance_unpaired: Float[Tensor, "B1"], distance_prior: Float[Tensor, "B2"]
 ) -> Float[Tensor, ""]:
     """Equation 6: the mean distance of equation 7 over both kinds of inputs."""
     return distance_unpaired.mean() + distance_prior.mean()

@@ -6,16 +6,18 @@ Positions and durations of notes are in quarter notes, as exact fractions.
 Letters in shapes: `B` segments, `T` steps of a segment, `V` tokens of the vocabulary.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 
 from cf_core.errors import UserError
+from cf_core.settings import Settings
 
 REST = 0
 HOLD = 1
@@ -89,10 +91,10 @@ class GridBar:
 
 
 @dataclass(frozen=True)
-class MelodyFormat:
+class MelodyFormat(Settings):
     """Which segments a model knows: their meters, grid, length and pitch range."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "use_attribute_docstrings": True}
+    may_be_zero = ("lowest",)
 
     meters: tuple[str, ...] = ("4/4", "2/2")
     """Meters of the segments; their bars must have the same number of steps."""
@@ -106,16 +108,18 @@ class MelodyFormat:
     """Highest MIDI pitch of the vocabulary."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.meters:
             raise ValueError("meters: at least one is needed, such as 4/4")
+        for meter in self.meters:
+            if not re.fullmatch(r"[1-9]\d?/(1|2|4|8|16|32)", meter):
+                raise ValueError(f"meters: {meter} is none; write it as 4/4 or 6/8")
         steps = {bar_length(meter) * self.steps_per_beat for meter in self.meters}
         if len(steps) != 1 or any(count.denominator != 1 for count in steps):
             raise ValueError(
                 f"meters: {', '.join(self.meters)} must have bars of one whole number of steps"
                 f" at steps_per_beat {self.steps_per_beat}"
             )
-        if self.bars_per_segment < 1:
-            raise ValueError("bars_per_segment: must be at least 1")
         if not 0 <= self.lowest < self.highest <= 127:
             raise ValueError("lowest, highest: must satisfy 0 <= lowest < highest <= 127")
 

@@ -14,14 +14,15 @@ from torch.nn import functional
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 from cf_core.nets import ResidualBlock, initialise
 from cf_core.seeding import generator
+from cf_core.settings import Settings
 from cf_core.training import Trainer, warmup_cosine
 
 
 @dataclass(frozen=True)
-class VAESettings:
+class VAESettings(Settings):
     """Shape and training of the core VAE."""
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
+    may_be_zero = ("beta", "transpose_down", "transpose_up")
 
     latent_dim: int = 64
     """`Z`, dimensions of a segment's latent."""

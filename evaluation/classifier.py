@@ -15,14 +15,15 @@ from cf_core.fusion import Latents
 from cf_core.losses import Pair
 from cf_core.nets import ResidualBlock, dropout, initialise
 from cf_core.seeding import generator
+from cf_core.settings import Settings
 from cf_core.training import Trainer, warmup_cosine
 
 
 @dataclass(frozen=True)
-class ClassifierSettings:
+class ClassifierSettings(Settings):
     """Shape and training of the search classifier."""
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
+    shares = ("dropout",)
 
     hidden: int = 256
     """Width."""

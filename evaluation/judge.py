@@ -1,7 +1,8 @@
 """The judges: adjacent or not, judged from decoded notes. No transform may reach this module.
 
-Two judges are trained alike but for seed and width. The *selection judge* scores validation songs
-and may decide what is selected; the *reporting judge* scores test songs and only reports.
+Two judges are trained alike, but with draws and a shape of their own. The *selection judge* scores
+validation songs and may decide what is selected; the *reporting judge* scores test songs and only
+reports.
 
 Letters in shapes: `B` pairs, `N` segments, `P` adjacent pairs, `T` steps.
 """
@@ -17,6 +18,7 @@ from torch.nn import functional
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 from cf_core.nets import ResidualBlock, dropout, initialise
 from cf_core.seeding import generator
+from cf_core.settings import Settings
 from cf_core.training import Trainer, warmup_cosine
 from cf_core.vae import transpose
 from evaluation.classifier import adamw, logistic_step
@@ -25,10 +27,11 @@ TokenPair = tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]
 
 
 @dataclass(frozen=True)
-class JudgeSettings:
+class JudgeSettings(Settings):
     """Shape and training of one judge."""
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}
+    may_be_zero = ("transpose",)
+    shares = ("dropout",)
 
     hidden: int = 384
     """Width."""
@@ -117,9 +120,11 @@ class JudgeData:
 
 
 class JudgeTrainer(Trainer):
-    """Logistic regression of adjacent against unpaired real, unpaired reconstructed and prior pairs.
+    """Logistic regression of adjacent against unpaired and prior pairs.
 
-    Half of the adjacent pairs are reconstructed, so that the decoder's traces give nothing away.
+    A third of the negatives is unpaired real segments, a third reconstructed ones, a third decoded
+    prior samples. Two thirds of the adjacent pairs are reconstructed, so that having been decoded
+    says nothing about being adjacent.
     """
 
     def __init__(
@@ -149,10 +154,9 @@ class JudgeTrainer(Trainer):
         adjacent = data.pairs[torch.randint(len(data.pairs), (batch,), generator=random)]
         unpaired = torch.randint(len(data.real), (batch - third, 2), generator=random)
         prior = torch.randint(len(data.prior), (third, 2), generator=random)
-        half = batch // 2
         parts = [
-            data.real[adjacent[:half]],
-            data.reconstructed[adjacent[half:]],
+            data.real[adjacent[:third]],
+            data.reconstructed[adjacent[third:]],
             data.real[unpaired[:third]],
             data.reconstructed[unpaired[third:]],
             data.prior[prior],

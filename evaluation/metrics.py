@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Integer
-from torch import Tensor
 
-from cf_core.corpus import Corpus
+from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
 from cf_core.fusion import Generator
 from cf_core.losses import Pair
 from cf_core.seeding import derive, generator
@@ -22,7 +21,6 @@ from cf_core.vae import MelodyVAE
 from evaluation.classifier import SearchClassifier
 from evaluation.distance import edit_distance, z_distance, z_weighted
 from evaluation.judge import Judge
-from evaluation.transforms import Step
 from evaluation.statistics import (
     STATISTICS,
     Bins,
@@ -34,9 +32,10 @@ from evaluation.statistics import (
     segment_statistics,
     transition_matrix,
 )
+from evaluation.transforms import Step
 
-VALIDATION, TEST = 1, 2
-"""Numbers of the splits, as in `Corpus.split`."""
+DIVERSITY_INPUTS = 64
+"""Input pairs of a source that style diversity is measured on, at most."""
 
 TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
 
@@ -108,7 +107,7 @@ class Evaluator:
     @cached_property
     def bins(self) -> Bins:
         """Bins of the five statistics, by quantiles of the training segments."""
-        tokens = self.corpus.tokens[self.corpus.segments(0)]
+        tokens = self.corpus.tokens[self.corpus.segments(TRAIN)]
         return Bins.fit(segment_statistics(tokens, self.corpus.form))
 
     @cached_property
@@ -125,20 +124,23 @@ class Evaluator:
         """Metric rows of a transform's outputs for one source.
 
         `label` holds the columns that say what was evaluated. Pairs with a latent that is not
-        finite are excluded, and counted in `excluded`.
+        finite are excluded, and counted in `excluded`; so are, from the correlations, pairs with a
+        half that has no notes.
         """
         finite = torch.isfinite(torch.cat(step.outputs, 1)).all(1).numpy()
         shared = {**label, "source": source.name, "iteration": step.iteration}
         shared |= {"n": int(finite.sum()), "excluded": int((~finite).sum())}
         calls = {"metric": "classifier_calls", "value": float(step.classifier_calls)}
         for metric in (calls, *self._metrics(source, step.outputs, finite)):
-            yield {**shared, **metric}
+            yield _row(shared, metric)
 
     def references_rows(self, source: Source) -> Iterator[dict[str, Any]]:
         """Rows of the floor and the ceiling of the six coherency metrics for one source.
 
-        The floor is a fresh draw of untransformed inputs of the source's kind. The ceiling is real
-        adjacent pairs of half the split's songs, against those of the other half.
+        The floor is a fresh draw of untransformed inputs of the source's kind. The ceiling is one
+        half of the real adjacent pairs, at most as many as there are inputs, against the other
+        half. Both are encoded and decoded, as all outputs are. The halves of the ceiling share
+        songs, and even bars: it is a generous one.
         """
         random = np.random.default_rng(derive(self.seed, "references", source.name))
         if source.songs[0, 0] < 0:
@@ -148,32 +150,31 @@ class Evaluator:
             clusters = np.arange(len(z_left))
         else:
             rows = unpaired(self.corpus, source.split, self.pairs, random)
-            floor, clusters = self._tokens(rows), self.corpus.song[rows[:, 0]].astype(np.int64)
+            floor, clusters = self._reconstructed(rows), self.corpus.song[rows[:, 0]]
         yield from self._reference("floor", source, floor, clusters, self.references[source.split])
         real = self.corpus.pairs_of(source.split)
-        songs = random.permutation(np.unique(self.corpus.song[real[:, 0]]))
-        scored = np.isin(self.corpus.song[real[:, 0]], songs[: len(songs) // 2])
-        chosen = random.permutation(real[scored])[: self.pairs]
-        others = self._bins(*self._tokens(real[~scored]))
-        clusters = self.corpus.song[chosen[:, 0]].astype(np.int64)
-        yield from self._reference("ceiling", source, self._tokens(chosen), clusters, others)
+        shuffled = random.permutation(real)
+        half = len(shuffled) // 2
+        chosen = shuffled[:half][: self.pairs]
+        others = self._bins(*self._tokens(shuffled[half:]))
+        clusters = self.corpus.song[chosen[:, 0]]
+        ceiling = self._reconstructed(chosen)
+        yield from self._reference("ceiling", source, ceiling, clusters, others)
 
-    def style_diversity(
-        self, fusion: Generator, source: Source, styles: int, inputs: int = 64
-    ) -> float:
+    def style_diversity(self, fusion: Generator, source: Source, styles: int) -> float:
         """Mean decoded edit distance between outputs of one input with different styles.
 
-        In tokens per segment, over pairs of `styles` styles and the first `inputs` pairs of the
-        source, after one application. 0 for a fusion without style.
+        In tokens per segment, over pairs of `styles` (at least 2) styles and the first
+        `DIVERSITY_INPUTS` pairs of the source, after one application. 0 for a fusion without style.
         """
         if fusion.style_dim == 0:
             return 0.0
-        left, right = (half[:inputs] for half in source.inputs)
+        left, right = (half[:DIVERSITY_INPUTS] for half in source.inputs)
         drawn = torch.rand(styles, fusion.style_dim, generator=generator(self.seed, "diversity"))
-        decoded = []
         with torch.no_grad():
-            for style in drawn:
-                decoded.append(self._decode(fusion((left, right), style.expand(len(left), -1))))
+            decoded = [
+                self._decode(fusion((left, right), style.expand(len(left), -1))) for style in drawn
+            ]
         return float(
             np.mean(
                 [
@@ -196,7 +197,7 @@ class Evaluator:
         shared |= {"n": len(clusters), "excluded": 0}
         weights = self._weights(clusters)
         for metric in self._coherency(source.split, tokens, reference, weights):
-            yield {**shared, **metric}
+            yield _row(shared, metric)
 
     def _metrics(
         self, source: Source, after: Pair, finite: Bool[np.ndarray, "B"]
@@ -232,6 +233,8 @@ class Evaluator:
         bins = self._bins(*tokens)
         for statistic in STATISTICS:
             count = self.bins.count(statistic)
+            left, right = bins[statistic]
+            silent = int(((left < 0) | (right < 0)).sum())
             for metric, matrix in (
                 (statistic, transition_matrix),
                 (f"{statistic}_joint", joint_matrix),
@@ -243,7 +246,9 @@ class Evaluator:
                     if weights is not None
                     else (None, None)
                 )
-                yield {"metric": metric, "value": value, "low": low, "high": high}
+                yield {
+                    "metric": metric, "value": value, "low": low, "high": high, "silent": silent
+                }  # fmt: skip
 
     def _weights(self, clusters: Int[np.ndarray, "B"]) -> Float64[np.ndarray, "R B"] | None:
         if len(np.unique(clusters)) < 2:
@@ -263,8 +268,20 @@ class Evaluator:
     def _decode(self, pair: Pair) -> TokenPairs:
         return self.core.decode_tokens(pair[0]), self.core.decode_tokens(pair[1])
 
+    def _reconstructed(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
+        """The pairs encoded and decoded, as all inputs are."""
+        left, right = (self.core.encode_mean(half) for half in self._tokens(rows))
+        return self._decode((left, right))
+
     def _tokens(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
         return self.corpus.tokens[rows[:, 0]], self.corpus.tokens[rows[:, 1]]
+
+
+def _row(shared: Mapping[str, Any], metric: dict[str, Any]) -> dict[str, Any]:
+    """One row; pairs with a silent half, which enter no matrix, count as excluded."""
+    silent = metric.pop("silent", 0)
+    row = {**shared, **metric}
+    return row | {"n": row["n"] - silent, "excluded": row["excluded"] + silent}
 
 
 def _mean_row(

@@ -29,6 +29,10 @@ from evaluation.judge import JudgeSettings
 Number = TypeVar("Number", int, float)
 
 
+CONDITION = r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*"
+"""A condition of the selection: a metric, a sign and a number."""
+
+
 def _ascending(values: tuple[Number, ...]) -> tuple[Number, ...]:
     if len(set(values)) < len(values):
         raise ValueError("no value may be given twice")
@@ -42,7 +46,7 @@ def _interval(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 def _condition(text: str) -> str:
-    if not re.fullmatch(r"\w+ (<|<=|>|>=) -?\d+(\.\d+)?", text):
+    if not re.fullmatch(CONDITION, text, re.ASCII):
         raise ValueError(f'"{text}" must read like "z_distance <= 3.0"')
     return text
 
@@ -126,10 +130,10 @@ class LPPlan(_Section):
 class MatchedPlan(_Section):
     """Smallest and largest distance at which methods are compared at matched similarity."""
 
-    z_distance: Interval = (0.1, 30.0)
+    z_distance: Interval = (0.03, 8.7)
     """In z-distance (equation 7)."""
-    edit_distance: Interval = (0.5, 20.0)
-    """In decoded edit distance."""
+    edit_distance: Interval = (0.15, 32.0)
+    """In decoded edit distance, tokens of both halves."""
 
 
 class EvaluationPlan(_Section):
@@ -139,7 +143,7 @@ class EvaluationPlan(_Section):
     """Input pairs of each source."""
     iterations: Grid[Count] = (1, 2, 4, 8)
     """Numbers of applications of the fusion map after which outputs are kept."""
-    styles: Count = 8
+    styles: Annotated[int, Field(ge=2)] = 8
     """Styles per input in the measure of style diversity."""
     resamples: Count = 200
     """Bootstrap resamples behind an interval."""
@@ -197,7 +201,8 @@ class StudyConfig(_Section):
     core: VAESettings = VAESettings()
     """The VAE that all trials share."""
     core_gate: CoreGate = CoreGate()
-    """The least that the core must reach on validation songs before any trial is trained."""
+    """The least that the core must reach on validation songs before any trial is trained. Not part
+    of the identity: it changes no result."""
     search_classifier: ClassifierSettings = ClassifierSettings()
     """The classifier of latents that latent search may climb."""
     selection_judge: JudgeSettings = JudgeSettings()
@@ -222,7 +227,7 @@ class StudyConfig(_Section):
         The corpus is known by the hash of its content, not by where it lies.
         """
         identity = self.model_dump(
-            mode="json", exclude={"name", "corpus", "selection", "execution"}
+            mode="json", exclude={"name", "corpus", "core_gate", "selection", "execution"}
         )
         return identity | {"corpus": corpus_hash}
 
@@ -280,8 +285,8 @@ def reference() -> str:
         " words are those of YAML 1.2 (`1e-3` is a number, `on` is a word). Any key can be set from"
         " the command line as `dotted.key=value`.",
         "",
-        "A study's identity is everything but `name`, `selection` and `execution`, with the corpus"
-        " known by its content and not by its path.",
+        "A study's identity is everything but `name`, `core_gate`, `selection` and `execution`,"
+        " with the corpus known by its content and not by its path.",
         "",
         *_HEADER,
     ]

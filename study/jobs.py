@@ -22,7 +22,7 @@ from torch import Tensor
 from cf_core.fusion import FusionSettings, FusionTrainer, Generator, Latents
 from cf_core.seeding import generator
 from cf_core.training import Progress, save_tensors, train, weights
-from evaluation.metrics import Evaluator, Source
+from evaluation.metrics import DIVERSITY_INPUTS, Evaluator, Source
 from evaluation.transforms import Step, fusion, identity, latent_search
 from study.config import EvaluationPlan, StudyConfig, TrialSpec
 from study.store import Store
@@ -90,7 +90,8 @@ def run_job(spec: Spec, bench: Workbench, store: Store, attempt: int) -> Iterato
 
 def record_failure(spec: Spec, bench: Workbench, store: Store, attempt: int, reason: str) -> None:
     """Record a job that ended without a result; the next run of the study tries it again."""
-    _record(spec, bench, store, attempt, 0.0, {"status": "failed", "reason": reason})
+    outcome = {"status": "failed", "reason": reason, "peak_memory_mb": None}
+    _record(spec, bench, store, attempt, 0.0, outcome)
 
 
 def record_references(bench: Workbench, store: Store) -> None:
@@ -120,9 +121,12 @@ def _trial(
     checkpoint = store.root / "checkpoints" / f"{spec.id}.safetensors"
     for progress in train(trainer, REPORT_EVERY, checkpoint):
         yield progress
-        bad = [name for name, loss in progress.losses.items() if not math.isfinite(loss)]
-        if bad:
-            raise _NotFiniteError(f"{bad[0]} was not finite by step {progress.step}")
+        if _not_finite(progress):
+            break
+    # Outside the loop, since a checkpoint of the last step has nothing left to train.
+    if bad := _not_finite(trainer.history[-1]):
+        checkpoint.unlink(missing_ok=True)
+        raise _NotFiniteError(f"{bad[0]} was not finite by step {trainer.step}")
     save_tensors(weights(trainer.averaged), generator_path(store, spec.id))
     _write_curves(spec, trainer.history, store)
     steps = {source.name: _fuse(trainer.averaged, source, bench) for source in bench.sources}
@@ -134,7 +138,7 @@ def _trial(
     }
     extra = [
         {**label, "source": name, "iteration": 1, "metric": "style_diversity", "value": value,
-         "n": bench.evaluator.pairs, "excluded": 0}
+         "n": min(DIVERSITY_INPUTS, bench.plan.pairs), "excluded": 0}
         for name, value in diversity.items()
     ]  # fmt: skip
     _write_outputs(spec, steps, styles, bench, store, extra)
@@ -144,6 +148,10 @@ def _trial(
         "checkpoint": str(generator_path(store, spec.id).relative_to(store.root)),
         "style_diversity": diversity["validation"],
     }
+
+
+def _not_finite(progress: Progress) -> list[str]:
+    return [name for name, loss in progress.losses.items() if not math.isfinite(loss)]
 
 
 def _lp(spec: LPSpec, bench: Workbench, store: Store) -> Steps[Progress, None, dict[str, Any]]:

@@ -99,7 +99,8 @@ def _corpus_key(config: StudyConfig) -> str:
 def _ingest(config: StudyConfig, path: Path, reporter: Reporter) -> IngestReport:
     with reporter.job("melodies", None) as job:
         if config.corpus.path is None:
-            return builtin_corpus(path, job.update)
+            steps = config.melody.steps_per_beat
+            return builtin_corpus(path, steps_per_beat=steps, progress=job.update)
         return ingest(
             config.corpus.path,
             path,
@@ -132,7 +133,8 @@ def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter)
         if reached < least:
             raise UserError(
                 f"the core reaches {name} {reached:.3f} on validation songs, {least - reached:.3f}"
-                f" below core_gate.{name} {least}; train longer (core.steps) or lower the gate"
+                f" below core_gate.{name} {least}; lower the gate, or train longer"
+                " (core.steps) under another name"
             )
     return trainer.vae
 
@@ -150,7 +152,8 @@ def _classifiers(
     def latent_scores(rows: np.ndarray) -> np.ndarray:
         pair = tuple(core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
         with torch.no_grad():
-            return trainer.classifier((pair[0], pair[1])).numpy()
+            scores: np.ndarray = trainer.classifier((pair[0], pair[1])).numpy()
+        return scores
 
     name = "search_classifier"
     report = _trained(

@@ -120,7 +120,7 @@ class Job:
         rate = (done - start) / (now - since) if now > since else 0.0
         line = f"{self.name}: {done}" + (f"/{self.total}" if self.total else "")
         if rate > 0:
-            line += f", {rate:.1f}/s"
+            line += f", {rate:.1f}/s" if rate > 0.1 else f", {1 / rate:.0f} s each"
             if self.total:
                 line += f", {(self.total - done) / rate:.0f} s left"
         self._console.print(f"  {line}", markup=False)

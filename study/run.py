@@ -1,5 +1,6 @@
 """A study from melodies to music: its stages in order, each skipped where its records exist."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,6 +41,11 @@ DRIVER_THREADS = 2
 
 _DISTANCES = 10
 """Distances at which methods are compared at matched similarity."""
+
+_EXAMPLE_QUERY = (
+    "SELECT trial, iteration, value, low, high FROM metrics"
+    " WHERE metric = 'judge' AND source = 'test' ORDER BY value DESC LIMIT 10"
+)
 
 _EXAMPLE_TEMPO = 160.0
 """Quarter notes per minute of the example: that of a dance."""
@@ -118,10 +124,15 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
 def tabulate(store: Store, evaluation: EvaluationPlan) -> None:
     """Write the tables `frontier` and `matched` from the table `metrics`.
 
-    The reference point of a panel's hypervolume is fixed by the config: the largest matched
-    distance, and a coherency of 0.
+    At matched similarity a configuration's value is its mean over seeds. The reference point of a
+    panel's hypervolume is fixed by the config: the largest matched distance, and a coherency of 0.
     """
-    metrics = store.scan("metrics").collect()
+    metrics = _finished_metrics(store)
+    configurations = (
+        metrics.with_columns(pl.col("trial").str.replace(r"-seed\d+$", ""))
+        .group_by("method", "trial", "source", "iteration", "metric", maintain_order=True)
+        .agg(pl.col("value").mean())
+    )
     bounds: Mapping[str, tuple[float, float]] = {
         "z_distance": evaluation.matched.z_distance,
         "edit_distance": evaluation.matched.edit_distance,
@@ -136,8 +147,9 @@ def tabulate(store: Store, evaluation: EvaluationPlan) -> None:
             for _, group in points.group_by("method", maintain_order=True):
                 frontiers.append(_front(group, largest).with_columns(columns))
             distances = log_spaced(smallest, largest, _DISTANCES)
-            found = matched_similarity(matched_points(metrics, source, metric, axis), distances)
-            matched.append(found.with_columns(columns))
+            candidates = matched_points(configurations, source, metric, axis)
+            found = matched_similarity(candidates, distances)
+            matched.append(found.with_columns(*columns, pl.col("value").fill_null(math.nan)))
     store.write("frontier", "all", pl.concat(frontiers))
     store.write("matched", "all", pl.concat(matched))
 
@@ -154,8 +166,18 @@ def draw(store: Store) -> list[Path]:
     ]
 
 
+def _finished_metrics(store: Store) -> pl.DataFrame:
+    """The table `metrics` without what an unfinished job may have left in it."""
+    unfinished = [trial for trial, status in store.done_trials().items() if status != "done"]
+    return store.scan("metrics").filter(~pl.col("trial").is_in(unfinished)).collect()
+
+
 def panels_led(store: Store, axis: str) -> tuple[int, int, list[str]]:
-    """In how many panels fusion is above LP at matched similarity: (led, panels, panels lost)."""
+    """In how many panels fusion is above LP at matched similarity: (led, panels, panels lost).
+
+    A panel is led where the mean difference over all distances is positive; that is no test of
+    significance.
+    """
     matched = store.scan("matched").filter(pl.col("axis") == axis).collect()
     lost = [
         f"{metric} ({source})"
@@ -201,17 +223,17 @@ def summary(store: Store, choice: Choice, example: Path) -> list[str]:
     for axis in AXES:
         led, panels, lost = panels_led(store, axis)
         lines.append(
-            f"found: at matched {axis.replace('_', ' ')}, fusion is above LP in {led} of {panels}"
+            f"found: at matched {axis.replace('_', ' ')}, fusion leads LP in {led} of {panels}"
             " panels" + (f"; not in {', '.join(lost)}" if lost else "")
         )
     lines += [
+        "(led: the mean over distances is higher; a count, no test of significance)",
         f"tables: {store.root}/{{trials,curves,latents,metrics,frontier,matched}}",
         f"figures: {store.root / 'figures'}",
         f"bundle: {choice.bundle} ({choice.trial}, {choice.iterations} iterations)",
         f"listen: {example / 'inputs.wav'}, then {example / 'outputs.wav'}",
         "next:",
-        f'  cf-study query {store.root} "SELECT trial, iteration, value FROM metrics'
-        " WHERE metric = 'judge' AND source = 'test' ORDER BY value DESC LIMIT 10\"",
+        f'  cf-study query {store.root} "{_EXAMPLE_QUERY}"',
         f"  cf-study fuse LEFT.mid RIGHT.mid --bundle {choice.bundle} --output fused.mid",
     ]
     return lines
@@ -236,11 +258,13 @@ def _check_jobs(store: Store, reporter: Reporter) -> None:
     failed = over.filter(pl.col("status") != "done")
     for trial, status, reason in failed.select("trial", "status", "reason").iter_rows():
         reporter.say(f"{trial} {status}: {reason}")
-    if over.filter(pl.col("status") == "done", pl.col("method") == "fusion").is_empty():
-        raise UserError(
-            f"{store.root}: no trial came to an end, so there is nothing to compare; mend the"
-            " reasons above and run the study again"
-        )
+    done = set(over.filter(pl.col("status") == "done")["method"])
+    for method, name in (("fusion", "trial"), ("lp", "setting of the latent search")):
+        if method not in done:
+            raise UserError(
+                f"{store.root}: no {name} came to its end, so there is nothing to compare; mend"
+                " the reasons above and run the study again"
+            )
 
 
 def _interval(choice: Choice) -> str:

@@ -21,7 +21,7 @@ from cf_core.errors import UserError
 from cf_core.fusion import Generator
 from cf_core.training import load_tensors
 from cf_core.vae import MelodyVAE
-from study.config import StudyConfig
+from study.config import CONDITION, StudyConfig
 from study.jobs import generator_path, planned_jobs
 from study.store import Store
 
@@ -144,7 +144,7 @@ class _Condition(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "_Condition":
-        found = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*", text, re.ASCII)
+        found = re.fullmatch(CONDITION, text, re.ASCII)
         if found is None:
             raise UserError(f'"{text}": a condition must read like "z_distance <= 3.0"')
         return cls(found[1], found[2], float(found[3]))

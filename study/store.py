@@ -93,7 +93,12 @@ TABLES: dict[str, Table] = {
                 null=True,
             ),
             _column("fingerprint", _TEXT, "Fingerprint of the study."),
-            _column("seconds", _FLOAT64, "Wall time of training.", volatile=True),
+            _column(
+                "seconds",
+                _FLOAT64,
+                "Wall time of the last attempt.",
+                volatile=True,
+            ),
             _column(
                 "peak_memory_mb",
                 _FLOAT64,
@@ -154,7 +159,7 @@ TABLES: dict[str, Table] = {
             _column("low", _FLOAT64, "Lower end of its 95 % interval.", null=True),
             _column("high", _FLOAT64, "Upper end of its 95 % interval.", null=True),
             _column("n", _INT64, "Pairs that count."),
-            _column("excluded", _INT64, "Pairs left out because a number was not finite."),
+            _column("excluded", _INT64, "Pairs left out: not finite, or silent."),
         ),
     ),
     "frontier": Table(

@@ -28,6 +28,8 @@ def _cluster(execution: Execution) -> Iterator[None]:
     address = execution.address
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # Only the older of Tune's two outputs is silent at verbose=0.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Ctrl-C is ours: Tune's own handler would wait for the running steps.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

@@ -21,9 +21,7 @@ scores = st.lists(st.integers(0, 4), min_size=1, max_size=12)
 
 @given(scores, scores)
 def test_auc_is_the_share_of_pairs_in_order(positive: list[int], negative: list[int]) -> None:
-    wins = [
-        1.0 if p > n else 0.5 if p == n else 0.0 for p, n in product(positive, negative)
-    ]
+    wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p, n in product(positive, negative)]
     expected = sum(wins) / len(wins)
     assert auc(np.array(positive, float), np.array(negative, float)) == pytest.approx(expected)
 
@@ -56,7 +54,7 @@ def test_each_kind_of_pair_takes_its_part_of_a_batch() -> None:
     trainer = JudgeTrainer(data, FORM, JudgeSettings(hidden=8, batch=6), 0, "judge")
     left, right = trainer._draw(generator(0, "batch"))
     kinds = left[:, 0].tolist()
-    assert kinds == [2, 2, 2, 3, 3, 3, 2, 2, 3, 3, 4, 4]
+    assert kinds == [2, 2, 3, 3, 3, 3, 2, 2, 3, 3, 4, 4]
     assert torch.equal(left, right)
 
 
@@ -81,4 +79,6 @@ def test_chunks_change_nothing() -> None:
     initialise(judge, generator(0, "judge"))
     left, right = tokens(2100, 0).numpy(), tokens(2100, 1).numpy()
     whole = judge.probability(left, right)
-    np.testing.assert_allclose(whole[2040:2060], judge.probability(left[2040:2060], right[2040:2060]), rtol=1e-5)
+    np.testing.assert_allclose(
+        whole[2040:2060], judge.probability(left[2040:2060], right[2040:2060]), rtol=1e-5
+    )

@@ -41,7 +41,7 @@ def leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 DEFAULTS: list[tuple[str, Any]] = leaves(StudyConfig(name="s").model_dump(mode="json"))
-OUTSIDE = ("name", "corpus.", "selection.", "execution.")
+OUTSIDE = ("name", "corpus.", "core_gate.", "selection.", "execution.")
 
 
 def other(key: str, value: Any) -> Any:

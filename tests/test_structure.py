@@ -19,6 +19,9 @@ def module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+OURS = [path for path in FILES if module(path).split(".")[0] in LAYERS]
+
+
 def imports(path: Path) -> set[str]:
     """Every module a file names in an import, also inside functions."""
     found: set[str] = set()
@@ -51,7 +54,7 @@ def test_the_files_are_those_of_the_project() -> None:
     assert len(FILES) > 30
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if module(p).split(".")[0] in LAYERS], ids=module)
+@pytest.mark.parametrize("path", OURS, ids=module)
 def test_imports_point_downwards(path: Path) -> None:
     own = LAYERS.index(module(path).split(".")[0])
     for name in imports(path):
@@ -108,8 +111,7 @@ def test_every_dependency_is_justified() -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    for path in FILES:
-        if module(path).split(".")[0] in LAYERS:
-            names = {name.split(".")[0] for name in imports(path)}
-            assert not names & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}, path
-            assert "torch.load(" not in path.read_text(), path
+    for path in OURS:
+        names = {name.split(".")[0] for name in imports(path)}
+        assert not names & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}, path
+        assert "torch.load(" not in path.read_text(), path

@@ -11,7 +11,7 @@ from torch import Tensor
 from cf_core.fusion import FusionSettings, FusionTrainer, Latents
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 from cf_core.seeding import derive, generator
-from cf_core.training import Progress, Trainer, load_tensors, save_tensors, train, warmup_cosine
+from cf_core.training import Trainer, load_tensors, save_tensors, train, warmup_cosine
 from cf_core.vae import VAESettings, VAETrainer
 from evaluation.classifier import ClassifierSettings, ClassifierTrainer
 from evaluation.judge import JudgeData, JudgeSettings, JudgeTrainer
@@ -152,5 +152,3 @@ def test_the_learning_rate_rises_then_falls() -> None:
     assert factors.index(max(factors)) in range(9, 12)
     assert factors[500] == pytest.approx(0.51)
     assert factors[-1] == pytest.approx(0.02, rel=1e-3)
-
-

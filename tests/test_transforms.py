@@ -1,5 +1,7 @@
 """Latent search against a literal re-derivation, and what it may know."""
 
+from itertools import pairwise
+
 import torch
 
 from cf_core.fusion import Generator
@@ -49,7 +51,7 @@ def test_latent_search_never_falls_and_keeps_what_it_yielded() -> None:
     steps = list(latent_search(judge, start, 0.3, [1, 5, 40], generator(0, "lp")))
     with torch.no_grad():
         scores = [judge(start), *(judge(step.outputs) for step in steps)]
-    for before, after in zip(scores, scores[1:], strict=False):
+    for before, after in pairwise(scores):
         assert (after >= before).all()
     assert (scores[-1] > scores[0]).float().mean() > 0.9
 

@@ -97,7 +97,7 @@ def test_the_training_loss_is_the_evidence_lower_bound() -> None:
     likelihood = 0.0
     for row in range(SETTINGS.batch):
         for step in range(FORM.steps):
-            likelihood += float(probabilities[row, step, tokens[row, step]].log())
+            likelihood += probabilities[row, step, tokens[row, step]].log().item()
     kl = kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).sum(-1).mean()
     report = trainer.update()
     assert float(report["reconstruction"]) == pytest.approx(-likelihood / SETTINGS.batch, rel=1e-4)
@@ -129,5 +129,7 @@ def test_chunks_change_nothing() -> None:
     vae, tokens = small(), melodies(5000)
     mean, _ = vae.posteriors(tokens)
     with torch.no_grad():
-        torch.testing.assert_close(mean[4090:4100], vae.encode(torch.as_tensor(tokens[4090:4100]))[0])
+        torch.testing.assert_close(
+            mean[4090:4100], vae.encode(torch.as_tensor(tokens[4090:4100]))[0]
+        )
     assert np.array_equal(vae.decode_tokens(mean)[4090:4100], vae.decode_tokens(mean[4090:4100]))

@@ -1,0 +1,33 @@
+"""What the settings of all models have in common."""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of a group of settings; each is a number above 0 unless a subclass says otherwise.
+
+    Raises `ValueError`, naming the setting, for a number out of range.
+    """
+
+    # Read by pydantic, which the study's configuration is checked with.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "use_attribute_docstrings": True,
+    }
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
+    shares: ClassVar[tuple[str, ...]] = ()
+    """Settings that lie in 0 ≤ x < 1."""
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if name in self.shares:
+                if not 0 <= value < 1:
+                    raise ValueError(f"{name}: must be at least 0 and below 1, got {value}")
+            elif isinstance(value, int | float) and not (
+                value > 0 or (value == 0 and name in self.may_be_zero)
+            ):
+                least = "at least 0" if name in self.may_be_zero else "above 0"
+                raise ValueError(f"{name}: must be {least}, got {value}")
