@@ -41,7 +41,7 @@ def melody(seed: int) -> list[Note]:
 def melodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("melodies")
     for seed in range(40):
-        write_midi(melody(seed), folder / f"tune{seed}.mid", 120)
+        write_midi(melody(seed), folder / f"tune{seed}.mid", 120.0)
     return folder
 
 
