@@ -64,6 +64,11 @@ class Workbench:
     fingerprint: str
 
 
+def job_steps(spec: Spec, bench: Workbench) -> int:
+    """Steps that a job counts up to in its reports."""
+    return bench.fusion.steps if isinstance(spec, TrialSpec) else max(bench.plan.lp.iterations)
+
+
 class _NotFiniteError(Exception):
     """Training ran into a loss that is not finite."""
 

@@ -1,8 +1,10 @@
 """A study from melodies to music: its stages in order, each skipped where its records exist."""
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 import polars as pl
@@ -217,6 +219,8 @@ def fuse_example(store: Store, corpus: Corpus, seed: int) -> Path:
 
 def summary(store: Store, choice: Choice, example: Path) -> list[str]:
     """What was run, what was found, where everything is, and what to type next."""
+    called = Path(sys.argv[0])
+    command = called if called.name == "cf-study" and not which("cf-study") else "cf-study"
     statuses = store.scan("trials").collect()
     counts = statuses.group_by("method", "status").len().sort("method", "status").iter_rows()
     lines = ["run: " + ", ".join(f"{n} {method} {status}" for method, status, n in counts)]
@@ -233,8 +237,8 @@ def summary(store: Store, choice: Choice, example: Path) -> list[str]:
         f"bundle: {choice.bundle} ({choice.trial}, {choice.iterations} iterations)",
         f"listen: {example / 'inputs.wav'}, then {example / 'outputs.wav'}",
         "next:",
-        f'  cf-study query {store.root} "{_EXAMPLE_QUERY}"',
-        f"  cf-study fuse LEFT.mid RIGHT.mid --bundle {choice.bundle} --output fused.mid",
+        f'  {command} query {store.root} "{_EXAMPLE_QUERY}"',
+        f"  {command} fuse LEFT.mid RIGHT.mid --bundle {choice.bundle} --output fused.mid",
     ]
     return lines
 

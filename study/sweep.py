@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ray import tune
 
 from cf_core.errors import UserError
 from study.config import Execution
-from study.jobs import Spec, Workbench, record_failure, run_job
+from study.jobs import Spec, Workbench, job_steps, record_failure, run_job
 from study.progress import Job, Reporter
 from study.store import Store
 
@@ -72,10 +72,11 @@ def run_jobs(
     tries = [attempts.get(spec.id, 0) + 1 for spec in todo]
     jobs = [{"spec": spec, "attempt": attempt} for spec, attempt in zip(todo, tries, strict=True)]
     with ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="cf-study-tune-"))
+        # Beside the records, where all nodes of a cluster can write.
+        folder = tempfile.TemporaryDirectory(prefix=".tune-", dir=store.root.resolve())
+        scratch = stack.enter_context(folder)
         stack.enter_context(_cluster(execution))
-        overall = stack.enter_context(reporter.job("jobs", len(specs)))
-        watch = _Watch(reporter, overall, len(specs) - len(todo), stack)
+        watch = _Watch(reporter, {spec.id: job_steps(spec, bench) for spec in todo}, stack)
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(_Task, bench=bench, root=store.root.resolve()), {"cpu": 1}
@@ -125,10 +126,12 @@ class _Task(tune.Trainable):
 class _Watch(tune.Callback):
     """Shows each job's progress to the person at the keyboard."""
 
-    def __init__(self, reporter: Reporter, overall: Job, finished: int, stack: ExitStack) -> None:
-        self._reporter, self._overall, self._stack = reporter, overall, stack
-        self._finished = finished
+    def __init__(self, reporter: Reporter, steps: Mapping[str, int], stack: ExitStack) -> None:
+        self._reporter, self._steps, self._stack = reporter, steps, stack
+        self._all = stack.enter_context(reporter.job("all jobs", sum(steps.values())))
         self._jobs: dict[str, Job] = {}
+        self._at = dict.fromkeys(steps, 0)
+        self._over: set[str] = set()
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         # Tune writes its arguments to disk, to restore from. Nothing is restored from there.
@@ -150,7 +153,9 @@ class _Watch(tune.Callback):
         if result["done"]:
             self._end(name)
         elif "at" in result:
+            self._at[name] = result["at"]
             self._jobs[name].update(result["at"], result["total"])
+            self._all.update(sum(self._at.values()))
 
     def on_trial_error(
         self,
@@ -164,9 +169,10 @@ class _Watch(tune.Callback):
     def _end(self, name: str) -> None:
         if name in self._jobs:
             self._jobs[name].close()
-        self._finished += 1
-        self._overall.update(self._finished)
-        self._reporter.say(f"{name}: over ({self._finished} of {self._overall.total})")
+        self._over.add(name)
+        self._at[name] = self._steps[name]
+        self._all.update(sum(self._at.values()))
+        self._reporter.say(f"{name}: over ({len(self._over)} of {len(self._steps)})")
 
 
 def _last_line(error: BaseException | None) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from cf_core.bundle import load_bundle
@@ -157,6 +159,12 @@ def test_latents_hold_what_was_put_in_and_what_came_out(undisturbed: Study) -> N
     assert outputs.shape == (latents.height, config.core.latent_dim)
 
 
+def assert_same_tables(store: Store, other: Store) -> None:
+    for table in TABLES:
+        ours, theirs = (comparable(s.scan(table).collect(), table) for s in (store, other))
+        assert ours.equals(theirs, null_equal=True), table
+
+
 @pytest.mark.parametrize("stop", ["core at 50", "selection judge at 50", ": over (2 of 5)"])
 def test_a_stopped_study_goes_on_and_ends_with_the_same_tables(
     undisturbed: Study, melodies: Path, tmp_path: Path, stop: str
@@ -171,10 +179,7 @@ def test_a_stopped_study_goes_on_and_ends_with_the_same_tables(
         assert path.stat().st_mtime_ns == written, "a finished trial was run again"
     if before:
         assert f"{len(before)} of 5 jobs are already done" in lines
-    whole, _, _ = undisturbed
-    for table in TABLES:
-        ours, theirs = (comparable(s.scan(table).collect(), table) for s in (store, whole))
-        assert ours.equals(theirs, null_equal=True), table
+    assert_same_tables(store, undisturbed[0])
 
 
 def test_running_a_finished_study_again_changes_no_record(undisturbed: Study) -> None:
@@ -220,6 +225,28 @@ def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(
     assert rows["lambda0.1-style0-seed0"]["status"] == "done"
     assert any("1e+38" in line and "diverged" in line for line in lines)
     assert store.scan("metrics").filter(pl.col("trial") == bad["trial"]).collect().is_empty()
+
+
+def test_a_study_uses_a_cluster_that_is_there_and_leaves_it_running(
+    undisturbed: Study, melodies: Path, tmp_path: Path
+) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        execution = {"workers": 2, "results": str(tmp_path), "address": cluster.address}
+        store, _ = go(tiny(melodies, tmp_path, execution=execution))
+        assert len(cluster.list_all_nodes()) == 1
+        ray.init(address=cluster.address, log_to_driver=False)
+        assert ray.cluster_resources()["CPU"] == 2
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert_same_tables(store, undisturbed[0])
+
+
+def test_a_cluster_that_is_not_there_is_named(melodies: Path, tmp_path: Path) -> None:
+    execution = {"workers": 2, "results": str(tmp_path), "address": "127.0.0.1:1"}
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1.*execution\.address"):
+        go(tiny(melodies, tmp_path, execution=execution))
 
 
 def test_figures_come_from_parquet_alone(undisturbed: Study, tmp_path: Path) -> None:
