@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -30,6 +31,7 @@ _FILES = ("core.safetensors", "generator.safetensors")
 _MANIFEST = "manifest.json"
 _MAX_MANIFEST = 1 << 20
 _SIZES = (
+    ("melody", "steps_per_beat"),
     ("melody", "bars_per_segment"),
     ("core", "latent_dim"),
     ("core", "hidden"),
@@ -91,11 +93,11 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
 
     Raises `UserError` where `path` holds anything else or can't be written.
     """
-    if path.exists() and not _is_bundle(path):
-        raise UserError(f"{path}: exists and is not a bundle; choose another place")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    earlier = temporary.with_suffix(".earlier")
+    temporary = path.parent / f".{path.name}.{os.getpid()}"
+    earlier = path.parent / f"{temporary.name}.earlier"
     try:
+        if path.exists() and not _is_bundle(path):
+            raise UserError(f"{path}: exists and is not a bundle; choose another place")
         temporary.mkdir(parents=True)
         save_tensors(weights(bundle.core), temporary / _FILES[0])
         save_tensors(weights(bundle.generator), temporary / _FILES[1])
@@ -109,6 +111,9 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
             f"{path}: can't be written ({error.strerror or error}); choose another place"
         ) from error
     finally:
+        with suppress(OSError):
+            if earlier.exists() and not path.exists():
+                earlier.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(earlier, ignore_errors=True)
 
@@ -116,9 +121,16 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
 def load_bundle(path: Path) -> Bundle:
     """Read a bundle folder and check every byte of it against its manifest.
 
-    Raises `UserError` where the folder is no bundle, has another version, was altered, or holds
-    weights of other shapes than its manifest says.
+    Raises `UserError` where the folder is no bundle, can't be read, has another version, was
+    altered, or holds weights of other shapes than its manifest says.
     """
+    try:
+        return _checked(path)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
+
+
+def _checked(path: Path) -> Bundle:
     manifest = _manifest(path)
     for name in _FILES:
         if not (path / name).is_file():

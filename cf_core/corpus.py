@@ -22,7 +22,17 @@ from jaxtyping import Bool, Int64, UInt8
 from cf_core import readers
 from cf_core.errors import UserError
 from cf_core.files import replacing
-from cf_core.melody import FIRST_PITCH, HOLD, TOLERANCE, GridBar, Melody, MelodyFormat, grid, join
+from cf_core.melody import (
+    FIRST_PITCH,
+    HOLD,
+    MAX_STEPS_PER_BEAT,
+    TOLERANCE,
+    GridBar,
+    Melody,
+    MelodyFormat,
+    grid,
+    join,
+)
 from cf_core.readers import Rejected
 
 SCHEMA_VERSION = 1
@@ -158,8 +168,8 @@ def _write(
     progress: Progress | None,
     total: int | None = None,
 ) -> IngestReport:
-    if not 1 <= steps_per_beat <= _MAX_STEPS_PER_BEAT:
-        raise UserError(f"steps_per_beat: {steps_per_beat} is not in 1 to {_MAX_STEPS_PER_BEAT}")
+    if not 1 <= steps_per_beat <= MAX_STEPS_PER_BEAT:
+        raise UserError(f"steps_per_beat: {steps_per_beat} is not in 1 to {MAX_STEPS_PER_BEAT}")
     report = IngestReport()
     windows = _WindowCounter(report.windows)
     bars: list[tuple[Any, ...]] = []
@@ -193,13 +203,16 @@ def _write(
         "source": source,
         "content_hash": report.content_hash,
     }
-    _save(_table(rejected, _REJECTED), output.with_suffix(".rejected.parquet"))
-    _save(table.replace_schema_metadata({_KEY: json.dumps(about)}), output)
+    table = table.replace_schema_metadata({_KEY: json.dumps(about)})
+    # Both are whole before either appears.
+    with replacing(output) as bars_file:
+        pq.write_table(table, bars_file, compression="zstd")
+        with replacing(output.with_suffix(".rejected.parquet")) as rejected_file:
+            pq.write_table(_table(rejected, _REJECTED), rejected_file, compression="zstd")
     return report
 
 
 _KEY = b"connective_fusion.corpus"
-_MAX_STEPS_PER_BEAT = 24
 
 
 def _table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
@@ -208,11 +221,6 @@ def _table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
         [pa.array(column, type=kind.type) for column, kind in zip(columns, schema, strict=True)],
         schema=schema,
     )
-
-
-def _save(table: pa.Table, path: Path) -> None:
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
 
 
 def content_hash(table: pa.Table) -> str:
@@ -331,10 +339,10 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
     `seed`. Raises `UserError` for a file of another kind or grid, and where songs or pairs are too
     few to split.
     """
-    table, about = _open(path)
-    if about["steps_per_beat"] != form.steps_per_beat:
+    table, steps_per_beat = _open(path)
+    if steps_per_beat != form.steps_per_beat:
         raise UserError(
-            f"{path}: has {about['steps_per_beat']} steps per beat, but {form.steps_per_beat} are"
+            f"{path}: has {steps_per_beat} steps per beat, but {form.steps_per_beat} are"
             " asked for: ingest the melodies again with that steps_per_beat"
         )
     ids = table["song_id"].combine_chunks().dictionary_encode()
@@ -363,25 +371,28 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
     return corpus
 
 
-def _open(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """Return the table of a corpus file and its metadata."""
+def _open(path: Path) -> tuple[pa.Table, int]:
+    """Return the table of a corpus file and its grid steps per quarter note."""
+    columns = [column for column in _BARS if column.name != "title"]
     try:
-        table = pq.read_table(path, columns=[name for name in _BARS.names if name != "title"])
+        table = pq.read_table(path, columns=[column.name for column in columns])
         about = json.loads(table.schema.metadata[_KEY])
+        version, steps_per_beat = about["schema_version"], about["steps_per_beat"]
+        written = about["content_hash"]
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: not a corpus file: write one from melodies with cf-study ingest"
         ) from error
-    if about["schema_version"] != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path}: written as version {about['schema_version']} of the corpus file, this is"
+            f"{path}: written as version {version} of the corpus file, this is"
             f" version {SCHEMA_VERSION}: ingest the melodies again"
         )
-    if content_hash(table) != about["content_hash"]:
+    if table.schema.types != [column.type for column in columns] or content_hash(table) != written:
         raise UserError(f"{path}: its bars are not those that were written: ingest them again")
-    return table, about
+    return table, steps_per_beat
 
 
 def _windows(

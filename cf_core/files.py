@@ -15,10 +15,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Missing folders above it are made. Raises `UserError` where `path` can't be written.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the name of a file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{time.monotonic_ns()}"
     try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)

@@ -68,6 +68,9 @@ Five ticks of 480: wider than any rounding of ticks, far narrower than the gap o
 triplet and the nearest 16th.
 """
 
+MAX_STEPS_PER_BEAT = 24
+"""Finest grid: three times the tolerance is still less than a step."""
+
 BarReason = Literal["short bar", "long bar", "chord", "off grid"]
 """Why a bar has no tokens: its length is not its meter's, notes sound together, or an onset or an
 end is farther from the grid than the tolerance."""
@@ -114,6 +117,8 @@ class MelodyFormat(Settings):
         for meter in self.meters:
             if not re.fullmatch(r"[1-9]\d?/(1|2|4|8|16|32)", meter):
                 raise ValueError(f"meters: {meter} is none; write it as 4/4 or 6/8")
+        if self.steps_per_beat > MAX_STEPS_PER_BEAT:
+            raise ValueError(f"steps_per_beat: {self.steps_per_beat} is above {MAX_STEPS_PER_BEAT}")
         steps = {bar_length(meter) * self.steps_per_beat for meter in self.meters}
         if len(steps) != 1 or any(count.denominator != 1 for count in steps):
             raise ValueError(

@@ -5,6 +5,8 @@ written: zip members are read in memory. Bytes count as hostile: see the limits 
 """
 
 import io
+import lzma
+import os
 import re
 import warnings
 import zipfile
@@ -24,10 +26,12 @@ from xml.etree.ElementTree import Element, fromstring
 from cf_core.errors import UserError
 from cf_core.melody import TOLERANCE, Bar, Melody, Note, bar_length
 
+VERSION = 2
+"""Raised whenever what is read from a file changes: it names the caches of corpora."""
 MAX_BYTES = {"midi": 2**20, "musicxml": 2**25, "abc": 2**22}
 """Largest file of each format, uncompressed."""
-MAX_TUNE = 2**16
-"""Most characters of one ABC tune."""
+MAX_TUNE = 2**13
+"""Most characters of one ABC tune: reading slows sharply with many bars; long tunes have 2,500."""
 MAX_NOTES = 20_000
 MAX_BARS = 10_000
 """Most notes and bars of one song."""
@@ -82,7 +86,8 @@ def read_melodies(name: str, data: bytes, part: str | None = None) -> Iterator[M
     add `:number`). `part` names the part to take, or counts it from 1; without it a score
     must have one part, and of a MIDI file the first nearly monophonic track is taken.
     """
-    stem = PurePosixPath(name).stem
+    # File names need not be text, but ids are written down as such.
+    stem = PurePosixPath(name).stem.encode(errors="backslashreplace").decode()
     kind = FORMATS.get(PurePosixPath(name).suffix.lower())
     if kind is None or not data:
         yield Rejected(stem, "unreadable", "empty or damaged file" if kind else "unknown format")
@@ -100,30 +105,33 @@ def read_melodies(name: str, data: bytes, part: str | None = None) -> Iterator[M
             with warnings.catch_warnings():
                 # music21 warns of signs that don't matter to the notes.
                 warnings.simplefilter("ignore")
-                yield _complete(readers[kind](song_id, song, part))
+                result: Melody | Rejected = _complete(readers[kind](song_id, song, part))
         except _RejectedError as error:
-            yield Rejected(song_id, error.reason, error.detail)
+            result = Rejected(song_id, error.reason, error.detail)
         except Exception as error:  # noqa: BLE001  (parsers raise anything on a corrupt file)
             text = " ".join(str(error).split())[:200]
-            yield Rejected(song_id, "unreadable", f"{type(error).__name__}: {text}")
+            result = Rejected(song_id, "unreadable", f"{type(error).__name__}: {text}")
+        yield result
 
 
 def read_file(path: Path, part: str | None = None) -> Melody:
     """Read the one melody of a file (the first readable of an ABC book).
 
-    Raises `UserError` where there is none, with the reason.
+    Raises `UserError` where there is none, with the reason for the first.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file raises where it may not look)
         raise UserError(f"{path}: no such file")
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: not a melody file: its name must end in {', '.join(FORMATS)}")
+    rejected: list[Rejected] = []
     for song in read_melodies(path.name, _content(path), part):
         if isinstance(song, Melody):
             return song
-        why = f"{song.reason} ({song.detail})" if song.detail else song.reason
-        hint = ": name one as part" if song.reason == "several parts" else ""
-        raise UserError(f"{path}: can't read its melody: {why}{hint}")
-    raise UserError(f"{path}: no tune in it")
+        rejected.append(song)
+    first = rejected[0]
+    why = f"{first.reason} ({first.detail})" if first.detail else first.reason
+    hint = ": name one as part" if first.reason == "several parts" else ""
+    raise UserError(f"{path}: can't read its melody: {why}{hint}")
 
 
 def read_collection(
@@ -133,8 +141,10 @@ def read_collection(
 
     `include` is a glob that a file's path inside the folder or archive must match from its end,
     as in `PurePath.match`. A song whose id was seen before is rejected. Raises `UserError` where
-    `source` is missing or holds no file that could be read.
+    `source` is missing or holds no file that could be read, and for an empty `include`.
     """
+    if include is not None and not PurePosixPath(include).parts:
+        raise UserError(f"include: {include!r} matches no file; give a pattern such as '*.mid'")
     files = _files(source, include)
     first = next(files, None)
     if first is None:
@@ -160,6 +170,16 @@ def read_all(
 # ---- files -------------------------------------------------------------------------------------
 
 _BATCH = 8
+_DAMAGE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What reading a file or a damaged archive raises."""
 
 
 def _read_batch(files: list[tuple[str, bytes]], part: str | None) -> list[Melody | Rejected]:
@@ -194,19 +214,19 @@ def _files(source: Path, include: str | None) -> Iterator[tuple[str, bytes]]:
         return readable and (include is None or path.match(include))
 
     root: Path | zipfile.Path
-    if source.is_dir():
+    if os.path.isdir(source):  # noqa: PTH112  (Path.is_dir raises where it may not look)
         root = source
         names = [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
-    elif source.is_file() and source.suffix.lower() == ".zip":
+    elif not os.path.isfile(source):  # noqa: PTH113
+        raise UserError(f"{source}: no such file or folder")
+    elif source.suffix.lower() == ".zip":
         try:
             root = zipfile.Path(source)
-        except (OSError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise UserError(f"{source}: not a readable zip archive: {error}") from error
         names = root.root.namelist()
-    elif source.is_file():
-        root, names = source.parent, [source.name]
     else:
-        raise UserError(f"{source}: no such file or folder")
+        root, names = source.parent, [source.name]
     for name in sorted(filter(wanted, names)):
         yield name, _content(root / name)
 
@@ -217,7 +237,7 @@ def _content(path: Path | zipfile.Path) -> bytes:
     try:
         with path.open("rb") as stream:
             return bytes(stream.read(limit + 1))
-    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError):
+    except _DAMAGE:
         return b""
 
 
@@ -256,7 +276,7 @@ def _library(name: str) -> Any:
 
 _PERCUSSION = 9
 _MONOPHONIC = 0.4
-"""Least share of notes that start after the one before has ended, for a track to be a melody."""
+"""Least share of notes that start after the middle of the one before, in a melody track."""
 
 
 class _Track(NamedTuple):
@@ -264,6 +284,8 @@ class _Track(NamedTuple):
 
     name: str
     notes: list[tuple[int, int, int, int]]
+    chunk: Any
+    """The mido track that the channel is of."""
 
 
 def _read_midi(song_id: str, data: bytes, part: str | None) -> Melody:
@@ -277,15 +299,14 @@ def _read_midi(song_id: str, data: bytes, part: str | None) -> Melody:
         Note(Fraction(onset, quarter), Fraction(end - onset, quarter), pitch)
         for onset, end, pitch, _ in track.notes
     )
-    meters = [(Fraction(tick, quarter), meter) for tick, meter in _time_signatures(midi)]
-    loudest = max(velocity for *_, velocity in track.notes)
-    accents = [
-        note.onset
-        for note, (*_, velocity) in zip(notes, track.notes, strict=True)
-        if velocity == loudest
-    ]
-    pickup = _pickup(accents, len(notes), bar_length(meters[0][1]))
+    # Tracks may disagree: bars are the melody's.
+    signatures = _time_signatures([track.chunk]) or _time_signatures(midi.tracks)
+    changes = sorted(({0: "4/4"} | signatures).items())
+    meters = [(Fraction(tick, quarter), meter) for tick, meter in changes]
     end = max(note.onset + note.duration for note in notes)
+    stop = min([end, *(start for start, _ in meters[1:])])
+    velocities = [(note.onset, v) for note, (*_, v) in zip(notes, track.notes, strict=True)]
+    pickup = _pickup(velocities, bar_length(meters[0][1]), stop)
     bars = tuple(islice(_bars(meters, pickup, end), MAX_BARS + 1))
     _check_size(len(notes), len(bars))
     tempos = (m.tempo for chunk in midi.tracks for m in chunk if m.type == "set_tempo" and m.tempo)
@@ -316,7 +337,8 @@ def _tracks(chunk: Any) -> list[_Track]:
                 )
         if message.type == "note_on" and message.velocity > 0:
             sounding[key] = (tick, message.velocity)
-    return [_Track(chunk.name.strip(), sorted(channels[channel])) for channel in sorted(channels)]
+    name = chunk.name.strip()
+    return [_Track(name, sorted(channels[channel]), chunk) for channel in sorted(channels)]
 
 
 def _melody_track(tracks: list[_Track], part: str | None) -> _Track:
@@ -334,10 +356,10 @@ def _melody_track(tracks: list[_Track], part: str | None) -> _Track:
     raise _RejectedError("no melody track", f"chords in {_listed([t.name for t in tracks])}")
 
 
-def _time_signatures(midi: Any) -> list[tuple[int, str]]:
-    """Ticks and meters of the time signatures, from tick 0; 4/4 where the file says none."""
-    meters = {0: "4/4"}
-    for chunk in midi.tracks:
+def _time_signatures(chunks: Iterable[Any]) -> dict[int, str]:
+    """Meters of the time signatures of mido tracks, by tick."""
+    meters: dict[int, str] = {}
+    for chunk in chunks:
         tick = 0
         for message in chunk:
             tick += message.time
@@ -345,19 +367,25 @@ def _time_signatures(midi: Any) -> list[tuple[int, str]]:
                 if message.numerator < 1 or message.denominator > 64:
                     raise _RejectedError("unreadable", f"time signature {message}")
                 meters[tick] = f"{message.numerator}/{message.denominator}"
-    return sorted(meters.items())
+    return meters
 
 
-def _pickup(accents: list[Fraction], notes: int, bar: Fraction) -> Fraction:
-    """Length of the pickup, from the onsets of the loudest notes.
+def _pickup(velocities: list[tuple[Fraction, int]], bar: Fraction, stop: Fraction) -> Fraction:
+    """Length of the pickup, from the onsets and velocities of the notes before `stop`.
 
     Programs that write MIDI from a score without padding its pickup play the first note of a bar
-    loudest. Where the loudest notes are a minority and more than 40 % of them fall on one place
-    of the bar counted from tick 0, that place is the bar line; else there is no pickup.
+    loudest. Where the loudest notes are a minority and more than 40 % of them, on more than 40 %
+    of the bars and at least two, fall on one place of the bar counted from tick 0, that place is
+    the bar line; else there is no pickup.
     """
+    opening = [(onset, velocity) for onset, velocity in velocities if onset < stop]
+    loudest = max((velocity for _, velocity in opening), default=0)
+    accents = [onset for onset, velocity in opening if velocity == loudest]
     places = Counter(Fraction(round(onset * 24), 24) % bar for onset in accents)
-    place, count = places.most_common(1)[0]
-    return place if len(accents) < notes / 2 and count > 0.4 * len(accents) else Fraction(0)
+    for place, count in places.most_common(1):
+        if len(accents) < len(opening) / 2 and count > max(1, 0.4 * len(accents), 0.4 * stop / bar):
+            return place
+    return Fraction(0)
 
 
 def _bars(meters: list[tuple[Fraction, str]], pickup: Fraction, end: Fraction) -> Iterator[Bar]:
@@ -386,9 +414,10 @@ def _read_musicxml(song_id: str, data: bytes, part: str | None) -> Melody:
     root = fromstring(data)  # noqa: S314  (entities were refused above)
     if root.tag != "score-partwise":
         raise _RejectedError("unreadable", f"not a part-wise score: <{root.tag}>")
+    # Often only the first part says the tempo.
+    tempo = next((sound.get("tempo") for sound in root.iter("sound") if sound.get("tempo")), None)
     _keep_part(root, part)
     _check_size(sum(1 for _ in root.iter("note")), sum(1 for _ in root.iter("measure")))
-    tempo = next((sound.get("tempo") for sound in root.iter("sound") if sound.get("tempo")), None)
     score = _library("music21.musicxml.xmlToM21").MusicXMLImporter().xmlRootToScore(root)
     if len(score.parts) != 1:
         raise _RejectedError("several parts", "one part on several staves")
@@ -400,7 +429,8 @@ def _read_musicxml(song_id: str, data: bytes, part: str | None) -> Melody:
 def _unpacked(data: bytes) -> bytes:
     """Return the score inside a compressed MusicXML file."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        container = archive.read("META-INF/container.xml")[:4096].decode()
+        with archive.open("META-INF/container.xml") as stream:
+            container = stream.read(4096).decode()
         found = re.search(r'full-path="([^"]+)"', container)
         if found is None:
             raise _RejectedError("unreadable", "META-INF/container.xml names no score")
@@ -561,11 +591,11 @@ def _played(part: Any, measures: list[Any]) -> list[int]:
     nested = ("start", "start") in pairwise(sign for sign in signs if sign != "jump")
     if not signs or nested or len(signs) * len(measures) > _MAX_EXPANSION:
         return as_written
-    for bracket in part.recurse().getElementsByClass(spanner.RepeatBracket):
-        spanned = [copies[id(measure)] for measure in bracket.getSpannedElements()]
-        skeleton.insert(0, spanner.RepeatBracket(spanned, number=bracket.number))
     try:
+        for bracket in part.recurse().getElementsByClass(spanner.RepeatBracket):
+            spanned = [copies[id(measure)] for measure in bracket.getSpannedElements()]
+            skeleton.insert(0, spanner.RepeatBracket(spanned, number=bracket.number))
         expanded = repeat.Expander(skeleton).process(deepcopy=False)
-    except Exception:  # noqa: BLE001  (music21 raises IndexError too on odd signs)
+    except Exception:  # noqa: BLE001  (music21 raises KeyError and IndexError too on odd signs)
         return as_written
     return [rest.id for rest in expanded.recurse().getElementsByClass(note.Rest)]

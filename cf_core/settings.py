@@ -1,12 +1,13 @@
 """What the settings of all models have in common."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of a group of settings; each is a number above 0 unless a subclass says otherwise.
+    """Base of a group of settings; each is above 0 and finite unless a subclass says otherwise.
 
     Raises `ValueError`, naming the setting, for a number out of range.
     """
@@ -27,7 +28,7 @@ class Settings:
                 if not 0 <= value < 1:
                     raise ValueError(f"{name}: must be at least 0 and below 1, got {value}")
             elif isinstance(value, int | float) and not (
-                value > 0 or (value == 0 and name in self.may_be_zero)
+                0 < value < math.inf or (value == 0 and name in self.may_be_zero)
             ):
                 least = "at least 0" if name in self.may_be_zero else "above 0"
-                raise ValueError(f"{name}: must be {least}, got {value}")
+                raise ValueError(f"{name}: must be finite and {least}, got {value}")

@@ -21,7 +21,7 @@ from matplotlib.typing import ColorType, LineStyleType
 from cf_core.errors import UserError
 from cf_core.files import replacing
 from cf_core.melody import MelodyFormat, to_notes
-from evaluation.frontier import COHERENCY, LEVELS, PANELS, VALIDATION, panel_points
+from evaluation.frontier import CHOSEN_ON, COHERENCY, LEVELS, PANELS, panel_points
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -99,9 +99,9 @@ def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
     if points["distance"].drop_nulls().is_empty():
         raise UserError(
             f"{axis}: the metrics hold no coherency at such a distance for the sources"
-            f" {' and '.join(VALIDATION)}; evaluate first, or choose one of {', '.join(_DISTANCES)}"
+            f" {' and '.join(CHOSEN_ON)}; evaluate first, or choose one of {', '.join(_DISTANCES)}"
         )
-    sources = [source for source in VALIDATION if source in points["source"]]
+    sources = [source for source in CHOSEN_ON if source in points["source"]]
     names = [metric for metric in COHERENCY if metric in points["metric"]]
     scales = _Scales.of(points)
     with mpl.rc_context(_STYLE):

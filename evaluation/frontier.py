@@ -18,9 +18,9 @@ from evaluation.statistics import STATISTICS
 
 COHERENCY: tuple[str, ...] = ("judge", *STATISTICS)
 """The six coherency metrics."""
-VALIDATION: dict[str, str] = {"test": "validation", "prior": "validation_prior"}
+CHOSEN_ON: dict[str, str] = {"test": "validation", "prior": "validation_prior"}
 """The sources that are scored, each with the source on which choices for it are made."""
-PANELS: tuple[tuple[str, str], ...] = tuple(product(VALIDATION, COHERENCY))
+PANELS: tuple[tuple[str, str], ...] = tuple(product(CHOSEN_ON, COHERENCY))
 """The 12 panels, as (source, metric)."""
 LEVELS: tuple[str, ...] = ("floor", "ceiling")
 """Methods that are no points: a value to hold the others against, at no distance."""
@@ -68,9 +68,9 @@ def panel_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> 
 def matched_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> pl.DataFrame:
     """Take the points of one scored panel, without `LEVELS`, in the form of `matched_similarity`.
 
-    `validation_distance` and `validation_value` are those of the source's twin in `VALIDATION`.
+    `validation_distance` and `validation_value` are those of the source's twin in `CHOSEN_ON`.
     """
-    chosen = panel_points(metrics, VALIDATION[source], metric, axis).filter(
+    chosen = panel_points(metrics, CHOSEN_ON[source], metric, axis).filter(
         ~pl.col("method").is_in(LEVELS)
     )
     scored = panel_points(metrics, source, metric, axis)

@@ -128,30 +128,35 @@ def _trial(
         yield progress
         if _not_finite(progress):
             break
+    _write_curves(spec, trainer.history, store)
     # Outside the loop, since a checkpoint of the last step has nothing left to train.
     if bad := _not_finite(trainer.history[-1]):
         checkpoint.unlink(missing_ok=True)
         raise _NotFiniteError(f"{bad[0]} was not finite by step {trainer.step}")
     save_tensors(weights(trainer.averaged), generator_path(store, spec.id))
-    _write_curves(spec, trainer.history, store)
     steps = {source.name: _fuse(trainer.averaged, source, bench) for source in bench.sources}
     styles = {source.name: _styles(source, spec.style_dim, bench) for source in bench.sources}
-    label = _label(spec)
-    diversity = {
-        source.name: bench.evaluator.style_diversity(trainer.averaged, source, bench.plan.styles)
-        for source in bench.sources
-    }
-    extra = [
-        {**label, "source": name, "iteration": 1, "metric": "style_diversity", "value": value,
-         "n": min(DIVERSITY_INPUTS, bench.plan.pairs), "excluded": 0}
-        for name, value in diversity.items()
-    ]  # fmt: skip
-    _write_outputs(spec, steps, styles, bench, store, extra)
+    diversity = [_diversity_row(spec, trainer.averaged, source, bench) for source in bench.sources]
+    _write_outputs(spec, steps, styles, bench, store, diversity)
     checkpoint.unlink(missing_ok=True)
     return {
         "steps": trainer.step,
         "checkpoint": str(generator_path(store, spec.id).relative_to(store.root)),
-        "style_diversity": diversity["validation"],
+        "style_diversity": next(r["value"] for r in diversity if r["source"] == "validation"),
+    }
+
+
+def _diversity_row(
+    spec: TrialSpec, fused: Generator, source: Source, bench: Workbench
+) -> dict[str, Any]:
+    return {
+        **_label(spec),
+        "source": source.name,
+        "iteration": 1,
+        "metric": "style_diversity",
+        "value": bench.evaluator.style_diversity(fused, source, bench.plan.styles),
+        "n": min(DIVERSITY_INPUTS, len(source.songs)),
+        "excluded": 0,
     }
 
 

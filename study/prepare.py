@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cf_core import readers
 from cf_core.corpus import (
     TEST,
     TRAIN,
@@ -86,14 +87,15 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
 
 
 def _corpus_key(config: StudyConfig) -> str:
-    """Name of the ingested corpus: changes with the files, the filter and the grid."""
+    """Name of the ingested corpus: changes with the files, the filter, the grid, the reader."""
     steps, source = config.melody.steps_per_beat, config.corpus.path
+    kind = f"{steps}-v{readers.VERSION}"
     if source is None:
-        return f"builtin-{steps}"
+        return f"builtin-{kind}"
     files = sorted(source.rglob("*")) if source.is_dir() else [source]
     stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
     text = json.dumps([str(source.resolve()), config.corpus.include, stamps])
-    return f"{source.stem}-{steps}-{sha256(text.encode()).hexdigest()[:12]}"
+    return f"{source.stem}-{kind}-{sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _ingest(config: StudyConfig, path: Path, reporter: Reporter) -> IngestReport:

@@ -38,6 +38,7 @@ class Reporter:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
+        self._stages = 0
         self._bars = Progress(
             TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -61,8 +62,9 @@ class Reporter:
         self._bars.stop()
 
     def stage(self, title: str) -> None:
-        """Begin a stage."""
-        self.console.print(f"\n{title}", style="bold", markup=False)
+        """Begin a stage; stages are numbered from 1."""
+        self._stages += 1
+        self.console.print(f"\n{self._stages}. {title}", style="bold", markup=False)
 
     def say(self, text: str) -> None:
         """Print a line of the current stage."""

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 import torch
@@ -34,6 +36,7 @@ def _cluster(execution: Execution) -> Iterator[None]:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
+        _reach(address)
         if address is None:
             ray.init(
                 address="local",
@@ -44,7 +47,7 @@ def _cluster(execution: Execution) -> Iterator[None]:
             )
         else:
             ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = address or "this machine"
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"Ray at {where}: {reason}; check execution.address") from error
@@ -52,6 +55,13 @@ def _cluster(execution: Execution) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str | None) -> None:
+    """Raise `OSError` where nobody listens at an address; Ray itself would try for minutes."""
+    place = urlsplit(address if address and "://" in address else f"//{address or ''}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=10).close()
 
 
 def run_jobs(

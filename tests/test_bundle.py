@@ -126,6 +126,31 @@ def test_nothing_half_written(
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
 
+def test_the_earlier_bundle_comes_back_where_the_new_one_cant_take_its_place(
+    folder: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename = Path.rename
+
+    def broken(source: Path, target: Path) -> Path:
+        if target == folder and "earlier" not in source.name:
+            raise OSError(5, "Input/output error")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    with pytest.raises(UserError, match="Input/output error"):
+        save_bundle(make_bundle(style_dim=5), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+def test_a_name_that_no_folder_can_have(tmp_path: Path, make_bundle: MakeBundle) -> None:
+    with pytest.raises(UserError, match="can't be read"):
+        load_bundle(tmp_path / ("x" * 300))
+    with pytest.raises(UserError, match="can't be written"):
+        save_bundle(make_bundle(), tmp_path / ("x" * 300))
+
+
 @pytest.mark.parametrize("name", ["core.safetensors", "generator.safetensors"])
 def test_one_altered_byte_is_noticed(folder: Path, name: str) -> None:
     data = bytearray((folder / name).read_bytes())
@@ -197,6 +222,9 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "huge count": (lambda m: m.update(iterations=10**9), "iterations 1000000000 is not in"),
     "no iterations": (lambda m: m.update(iterations=0), "iterations 0 is not in"),
     "text for a number": (lambda m: m["core"].update(depth="1"), "depth '1' is not in"),
+    "fractional steps": (lambda m: m["melody"].update(steps_per_beat=4.0), "beat 4.0 is not in"),
+    "fine steps": (lambda m: m["melody"].update(steps_per_beat=32), "32 is above 24"),
+    "infinite rate": (lambda m: m["core"].update(learning_rate=float("inf")), "must be finite"),
     "endless bars": (lambda m: m["melody"].update(meters=["999999999999/4"]), "do not fit"),
     "impossible meter": (lambda m: m["melody"].update(meters=["4/0"]), "do not fit"),
     "unknown setting": (lambda m: m["core"].update(colour="red"), "unexpected keyword"),

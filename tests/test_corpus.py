@@ -87,6 +87,17 @@ def test_nothing_is_written_where_nothing_was_read(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_is_written_where_one_of_the_two_files_cant_be(tmp_path: Path) -> None:
+    source = write(tmp_path / "tunes", {"a": tune(0)})
+    for name in ("x.parquet", "y.rejected.parquet"):
+        (tmp_path / name).mkdir()
+    for name in ("x.parquet", "y.parquet"):
+        with pytest.raises(UserError, match="is a folder"):
+            ingest(source, tmp_path / name)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["tunes", "x.parquet", "y.rejected.parquet"]
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty different tunes, one an octave down, one that shares half its bars, and odd ones."""
@@ -240,12 +251,20 @@ def test_files_that_are_no_corpus_for_the_format(small: Path, tmp_path: Path) ->
     foreign, text = tmp_path / "foreign.parquet", tmp_path / "text.parquet"
     pq.write_table(pa.table({"a": [1]}), foreign)
     text.write_text("hello")
+    key, about = b"connective_fusion.corpus", pq.read_schema(small).metadata
+    columns = pq.read_table(small)
+    other, partial = tmp_path / "other.parquet", tmp_path / "partial.parquet"
+    bars = pa.array(columns["bar"].to_pylist(), pa.int64())
+    pq.write_table(columns.set_column(2, "bar", bars).replace_schema_metadata(about), other)
+    pq.write_table(columns.replace_schema_metadata({key: b"[]"}), partial)
     tiny = tmp_path / "tiny.parquet"
     ingest(write(tmp_path / "tunes", {str(n): tune(n) for n in range(4)}), tiny)
     cases: Iterable[tuple[Path, MelodyFormat, str]] = [
         (tmp_path / "none.parquet", FORM, "no such file"),
         (foreign, FORM, "not a corpus file"),
         (text, FORM, "not a corpus file"),
+        (partial, FORM, "not a corpus file"),
+        (other, FORM, "not those that were written"),
         (small, replace(FORM, steps_per_beat=12), "has 4 steps per beat, but 12"),
         (tiny, FORM, "too small to split: 4 songs with 28 segments"),
         (small, replace(FORM, meters=("5/4",)), "too small to split: 0 songs"),

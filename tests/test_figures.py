@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from cf_core.errors import UserError
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from evaluation.figures import frontier_figure, piano_roll_figure, save
-from evaluation.frontier import COHERENCY, PANELS, VALIDATION
+from evaluation.frontier import CHOSEN_ON, COHERENCY, PANELS
 
 FORM = MelodyFormat(meters=("2/4",), bars_per_segment=2)
 """Segments of two bars of 8 sixteenths."""
@@ -46,7 +46,7 @@ def metrics_table() -> pl.DataFrame:
     ]
     rows: list[tuple[Any, ...]] = []
     for *trial, iterations in trials:
-        for source in (*VALIDATION, "validation"):
+        for source in (*CHOSEN_ON, "validation"):
             for iteration in iterations:
                 point = (*trial, source, iteration)
                 if iteration or trial[1] == "identity":

@@ -9,6 +9,7 @@ from cf_core.errors import UserError
 from cf_core.melody import (
     FIRST_PITCH,
     HOLD,
+    MAX_STEPS_PER_BEAT,
     REST,
     TOLERANCE,
     Bar,
@@ -168,3 +169,7 @@ def test_bar_lengths_and_formats() -> None:
     assert (FORM.steps_per_bar, FORM.steps, FORM.vocabulary) == (16, 32, 63)
     with pytest.raises(ValueError, match="one whole number"):
         MelodyFormat(meters=("4/4", "3/4"))
+    assert MelodyFormat(steps_per_beat=MAX_STEPS_PER_BEAT).steps_per_bar == 4 * MAX_STEPS_PER_BEAT
+    grid(melody([note(0, 1)], [2]), MAX_STEPS_PER_BEAT)
+    with pytest.raises(ValueError, match="steps_per_beat: 25 is above 24"):
+        MelodyFormat(steps_per_beat=25)

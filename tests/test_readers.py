@@ -1,5 +1,7 @@
 import io
 import os
+import tracemalloc
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -125,6 +127,23 @@ def test_accents_show_where_bars_begin_after_an_unpadded_pickup() -> None:
     assert [bar.start for bar in without_accents.bars] == [0, 2, 4, 6, 8]
 
 
+@pytest.mark.parametrize("bars", [2, 8])
+def test_one_loudest_note_shows_no_pickup(bars: int) -> None:
+    events = [meter(0, 2, 4)]
+    for i in range(4 * bars):
+        events += sound(240 * i, 240 * i + 240, 60 + i % 4, 110 if i == 3 else 70 + i % 7)
+    assert [bar.start for bar in only("a.mid", midi(events)).bars] == [2 * i for i in range(bars)]
+
+
+def test_accents_count_only_up_to_the_next_time_signature() -> None:
+    events = [meter(0, 4, 4), meter(480, 2, 4)]
+    for i in range(13):
+        events += sound(480 * i, 480 * i + 480, 60 + i % 4, 105 if i % 4 == 3 else 80)
+    song = only("a.mid", midi(events))
+    assert [bar.start for bar in song.bars] == [0, 1, 3, 5, 7, 9, 11]
+    assert lengths(song) == [1, 2, 2, 2, 2, 2, 2]
+
+
 def test_every_time_signature_starts_a_bar() -> None:
     events = [meter(0, 1, 8), meter(240, 3, 4), meter(1680, 2, 4), meter(2160, 3, 4)]
     song = only("a.mid", midi([*events, *sound(0, 240, 60), *sound(2160, 3600, 62)]))
@@ -135,6 +154,22 @@ def test_every_time_signature_starts_a_bar() -> None:
         (Fraction(9, 2), 3, "3/4"),
     ]
     assert [bar.reason for bar in grid(song)] == [None, None, "short bar", None]
+
+
+def test_time_signatures_are_those_of_the_melody_track_if_it_has_any() -> None:
+    tune = [e for i in range(12) for e in sound(480 * i, 480 * i + 480, 60 + i % 4)]
+    chords = [e for p in (48, 52, 55) for e in sound(0, 5760, p)]
+    others = [meter(0, 4, 4), meter(2400, 3, 4)]
+
+    def bars(*tracks: Sequence[Event]) -> list[tuple[float, float, str]]:
+        song = only("a.mid", midi(*tracks))
+        return [(float(bar.start), float(bar.length), bar.meter) for bar in song.bars]
+
+    own = [(0, 4, "4/4"), (4, 4, "4/4"), (8, 2, "2/4"), (10, 2, "2/4")]
+    assert bars([meter(0, 4, 4), meter(3840, 2, 4), *tune], [*others, *chords]) == own
+    assert bars(others, [meter(3840, 2, 4), *tune]) == own
+    shared = [(0, 4, "4/4"), (4, 1, "4/4"), (5, 3, "3/4"), (8, 3, "3/4"), (11, 3, "3/4")]
+    assert bars(others, tune) == bars(tune, [*others, *chords]) == shared
 
 
 def test_a_pitch_struck_while_it_sounds_ends_there() -> None:
@@ -207,6 +242,8 @@ def test_abc_rhythm_ties_and_key() -> None:
 def test_a_note_tied_over_the_bar_line_is_one_note() -> None:
     song = only("a.abc", (HEAD + "C4-|C4|D4|\n").encode())
     assert song.notes == (Note(Fraction(0), Fraction(8), C), Note(Fraction(8), Fraction(4), D))
+    song = only("a.abc", (HEAD + "C4-|C4-|C4|C4|\n").encode())
+    assert song.notes == (Note(Fraction(0), Fraction(12), C), Note(Fraction(12), Fraction(4), C))
 
 
 def test_a_bar_split_at_a_repeat_sign_is_one_bar() -> None:
@@ -229,7 +266,9 @@ def test_abc_books_number_their_tunes() -> None:
 def test_abc_that_gives_no_melody() -> None:
     assert rejection("a.abc", (HEAD + "z4|z4|\n").encode()).reason == "no notes"
     assert rejection("a.abc", b"\xff\xfe not abc").reason in ("unreadable", "no notes")
-    assert rejection("a.abc", (HEAD + "C4|" * 30_000).encode()).reason == "too large"
+    room = readers.MAX_TUNE - len(HEAD)
+    assert pitches(only("a.abc", (HEAD + f"C4|D4|\n{'%':{room - 8}}").encode())) == [C, D]
+    assert rejection("a.abc", (HEAD + f"C4|D4|\n{'%':{room - 7}}").encode()).reason == "too large"
     voices = (HEAD + "V:1\nC4|D4|\nV:2\nE4|G4|\n").encode()
     assert rejection("a.abc", voices).reason == "several parts"
     assert pitches(only("a.abc", voices, "2")) == [E, G]
@@ -277,17 +316,11 @@ def score(parts: dict[str, list[str]], doctype: str = "") -> bytes:
 
 SONG = [
     '<direction><sound tempo="96"/></direction>' + xml_note("G", 4, 1),
-    xml_note("C", 4, 3, after='<tie type="start"/>')
-    + xml_note("A", 5, 0, inside="<grace/>")
-    + xml_note("D", 4, 1),
-    xml_note("D", 4, 4),
-]
-SONG[1] = (
     xml_note("A", 5, 0, inside="<grace/>")
     + xml_note("C", 4, 2)
-    + xml_note("D", 4, 2, after='<tie type="start"/>')
-)
-SONG[2] = xml_note("D", 4, 2, after='<tie type="stop"/>') + xml_note("E", 4, 2)
+    + xml_note("D", 4, 2, after='<tie type="start"/>'),
+    xml_note("D", 4, 2, after='<tie type="stop"/>') + xml_note("E", 4, 2),
+]
 
 
 def test_musicxml_pickup_ties_grace_notes_and_tempo() -> None:
@@ -308,7 +341,8 @@ def test_a_part_must_be_named_where_there_are_several() -> None:
     several = rejection("a.xml", data)
     assert (several.reason, several.detail) == ("several parts", "1 'Voice (high)', 2 'Piano'")
     assert pitches(only("a.xml", data, "Voice (high)")) == [G, C, D, E]
-    assert pitches(only("a.xml", data, "2")) == [48] * 3
+    piano = only("a.xml", data, "2")
+    assert (pitches(piano), piano.tempo) == ([48] * 3, 96)
     assert rejection("a.xml", data, "Oboe").reason == "no such part"
 
 
@@ -327,11 +361,11 @@ def test_musicxml_chords_reject_their_bar() -> None:
     assert [bar.reason for bar in grid(song)] == [None, "chord", None]
 
 
-def compressed(content: bytes, name: str = "score.xml") -> bytes:
+def compressed(content: bytes, name: str = "score.xml", padding: int = 0) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         root = f'<container><rootfiles><rootfile full-path="{name}"/></rootfiles></container>'
-        archive.writestr("META-INF/container.xml", root)
+        archive.writestr("META-INF/container.xml", root + " " * padding)
         archive.writestr(name, content)
     return stream.getvalue()
 
@@ -350,7 +384,40 @@ def test_hostile_musicxml_is_refused() -> None:
     assert rejection("a.xml", score({"Voice": SONG})[:-30]).reason == "unreadable"
 
 
+def test_a_bomb_beside_the_score_is_not_unpacked() -> None:
+    data = compressed(score({"Voice": SONG}), padding=2**26)
+    only("a.mxl", compressed(score({"Voice": SONG})))
+    tracemalloc.start()
+    try:
+        only("a.mxl", data)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+
+
 # ---- files -------------------------------------------------------------------------------------
+
+
+def test_read_file_takes_the_first_readable_tune_of_a_book(tmp_path: Path) -> None:
+    path = tmp_path / "book.abc"
+    tunes = ["X:1\nL:1/4\nM:4/4\nK:C\n" + music for music in ("z4|z4|", "D4|E4|", "C4|C4|")]
+    path.write_text("\n\n".join(tunes))
+    assert pitches(read_file(path)) == [D, E]
+    path.write_text("\n\n".join([tunes[0]] * 2))
+    with pytest.raises(UserError, match="no notes"):
+        read_file(path)
+
+
+def test_a_file_name_that_is_no_text_gives_an_id_that_is() -> None:
+    name = b"caf\xe9.abc".decode(errors="surrogateescape")
+    assert only(name, (HEAD + "C4|D4|\n").encode()).id == "caf\\udce9"
+
+
+def test_warnings_of_the_caller_are_not_silenced_between_songs() -> None:
+    before = warnings.filters[:]
+    songs = read_melodies("a.abc", (HEAD + "C4|D4|\n").encode())
+    next(songs)
+    assert warnings.filters == before
 
 
 def test_read_file_names_what_is_wrong(tmp_path: Path) -> None:
@@ -364,6 +431,7 @@ def test_read_file_names_what_is_wrong(tmp_path: Path) -> None:
         "bad.mid": "unreadable",
         "none.mid": "no such file",
         "notes.txt": "no such file",
+        "x" * 300: "no such file",
     }.items():
         with pytest.raises(UserError, match=message) as error:
             read_file(tmp_path / name)
@@ -416,12 +484,20 @@ def test_a_damaged_member_of_an_archive_is_one_rejection(tmp_path: Path) -> None
 def test_collections_that_hold_nothing(tmp_path: Path) -> None:
     collection(tmp_path / "all")
     (tmp_path / "broken.zip").write_bytes(b"PK nothing")
+    with zipfile.ZipFile(tmp_path / "later.zip", "w") as archive:
+        archive.writestr("a.abc", HEAD)
+    later = (tmp_path / "later.zip").read_bytes()
+    central = later.index(b"PK\1\2")
+    (tmp_path / "later.zip").write_bytes(later[: central + 6] + b"\xff" + later[central + 7 :])
     (tmp_path / "empty").mkdir()
     for name, include, message in [
         ("missing", None, "no such file or folder"),
         ("empty", None, "no file there"),
         ("all", "c/*.abc", r"no file named 'c/\*.abc'"),
+        ("all", "", "include: '' matches no file"),
         ("broken.zip", None, "zip"),
+        ("later.zip", None, "not a readable zip archive"),
+        ("x" * 300, None, "no such file or folder"),
     ]:
         with pytest.raises(UserError, match=message):
             read_collection(tmp_path / name, include)

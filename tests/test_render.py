@@ -129,7 +129,7 @@ def test_a_midi_file_needs_its_suffix(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("path", ["file/a.mid", "folder.mid", "."])
+@pytest.mark.parametrize("path", ["file/a.mid", "folder.mid", ".", "x" * 300])
 def test_what_cant_be_written_is_said(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder.mid").mkdir()
