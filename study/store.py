@@ -185,7 +185,7 @@ TABLES: dict[str, Table] = {
             _AXIS,
             _column("distance", _FLOAT64, "Largest mean distance allowed."),
             _METHOD,
-            _column("trial", _TEXT, "The chosen trial or setting; `identity` where none fits."),
+            _column("trial", _TEXT, "What was chosen: a trial without its seed, or a setting."),
             _ITERATION,
             _column("validation_value", _FLOAT64, "The metric on validation songs."),
             _column("value", _FLOAT64, "The metric on test songs."),
