@@ -69,7 +69,8 @@ def plan(config: StudyConfig) -> str:
             f"core: {config.core.latent_dim} latent dimensions, {config.core.steps} steps",
             f"trials: {len(trials)} = {len(space.lambda_)} λ × {len(space.style_dim)} style"
             f" dimensions × {len(space.seeds)} seed{'s' * (len(space.seeds) > 1)},"
-            f" {config.fusion.steps} steps each, iteration counts {', '.join(map(str, evaluation.iterations))}",
+            f" {config.fusion.steps} steps each, iteration counts"
+            f" {', '.join(map(str, evaluation.iterations))}",
             f"latent search: step sizes {', '.join(map(str, lp.step_sizes))}, up to"
             f" {max(lp.iterations)} iterations",
             f"inputs: {evaluation.pairs} pairs of each source (test, prior and their validation"
