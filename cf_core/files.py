@@ -1,10 +1,9 @@
 """Files that appear whole or not at all."""
 
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from cf_core.errors import UserError
 
@@ -15,7 +14,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Missing folders above it are made. Raises `UserError` where `path` can't be written.
     """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.{time.monotonic_ns()}"
+    temporary = path.parent / f".{path.name}.{uuid4().hex}"
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the name of a file")

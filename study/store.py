@@ -11,13 +11,11 @@ Letters in shapes: `Z` latent dimensions, `S` style dimensions.
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import polars as pl
 import pyarrow as pa
@@ -25,6 +23,7 @@ import pyarrow.parquet as pq
 from polars.datatypes import DataType, DataTypeClass
 
 from cf_core.errors import UserError
+from cf_core.files import replacing
 
 _TEXT, _TIME, _TRUTH = pa.string(), pa.timestamp("us", "UTC"), pa.bool_()
 _INT32, _INT64, _FLOAT32, _FLOAT64 = pa.int32(), pa.int64(), pa.float32(), pa.float64()
@@ -230,7 +229,7 @@ class Store:
                     f"{self.root}: holds files but no study.json; give the study another name or"
                     " results folder, or remove them"
                 )
-            with _replacing(record) as temporary:
+            with replacing(record) as temporary:
                 temporary.write_text(text + "\n")
         except OSError as error:
             raise UserError(f"{self.root}: cannot be written: {error.strerror}") from None
@@ -275,8 +274,7 @@ class Store:
         data = _conform(pl.DataFrame(rows, infer_schema_length=None), schema, table)
         floats, others = _by_encoding(schema)
         path = self.root / table / f"{part}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             pq.write_table(
                 data,
                 temporary,
@@ -370,17 +368,6 @@ def reference() -> str:
             meaning = column.metadata[b"meaning"].decode()
             lines.append(f"| `{column.name}` | {kind} | {meaning}{volatile} |")
     return "\n".join(lines) + "\n"
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to, which becomes `path` if nothing is raised."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _conform(frame: pl.DataFrame, schema: pa.Schema, table: str) -> pa.Table:
