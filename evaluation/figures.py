@@ -40,7 +40,7 @@ _DISTANCES = {
     "edit_distance": "edit distance",
 }
 _GREY = "0.35"
-_LEGEND_ROWS = 6
+_LEGEND_ROWS = 8
 """Levels of one scale that the legend names; of more it names so many, evenly thinned."""
 
 _WHITE_KEYS = dict(zip((0, 2, 4, 5, 7, 9, 11), "CDEFGAB", strict=True))
@@ -88,8 +88,8 @@ class _Scales:
 def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
     """Draw coherency against distance: a row per source (test, prior), a column per metric.
 
-    `metrics` is the study's metrics table and `axis` the metric that is the distance. A trial of
-    ours is a line through its iteration counts: its colour is λ, its marker the style dimension, a
+    `metrics` is the study's metrics table and `axis` the metric that is the distance. A fusion
+    trial is a line through its iteration counts: its colour is λ, its marker the style dimension, a
     marker's size the iteration count. An LP step size is a dashed line with a marker of its own,
     coloured by iteration count. Whiskers and bands are the table's intervals. Points that are not
     finite are not drawn; each panel says how many. UserError if the table holds nothing to draw.
@@ -220,9 +220,11 @@ def _scale_distance(panel: Axes, distances: np.ndarray) -> None:
 def _draw_legend(figure: Figure, scales: _Scales) -> None:
     """Draw one legend below the panels: a column for each scale, headed by its name."""
     columns = {
-        "ours: λ": [(f"{x:.3g}", _key(c, "-")) for x, c in scales.lambda_colour.items()],
-        "ours: style dim.": [(f"{x}", _key(_GREY, "", m)) for x, m in scales.style_marker.items()],
-        "ours: iterations": [
+        "fusion: λ": [(f"{x:.3g}", _key(c, "-")) for x, c in scales.lambda_colour.items()],
+        "fusion: style dim.": [
+            (f"{x}", _key(_GREY, "", m)) for x, m in scales.style_marker.items()
+        ],
+        "fusion: iterations": [
             (f"{x}", _key(_GREY, "", "o", size)) for x, size in scales.iteration_size.items()
         ],
         "LP: step size η": [

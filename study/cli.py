@@ -149,7 +149,9 @@ def select(
     maximise: Annotated[str, typer.Option(help="Metric whose highest value wins.")] = "judge",
     where: Annotated[
         list[str],
-        typer.Option(metavar="CONDITION", help="Condition to meet; may be repeated."),
+        typer.Option(
+            metavar="CONDITION", help="Condition to meet, instead of the default; may be repeated."
+        ),
     ] = ["z_distance <= 3.0"],  # noqa: B006  (typer copies it)
     output: Annotated[
         Path | None, typer.Option(help="Folder of the bundle; STUDY/bundle unless given.")
@@ -250,8 +252,12 @@ def _account(fused: "Fused", left: Path, right: Path) -> list[str]:
 
 def _open(folder: str) -> "Store":
     path = Path(folder)
-    is_name = not path.exists() and path.name == folder
-    return study.open_study(Path("results", folder) if is_name else path)
+    if path.exists() or path.name != folder:
+        return study.open_study(path)
+    if not Path("results", folder).exists():
+        known = sorted(found.parent.name for found in Path("results").glob("*/study.json"))
+        raise UserError(f"{folder}: no study of that name here; there are: {', '.join(known)}")
+    return study.open_study(Path("results", folder))
 
 
 def _parts(parts: list[str]) -> tuple[str | None, str | None]:

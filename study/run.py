@@ -54,7 +54,11 @@ _EXAMPLE_TEMPO = 160.0
 
 
 def plan(config: StudyConfig) -> str:
-    """What a run would do, as lines of text; nothing is read, made or written."""
+    """What a run would do, as lines of text; nothing is made or written.
+
+    Raises `UserError` for what can be seen to be wrong beforehand.
+    """
+    _foresee(config)
     trials, evaluation = config.trials(), config.evaluation
     points = len(trials) * len(evaluation.iterations)
     lp = evaluation.lp
@@ -93,6 +97,7 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
     folder of another study.
     """
     torch.set_num_threads(DRIVER_THREADS)
+    _foresee(config)
     store = Store(root(config))
     reporter.stage("Corpus: melodies as segments on a grid")
     corpus = find_corpus(config, reporter)
@@ -122,6 +127,16 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
     for line in summary(store, choice, example):
         reporter.say(line)
     return store
+
+
+def _foresee(config: StudyConfig) -> None:
+    """Refuse what would only be refused after the melodies have been read."""
+    path, store = config.corpus.path, Store(root(config))
+    if path is not None and not path.exists():
+        raise UserError(f"corpus.source: {path}: no such file or folder")
+    if (store.root / "study.json").exists():
+        begun_with = str(store.record["identity"]["corpus"])
+        store.check(config.identity(begun_with))
 
 
 def tabulate(store: Store, evaluation: EvaluationPlan) -> None:

@@ -88,7 +88,7 @@ TABLES: dict[str, Table] = {
             _column(
                 "style_diversity",
                 _FLOAT64,
-                "Mean distance of outputs between styles at fixed input.",
+                "Edit distance between styles at fixed input, validation songs.",
                 null=True,
             ),
             _column("fingerprint", _TEXT, "Fingerprint of the study."),
@@ -210,12 +210,7 @@ class Store:
         """
         record = self.root / "study.json"
         if record.exists():
-            if self.record["fingerprint"] != fingerprint:
-                changed = "; ".join(differences(self.record["identity"], identity))
-                raise UserError(
-                    f"{self.root}: was begun with other settings ({changed}); give the study"
-                    " another name or results folder, or set them back"
-                )
+            self.check(identity)
             return
         versions = {table: TABLES[table].version for table in TABLES}
         text = json.dumps(
@@ -233,6 +228,14 @@ class Store:
                 temporary.write_text(text + "\n")
         except OSError as error:
             raise UserError(f"{self.root}: cannot be written: {error.strerror}") from None
+
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Raise `UserError` where settings differ from those that the study was begun with."""
+        if changed := differences(self.record["identity"], identity):
+            raise UserError(
+                f"{self.root}: was begun with other settings ({'; '.join(changed)}); give the"
+                " study another name or results folder, or set them back"
+            )
 
     @cached_property
     def record(self) -> dict[str, Any]:

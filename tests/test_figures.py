@@ -157,9 +157,9 @@ def test_legend_names_every_level_and_covers_no_panel(frontier: Figure) -> None:
     (legend,) = frontier.legends
     texts = [text.get_text() for text in legend.get_texts() if text.get_text()]
     assert texts == [
-        *("ours: λ", "0", "0.1"),
-        *("ours: style dim.", "0", "4"),
-        *("ours: iterations", "1", "2", "4"),
+        *("fusion: λ", "0", "0.1"),
+        *("fusion: style dim.", "0", "4"),
+        *("fusion: iterations", "1", "2", "4"),
         *("LP: step size η", "0.2"),
         *("LP: iterations", "1", "10", "100"),
         *("neither", "identity", "floor, ceiling"),

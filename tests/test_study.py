@@ -21,7 +21,7 @@ from cf_core.render import write_midi
 from evaluation.frontier import COHERENCY, PANELS
 from study.config import StudyConfig
 from study.progress import Job, Reporter
-from study.run import draw, panels_led, run
+from study.run import draw, panels_led, plan, run
 from study.store import TABLES, Store, comparable
 
 SOURCES = ("test", "prior", "validation", "validation_prior")
@@ -199,6 +199,13 @@ def test_another_study_under_the_same_name_is_refused(undisturbed: Study, melodi
     changed = tiny(melodies, store.root.parent, seed=5)
     with pytest.raises(UserError, match=r"seed: 0 -> 5"):
         go(changed)
+    with pytest.raises(UserError, match=r"seed: 0 -> 5"):
+        plan(changed)
+
+
+def test_a_plan_is_refused_where_the_melodies_are_not(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"corpus\.source: .*nowhere\.zip: no such file"):
+        plan(tiny(tmp_path / "nowhere.zip", tmp_path))
 
 
 def test_a_core_below_its_gate_stops_the_study(melodies: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Resuming equals not having stopped, bit for bit, for everything that is trained."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,6 +132,15 @@ def test_an_interrupted_save_leaves_the_earlier_file(
     assert state is not None
     assert state["a"].tolist() == [1, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_weights_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        save_tensors({"a": torch.ones(2)}, tmp_path / "weights.safetensors")
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "weights.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 def test_seeds_differ_by_every_word_of_their_purpose() -> None:
