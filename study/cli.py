@@ -256,7 +256,9 @@ def _open(folder: str) -> "Store":
         return study.open_study(path)
     if not Path("results", folder).exists():
         known = sorted(found.parent.name for found in Path("results").glob("*/study.json"))
-        raise UserError(f"{folder}: no study of that name here; there are: {', '.join(known)}")
+        raise UserError(
+            f"{folder}: no study of that name here; there are: {', '.join(known) or 'none'}"
+        )
     return study.open_study(Path("results", folder))
 
 

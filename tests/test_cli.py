@@ -244,13 +244,23 @@ def test_a_study_is_named_or_pointed_at(cf_study: Run, store: Store, study: str)
 
 @pytest.mark.parametrize("command", [["status"], ["query"], ["frontier"], ["select"]])
 @pytest.mark.parametrize(
-    ("study", "place"), [("nil", "results/nil"), ("a/nil", "a/nil"), (".", ".")]
+    ("study", "problem"),
+    [
+        ("nil", "nil: no study of that name here; there are: tiny"),
+        ("a/nil", "a/nil: is not the folder of a study"),
+        (".", ".: is not the folder of a study"),
+    ],
 )
-def test_a_folder_that_holds_no_study(
-    cf_study: Run, command: list[str], study: str, place: str
+def test_a_study_that_is_not_there(
+    cf_study: Run, store: Store, command: list[str], study: str, problem: str
 ) -> None:
+    assert store.root.exists()
     rest = ["SELECT 1"] if command == ["query"] else []
-    _refused(cf_study(*command, study, *rest), f"{place}: is not the folder of a study")
+    _refused(cf_study(*command, study, *rest), problem)
+
+
+def test_no_study_at_all(cf_study: Run) -> None:
+    _refused(cf_study("status", "nil"), "there are: none")
 
 
 def test_a_table_has_all_columns_and_steers_no_terminal(cf_study: Run, store: Store) -> None:
