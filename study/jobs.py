@@ -134,9 +134,13 @@ def _trial(
         checkpoint.unlink(missing_ok=True)
         raise _NotFiniteError(f"{bad[0]} was not finite by step {trainer.step}")
     save_tensors(weights(trainer.averaged), generator_path(store, spec.id))
-    steps = {source.name: _fuse(trainer.averaged, source, bench) for source in bench.sources}
     styles = {source.name: _styles(source, spec.style_dim, bench) for source in bench.sources}
-    diversity = [_diversity_row(spec, trainer.averaged, source, bench) for source in bench.sources]
+    counts, fused = bench.plan.iterations, trainer.averaged
+    steps = {
+        source.name: list(fusion(fused, source.inputs, styles[source.name], counts))
+        for source in bench.sources
+    }
+    diversity = [_diversity_row(spec, fused, source, bench) for source in bench.sources]
     _write_outputs(spec, steps, styles, bench, store, diversity)
     checkpoint.unlink(missing_ok=True)
     return {
@@ -182,11 +186,6 @@ def _lp(spec: LPSpec, bench: Workbench, store: Store) -> Steps[Progress, None, d
     styles = {source.name: torch.empty(len(source.songs), 0) for source in sources}
     _write_outputs(spec, steps, styles, bench, store, [])
     return {"steps": max(counts)}
-
-
-def _fuse(fused: Generator, source: Source, bench: Workbench) -> list[Step]:
-    style = _styles(source, fused.style_dim, bench)
-    return list(fusion(fused, source.inputs, style, bench.plan.iterations))
 
 
 def _styles(source: Source, style_dim: int, bench: Workbench) -> Float[Tensor, "B S"]:
