@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test docs clean
+.PHONY: quickstart test docs bench-core clean
 
 # The whole study on the built-in tunes: sets itself up, then runs one command.
 quickstart: .venv/ready
@@ -18,6 +18,10 @@ test: .venv/ready
 docs: .venv/ready
 	$(BIN)/python -m study.config > docs/configuration.md
 	$(BIN)/python -m study.store > docs/tables.md
+
+# How fast the model trains, decodes and loads; DEVICE=cuda adds what a GPU is for.
+bench-core: .venv/ready
+	$(BIN)/python -m benchmarks.core
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -4,11 +4,13 @@ Nothing in a bundle is ever unpickled, and no name in it is ever used as a path.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,48 +18,82 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Integer
+from safetensors import SafetensorError
+from safetensors.torch import load as parse
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cf_core.errors import UserError
 from cf_core.fusion import Generator
 from cf_core.melody import MelodyFormat
 from cf_core.seeding import generator as random_generator
-from cf_core.training import load_tensors, save_tensors, weights
+from cf_core.training import save_tensors, weights
 from cf_core.vae import MelodyVAE, VAESettings
 
-VERSION = 1
+DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
+"""The ready-made bundle that comes with this package."""
+
+VERSION = 2
 _KIND = "connective-fusion bundle"
 _FILES = ("core.safetensors", "generator.safetensors")
 _MANIFEST = "manifest.json"
-_MAX_MANIFEST = 1 << 20
-_SIZES = (
-    ("melody", "steps_per_beat"),
-    ("melody", "bars_per_segment"),
-    ("core", "latent_dim"),
-    ("core", "hidden"),
-    ("core", "embedding"),
-    ("core", "depth"),
-    ("generator", "style_dim"),
-    ("generator", "hidden"),
-    ("generator", "depth"),
-)
-_MAX_SIZE = 1 << 16
-"""Largest width, depth or count that a manifest may give."""
+_MAX_MANIFEST, _MAX_FILE = 1 << 20, 1 << 30
+"""Most bytes that are read of a manifest and of a file of weights."""
+_WIDTHS, _DEPTHS = range(1, 1 << 16), range(1, 1 << 10)
+_SIZES: dict[tuple[str, ...], Sequence[int]] = {
+    ("melody", "steps_per_beat"): _WIDTHS,
+    ("melody", "bars_per_segment"): _WIDTHS,
+    ("melody", "lowest"): range(128),
+    ("melody", "highest"): range(128),
+    ("core", "latent_dim"): _WIDTHS,
+    ("core", "hidden"): _WIDTHS,
+    ("core", "embedding"): _WIDTHS,
+    ("core", "depth"): _DEPTHS,
+    ("generator", "style_dim"): range(1 << 16),
+    ("generator", "hidden"): _WIDTHS,
+    ("generator", "depth"): _DEPTHS,
+    ("generator", "gated"): (False, True),
+    ("generator", "conditional"): (False, True),
+    ("iterations",): _WIDTHS,
+}
+"""What a manifest may give, by where it stands."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A core VAE and a fusion map that belong together, ready to transform melodies."""
+    """A core VAE and a fusion map that belong together, ready to transform melodies.
+
+    ValueError where `weight` and `weights` are not those of such a generator.
+    """
 
     form: MelodyFormat
     core: MelodyVAE
     generator: Generator
     iterations: int
     """Iteration count that the selection chose; what `fuse` does unless told otherwise."""
+    weight: float | None
+    """λ that the selection chose; what `fuse` does unless told otherwise; None where λ is no input
+    of the generator."""
+    weights: tuple[float, float] | None
+    """Smallest and largest λ that the generator was trained for; None likewise."""
     record: Mapping[str, Any]
     """Where it comes from: study, trial, selection, training figures, versions."""
+
+    def __post_init__(self) -> None:
+        if not self.generator.conditional:
+            fits = self.weight is None and self.weights is None
+        elif self.weight is None or self.weights is None:
+            fits = False
+        else:
+            low, high = self.weights
+            fits = 0 < low < high < math.inf and low <= self.weight <= high
+        if not fits:
+            kind = "a conditional" if self.generator.conditional else "an unconditional"
+            raise ValueError(
+                f"weight {self.weight} of weights {self.weights} is none of {kind} generator"
+            )
 
     def draw_style(self, seed: int) -> tuple[float, ...]:
         """Draw a style from `seed`, in steps of 1/10,000 so that it can be written down."""
@@ -72,18 +108,30 @@ class Bundle:
         right: Integer[np.ndarray, "T"],
         style: Sequence[float],
         iterations: int,
+        weight: float | None = None,
     ) -> tuple[Integer[np.ndarray, "T"], Integer[np.ndarray, "T"]]:
         """Transform two segments' tokens so that they join.
 
-        `style` holds one number in 0…1 per style dimension. Raises `UserError` for a style of the
-        wrong length or out of range, or iterations below 1.
+        `style` holds one number in 0…1 per style dimension. `weight` is λ, for a bundle that has
+        `weights`, and the bundle's unless given: small goes far from the inputs, large stays near.
+        Raises `UserError` for a style of the wrong length or out of range, iterations below 1, or
+        a λ that the generator was not trained for.
         """
+        if weight is None:
+            weight = self.weight
+        elif self.weights is None:
+            raise UserError(
+                "λ: this bundle has one λ, fixed in training; only a conditional one takes --lambda"
+            )
+        elif not self.weights[0] <= weight <= self.weights[1]:
+            low, high = self.weights
+            raise UserError(f"λ: this bundle was trained for {low:g} to {high:g}, not {weight}")
         chosen = _style(style, self.generator.style_dim)
         if iterations < 1:
             raise UserError(f"iterations: {iterations} is too few; give 1 or more")
         latents = self.core.encode_mean(np.stack((left, right)))
         pair = (latents[:1], latents[1:])
-        outputs = self.generator.iterate(pair, chosen, [iterations])[iterations]
+        outputs = self.generator.iterate(pair, chosen, [iterations], weight)[iterations]
         tokens = self.core.decode_tokens(torch.cat(outputs))
         return tokens[0], tokens[1]
 
@@ -101,7 +149,8 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
         temporary.mkdir(parents=True)
         save_tensors(weights(bundle.core), temporary / _FILES[0])
         save_tensors(weights(bundle.generator), temporary / _FILES[1])
-        manifest = _describe(bundle, {name: _digest(temporary / name) for name in _FILES})
+        checksums = {n: sha256((temporary / n).read_bytes()).hexdigest() for n in _FILES}
+        manifest = _describe(bundle, checksums)
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         if path.exists():
             path.rename(earlier)
@@ -118,12 +167,19 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
         shutil.rmtree(earlier, ignore_errors=True)
 
 
-def load_bundle(path: Path) -> Bundle:
-    """Read a bundle folder and check every byte of it against its manifest.
+def load_bundle(path: Path | None = None) -> Bundle:
+    """Read a bundle folder, the ready-made one unless given, and check every byte of it.
 
     Raises `UserError` where the folder is no bundle, can't be read, has another version, was
-    altered, or holds weights of other shapes than its manifest says.
+    altered since its manifest was written, or holds weights of other shapes than that says.
     """
+    if path is None:
+        path = DEFAULT_BUNDLE
+        if not path.exists():
+            raise UserError(
+                f"{path}: no ready-made bundle here; make it with `make bundle` in a checkout of"
+                " the project, or give another with --bundle"
+            )
     try:
         return _checked(path)
     except OSError as error:
@@ -132,48 +188,59 @@ def load_bundle(path: Path) -> Bundle:
 
 def _checked(path: Path) -> Bundle:
     manifest = _manifest(path)
-    for name in _FILES:
-        if not (path / name).is_file():
-            raise UserError(f"{path}: {name} is missing; get the bundle again")
-        if _digest(path / name) != manifest["sha256"].get(name):
-            raise UserError(
-                f"{path / name}: altered since the bundle was made (SHA-256 differs);"
-                " get the bundle again"
-            )
+    if manifest.get("version") != VERSION:
+        raise UserError(
+            f"{path}: bundle version {manifest.get('version')!r}; this program reads {VERSION}:"
+            " get or select the bundle again"
+        )
+    if not isinstance(manifest.get("sha256"), dict):
+        raise UserError(f"{path / _MANIFEST}: no checksums; get the bundle again")
     try:
-        _check_sizes(manifest)
+        _check_numbers(manifest)
         form = MelodyFormat(**{**manifest["melody"], "meters": tuple(manifest["melody"]["meters"])})
         settings = VAESettings(**manifest["core"])
-        sizes = manifest["generator"]
-        core = _filled(lambda: MelodyVAE(form, settings), path / _FILES[0])
-        fusion = _filled(lambda: Generator(settings.latent_dim, **sizes), path / _FILES[1])
-        return Bundle(form, core, fusion, manifest["iterations"], dict(manifest["record"]))
+        core = partial(MelodyVAE, form, settings)
+        fusion = partial(Generator, settings.latent_dim, trials=None, **manifest["generator"])
+        weight, weights = _read_weights(manifest)
+        return Bundle(
+            form=form,
+            core=_filled(core, path / _FILES[0], manifest["sha256"]),
+            generator=_filled(fusion, path / _FILES[1], manifest["sha256"]),
+            iterations=manifest["iterations"],
+            weight=weight,
+            weights=weights,
+            record=dict(manifest["record"]),
+        )
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: manifest and weights do not fit ({reason})") from error
 
 
 def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
     """Make the manifest."""
-    layers = bundle.generator.net
+    generator, layers = bundle.generator, bundle.generator.net.weights
     return {
         "kind": _KIND,
         "version": VERSION,
         "melody": asdict(bundle.form),
         "core": asdict(bundle.core.settings),
         "generator": {
-            "style_dim": bundle.generator.style_dim,
-            "hidden": layers[0].out_features,
-            "depth": len(layers) // 2,
+            "style_dim": generator.style_dim,
+            "hidden": layers[0].shape[-1],
+            "depth": len(layers) - 1,
+            "gated": generator.gated,
+            "conditional": generator.conditional,
         },
         "iterations": bundle.iterations,
+        "weight": bundle.weight,
+        "weights": bundle.weights,
         "record": bundle.record,
         "sha256": checksums,
     }
 
 
 def _is_bundle(path: Path) -> bool:
-    """Whether a folder holds a bundle and nothing else, so that it may be replaced."""
+    """Whether a folder holds a bundle of any version and nothing else: it may be replaced."""
     try:
         _manifest(path)
     except UserError:
@@ -193,44 +260,73 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
         raise UserError(f"{file}: not the manifest of a {_KIND}")
-    if manifest.get("version") != VERSION:
-        raise UserError(
-            f"{file}: bundle version {manifest.get('version')!r}; this program reads {VERSION}"
-        )
-    if not isinstance(manifest.get("sha256"), dict):
-        raise UserError(f"{file}: no checksums")
     return manifest
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _content(file: Path, checksums: Mapping[str, Any]) -> bytes:
+    """Read a file once: what is used afterwards is what was checked."""
+    if not file.is_file():
+        raise UserError(f"{file.parent}: {file.name} is missing; get the bundle again")
+    if file.stat().st_size > _MAX_FILE:
+        raise UserError(f"{file}: too large for weights (above 1 GiB); get the bundle again")
+    content = file.read_bytes()
+    if sha256(content).hexdigest() != checksums.get(file.name):
+        raise UserError(
+            f"{file}: altered since the bundle was made (SHA-256 differs); get the bundle again"
+        )
+    return content
 
 
-def _check_sizes(manifest: Mapping[str, Any]) -> None:
+def _check_numbers(manifest: Mapping[str, Any]) -> None:
     """Refuse numbers that no bundle has, before anything is built or counted up to them."""
-    sizes = {(section, key): manifest[section][key] for section, key in _SIZES}
-    for (section, key), size in [*sizes.items(), (("", "iterations"), manifest["iterations"])]:
-        lowest = 0 if key == "style_dim" else 1
-        if not isinstance(size, int) or not lowest <= size <= _MAX_SIZE:
-            raise ValueError(f"{section} {key} {size!r} is not in {lowest} to {_MAX_SIZE}".strip())
+    for place, allowed in _SIZES.items():
+        value: Any = manifest
+        for key in place:
+            value = value[key]
+        if type(value) is not type(allowed[0]) or value not in allowed:
+            raise ValueError(f"{' '.join(place)} {value!r} is not in {allowed[0]} to {allowed[-1]}")
 
 
-def _filled(build: Callable[[], Network], path: Path) -> Network:
+def _read_weights(manifest: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
+    """λ and its range, which `Bundle` compares with the generator."""
+    weight, weights = manifest["weight"], manifest["weights"]
+    if weight is None and weights is None:
+        return None, None
+    low, high = weights
+    for number in (weight, low, high):
+        if type(number) not in (int, float):
+            raise ValueError(f"weight {number!r} is no number")
+    return float(weight), (float(low), float(high))
+
+
+class _NoFirstWeights(TorchFunctionMode):
+    """Leaves out PyTorch's own initialisation, half the time of building a small network."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def _filled(build: Callable[[], Network], file: Path, checksums: Mapping[str, Any]) -> Network:
     """Build a network with the weights of a file, only once their shapes are known to fit."""
-    tensors = load_tensors(path)
-    if tensors is None:
-        raise ValueError(f"{path.name} is no safetensors file")
-    with torch.device("meta"):
-        wanted = {name: (t.shape, t.dtype) for name, t in build().state_dict().items()}
-    if wanted != {name: (t.shape, t.dtype) for name, t in tensors.items()}:
-        raise ValueError(f"{path.name} holds weights of other names, shapes or types")
-    network = build()
-    network.load_state_dict(tensors)
-    return network
+    try:
+        tensors = parse(_content(file, checksums))
+    except SafetensorError:
+        raise ValueError(f"{file.name} is no safetensors file") from None
+    with _NoFirstWeights(), torch.device("meta"):
+        network = build()
+    wanted = {key: (t.shape, t.dtype) for key, t in network.state_dict().items()}
+    if wanted != {key: (t.shape, t.dtype) for key, t in tensors.items()}:
+        raise ValueError(f"{file.name} holds weights of other names, shapes or types")
+    network.load_state_dict(tensors, assign=True)
+    return network.eval().requires_grad_(requires_grad=False)
 
 
 def _style(style: Sequence[float], size: int) -> Tensor:

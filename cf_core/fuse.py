@@ -47,6 +47,8 @@ class Fused:
     tempo: float
     """Quarter notes per minute."""
     style: tuple[float, ...]
+    weight: float | None
+    """λ, where it is an input of the bundle's generator."""
     iterations: int
 
     @property
@@ -75,6 +77,7 @@ def fuse_files(
     left_part: str | None = None,
     right_part: str | None = None,
     style: Sequence[float] | None = None,
+    weight: float | None = None,
     iterations: int | None = None,
     seed: int = 0,
     tempo: float | None = None,
@@ -84,11 +87,12 @@ def fuse_files(
     Files are MIDI, MusicXML or ABC. `left_bars` and `right_bars` choose other segments;
     `left_part` and `right_part` the part, by name or counted from 1, of files that have several.
     `style` holds one number in 0…1 per style dimension; without it, one is drawn from `seed`.
-    `iterations` is the bundle's unless given. `tempo` (quarter notes per minute, 10…500) is that
-    of the left file unless given.
+    `weight` (λ: small goes far from the inputs, large stays near) and `iterations` are the
+    bundle's unless given. `tempo` (quarter notes per minute, 10…500) is that of the left file
+    unless given.
 
     Raises `UserError` where a file can't be read, has no segment that the bundle can take, or the
-    bars chosen are none, and for a style, an iteration count or a tempo out of range.
+    bars chosen are none, and for a style, a λ, an iteration count or a tempo out of range.
     """
     last = _take(left, left_part, left_bars, bundle.form, from_end=True)
     first = _take(right, right_part, right_bars, bundle.form, from_end=False)
@@ -100,7 +104,7 @@ def fuse_files(
         )
     chosen = bundle.draw_style(seed) if style is None else tuple(style)
     count = bundle.iterations if iterations is None else iterations
-    outputs = bundle.fuse(last.tokens, first.tokens, chosen, count)
+    outputs = bundle.fuse(last.tokens, first.tokens, chosen, count, weight)
     return Fused(
         form=bundle.form,
         inputs=np.stack((last.tokens, first.tokens)),
@@ -109,6 +113,7 @@ def fuse_files(
         meter=last.meter,
         tempo=speed,
         style=chosen,
+        weight=bundle.weight if weight is None else weight,
         iterations=count,
     )
 

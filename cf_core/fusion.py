@@ -1,10 +1,10 @@
-"""The fusion map G, its discriminator D, and their adversarial training.
+"""The fusion map G and its discriminator D, and what they are trained on.
 
-Letters in shapes: `B` pairs, `Z` latent dimensions, `S` style dimensions, `P` adjacent pairs,
-`N` segments.
+Letters in shapes: `N` trials side by side (absent for one), `B` pairs, `Z` latent dimensions, `S`
+style dimensions, `C` conditions (1 where λ is an input, else 0), `P` adjacent pairs, `M` segments.
 """
 
-import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,62 +12,111 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from cf_core import losses
 from cf_core.losses import Pair
-from cf_core.nets import initialise, mlp
-from cf_core.seeding import generator
+from cf_core.nets import MLP
 from cf_core.settings import Settings
-from cf_core.training import Trainer
 
 
 @dataclass(frozen=True)
 class FusionSettings(Settings):
     """Shape and training of G and D, as far as all trials of a study share them."""
 
-    may_be_zero = ("gradient_penalty",)
-    shares = ("ema",)
+    may_be_zero = ("gradient_penalty", "style_weight")
+    shares = ("ema", "style_share")
 
     hidden: int = 384
     """Width of G and D."""
     depth: int = 2
     """Hidden layers of G and D."""
-    steps: int = 4000
+    gated: bool = True
+    """Whether G decides by a gate per dimension how much of it to replace, or just adds."""
+    steps: int = 8000
     """Updates of G."""
     batch: int = 64
     """Pairs of each kind per update."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 2e-3
     """Learning rate of Adam for G and D, whose moments decay by β = (0, 0.9)."""
     d_steps: int = 2
     """Updates of D per update of G."""
-    gradient_penalty: float = 1.0
+    gradient_penalty: float = 0.3
     """Weight of the zero-centred gradient penalty of D on real pairs (R1, Mescheder et al. 2018).
     """
     ema: float = 0.995
     """Decay per step of the averaged weights of G, which evaluation and bundles use."""
+    style_weight: float = 1.0
+    """Weight of the style loss, which keeps G from ignoring the style (0 leaves it out)."""
+    style_share: float = 0.05
+    """What the style loss asks for: the distance between two styles' outputs of one input, as a
+    share of their distance to the input."""
+    weights: tuple[float, float] = (1e-3, 10.0)
+    """Smallest and largest λ that a conditional generator is trained for."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.weights
+        if not 0 < low < high < math.inf:
+            raise ValueError(f"weights: must be two ascending numbers above 0, got {self.weights}")
 
 
 class Generator(nn.Module):
-    """`(z_L', z_R') = G(z_L, z_R, s)`: the gated residual map `z' = (1 - g) z + g Δ` on both."""
+    """`(z_L', z_R') = G(z_L, z_R, s)`: the gated residual map `z' = (1 - g) z + g Δ` on both.
 
-    def __init__(self, latent_dim: int, style_dim: int, hidden: int, depth: int) -> None:
+    Without gates it is `z' = z + Δ`. A conditional one takes λ as well and holds a whole frontier
+    (loss-conditional training, Dosovitskiy & Djolonga 2020). With `trials`, that many maps of one
+    shape side by side.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        style_dim: int,
+        hidden: int,
+        depth: int,
+        *,
+        gated: bool = True,
+        conditional: bool = False,
+        trials: int | None = None,
+    ) -> None:
         super().__init__()
-        self.latent_dim, self.style_dim = latent_dim, style_dim
-        self.net = mlp(2 * latent_dim + style_dim, hidden, 4 * latent_dim, depth)
+        self.gated = gated
+        self.latent_dim, self.style_dim, self.conditional = latent_dim, style_dim, conditional
+        inputs = 2 * latent_dim + conditional + style_dim
+        self.net = MLP(inputs, hidden, (4 if gated else 2) * latent_dim, depth, trials)
 
-    def forward(self, pair: Pair, style: Float[Tensor, "*B S"]) -> Pair:
-        """Transform both halves once."""
+    def forward(
+        self, pair: Pair, style: Float[Tensor, "*N B S"], condition: Float[Tensor, "*N B C"]
+    ) -> Pair:
+        """Transform both halves once. `condition` is that of `condition_on`."""
         inputs = torch.cat(pair, -1)
-        gate, delta = self.net(torch.cat((inputs, style), -1)).chunk(2, -1)
-        left, right = torch.lerp(inputs, delta, torch.sigmoid(gate)).chunk(2, -1)
+        outputs = self.net(torch.cat((inputs, condition, style), -1))
+        if self.gated:
+            gate, delta = outputs.chunk(2, -1)
+            outputs = torch.lerp(inputs, delta, torch.sigmoid(gate))
+        else:
+            outputs = inputs + outputs
+        left, right = outputs.chunk(2, -1)
         return left, right
 
     def iterate(
-        self, pair: Pair, style: Float[Tensor, "*B S"], counts: Sequence[int]
+        self,
+        pair: Pair,
+        style: Float[Tensor, "B S"],
+        counts: Sequence[int],
+        weight: float | None = None,
     ) -> dict[int, Pair]:
-        """Feed outputs back in with the same style; keep the outputs after each of `counts`."""
+        """Feed outputs back in with the same style; keep the outputs after each of `counts`.
+
+        A conditional map needs λ as `weight`; for others it does not matter. ValueError where that
+        is missing or not above 0.
+        """
+        condition = style.new_empty(*style.shape[:-1], 0)
+        if self.conditional:
+            if weight is None or weight <= 0:
+                raise ValueError("weight: a conditional generator needs a λ above 0")
+            condition = condition_on(style.new_full(style.shape[:-1], weight))
         kept: dict[int, Pair] = {}
         for count in range(1, max(counts) + 1):
-            pair = self(pair, style)
+            pair = self(pair, style, condition)
             if count in counts:
                 kept[count] = pair
         return kept
@@ -76,155 +125,73 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """The logit of a pair being two adjacent segments of one song."""
 
-    def __init__(self, latent_dim: int, hidden: int, depth: int) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden: int,
+        depth: int,
+        *,
+        conditional: bool = False,
+        trials: int | None = None,
+    ) -> None:
         super().__init__()
-        self.net = mlp(2 * latent_dim, hidden, 1, depth)
+        self.net = MLP(2 * latent_dim + conditional, hidden, 1, depth, trials)
 
-    def forward(self, pair: Pair) -> Float[Tensor, "*B"]:
+    def forward(self, pair: Pair, condition: Float[Tensor, "*N B C"]) -> Float[Tensor, "*N B"]:
         """Logits of the pairs."""
-        logits: Tensor = self.net(torch.cat(pair, -1))
+        logits: Tensor = self.net(torch.cat((*pair, condition), -1))
         return logits.squeeze(-1)
+
+
+def condition_on(weight: Float[Tensor, "*B"]) -> Float[Tensor, "*B 1"]:
+    """λ as conditional networks see it: `(1 + log10 λ) / 2`, so that 1e-3…10 becomes -1…1."""
+    return (1.0 + weight.log10()).div(2.0).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
 class Latents:
     """What fusion trains on: the posteriors of the training segments, and which are adjacent."""
 
-    mean: Float[Tensor, "N Z"]
-    deviation: Float[Tensor, "N Z"]
+    mean: Float[Tensor, "M Z"]
+    deviation: Float[Tensor, "M Z"]
     pairs: Integer[Tensor, "P 2"]
     sigma_bar: Float[Tensor, "Z"]
 
+    def to(self, device: torch.device) -> "Latents":
+        """The same on another device."""
+        return Latents(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
     def paired(self, count: int, random: torch.Generator) -> Pair:
         """`count` draws of `D_z`: latents of adjacent segments, sampled anew."""
-        rows = self.pairs[torch.randint(len(self.pairs), (count,), generator=random)]
-        return self._sample(rows[:, 0], random), self._sample(rows[:, 1], random)
+        return self._draw(1, count, random)
 
     def unpaired(self, count: int, random: torch.Generator) -> Pair:
         """`count` draws of `D'_z` for each half, independent of each other."""
-        rows = torch.randint(len(self.mean), (2, count), generator=random)
-        return self._sample(rows[0], random), self._sample(rows[1], random)
+        return self._draw(0, count, random)
 
     def prior(self, count: int, random: torch.Generator) -> Pair:
         """`count` pairs of independent draws of the prior."""
-        left, right = torch.randn(2, count, self.mean.shape[1], generator=random)
+        return self._draw(2, count, random)
+
+    def sample(
+        self, chance: Float[Tensor, "*N 3 B"], noise: Float[Tensor, "*N 3 B Z2"]
+    ) -> Float[Tensor, "*N 3 B Z2"]:
+        """Pairs of each kind, halves joined: unpaired (`D'_z`), paired (`D_z`), prior.
+
+        `chance`, uniform in 0…1, says which segments: one number for the left and one for the right
+        half of the unpaired, one for the paired. `noise` is standard normal; the prior is noise.
+        """
+        count, pairs = len(self.mean), len(self.pairs)
+        segments = (chance[..., :2, :] * count).long().clamp_(max=count - 1).movedim(-2, -1)
+        adjacent = self.pairs[(chance[..., 2, :] * pairs).long().clamp_(max=pairs - 1)]
+        rows = torch.stack((segments, adjacent), -3)
+        mean, deviation = self.mean[rows].flatten(-2), self.deviation[rows].flatten(-2)
+        real = torch.addcmul(mean, deviation, noise[..., :2, :, :])
+        return torch.cat((real, noise[..., 2:, :, :]), -3)
+
+    def _draw(self, kind: int, count: int, random: torch.Generator) -> Pair:
+        chance = self.mean.new_empty(3, count).uniform_(generator=random)
+        noise = self.mean.new_empty(3, count, 2 * self.mean.shape[1]).normal_(generator=random)
+        drawn = self.sample(chance, noise)
+        left, right = drawn[kind].chunk(2, -1)
         return left, right
-
-    def _sample(self, rows: Tensor, random: torch.Generator) -> Tensor:
-        noise = torch.randn(len(rows), self.mean.shape[1], generator=random)
-        return self.mean[rows] + self.deviation[rows] * noise
-
-
-class FusionTrainer(Trainer):
-    """Trains one G against one D by equations 1-7.
-
-    Trials of one `seed` see the same batches, whatever their λ and style dimension.
-    """
-
-    def __init__(
-        self,
-        latents: Latents,
-        settings: FusionSettings,
-        weight: float,
-        style_dim: int,
-        seed: int,
-    ) -> None:
-        super().__init__(settings.steps)
-        self.latents, self.settings, self.seed = latents, settings, seed
-        self.weight, self.style_dim = weight, style_dim
-        latent_dim = latents.mean.shape[1]
-        self.generator = Generator(latent_dim, style_dim, settings.hidden, settings.depth)
-        self.discriminator = Discriminator(latent_dim, settings.hidden, settings.depth)
-        initialise(self.generator, generator(seed, "fusion", "generator"))
-        initialise(self.discriminator, generator(seed, "fusion", "discriminator"))
-        # An untrained G starts near the identity, so that λ decides how far it leaves it.
-        nn.init.constant_(self.generator.net[-1].bias[: 2 * latent_dim], -2.0)  # type: ignore[index]
-        self.averaged = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
-        self.networks = {
-            "generator": self.generator,
-            "discriminator": self.discriminator,
-            "averaged": self.averaged,
-        }
-        self.optimisers = {
-            name: torch.optim.Adam(
-                self.networks[name].parameters(), settings.learning_rate, (0.0, 0.9), fused=True
-            )
-            for name in ("generator", "discriminator")
-        }
-
-    def update(self) -> dict[str, Tensor]:
-        """`d_steps` updates of D, one of G, and one of G's average."""
-        report: dict[str, Tensor] = {}
-        for turn in range(self.settings.d_steps):
-            report = self._update_discriminator(turn)
-        report |= self._update_generator()
-        with torch.no_grad():
-            for average, now in zip(
-                self.averaged.parameters(), self.generator.parameters(), strict=True
-            ):
-                average.lerp_(now, 1.0 - self.settings.ema)
-        return report
-
-    def _draw(self, turn: int | str) -> tuple[Pair, Pair, Tensor]:
-        """Unpaired and prior latents, and styles for both."""
-        count = self.settings.batch
-        random = generator(self.seed, "fusion", "inputs", self.step, turn)
-        unpaired, prior = self.latents.unpaired(count, random), self.latents.prior(count, random)
-        random = generator(self.seed, "fusion", "style", self.step, turn)
-        return unpaired, prior, torch.rand(2 * count, self.style_dim, generator=random)
-
-    def _draw_paired(self, turn: int) -> Pair:
-        random = generator(self.seed, "fusion", "paired", self.step, turn)
-        return self.latents.paired(self.settings.batch, random)
-
-    def _update_discriminator(self, turn: int) -> dict[str, Tensor]:
-        unpaired, prior, style = self._draw(turn)
-        with torch.no_grad():
-            fused = self.generator(_join(unpaired, prior), style)
-        real = torch.cat(self._draw_paired(turn), -1).requires_grad_()
-        real_logits = self.discriminator(_halves(real))
-        logits = self.discriminator(_join(unpaired, prior, fused)).chunk(4)
-        eq2 = losses.discriminator_positive(real_logits)
-        eq3 = losses.discriminator_negative(*logits)
-        penalty = gradient_penalty(real_logits, real)
-        loss = losses.discriminator_loss(eq2, eq3)
-        self._step("discriminator", loss + self.settings.gradient_penalty * penalty)
-        report = {"eq1": loss, "eq2": eq2, "eq3": eq3, "gradient_penalty": penalty}
-        return {name: value.detach() for name, value in report.items()}
-
-    def _update_generator(self) -> dict[str, Tensor]:
-        unpaired, prior, style = self._draw("generator")
-        inputs = _join(unpaired, prior)
-        fused = self.generator(inputs, style)
-        eq5 = losses.generator_adversarial(*self.discriminator(fused).chunk(2))
-        eq6 = losses.similarity_loss(
-            *losses.distance(inputs, fused, self.latents.sigma_bar).chunk(2)
-        )
-        eq4 = losses.generator_loss(eq5, eq6, self.weight)
-        self._step("generator", eq4)
-        report = {"eq4": eq4, "eq5": eq5, "eq6": eq6}
-        return {name: value.detach() for name, value in report.items()}
-
-    def _step(self, name: str, loss: Tensor) -> None:
-        # Only this network's gradients: D's are not wanted when G learns.
-        parameters = list(self.networks[name].parameters())
-        for parameter, gradient in zip(
-            parameters, torch.autograd.grad(loss, parameters), strict=True
-        ):
-            parameter.grad = gradient
-        self.optimisers[name].step()
-
-
-def gradient_penalty(logits: Float[Tensor, "B"], inputs: Float[Tensor, "B I"]) -> Float[Tensor, ""]:
-    """Mean squared norm of the logits' gradient by their inputs (R1, Mescheder et al. 2018)."""
-    (gradient,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
-    return gradient.square().sum(-1).mean()
-
-
-def _join(*pairs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.cat([left for left, _ in pairs]), torch.cat([right for _, right in pairs])
-
-
-def _halves(joined: Tensor) -> Pair:
-    left, right = joined.chunk(2, -1)
-    return left, right

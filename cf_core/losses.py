@@ -5,7 +5,8 @@ A discriminator's output is given as its logit, `D = sigmoid(logit)`, so that lo
 standard `-log(1 - D)`: the printed form is unbounded below, and its gradient vanishes exactly
 where D is fooled.
 
-Letters in shapes: `B` (or `B1`, `B2`, … where they may differ) pairs, `Z` latent dimensions.
+Letters in shapes: `N` trials side by side (absent for one), `B` (or `B1`, `B2`, … where they may
+differ) pairs, `Z` latent dimensions.
 """
 
 import torch
@@ -28,47 +29,51 @@ def negative(logits: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
 
 
 def discriminator_loss(
-    positive_part: Float[Tensor, ""], negative_part: Float[Tensor, ""]
-) -> Float[Tensor, ""]:
+    positive_part: Float[Tensor, "*N"], negative_part: Float[Tensor, "*N"]
+) -> Float[Tensor, "*N"]:
     """Equation 1: `L_dis = L_dis^p + L_dis^n`."""
     return positive_part + negative_part
 
 
-def discriminator_positive(paired: Float[Tensor, "B"]) -> Float[Tensor, ""]:
+def discriminator_positive(paired: Float[Tensor, "*N B"]) -> Float[Tensor, "*N"]:
     """Equation 2: adjacent segments' latents are real. Takes D's logits on them."""
-    return positive(paired).mean()
+    return positive(paired).mean(-1)
 
 
 def discriminator_negative(
-    unpaired: Float[Tensor, "B1"],
-    prior: Float[Tensor, "B2"],
-    fused_unpaired: Float[Tensor, "B3"],
-    fused_prior: Float[Tensor, "B4"],
-) -> Float[Tensor, ""]:
+    unpaired: Float[Tensor, "*N B1"],
+    prior: Float[Tensor, "*N B2"],
+    fused_unpaired: Float[Tensor, "*N B3"],
+    fused_prior: Float[Tensor, "*N B4"],
+) -> Float[Tensor, "*N"]:
     """Equation 3: four kinds of negatives, equally weighted as printed. Takes D's logits."""
     terms = (unpaired, prior, fused_unpaired, fused_prior)
-    return torch.stack([negative(term).mean() for term in terms]).sum()
+    return torch.stack([negative(term).mean(-1) for term in terms]).sum(0)
 
 
 def generator_loss(
-    adversarial: Float[Tensor, ""], similarity: Float[Tensor, ""], weight: float
-) -> Float[Tensor, ""]:
-    """Equation 4: `L_gen = L_gen^p + λ L_sim`, with λ as `weight`."""
-    return adversarial + weight * similarity
+    adversarial: Float[Tensor, "*N"], weighted_similarity: Float[Tensor, "*N"]
+) -> Float[Tensor, "*N"]:
+    """Equation 4: `L_gen = L_gen^p + λ L_sim`.
+
+    `weighted_similarity` is equation 6 of `λ` times each distance: the same as λ times equation 6,
+    but a conditional generator has another λ for every pair.
+    """
+    return adversarial + weighted_similarity
 
 
 def generator_adversarial(
-    fused_unpaired: Float[Tensor, "B1"], fused_prior: Float[Tensor, "B2"]
-) -> Float[Tensor, ""]:
+    fused_unpaired: Float[Tensor, "*N B1"], fused_prior: Float[Tensor, "*N B2"]
+) -> Float[Tensor, "*N"]:
     """Equation 5: D takes the fused pairs for real. Takes D's logits (non-saturating form)."""
-    return positive(fused_unpaired).mean() + positive(fused_prior).mean()
+    return positive(fused_unpaired).mean(-1) + positive(fused_prior).mean(-1)
 
 
 def similarity_loss(
-    distance_unpaired: Float[Tensor, "B1"], distance_prior: Float[Tensor, "B2"]
-) -> Float[Tensor, ""]:
+    distance_unpaired: Float[Tensor, "*N B1"], distance_prior: Float[Tensor, "*N B2"]
+) -> Float[Tensor, "*N"]:
     """Equation 6: the mean distance of equation 7 over both kinds of inputs."""
-    return distance_unpaired.mean() + distance_prior.mean()
+    return distance_unpaired.mean(-1) + distance_prior.mean(-1)
 
 
 def distance(before: Pair, after: Pair, sigma_bar: Float[Tensor, "Z"]) -> Float[Tensor, "*B"]:

@@ -144,6 +144,17 @@ class MelodyFormat(Settings):
         return FIRST_PITCH + self.highest - self.lowest + 1
 
 
+def is_melody(tokens: Integer[np.ndarray, "B T"]) -> Bool[np.ndarray, "B"]:
+    """Which segments are valid melodies: at least two onsets, and no hold that has nothing to hold.
+
+    A hold at the start, or after a rest, has none. All pitches of a vocabulary are in range.
+    """
+    before = np.concatenate((np.full_like(tokens[:, :1], REST), tokens[:, :-1]), axis=1)
+    hangs = ((tokens == HOLD) & (before == REST)).any(axis=1)
+    valid: np.ndarray = ~hangs & ((tokens >= FIRST_PITCH).sum(axis=1) >= 2)
+    return valid
+
+
 def to_notes(tokens: Integer[np.ndarray, "T"], form: MelodyFormat) -> list[Note]:
     """Return the notes that one segment's tokens write down, counted from the segment's start.
 

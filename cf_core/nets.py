@@ -1,8 +1,11 @@
 """The building blocks that every network here is made of."""
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class ResidualBlock(nn.Module):
@@ -15,20 +18,32 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B H"]) -> Float[Tensor, "*B H"]:
         """Map `x` to the same shape."""
-        inner: Tensor = self.linear(nn.functional.gelu(self.norm(x)))
+        inner: Tensor = self.linear(functional.gelu(self.norm(x)))
         return x + inner
 
 
-def mlp(inputs: int, hidden: int, outputs: int, depth: int) -> nn.Sequential:
+class MLP(nn.Module):
     """`depth` hidden layers of leaky rectifiers and a linear output.
 
-    Leaky rectifiers, because the gradient penalty differentiates twice and their second
-    derivative costs nothing.
+    With `trials`, that many networks of one shape side by side: weights are stacked on a leading
+    axis, and inputs have it too. Leaky rectifiers, because the gradient penalty differentiates
+    twice and their second derivative costs nothing.
     """
-    layers: list[nn.Module] = []
-    for width in [inputs] + [hidden] * (depth - 1):
-        layers += [nn.Linear(width, hidden), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
+
+    def __init__(
+        self, inputs: int, hidden: int, outputs: int, depth: int, trials: int | None = None
+    ) -> None:
+        super().__init__()
+        stack = () if trials is None else (trials,)
+        sizes = list(pairwise([inputs, *[hidden] * depth, outputs]))
+        self.weights = nn.ParameterList([torch.zeros(*stack, i, o) for i, o in sizes])
+        self.biases = nn.ParameterList([torch.zeros(*stack, 1, o) for _, o in sizes])
+
+    def forward(self, x: Float[Tensor, "*N B I"]) -> Float[Tensor, "*N B O"]:
+        """Map rows of inputs to rows of outputs."""
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = functional.leaky_relu(_affine(x, weight, bias), 0.2, inplace=True)
+        return _affine(x, self.weights[-1], self.biases[-1])
 
 
 def initialise(network: nn.Module, random: torch.Generator) -> None:
@@ -38,6 +53,10 @@ def initialise(network: nn.Module, random: torch.Generator) -> None:
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, module.in_features**-0.5, generator=random)
                 module.bias.zero_()
+            elif isinstance(module, MLP):
+                for weight, bias in zip(module.weights, module.biases, strict=True):
+                    weight.normal_(0.0, weight.shape[-2] ** -0.5, generator=random)
+                    bias.zero_()
             elif isinstance(module, nn.Embedding):
                 # Half a unit, whatever the width: smaller ones were measured to learn more slowly.
                 module.weight.normal_(0.0, 0.5, generator=random)
@@ -55,3 +74,7 @@ def dropout(
         return x
     kept = torch.rand(x.shape, generator=random) >= rate
     return x * kept / (1.0 - rate)
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return (torch.addmm if weight.ndim == 2 else torch.baddbmm)(bias, x, weight)

@@ -11,10 +11,12 @@ def derive(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(blake2b(words.encode(), digest_size=8).digest()) >> 1
 
 
-def generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """A CPU generator for one purpose.
+def generator(
+    seed: int, *purpose: str | int, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator for one purpose. Devices of different kinds draw different numbers.
 
     Trainers make a new one for every step, so that no generator state is part of a checkpoint and
     a resumed run draws what an uninterrupted one would have drawn.
     """
-    return torch.Generator().manual_seed(derive(seed, *purpose))
+    return torch.Generator(device).manual_seed(derive(seed, *purpose))

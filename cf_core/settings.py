@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of a group of settings; each is above 0 and finite unless a subclass says otherwise.
+    """Base of a group of settings; each number is above 0 and finite unless a subclass says so.
 
     Raises `ValueError`, naming the setting, for a number out of range.
     """
@@ -27,8 +27,10 @@ class Settings:
             if name in self.shares:
                 if not 0 <= value < 1:
                     raise ValueError(f"{name}: must be at least 0 and below 1, got {value}")
-            elif isinstance(value, int | float) and not (
-                0 < value < math.inf or (value == 0 and name in self.may_be_zero)
+            elif (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and not (0 < value < math.inf or (value == 0 and name in self.may_be_zero))
             ):
                 least = "at least 0" if name in self.may_be_zero else "above 0"
                 raise ValueError(f"{name}: must be finite and {least}, got {value}")

@@ -6,9 +6,10 @@ weights, optimiser moments and the step number are the whole state.
 """
 
 import math
+import resource
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,7 +27,10 @@ class Progress:
 
     step: int
     total: int
-    losses: Mapping[str, float]
+    losses: Mapping[str, tuple[float, ...]]
+    """One number for each trial of a pack, else a single one."""
+    peak_memory_mb: float = field(default=math.nan, compare=False)
+    """Most memory so far, in MB: of the device where that is a GPU, else of the process."""
 
 
 class Trainer(ABC):
@@ -45,6 +49,21 @@ class Trainer(ABC):
     @abstractmethod
     def update(self) -> dict[str, Tensor]:
         """Take step number `self.step` and return its losses, detached."""
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.step >= self.steps
+
+    def report(self, sums: Mapping[str, Tensor], steps: int) -> Progress:
+        """Close an interval: note the means over its `steps` of losses that add up to `sums`."""
+        means = {
+            name: tuple((total.double() / steps).reshape(-1).tolist())
+            for name, total in sums.items()
+        }
+        memory = _peak_memory_mb(next(iter(sums.values())).device)
+        self.history.append(Progress(self.step, self.steps, means, memory))
+        return self.history[-1]
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, as named tensors."""
@@ -76,7 +95,7 @@ class Trainer(ABC):
         self.step = int(state["step"])
         curves = _below(state, "history.loss.")
         self.history = [
-            Progress(int(step), self.steps, {name: float(c[i]) for name, c in curves.items()})
+            Progress(int(step), self.steps, {n: tuple(c[i].tolist()) for n, c in curves.items()})
             for i, step in enumerate(state.get("history.step", torch.tensor([])))
         ]
 
@@ -91,18 +110,23 @@ def train(trainer: Trainer, every: int, checkpoint: Path | None = None) -> Itera
         state = load_tensors(checkpoint)
         if state is not None:
             trainer.restore(state)
-    while trainer.step < trainer.steps:
+    while not trainer.over:
         sums: dict[str, Tensor] = {}
         start = trainer.step
         for _ in range(min(every - start % every, trainer.steps - start)):
             for name, loss in trainer.update().items():
                 sums[name] = sums[name] + loss if name in sums else loss
             trainer.step += 1
-        losses = {name: float(total) / (trainer.step - start) for name, total in sums.items()}
-        trainer.history.append(Progress(trainer.step, trainer.steps, losses))
+        progress = trainer.report(sums, trainer.step - start)
         if checkpoint is not None:
             save_tensors(trainer.state(), checkpoint)
-        yield trainer.history[-1]
+        yield progress
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cf_core.melody import FIRST_PITCH, MelodyFormat
+from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, is_melody
 from cf_core.nets import ResidualBlock, initialise
 from cf_core.seeding import generator
 from cf_core.settings import Settings
@@ -34,7 +34,7 @@ class VAESettings(Settings):
     """Residual blocks in each of the two."""
     beta: float = 0.2
     """Weight of the KL divergence against the reconstruction, both in nats per segment."""
-    steps: int = 1000
+    steps: int = 1500
     """Training steps."""
     batch: int = 256
     """Segments per step."""
@@ -105,8 +105,8 @@ class MelodyVAE(nn.Module):
 
     @torch.no_grad()
     def decode_tokens(self, z: Float[Tensor, "B Z"]) -> Integer[np.ndarray, "B T"]:
-        """The likeliest token of each step, in chunks."""
-        chunks = [self.decode(part).argmax(-1).to(torch.uint8) for part in z.split(4096)]
+        """The likeliest tokens of each segment (`likeliest_tokens`), in chunks."""
+        chunks = [likeliest_tokens(self.decode(part)).to(torch.uint8) for part in z.split(4096)]
         return torch.cat(chunks).cpu().numpy()
 
     @torch.no_grad()
@@ -158,6 +158,35 @@ class VAETrainer(Trainer):
         return {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
 
 
+def likeliest_tokens(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
+    """The likeliest tokens in which every hold has a note to hold, by the Viterbi algorithm.
+
+    The decoder emits all steps at once and so can put a hold at the start or after a rest, where it
+    means nothing. Two states remember whether a note sounds after a step.
+    """
+    pitch, onset = logits[..., FIRST_PITCH:].max(-1)
+    onset, rest, hold = onset + FIRST_PITCH, logits[..., REST], logits[..., HOLD]
+    sounding, silent = torch.full_like(rest[:, 0], -torch.inf), torch.zeros_like(rest[:, 0])
+    held, before = (
+        torch.empty_like(rest, dtype=torch.bool),
+        torch.empty_like(rest, dtype=torch.bool),
+    )
+    for step in range(rest.shape[1]):
+        # Where an onset or a rest comes, the better of the two states went before.
+        before[:, step] = sounding > silent
+        best = torch.maximum(sounding, silent)
+        held[:, step] = sounding + hold[:, step] > best + pitch[:, step]
+        sounding = torch.maximum(sounding + hold[:, step], best + pitch[:, step])
+        silent = best + rest[:, step]
+    tokens, sounds = onset, sounding > silent
+    for step in reversed(range(rest.shape[1])):
+        holds = sounds & held[:, step]
+        token = torch.where(holds, HOLD, onset[:, step])
+        tokens[:, step] = torch.where(sounds, token, REST)
+        sounds = holds | before[:, step]
+    return tokens
+
+
 def transpose(
     tokens: Integer[Tensor, "B T"],
     form: MelodyFormat,
@@ -177,18 +206,32 @@ def transpose(
 
 
 def reconstruction_report(vae: MelodyVAE, tokens: Integer[np.ndarray, "B T"]) -> dict[str, float]:
-    """How well the posterior mean decodes to the segment it came from.
+    """How well the posterior mean decodes to the segment it came from, and how latents are used.
 
-    Returns `token_accuracy` (share of steps), `onset_pitch_recall` (share of the true onsets that
-    come back at their step with their pitch), `exact_segments` (share of segments without an
-    error), each in 0…1, and `kl` in nats per segment.
+    `token_accuracy` (share of steps), `onset_pitch_recall` (share of the true onsets that come back
+    at their step with their pitch) and `exact_segments` (share of segments without an error) lie in
+    0…1. `kl` is in nats per segment. `active_units` counts the latent dimensions whose posterior
+    mean varies by more than 0.01 over the segments (Burda et al. 2016). `aggregate_kl` says how
+    well the aggregate posterior fits the prior: the divergence, in nats, of a Gaussian of its mean
+    and covariance from the standard one; 0 is a perfect fit in both.
     """
     mean, deviation = vae.posteriors(tokens)
     right = vae.decode_tokens(mean) == tokens
     kl = 0.5 * (mean**2 + deviation**2 - 2 * deviation.log() - 1).sum(-1).mean()
+    centre, spread = mean.double().mean(0), mean.double().T.cov(correction=0)
+    covariance = spread + (deviation.double() ** 2).mean(0).diag()
+    excess = covariance.trace() + centre.square().sum() - covariance.logdet() - len(centre)
     return {
         "token_accuracy": float(right.mean()),
         "onset_pitch_recall": float(right[tokens >= FIRST_PITCH].mean()),
         "exact_segments": float(right.all(1).mean()),
         "kl": float(kl),
+        "active_units": int((spread.diag() > 0.01).sum()),
+        "aggregate_kl": float(0.5 * excess),
     }
+
+
+def valid_prior_share(vae: MelodyVAE, count: int, random: torch.Generator) -> float:
+    """Share of `count` samples of the prior that decode to a melody (`is_melody`)."""
+    z = torch.randn(count, vae.settings.latent_dim, generator=random)
+    return float(is_melody(vae.decode_tokens(z)).mean())

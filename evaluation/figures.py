@@ -39,6 +39,8 @@ _DISTANCES = {
     "z_weighted": "weighted z-distance",
     "edit_distance": "edit distance",
 }
+_FUSIONS = ("fusion", "conditional")
+_DASHES: dict[str, LineStyleType] = {"lp": "--", "conditional": (0.0, (1.0, 1.0))}
 _GREY = "0.35"
 _LEGEND_ROWS = 8
 """Levels of one scale that the legend names; of more it names so many, evenly thinned."""
@@ -57,10 +59,11 @@ class _Scales:
     iteration_size: dict[int, float]
     step_marker: dict[float, str]
     lp_colour: dict[int, ColorType]
+    conditional: bool
 
     @classmethod
     def of(cls, points: pl.DataFrame) -> "_Scales":
-        fusion = points.filter(pl.col("method") == "fusion")
+        fusion = points.filter(pl.col("method").is_in(_FUSIONS))
         lp = points.filter(pl.col("method") == "lp")
         iterations = _levels(fusion, "iteration")
         sizes = np.linspace(1.8, 4, len(iterations)).tolist()
@@ -70,12 +73,13 @@ class _Scales:
             iteration_size=dict(zip(iterations, sizes, strict=True)),
             step_marker=dict(zip(_levels(lp, "step_size"), cycle("x+1234"), strict=False)),
             lp_colour=_colours(_levels(lp, "iteration"), "YlOrBr", 0.4, 1.0),
+            conditional="conditional" in points["method"],
         )
 
     def trial(self, rows: pl.DataFrame) -> tuple[list[ColorType], list[float], str]:
         """Colour and size of each of a trial's points, and their marker."""
         first, counts = rows.row(0, named=True), rows["iteration"]
-        if first["method"] == "fusion":
+        if first["method"] in _FUSIONS:
             colours = [self.lambda_colour[first["lambda"]]] * rows.height
             sizes = [self.iteration_size[count] for count in counts]
             return colours, sizes, self.style_marker[first["style_dim"]]
@@ -90,7 +94,8 @@ def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
 
     `metrics` is the study's metrics table and `axis` the metric that is the distance. A fusion
     trial is a line through its iteration counts: its colour is λ, its marker the style dimension, a
-    marker's size the iteration count. An LP step size is a dashed line with a marker of its own,
+    marker's size the iteration count. A conditional trial is as many dotted lines as there are λ
+    that it was read at. An LP step size is a dashed line with a marker of its own,
     coloured by iteration count. Whiskers and bands are the table's intervals. Points that are not
     finite are not drawn; each panel says how many. UserError if the table holds nothing to draw.
     """
@@ -175,11 +180,11 @@ def _draw_panel(panel: Axes, points: pl.DataFrame, scales: _Scales) -> None:
     for row in levels.iter_rows(named=True):
         _draw_level(panel, row)
     placed = finite.filter(~is_level, pl.col("distance").is_finite()).sort("trial", "iteration")
-    for rows in placed.partition_by("trial", maintain_order=True):
+    for rows in placed.partition_by("trial", "lambda", maintain_order=True):
         colours, sizes, marker = scales.trial(rows)
         x, y, low, high = rows.select("distance", "value", "low", "high").to_numpy().T
-        dashes = "--" if rows["method"][0] == "lp" else "-"
-        panel.plot(x, y, dashes, color=colours[-1], lw=0.7, label=rows["trial"][0])
+        dashes = _DASHES.get(rows["method"][0], "-")
+        panel.plot(x, y, ls=dashes, color=colours[-1], lw=0.7, label=rows["trial"][0])
         panel.vlines(x, low, high, colors=colours, lw=0.6, alpha=0.6)
         panel.scatter(x, y, np.square(sizes), colours, marker=marker, linewidths=0.8, zorder=3)
     panel.margins(y=0.14)
@@ -219,6 +224,7 @@ def _scale_distance(panel: Axes, distances: np.ndarray) -> None:
 
 def _draw_legend(figure: Figure, scales: _Scales) -> None:
     """Draw one legend below the panels: a column for each scale, headed by its name."""
+    conditional = [("dotted: one for all", _key(_GREY, _DASHES["conditional"]))]
     columns = {
         "fusion: λ": [(f"{x:.3g}", _key(c, "-")) for x, c in scales.lambda_colour.items()],
         "fusion: style dim.": [
@@ -237,6 +243,8 @@ def _draw_legend(figure: Figure, scales: _Scales) -> None:
         ],
     }
     columns = {heading: _thinned(entries) for heading, entries in columns.items() if entries}
+    if scales.conditional:
+        columns["fusion: λ"] += conditional
     height = max(len(entries) for entries in columns.values())
     blank = _key(_GREY, "")
     padded = [

@@ -3,7 +3,7 @@
 Similarity is a distance to the inputs, so less of it is better; more coherency is better.
 
 The metrics frame that some functions take holds one row per point and metric, with at least the
-columns `method`, `trial`, `source`, `iteration`, `metric` and `value`.
+columns `method`, `trial`, `lambda`, `source`, `iteration`, `metric` and `value`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ PANELS: tuple[tuple[str, str], ...] = tuple(product(CHOSEN_ON, COHERENCY))
 LEVELS: tuple[str, ...] = ("floor", "ceiling")
 """Methods that are no points: a value to hold the others against, at no distance."""
 
-_POINT = ["method", "trial", "iteration"]
+_POINT = ["method", "trial", "lambda", "iteration"]
 
 
 def non_dominated(
@@ -61,7 +61,11 @@ def panel_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> 
     panel = metrics.filter(pl.col("source") == source)
     distances = panel.filter(pl.col("metric") == axis)
     return panel.filter(pl.col("metric") == metric).join(
-        distances.select(*_POINT, distance="value"), on=_POINT, how="left", maintain_order="left"
+        distances.select(*_POINT, distance="value"),
+        on=_POINT,
+        how="left",
+        nulls_equal=True,
+        maintain_order="left",
     )
 
 
@@ -75,7 +79,11 @@ def matched_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -
     )
     scored = panel_points(metrics, source, metric, axis)
     return chosen.select(*_POINT, validation_distance="distance", validation_value="value").join(
-        scored.select(*_POINT, "value"), on=_POINT, how="left", maintain_order="left"
+        scored.select(*_POINT, "value"),
+        on=_POINT,
+        how="left",
+        nulls_equal=True,
+        maintain_order="left",
     )
 
 
@@ -83,14 +91,14 @@ def matched_similarity(points: pl.DataFrame, distances: Sequence[float]) -> pl.D
     """Score each method at each distance, by points chosen on validation songs.
 
     Among a method's points with a validation distance of at most `distance`, the one with the best
-    validation value is chosen (of equals the nearest, then the first by name and iteration), and
+    validation value is chosen (of equals the nearest, then the first by name, λ and iteration), and
     its `value` reported, even if not finite. A method with no such point gets the identity's.
 
-    `points` has the columns `method`, `trial`, `iteration`, `validation_distance`,
+    `points` has the columns `method`, `trial`, `lambda`, `iteration`, `validation_distance`,
     `validation_value` and `value`, and one row of method "identity"; points whose validation
     distance or value is missing or not finite are never chosen. Returned is one row per method and
-    distance: `method`, `distance`, `trial`, `iteration`, `validation_value`, `value`. ValueError
-    without exactly one identity.
+    distance: `method`, `distance`, `trial`, `lambda`, `iteration`, `validation_value`, `value`.
+    ValueError without exactly one identity.
     """
     identity = points.filter(pl.col("method") == "identity")
     if identity.height != 1:
@@ -105,8 +113,8 @@ def matched_similarity(points: pl.DataFrame, distances: Sequence[float]) -> pl.D
         ]
     )
     best_first = candidates.sort(
-        "is_fallback", "validation_value", "validation_distance", "trial", "iteration",
-        descending=[False, True, False, False, False],
+        "is_fallback", "validation_value", "validation_distance", "trial", "lambda", "iteration",
+        descending=[False, True, False, False, False, False],
     )  # fmt: skip
     chosen = [
         best_first.filter(pl.col("validation_distance") <= distance)
@@ -115,7 +123,7 @@ def matched_similarity(points: pl.DataFrame, distances: Sequence[float]) -> pl.D
         .with_columns(distance=pl.lit(float(distance)))
         for distance in distances
     ]
-    columns = ["method", "distance", "trial", "iteration", "validation_value", "value"]
+    columns = ["method", "distance", *_POINT[1:], "validation_value", "value"]
     return pl.concat(chosen).select(columns).sort("method", "distance")
 
 

@@ -3,7 +3,7 @@
 Letters in shapes: `B` pairs, `Z` latent dimensions, `T` steps, `P` adjacent pairs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Float64, Int, Integer
 from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
 from cf_core.fusion import Generator
 from cf_core.losses import Pair
-from cf_core.seeding import derive, generator
+from cf_core.seeding import derive
+from cf_core.seeding import generator as random_generator
 from cf_core.vae import MelodyVAE
 from evaluation.classifier import SearchClassifier
 from evaluation.distance import edit_distance, z_distance, z_weighted
@@ -32,7 +33,7 @@ from evaluation.statistics import (
     segment_statistics,
     transition_matrix,
 )
-from evaluation.transforms import Step
+from evaluation.transforms import Step, fusion
 
 DIVERSITY_INPUTS = 64
 """Input pairs of a source that style diversity is measured on, at most."""
@@ -84,7 +85,7 @@ def make_sources(corpus: Corpus, core: MelodyVAE, count: int, seed: int) -> tupl
         left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
         sources.append(Source(name, split, (left, right), corpus.song[rows]))
         z_left, z_right = torch.randn(
-            (2, *left.shape), generator=generator(seed, "inputs", prior_name)
+            (2, *left.shape), generator=random_generator(seed, "inputs", prior_name)
         )
         none = np.full((count, 2), -1)
         sources.append(Source(prior_name, split, (z_left, z_right), none))
@@ -144,7 +145,7 @@ class Evaluator:
         """
         random = np.random.default_rng(derive(self.seed, "references", source.name))
         if source.songs[0, 0] < 0:
-            noise = generator(self.seed, "floor", source.name)
+            noise = random_generator(self.seed, "floor", source.name)
             z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
             floor = self._decode((z_left, z_right))
             clusters = np.arange(len(z_left))
@@ -161,29 +162,43 @@ class Evaluator:
         ceiling = self._reconstructed(chosen)
         yield from self._reference("ceiling", source, ceiling, clusters, others)
 
-    def style_diversity(self, fusion: Generator, source: Source, styles: int) -> float:
-        """Mean decoded edit distance between outputs of one input with different styles.
+    def style_diversity(
+        self,
+        generator: Generator,
+        source: Source,
+        styles: int,
+        counts: Sequence[int],
+        weight: float | None = None,
+    ) -> dict[int, float]:
+        """Mean decoded edit distance between outputs of one input in different styles.
 
-        In tokens per segment, over pairs of `styles` (at least 2) styles and the first
-        `DIVERSITY_INPUTS` pairs of the source, after one application. 0 for a fusion without style.
+        In tokens per segment, after each of `counts` applications, over pairs of `styles` (at least
+        2) styles and the first `DIVERSITY_INPUTS` pairs of the source. 0 without style.
         """
-        if fusion.style_dim == 0:
-            return 0.0
-        left, right = (half[:DIVERSITY_INPUTS] for half in source.inputs)
-        drawn = torch.rand(styles, fusion.style_dim, generator=generator(self.seed, "diversity"))
-        with torch.no_grad():
-            decoded = [
-                self._decode(fusion((left, right), style.expand(len(left), -1))) for style in drawn
-            ]
-        return float(
-            np.mean(
-                [
-                    edit_distance(one[half], other[half]).mean()
-                    for one, other in combinations(decoded, 2)
-                    for half in (0, 1)
-                ]
+        if generator.style_dim == 0:
+            return dict.fromkeys(counts, 0.0)
+        pair = source.inputs[0][:DIVERSITY_INPUTS], source.inputs[1][:DIVERSITY_INPUTS]
+        random = random_generator(self.seed, "diversity")
+        drawn = torch.rand(styles, generator.style_dim, generator=random)
+        outputs = [
+            {
+                step.iteration: self._decode(step.outputs)
+                for step in fusion(generator, pair, style.expand(len(pair[0]), -1), counts, weight)
+            }
+            for style in drawn
+        ]
+        return {
+            count: float(
+                np.mean(
+                    [
+                        edit_distance(one[count][half], other[count][half]).mean()
+                        for one, other in combinations(outputs, 2)
+                        for half in (0, 1)
+                    ]
+                )
             )
-        )
+            for count in counts
+        }
 
     def _reference(
         self,

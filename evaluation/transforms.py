@@ -33,11 +33,18 @@ def identity(pair: Pair) -> Iterator[Step]:
 
 
 def fusion(
-    generator: Generator, pair: Pair, style: Float[Tensor, "B S"], counts: Sequence[int]
+    generator: Generator,
+    pair: Pair,
+    style: Float[Tensor, "B S"],
+    counts: Sequence[int],
+    weight: float | None = None,
 ) -> Iterator[Step]:
-    """Iterated fusion: outputs fed back in with the same style."""
+    """Iterated fusion: outputs fed back in with the same style.
+
+    A conditional generator is read at λ = `weight`.
+    """
     with torch.no_grad():
-        outputs = generator.iterate(pair, style, counts)
+        outputs = generator.iterate(pair, style, counts, weight)
     for count in counts:
         yield Step(count, outputs[count])
 

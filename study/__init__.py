@@ -10,7 +10,7 @@ Each command of `cf-study` is one call here:
 | `query` | `open_study("results/quickstart").sql("SELECT * FROM metrics")` |
 | `frontier` | `draw_frontier(open_study("results/quickstart"))` |
 | `select` | `select_bundle(store, "judge", ["z_distance <= 3.0"], output)` |
-| `fuse` | `fuse_files(left, right, load_bundle(path))`, `write_midi(...)`, `write_wav(...)` |
+| `fuse` | `fuse_files(left, right, load_bundle())`, `write_midi(...)`, `write_wav(...)` |
 
 Each raises `UserError` for bad input. They are imported when first used: `import study` is cheap.
 """

@@ -162,22 +162,23 @@ def select(
     choice = study.select_bundle(store, maximise, where, output or store.root / "bundle")
     interval = "" if choice.low is None else f", 95 % interval {choice.low:.4g}…{choice.high:.4g}"
     _say(
-        f"{choice.trial} after {choice.iterations} iterations:"
+        f"{choice.trial} at λ {choice.weight:g} after {choice.iterations} iterations:"
         f" {maximise} {choice.value:.4g}{interval}",
         f"the best of {choice.ranked.height} with {' and '.join(where)}, on validation songs",
         f"wrote {choice.bundle}",
     )
 
 
-@app.command(
-    epilog="Example: cf-study fuse a.mid b.abc --bundle results/quickstart/bundle --output ab.mid"
-)
+@app.command(epilog="Example: cf-study fuse a.mid b.abc --lambda 0.1 --output ab.mid")
 def fuse(
     left: Annotated[Path, typer.Argument(metavar="LEFT", help="MIDI, MusicXML or ABC file.")],
     right: Annotated[Path, typer.Argument(metavar="RIGHT", help="Another, to join to its right.")],
     *,
-    bundle: Annotated[Path, typer.Option(help="Folder of the bundle, as select writes it.")],
     output: Annotated[Path, typer.Option(help="MIDI file to write; must end in .mid.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a bundle, as select writes it; the ready-made one if none."),
+    ] = None,
     left_bars: Annotated[
         str | None,
         typer.Option(help="Bars of LEFT, such as 5-6 (0: pickup); else its last whole segment."),
@@ -195,6 +196,15 @@ def fuse(
     ] = None,
     style: Annotated[
         str | None, typer.Option(help="Numbers in 0…1, such as 0.2,0.8; drawn if not given.")
+    ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(
+            "--lambda",
+            metavar="NUMBER",
+            help="How far it may go: small is far from the inputs, large near them; the bundle's"
+            " own if not given.",
+        ),
     ] = None,
     iterations: Annotated[
         int | None, typer.Option(help="Times to transform; the bundle's own if not given.")
@@ -219,6 +229,7 @@ def fuse(
         left_part=left_part,
         right_part=right_part,
         style=_style(style),
+        weight=weight,
         iterations=iterations,
         seed=seed,
         tempo=tempo,
@@ -247,7 +258,9 @@ def _account(fused: "Fused", left: Path, right: Path) -> list[str]:
         for path, (first, last), count in halves
     ]
     style = ",".join(f"{value:g}" for value in fused.style) or "none"
-    return [*taken, f"style {style}, iterations {fused.iterations}, tempo {fused.tempo:g}"]
+    weight = "fixed" if fused.weight is None else fused.weight
+    how = f"style {style}, λ {weight}, iterations {fused.iterations}, tempo {fused.tempo:g}"
+    return [*taken, how]
 
 
 def _open(folder: str) -> "Store":

@@ -14,10 +14,18 @@ from difflib import get_close_matches
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from cf_core.errors import UserError
 from cf_core.fusion import FusionSettings
@@ -39,6 +47,14 @@ def _ascending(values: tuple[Number, ...]) -> tuple[Number, ...]:
     return tuple(sorted(values))
 
 
+def _weights(values: tuple[float | str, ...]) -> tuple[float | str, ...]:
+    numbers = _ascending(tuple(value for value in values if not isinstance(value, str)))
+    words = tuple(value for value in values if isinstance(value, str))
+    if len(words) > 1:
+        raise ValueError("no value may be given twice")
+    return numbers + words
+
+
 def _interval(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] >= bounds[1]:
         raise ValueError("the first number must be below the second")
@@ -51,7 +67,24 @@ def _condition(text: str) -> str:
     return text
 
 
+def _or_word(kinds: str) -> WrapValidator:
+    """Tell in one line what a number or a word must be."""
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"must be {kinds}, got {json.dumps(value)}") from None
+
+    return WrapValidator(check)
+
+
 Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[
+    Annotated[float, Field(ge=0)] | Literal["conditional"],
+    _or_word("a number of at least 0, or conditional"),
+]
+Pack = Annotated[Count | Literal["auto"], _or_word("a whole number of at least 1, or auto")]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -110,8 +143,11 @@ class CoreGate(_Section):
 class SearchSpace(_Section):
     """The trials: every λ with every style dimension and every seed."""
 
-    lambda_: Grid[Annotated[float, Field(ge=0)]] = Field((0.03, 0.3, 3.0), alias="lambda")
-    """λ, the weight of similarity against coherency (equation 4)."""
+    lambda_: Annotated[tuple[Weight, ...], Field(min_length=1), AfterValidator(_weights)] = Field(
+        (0.03, 0.3, 3.0, "conditional"), alias="lambda"
+    )
+    """λ, the weight of similarity against coherency (equation 4). `conditional` is one trial that
+    learns all of `fusion.weights` and is read at those of `evaluation.lambda`."""
     style_dim: Grid[Annotated[int, Field(ge=0)]] = (0, 4)
     """`S`, dimensions of the style; 0 is the control without style."""
     seeds: Grid[Seed] = (0,)
@@ -139,11 +175,13 @@ class MatchedPlan(_Section):
 class EvaluationPlan(_Section):
     """What is measured of every trial and baseline."""
 
-    pairs: Count = 512
+    pairs: Count = 1024
     """Input pairs of each source."""
     iterations: Grid[Count] = (1, 2, 4, 8)
     """Numbers of applications of the fusion map after which outputs are kept."""
-    styles: Annotated[int, Field(ge=2)] = 8
+    lambda_: Grid[Positive] = Field((1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), alias="lambda")
+    """λ at which conditional trials are read."""
+    styles: Annotated[int, Field(ge=2)] = 4
     """Styles per input in the measure of style diversity."""
     resamples: Count = 200
     """Bootstrap resamples behind an interval."""
@@ -167,6 +205,9 @@ class Execution(_Section):
 
     workers: Count = 2
     """Processes that train at one time, one thread each."""
+    pack: Pack = "auto"
+    """Trials that a process trains at once, their weights stacked; `auto` measures how many are
+    worth it. Written down before the first run, since it changes results by rounding errors."""
     results: Annotated[str, Field(min_length=1)] = "results"
     """Folder under which the study's own folder, named as the study, is kept."""
     address: str | None = None
@@ -177,14 +218,21 @@ class Execution(_Section):
 class TrialSpec:
     """One configuration with one seed: what is trained into one G and D."""
 
-    lambda_: float
+    lambda_: float | None
+    """None for a conditional trial."""
     style_dim: int
     seed: int
 
     @property
+    def method(self) -> str:
+        """What the tables call its transform."""
+        return "conditional" if self.lambda_ is None else "fusion"
+
+    @property
     def id(self) -> str:
         """Name of the trial, such as "lambda0.03-style4-seed0"; different for different trials."""
-        return f"lambda{self.lambda_!r}-style{self.style_dim}-seed{self.seed}"
+        kind = "conditional" if self.lambda_ is None else f"lambda{self.lambda_!r}"
+        return f"{kind}-style{self.style_dim}-seed{self.seed}"
 
 
 class StudyConfig(_Section):
@@ -239,7 +287,7 @@ class StudyConfig(_Section):
         """List the grid, seeds varying slowest: a run cut short then has whole frontiers."""
         space = self.search
         return [
-            TrialSpec(lambda_, style_dim, seed)
+            TrialSpec(None if isinstance(lambda_, str) else lambda_, style_dim, seed)
             for seed, style_dim, lambda_ in product(space.seeds, space.style_dim, space.lambda_)
         ]
 
@@ -408,6 +456,8 @@ def _type(schema: dict[str, Any]) -> str:
         return f"[{', '.join(map(_type, schema['prefixItems']))}]"
     if "items" in schema:
         return f"list of {_type(schema['items'])}"
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

@@ -1,16 +1,16 @@
-"""What a worker does: one trial, or one setting of the latent search. Knows no Ray."""
+"""What a worker does: a pack of trials, or one setting of the latent search. Knows no Ray."""
 
 import json
-import math
 import platform
 import resource
 import subprocess
 import time
 from collections.abc import Generator as Steps
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cf_core.fusion import FusionSettings, FusionTrainer, Generator, Latents
+from cf_core.fusion import FusionSettings, Generator, Latents
+from cf_core.pack import PackTrainer, Trial
 from cf_core.seeding import generator
 from cf_core.training import Progress, save_tensors, train, weights
 from evaluation.metrics import DIVERSITY_INPUTS, Evaluator, Source
@@ -27,8 +28,29 @@ from evaluation.transforms import Step, fusion, identity, latent_search
 from study.config import EvaluationPlan, StudyConfig, TrialSpec
 from study.store import Store
 
+FINAL = ("done", "diverged")
+"""Statuses that a rerun leaves alone. What failed otherwise may have been the machine's fault."""
+
 REPORT_EVERY = 100
 """Training steps between two reports; a checkpoint is written at each."""
+
+
+@dataclass(frozen=True)
+class PackSpec:
+    """Trials that are trained together."""
+
+    trials: tuple[TrialSpec, ...]
+
+    @property
+    def id(self) -> str:
+        """Name of the pack: that of its first trial, and how many more there are."""
+        more = len(self.trials) - 1
+        return self.trials[0].id + (f" and {more} more" if more else "")
+
+    @property
+    def records(self) -> tuple[str, ...]:
+        """The rows of `trials` that the job ends in."""
+        return tuple(trial.id for trial in self.trials)
 
 
 @dataclass(frozen=True)
@@ -42,13 +64,13 @@ class LPSpec:
         """Name of the setting, such as "lp-eta0.1"."""
         return f"lp-eta{self.step_size!r}"
 
+    @property
+    def records(self) -> tuple[str, ...]:
+        """The row of `trials` that the job ends in."""
+        return (self.id,)
 
-Spec = TrialSpec | LPSpec
 
-
-def planned_jobs(config: StudyConfig) -> list[Spec]:
-    """All jobs of a study: the trials, then the settings of the latent search."""
-    return [*config.trials(), *(LPSpec(size) for size in config.evaluation.lp.step_sizes)]
+Spec = PackSpec | LPSpec
 
 
 @dataclass(frozen=True)
@@ -64,39 +86,65 @@ class Workbench:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The outputs of a transform at all counts, and what they are recorded under."""
+
+    label: Mapping[str, Any]
+    steps: Mapping[str, Sequence[Step]]
+    """By source."""
+    styles: Mapping[str, Float[Tensor, "B S"]]
+
+
 def job_steps(spec: Spec, bench: Workbench) -> int:
     """Steps that a job counts up to in its reports."""
-    return bench.fusion.steps if isinstance(spec, TrialSpec) else max(bench.plan.lp.iterations)
+    return bench.fusion.steps if isinstance(spec, PackSpec) else max(bench.plan.lp.iterations)
 
 
-class _NotFiniteError(Exception):
-    """Training ran into a loss that is not finite."""
+def planned(config: StudyConfig) -> list[TrialSpec | LPSpec]:
+    """What a study's records will hold: its trials, then the settings of the latent search."""
+    return [*config.trials(), *lp_jobs(config.evaluation)]
 
 
-def run_job(spec: Spec, bench: Workbench, store: Store, attempt: int) -> Iterator[Progress]:
+def lp_jobs(plan: EvaluationPlan) -> list[LPSpec]:
+    """The settings of the latent search."""
+    return [LPSpec(size) for size in plan.lp.step_sizes]
+
+
+def pack_trainer(trials: Sequence[TrialSpec], bench: Workbench) -> PackTrainer:
+    """The trainer of some trials, untrained."""
+    rate = bench.fusion.learning_rate
+    own = [Trial(spec.lambda_, spec.style_dim, spec.seed, rate) for spec in trials]
+    return PackTrainer(bench.latents, bench.fusion, own)
+
+
+def run_job(
+    spec: Spec, bench: Workbench, store: Store, attempts: Mapping[str, int]
+) -> Iterator[Progress]:
     """Do one job to the end and record it, reporting on the way.
 
-    The row of `trials` is written last: a job without one is not done, and may be done again at
-    any time with the same result. A loss that is not finite ends a trial as "diverged"; any other
-    error is recorded as "failed" and raised.
+    The row of `trials` is written last: what has none is not done, and may be done again at any
+    time with the same result. A trial whose gradients cease to be finite is recorded as "diverged";
+    any error is recorded as "failed" and raised. `attempts` holds the number of this attempt.
     """
-    started = time.monotonic()
-    work = _trial(spec, bench, store) if isinstance(spec, TrialSpec) else _lp(spec, bench, store)
+    recorder = _Recorder(bench, store, attempts)
+    work = _pack(spec, recorder) if isinstance(spec, PackSpec) else _lp(spec, recorder)
     try:
-        outcome = yield from work
-        outcome |= {"status": "done"}
-    except _NotFiniteError as error:
-        outcome = {"status": "diverged", "reason": str(error)}
+        yield from work
     except Exception as error:
-        record_failure(spec, bench, store, attempt, f"{type(error).__name__}: {error}")
+        record_failure(spec, bench, store, attempts, f"{type(error).__name__}: {error}")
         raise
-    _record(spec, bench, store, attempt, time.monotonic() - started, outcome)
 
 
-def record_failure(spec: Spec, bench: Workbench, store: Store, attempt: int, reason: str) -> None:
-    """Record a job that ended without a result; the next run of the study tries it again."""
-    outcome = {"status": "failed", "reason": reason, "peak_memory_mb": None}
-    _record(spec, bench, store, attempt, 0.0, outcome)
+def record_failure(
+    spec: Spec, bench: Workbench, store: Store, attempts: Mapping[str, int], reason: str
+) -> None:
+    """Record what a job left undone; the next run of the study tries it again, each by itself."""
+    recorder = _Recorder(bench, store, attempts)
+    over = store.attempts()
+    for one in spec.trials if isinstance(spec, PackSpec) else (spec,):
+        if over.get(one.id, 0) < attempts[one.id]:
+            recorder.record(one, {"status": "failed", "reason": reason, "peak_memory_mb": None})
 
 
 def record_references(bench: Workbench, store: Store) -> None:
@@ -119,56 +167,81 @@ def generator_path(store: Store, trial: str) -> Path:
     return store.root / "generators" / f"{trial}.safetensors"
 
 
-def _trial(
-    spec: TrialSpec, bench: Workbench, store: Store
-) -> Steps[Progress, None, dict[str, Any]]:
-    trainer = FusionTrainer(bench.latents, bench.fusion, spec.lambda_, spec.style_dim, spec.seed)
-    checkpoint = store.root / "checkpoints" / f"{spec.id}.safetensors"
-    for progress in train(trainer, REPORT_EVERY, checkpoint):
-        yield progress
-        if _not_finite(progress):
-            break
-    _write_curves(spec, trainer.history, store)
-    # Outside the loop, since a checkpoint of the last step has nothing left to train.
-    if bad := _not_finite(trainer.history[-1]):
-        checkpoint.unlink(missing_ok=True)
-        raise _NotFiniteError(f"{bad[0]} was not finite by step {trainer.step}")
-    save_tensors(weights(trainer.averaged), generator_path(store, spec.id))
-    styles = {source.name: _styles(source, spec.style_dim, bench) for source in bench.sources}
-    counts, fused = bench.plan.iterations, trainer.averaged
+def _pack(spec: PackSpec, recorder: "_Recorder") -> Steps[Progress, None, None]:
+    bench, store = recorder.bench, recorder.store
+    trainer = pack_trainer(spec.trials, bench)
+    name = sha256("\n".join(spec.records).encode()).hexdigest()[:16]
+    checkpoint = store.root / "checkpoints" / f"{name}.safetensors"
+    yield from train(trainer, REPORT_EVERY, checkpoint)
+    over = store.done_trials()
+    for place, trial in enumerate(spec.trials):
+        # A pack that was killed while it wrote has recorded some of its trials before.
+        if over.get(trial.id) in FINAL:
+            continue
+        _write_curves(trial, place, trainer.history, store)
+        if place in trainer.diverged:
+            reason = f"gradients were not finite after {trainer.diverged[place]} steps"
+            recorder.record(trial, {"status": "diverged", "reason": reason})
+        else:
+            yield from _finish(trial, trainer.generator(place), recorder, trainer.step)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _finish(
+    trial: TrialSpec, generator: Generator, recorder: "_Recorder", steps: int
+) -> Steps[Progress, None, None]:
+    """Evaluate a trained trial and record it."""
+    bench, store = recorder.bench, recorder.store
+    path = generator_path(store, trial.id)
+    save_tensors(weights(generator), path)
+    readings, rows = [], []
+    for weight in bench.plan.lambda_ if trial.lambda_ is None else (trial.lambda_,):
+        reading = _read(trial, generator, weight, bench)
+        readings.append(reading)
+        rows += _metric_rows(reading, bench)
+        rows += _diversity_rows(reading, generator, weight, bench)
+        yield Progress(steps, steps, {})
+    _write_latents(trial.id, readings, bench, store)
+    store.write("metrics", trial.id, rows)
+    relative = str(path.relative_to(store.root))
+    recorder.record(trial, {"status": "done", "steps": steps, "checkpoint": relative})
+
+
+def _read(trial: TrialSpec, generator: Generator, weight: float, bench: Workbench) -> Reading:
+    """A trial's outputs at one λ."""
+    styles = {source.name: _styles(source, trial.style_dim, bench) for source in bench.sources}
     steps = {
-        source.name: list(fusion(fused, source.inputs, styles[source.name], counts))
+        source.name: list(
+            fusion(generator, source.inputs, styles[source.name], bench.plan.iterations, weight)
+        )
         for source in bench.sources
     }
-    diversity = [_diversity_row(spec, fused, source, bench) for source in bench.sources]
-    _write_outputs(spec, steps, styles, bench, store, diversity)
-    checkpoint.unlink(missing_ok=True)
-    return {
-        "steps": trainer.step,
-        "checkpoint": str(generator_path(store, spec.id).relative_to(store.root)),
-        "style_diversity": next(r["value"] for r in diversity if r["source"] == "validation"),
-    }
+    return Reading({**_label(trial), "lambda": weight}, steps, styles)
 
 
-def _diversity_row(
-    spec: TrialSpec, fused: Generator, source: Source, bench: Workbench
-) -> dict[str, Any]:
-    return {
-        **_label(spec),
-        "source": source.name,
-        "iteration": 1,
-        "metric": "style_diversity",
-        "value": bench.evaluator.style_diversity(fused, source, bench.plan.styles),
-        "n": min(DIVERSITY_INPUTS, len(source.songs)),
-        "excluded": 0,
-    }
+def _diversity_rows(
+    reading: Reading, generator: Generator, weight: float, bench: Workbench
+) -> list[dict[str, Any]]:
+    plan = bench.plan
+    return [
+        {
+            **reading.label,
+            "source": source.name,
+            "iteration": count,
+            "metric": "style_diversity",
+            "value": value,
+            "n": min(DIVERSITY_INPUTS, len(source.songs)),
+            "excluded": 0,
+        }
+        for source in bench.sources
+        for count, value in bench.evaluator.style_diversity(
+            generator, source, plan.styles, plan.iterations, weight
+        ).items()
+    ]
 
 
-def _not_finite(progress: Progress) -> list[str]:
-    return [name for name, loss in progress.losses.items() if not math.isfinite(loss)]
-
-
-def _lp(spec: LPSpec, bench: Workbench, store: Store) -> Steps[Progress, None, dict[str, Any]]:
+def _lp(spec: LPSpec, recorder: "_Recorder") -> Steps[Progress, None, None]:
+    bench, store = recorder.bench, recorder.store
     counts, sources = bench.plan.lp.iterations, bench.sources
     random = generator(bench.seed, "lp", repr(spec.step_size))
     joined = (
@@ -184,8 +257,10 @@ def _lp(spec: LPSpec, bench: Workbench, store: Store) -> Steps[Progress, None, d
             steps[source.name].append(Step(step.iteration, outputs, step.classifier_calls))
         yield Progress(step.iteration, max(counts), {})
     styles = {source.name: torch.empty(len(source.songs), 0) for source in sources}
-    _write_outputs(spec, steps, styles, bench, store, [])
-    return {"steps": max(counts)}
+    reading = Reading(_label(spec), steps, styles)
+    _write_latents(spec.id, [reading], bench, store)
+    store.write("metrics", spec.id, _metric_rows(reading, bench))
+    recorder.record(spec, {"status": "done", "steps": max(counts)})
 
 
 def _styles(source: Source, style_dim: int, bench: Workbench) -> Float[Tensor, "B S"]:
@@ -194,29 +269,30 @@ def _styles(source: Source, style_dim: int, bench: Workbench) -> Float[Tensor, "
     return torch.rand(len(source.songs), style_dim, generator=random)
 
 
-def _write_curves(spec: TrialSpec, history: Sequence[Progress], store: Store) -> None:
+def _write_curves(trial: TrialSpec, place: int, history: Sequence[Progress], store: Store) -> None:
     rows = [
-        {"trial": spec.id, "step": report.step, "loss": name, "value": value}
+        {"trial": trial.id, "step": report.step, "loss": name, "value": values[place]}
         for report in history
-        for name, value in report.losses.items()
+        for name, values in report.losses.items()
     ]
-    store.write("curves", spec.id, rows)
+    store.write("curves", trial.id, rows)
 
 
-def _write_outputs(
-    spec: Spec,
-    steps: dict[str, list[Step]],
-    styles: dict[str, Float[Tensor, "B S"]],
-    bench: Workbench,
-    store: Store,
-    extra: Sequence[dict[str, Any]],
-) -> None:
-    """Write a job's latents, and its metrics with the rows `extra` added."""
-    label = _label(spec)
-    parts = [
-        _latent_columns(label, source, step, styles[source.name], bench)
+def _metric_rows(reading: Reading, bench: Workbench) -> list[dict[str, Any]]:
+    return [
+        row
         for source in bench.sources
-        for step in steps[source.name]
+        for step in reading.steps[source.name]
+        for row in bench.evaluator.rows(reading.label, source, step)
+    ]
+
+
+def _write_latents(part: str, readings: Sequence[Reading], bench: Workbench, store: Store) -> None:
+    parts = [
+        _latent_columns(reading, source, step, bench)
+        for reading in readings
+        for source in bench.sources
+        for step in reading.steps[source.name]
     ]
     columns = {
         name: torch.cat([part[name] for part in parts]).numpy()
@@ -224,36 +300,26 @@ def _write_outputs(
         else [value for part in parts for value in part[name]]
         for name in parts[0]
     }
-    store.write("latents", spec.id, columns)
-    rows = [
-        row
-        for source in bench.sources
-        for step in steps[source.name]
-        for row in bench.evaluator.rows(label, source, step)
-    ]
-    store.write("metrics", spec.id, [*rows, *extra])
+    store.write("latents", part, columns)
 
 
 def _latent_columns(
-    label: dict[str, Any],
-    source: Source,
-    step: Step,
-    style: Float[Tensor, "B S"],
-    bench: Workbench,
+    reading: Reading, source: Source, step: Step, bench: Workbench
 ) -> dict[str, Any]:
     count, song_ids = len(source.songs), bench.evaluator.corpus.song_ids
     left, right = (
         [None if song < 0 else song_ids[song] for song in half] for half in source.songs.T
     )
     return {
-        "trial": [label["trial"]] * count,
-        "method": [label["method"]] * count,
+        "trial": [reading.label["trial"]] * count,
+        "method": [reading.label["method"]] * count,
+        "lambda": [reading.label.get("lambda")] * count,
         "source": [source.name] * count,
         "iteration": [step.iteration] * count,
         "pair": list(range(count)),
         "left_song": left,
         "right_song": right,
-        "style": style.tolist(),
+        "style": reading.styles[source.name].tolist(),
         "z_left_in": source.inputs[0],
         "z_right_in": source.inputs[1],
         "z_left": step.outputs[0],
@@ -261,42 +327,43 @@ def _latent_columns(
     }
 
 
-def _label(spec: Spec) -> dict[str, Any]:
+def _label(spec: TrialSpec | LPSpec) -> dict[str, Any]:
     if isinstance(spec, LPSpec):
         return {"trial": spec.id, "method": "lp", "step_size": spec.step_size}
     return {
         "trial": spec.id,
-        "method": "fusion",
+        "method": spec.method,
         "lambda": spec.lambda_,
         "style_dim": spec.style_dim,
         "seed": spec.seed,
     }
 
 
-def _record(
-    spec: Spec,
-    bench: Workbench,
-    store: Store,
-    attempt: int,
-    seconds: float,
-    outcome: dict[str, Any],
-) -> None:
-    commit, dirty = _git()
-    row = {
-        **_label(spec),
-        "fingerprint": bench.fingerprint,
-        "seconds": seconds,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
-        "attempt": attempt,
-        "host": platform.node(),
-        "device": "cpu",
-        "versions": json.dumps({name: version(name) for name in ("torch", "ray", "numpy")}),
-        "git_commit": commit,
-        "git_dirty": dirty,
-        "finished_at": datetime.now(UTC),
-        **outcome,
-    }
-    store.write("trials", spec.id, [row])
+class _Recorder:
+    """Writes the rows of `trials` of one job."""
+
+    def __init__(self, bench: Workbench, store: Store, attempts: Mapping[str, int]) -> None:
+        self.bench, self.store, self.attempts = bench, store, attempts
+        self._started = time.monotonic()
+
+    def record(self, spec: TrialSpec | LPSpec, outcome: Mapping[str, Any]) -> None:
+        """Write that a trial or a setting is over, and how."""
+        commit, dirty = _git()
+        row = {
+            **_label(spec),
+            "fingerprint": self.bench.fingerprint,
+            "seconds": time.monotonic() - self._started,
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+            "attempt": self.attempts[spec.id],
+            "host": platform.node(),
+            "device": "cpu",
+            "versions": json.dumps({name: version(name) for name in ("torch", "ray", "numpy")}),
+            "git_commit": commit,
+            "git_dirty": dirty,
+            "finished_at": datetime.now(UTC),
+            **outcome,
+        }
+        self.store.write("trials", spec.id, [row])
 
 
 @cache

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from shutil import which
 
@@ -28,7 +29,8 @@ from evaluation.frontier import (
     panel_points,
 )
 from study.config import EvaluationPlan, StudyConfig
-from study.jobs import planned_jobs, record_references
+from study.jobs import Spec, lp_jobs, record_references
+from study.packs import planned_packs
 from study.prepare import find_corpus, prepare
 from study.progress import Reporter
 from study.select import Choice, select
@@ -60,7 +62,8 @@ def plan(config: StudyConfig) -> str:
     """
     _foresee(config)
     trials, evaluation = config.trials(), config.evaluation
-    points = len(trials) * len(evaluation.iterations)
+    readings = sum(1 if trial.lambda_ is not None else len(evaluation.lambda_) for trial in trials)
+    points = readings * len(evaluation.iterations)
     lp = evaluation.lp
     rows = evaluation.pairs * 4 * (points + len(lp.step_sizes) * len(lp.iterations))
     megabytes = rows * 4 * 4 * config.core.latent_dim / 1e6
@@ -71,10 +74,10 @@ def plan(config: StudyConfig) -> str:
             f"corpus: {config.corpus.source}; segments of {config.melody.bars_per_segment} bars"
             f" of {', '.join(config.melody.meters)}",
             f"core: {config.core.latent_dim} latent dimensions, {config.core.steps} steps",
-            f"trials: {len(trials)} = {len(space.lambda_)} λ × {len(space.style_dim)} style"
-            f" dimensions × {len(space.seeds)} seed{'s' * (len(space.seeds) > 1)},"
-            f" {config.fusion.steps} steps each, iteration counts"
-            f" {', '.join(map(str, evaluation.iterations))}",
+            f"trials: {len(trials)} = λ {', '.join(map(str, space.lambda_))}"
+            f" × {len(space.style_dim)} style dimensions × {len(space.seeds)}"
+            f" seed{'s' * (len(space.seeds) > 1)}, {config.fusion.steps} steps each,"
+            f" iteration counts {', '.join(map(str, evaluation.iterations))}",
             f"latent search: step sizes {', '.join(map(str, lp.step_sizes))}, up to"
             f" {max(lp.iterations)} iterations",
             f"inputs: {evaluation.pairs} pairs of each source (test, prior and their validation"
@@ -106,7 +109,9 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
     )
     bench = prepare(config, corpus, store, reporter)
     reporter.stage(f"Jobs: {len(config.trials())} trials and the latent search, on Ray Tune")
-    run_jobs(planned_jobs(config), bench, store, config.execution, reporter)
+    packs = planned_packs(config.trials(), bench, store, config.execution, reporter)
+    jobs: list[Spec] = [*packs, *lp_jobs(config.evaluation)]
+    run_jobs(jobs, bench, store, config.execution, reporter)
     _check_jobs(store, reporter)
     reporter.stage("Frontiers: coherency against similarity")
     if not store.has("metrics", "references"):
@@ -119,7 +124,8 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
     choice = select(store, rule.maximise, rule.where, store.root / "bundle")
     reporter.say(
         f"highest {rule.maximise} with {' and '.join(rule.where) or 'no condition'}:"
-        f" {choice.trial} after {choice.iterations} iterations, {_interval(choice)}"
+        f" {choice.trial} at λ {choice.weight:g} after {choice.iterations} iterations,"
+        f" {_interval(choice)}"
     )
     example = fuse_example(store, corpus, config.seed)
     reporter.say(f"example from two test songs: {example}")
@@ -148,7 +154,7 @@ def tabulate(store: Store, evaluation: EvaluationPlan) -> None:
     metrics = _finished_metrics(store)
     configurations = (
         metrics.with_columns(pl.col("trial").str.replace(r"-seed\d+$", ""))
-        .group_by("method", "trial", "source", "iteration", "metric", maintain_order=True)
+        .group_by("method", "trial", "lambda", "source", "iteration", "metric", maintain_order=True)
         .agg(pl.col("value").mean())
     )
     bounds: Mapping[str, tuple[float, float]] = {
@@ -190,8 +196,8 @@ def _finished_metrics(store: Store) -> pl.DataFrame:
     return store.scan("metrics").filter(~pl.col("trial").is_in(unfinished)).collect()
 
 
-def panels_led(store: Store, axis: str) -> tuple[int, int, list[str]]:
-    """In how many panels fusion is above LP at matched similarity: (led, panels, panels lost).
+def panels_led(store: Store, axis: str, method: str) -> tuple[int, int, list[str]]:
+    """In how many panels a method is above LP at matched similarity: (led, panels, panels lost).
 
     A panel is led where the mean difference over all distances is positive; that is no test of
     significance.
@@ -200,7 +206,7 @@ def panels_led(store: Store, axis: str) -> tuple[int, int, list[str]]:
     lost = [
         f"{metric} ({source})"
         for (source, metric), panel in matched.group_by("source", "metric", maintain_order=True)
-        if not mean_difference(panel, "fusion", "lp") > 0
+        if not mean_difference(panel, method, "lp") > 0
     ]
     return len(PANELS) - len(lost), len(PANELS), lost
 
@@ -223,6 +229,7 @@ def fuse_example(store: Store, corpus: Corpus, seed: int) -> Path:
         tempo=_EXAMPLE_TEMPO,
         style=style,
         iterations=bundle.iterations,
+        weight=bundle.weight,
     )
     folder = store.root / "example"
     for name, notes in (("inputs", fused.input_notes), ("outputs", fused.output_notes)):
@@ -240,17 +247,19 @@ def summary(store: Store, choice: Choice, example: Path) -> list[str]:
     statuses = store.scan("trials").collect()
     counts = statuses.group_by("method", "status").len().sort("method", "status").iter_rows()
     lines = ["run: " + ", ".join(f"{n} {method} {status}" for method, status, n in counts)]
-    for axis in AXES:
-        led, panels, lost = panels_led(store, axis)
+    methods = [method for method in ("fusion", "conditional") if method in statuses["method"]]
+    for method, axis in product(methods, AXES):
+        led, panels, lost = panels_led(store, axis, method)
         lines.append(
-            f"found: at matched {axis.replace('_', ' ')}, fusion leads LP in {led} of {panels}"
+            f"found: at matched {axis.replace('_', ' ')}, {method} leads LP in {led} of {panels}"
             " panels" + (f"; not in {', '.join(lost)}" if lost else "")
         )
     lines += [
         "(led: the mean over distances is higher; a count, no test of significance)",
         f"tables: {store.root}/{{trials,curves,latents,metrics,frontier,matched}}",
         f"figures: {store.root / 'figures'}",
-        f"bundle: {choice.bundle} ({choice.trial}, {choice.iterations} iterations)",
+        f"bundle: {choice.bundle} ({choice.trial}, λ {choice.weight:g},"
+        f" {choice.iterations} iterations)",
         f"listen: {example / 'inputs.wav'}, then {example / 'outputs.wav'}",
         "next:",
         f'  {command} query {store.root} "{_EXAMPLE_QUERY}"',
@@ -264,6 +273,7 @@ def _front(points: pl.DataFrame, largest: float) -> pl.DataFrame:
     return points.select(
         "method",
         "trial",
+        "lambda",
         "iteration",
         similarity="distance",
         coherency="value",
@@ -279,8 +289,9 @@ def _check_jobs(store: Store, reporter: Reporter) -> None:
     for trial, status, reason in failed.select("trial", "status", "reason").iter_rows():
         reporter.say(f"{trial} {status}: {reason}")
     done = set(over.filter(pl.col("status") == "done")["method"])
-    for method, name in (("fusion", "trial"), ("lp", "setting of the latent search")):
-        if method not in done:
+    kinds = {"trial": {"fusion", "conditional"}, "setting of the latent search": {"lp"}}
+    for name, methods in kinds.items():
+        if not methods & done:
             raise UserError(
                 f"{store.root}: no {name} came to its end, so there is nothing to compare; mend"
                 " the reasons above and run the study again"

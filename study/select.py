@@ -22,10 +22,10 @@ from cf_core.fusion import Generator
 from cf_core.training import load_tensors
 from cf_core.vae import MelodyVAE
 from study.config import CONDITION, StudyConfig
-from study.jobs import generator_path, planned_jobs
+from study.jobs import generator_path, planned
 from study.store import Store
 
-_POINT = ["trial", "lambda", "style_dim", "seed", "iteration"]
+_POINT = ["trial", "method", "lambda", "style_dim", "seed", "iteration"]
 _RUNNERS_UP = 5
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -37,6 +37,8 @@ class Choice:
 
     bundle: Path
     trial: str
+    weight: float
+    """λ."""
     iterations: int
     value: float
     """The metric that was maximised, on validation songs."""
@@ -54,10 +56,10 @@ def status(store: Store) -> pl.DataFrame:
     done, `attempt` (1 for the first) and `seconds`. Raises `UserError` for damaged records.
     """
     config = _config(store)
-    planned = [spec.id for spec in planned_jobs(config)]
+    names = [spec.id for spec in planned(config)]
     over = store.scan("trials").select("trial", "status", "reason", "attempt", "seconds").collect()
     return (
-        pl.DataFrame({"trial": planned}, schema={"trial": pl.String})
+        pl.DataFrame({"trial": names}, schema={"trial": pl.String})
         .join(over, on="trial", how="left", maintain_order="left")
         .with_columns(pl.col("status").fill_null("pending"))
     )
@@ -72,7 +74,8 @@ def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFram
     metric in question is not finite are left out. Of equals the nearest (by z-distance) comes
     first, then by trial and iteration.
 
-    Returned are the columns `trial`, `lambda`, `style_dim`, `seed`, `iteration`, one for each
+    Returned are the columns `trial`, `method`, `lambda`, `style_dim`, `seed`, `iteration`, one for
+    each
     metric, and the interval `low`, `high` of the one maximised. Raises `UserError` for a metric
     that the study does not have, and where no point meets the conditions, with the nearest miss.
     """
@@ -89,15 +92,15 @@ def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFram
     misses = pl.sum_horizontal(pl.lit(0.0), *(condition.miss() for condition in conditions))
     met = finite.filter(pl.all_horizontal(pl.lit(True), *(c.holds() for c in conditions)))
     if met.is_empty():
-        nearest = finite.sort(misses, "trial", "iteration").row(0, named=True)
+        nearest = finite.sort(misses, "trial", "lambda", "iteration").row(0, named=True)
         values = ", ".join(f"{c.metric} {nearest[c.metric]:.4g}" for c in conditions)
         raise UserError(
             f"no trial of {store.root} meets {' and '.join(where)}; the nearest is"
             f" {nearest['trial']} after {nearest['iteration']} iterations with {values}:"
             " loosen the conditions"
         )
-    descending = [True, False, False, False]
-    return met.sort(maximise, "z_distance", "trial", "iteration", descending=descending)
+    descending = [True, False, False, False, False]
+    return met.sort(maximise, "z_distance", "trial", "lambda", "iteration", descending=descending)
 
 
 def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> Choice:
@@ -109,11 +112,23 @@ def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> C
     ranked = candidates(store, maximise, where)
     best = ranked.row(0, named=True)
     config = _config(store)
-    size = config.core.latent_dim, best["style_dim"], config.fusion.hidden, config.fusion.depth
+    conditional = best["method"] == "conditional"
     core = _filled(MelodyVAE(config.melody, config.core), store.root / "core" / "core.safetensors")
-    generator = _filled(Generator(*size), generator_path(store, best["trial"]))
+    generator = _filled(
+        Generator(
+            config.core.latent_dim,
+            best["style_dim"],
+            config.fusion.hidden,
+            config.fusion.depth,
+            gated=config.fusion.gated,
+            conditional=conditional,
+        ),
+        generator_path(store, best["trial"]),
+    )
     trial = store.scan("trials").filter(pl.col("trial") == best["trial"]).collect()
-    runners_up = ranked[1 : 1 + _RUNNERS_UP].select("trial", "iteration", maximise, "z_distance")
+    runners_up = ranked[1 : 1 + _RUNNERS_UP].select(
+        "trial", "lambda", "iteration", maximise, "z_distance"
+    )
     record = {
         "study": store.record["name"],
         "fingerprint": store.record["fingerprint"],
@@ -125,10 +140,20 @@ def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> C
         "versions": json.loads(trial["versions"][0]),
         "git_commit": trial["git_commit"][0],
     }
-    save_bundle(Bundle(config.melody, core, generator, best["iteration"], record), output)
+    bundle = Bundle(
+        config.melody,
+        core,
+        generator,
+        iterations=best["iteration"],
+        weight=best["lambda"] if conditional else None,
+        weights=config.fusion.weights if conditional else None,
+        record=record,
+    )
+    save_bundle(bundle, output)
     return Choice(
         bundle=output,
         trial=best["trial"],
+        weight=best["lambda"],
         iterations=best["iteration"],
         value=best[maximise],
         low=best["low"],
@@ -173,7 +198,7 @@ def _points(store: Store, maximise: str) -> pl.DataFrame:
     rows = (
         store.scan("metrics")
         .filter(
-            pl.col("method") == "fusion",
+            pl.col("method").is_in(["fusion", "conditional"]),
             pl.col("source") == "validation",
             pl.col("trial").is_in(done),
         )
@@ -181,12 +206,9 @@ def _points(store: Store, maximise: str) -> pl.DataFrame:
     )
     if rows.is_empty():
         raise UserError(f"{store.root}: no trial is done yet; run the study first")
-    interval = rows.filter(pl.col("metric") == maximise).select("trial", "iteration", "low", "high")
-    diversity = pl.col("^style_diversity$").max().over("trial")
-    return (
-        rows.pivot("metric", index=_POINT, values="value", sort_columns=True)
-        .with_columns(diversity)
-        .join(interval, on=["trial", "iteration"], how="left")
+    interval = rows.filter(pl.col("metric") == maximise).select(*_POINT, "low", "high")
+    return rows.pivot("metric", index=_POINT, values="value", sort_columns=True).join(
+        interval, on=_POINT, how="left", nulls_equal=True
     )
 
 

@@ -45,7 +45,7 @@ class Table:
 
     about: str
     columns: tuple[pa.Field, ...]
-    version: int = 1
+    version: int = 2
 
     def schema(self, latent_dim: int) -> pa.Schema:
         """Arrow schema of the table's parts in a study of `latent_dim` dimensions."""
@@ -60,8 +60,10 @@ class Table:
 
 
 _TRIAL = _column("trial", _TEXT, "Trial, setting of a baseline, or name of a reference.")
-_METHOD = _column("method", _TEXT, "Transform: `fusion`, `lp`, `identity`; `floor`, `ceiling`.")
-_LAMBDA = _column("lambda", _FLOAT64, "λ of a trial (equation 4).", null=True)
+_METHOD = _column("method", _TEXT, "`fusion`, `conditional`, `lp`, `identity`; `floor`, `ceiling`.")
+_LAMBDA = _column(
+    "lambda", _FLOAT64, "λ (equation 4); of a conditional trial, the one it is read at.", null=True
+)
 _STYLE_DIM = _column("style_dim", _INT32, "`S` of a trial.", null=True)
 _SEED = _column("seed", _INT64, "Training seed of a trial.", null=True)
 _STEP_SIZE = _column("step_size", _FLOAT64, "η of latent search.", null=True)
@@ -85,12 +87,6 @@ TABLES: dict[str, Table] = {
             _column("status", _TEXT, "`done`; `diverged` or `failed`, with a reason."),
             _column("reason", _TEXT, "Why it is not done.", null=True),
             _column("checkpoint", _TEXT, "Weights, relative to the study's folder.", null=True),
-            _column(
-                "style_diversity",
-                _FLOAT64,
-                "Edit distance between styles at fixed input, validation songs.",
-                null=True,
-            ),
             _column("fingerprint", _TEXT, "Fingerprint of the study."),
             _column(
                 "seconds",
@@ -130,6 +126,7 @@ TABLES: dict[str, Table] = {
         (
             _TRIAL,
             _METHOD,
+            _LAMBDA,
             _SOURCE,
             _ITERATION,
             _column("pair", _INT32, "Number of the input pair in its source."),
@@ -169,6 +166,7 @@ TABLES: dict[str, Table] = {
             _AXIS,
             _METHOD,
             _TRIAL,
+            _LAMBDA,
             _ITERATION,
             _column("similarity", _FLOAT64, "Distance between inputs and outputs."),
             _column("coherency", _FLOAT64, "The metric."),
@@ -185,6 +183,7 @@ TABLES: dict[str, Table] = {
             _column("distance", _FLOAT64, "Largest mean distance allowed."),
             _METHOD,
             _column("trial", _TEXT, "What was chosen: a trial without its seed, or a setting."),
+            _LAMBDA,
             _ITERATION,
             _column("validation_value", _FLOAT64, "The metric on validation songs."),
             _column("value", _FLOAT64, "The metric on test songs."),

@@ -16,12 +16,9 @@ from ray import tune
 
 from cf_core.errors import UserError
 from study.config import Execution
-from study.jobs import Spec, Workbench, job_steps, record_failure, run_job
+from study.jobs import FINAL, Spec, Workbench, job_steps, record_failure, run_job
 from study.progress import Job, Reporter
 from study.store import Store
-
-FINAL = ("done", "diverged")
-"""Statuses that a rerun leaves alone. What failed otherwise may have been the machine's fault."""
 
 
 @contextmanager
@@ -73,14 +70,16 @@ def run_jobs(
     from its own state.
     """
     statuses = store.done_trials()
-    todo = [spec for spec in specs if statuses.get(spec.id) not in FINAL]
-    if len(todo) < len(specs):
-        reporter.say(f"{len(specs) - len(todo)} of {len(specs)} jobs are already done")
+    over = {record for record, status in statuses.items() if status in FINAL}
+    records = [record for spec in specs for record in spec.records]
+    todo = [spec for spec in specs if not over.issuperset(spec.records)]
+    if done := len(over.intersection(records)):
+        reporter.say(f"{done} of {len(records)} are already done")
     if not todo:
         return
-    attempts = store.attempts()
-    tries = [attempts.get(spec.id, 0) + 1 for spec in todo]
-    jobs = [{"spec": spec, "attempt": attempt} for spec, attempt in zip(todo, tries, strict=True)]
+    earlier = store.attempts()
+    attempts = {record: earlier.get(record, 0) + 1 for record in records}
+    jobs = [{"spec": spec, "attempts": {r: attempts[r] for r in spec.records}} for spec in todo]
     with ExitStack() as stack:
         # Beside the records, where all nodes of a cluster can write.
         folder = tempfile.TemporaryDirectory(prefix=".tune-", dir=store.root.resolve())
@@ -101,11 +100,9 @@ def run_jobs(
             ),
         )
         results = tuner.fit()
-    recorded = store.attempts()
-    for index, (spec, attempt) in enumerate(zip(todo, tries, strict=True)):
-        if recorded.get(spec.id, 0) < attempt:
-            error = results[index].error if index < len(results) else None
-            record_failure(spec, bench, store, attempt, f"the worker died: {_last_line(error)}")
+    for index, spec in enumerate(todo):
+        error = results[index].error if index < len(results) else None
+        record_failure(spec, bench, store, attempts, f"the worker died: {_last_line(error)}")
 
 
 class _Task(tune.Trainable):
@@ -120,7 +117,7 @@ class _Task(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         job = new_config["job"]
-        self._work = run_job(job["spec"], self._bench, self._store, job["attempt"])
+        self._work = run_job(job["spec"], self._bench, self._store, job["attempts"])
         return True
 
     def step(self) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 import json
+import math
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from cf_core import bundle as bundles
 from cf_core.bundle import load_bundle, save_bundle
 from cf_core.errors import UserError
 from cf_core.melody import MelodyFormat
@@ -36,14 +39,22 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], Any], *, resign: bool
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_round_trip(tmp_path: Path, make_bundle: MakeBundle) -> None:
-    bundle = make_bundle(MelodyFormat(meters=("3/4", "6/8"), lowest=40))
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_round_trip(
+    tmp_path: Path, make_bundle: MakeBundle, *, gated: bool, conditional: bool
+) -> None:
+    form = MelodyFormat(meters=("3/4", "6/8"), lowest=40)
+    bundle = make_bundle(form, gated=gated, conditional=conditional)
     save_bundle(bundle, tmp_path / "deep" / "bundle")
     loaded = load_bundle(tmp_path / "deep" / "bundle")
     assert loaded.form == bundle.form
     assert loaded.core.settings == bundle.core.settings
     assert (loaded.iterations, loaded.record) == (3, {"study": "tiny"})
+    assert (loaded.weight, loaded.weights) == ((0.1, (1e-3, 10.0)) if conditional else (None, None))
+    assert (loaded.generator.gated, loaded.generator.conditional) == (gated, conditional)
     for before, after in ((bundle.core, loaded.core), (bundle.generator, loaded.generator)):
+        assert before.state_dict().keys() == after.state_dict().keys()
         for name, tensor in before.state_dict().items():
             assert torch.equal(tensor, after.state_dict()[name]), name
     left, right = LEFT[:24], RIGHT[:24]
@@ -56,16 +67,92 @@ def test_round_trip(tmp_path: Path, make_bundle: MakeBundle) -> None:
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["bundle"]
 
 
-def test_fuse_is_the_iterated_map_between_encoder_and_decoder(make_bundle: MakeBundle) -> None:
-    bundle = make_bundle()
-    style = torch.tensor([[0.25, 0.75]])
+def test_loaded_networks_are_for_use_and_draw_nothing(folder: Path) -> None:
+    before = torch.random.get_rng_state()
+    loaded = load_bundle(folder)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for network in (loaded.core, loaded.generator):
+        assert not network.training
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_no_linear_map_is_initialised_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(*_: object, **__: object) -> None:
+        raise AssertionError("weights were drawn for a network that is read from a file")
+
+    monkeypatch.setattr(torch.Tensor, "uniform_", draw)
+    monkeypatch.setattr(torch.Tensor, "normal_", draw)
+    load_bundle(folder)
+
+
+@pytest.mark.parametrize("weight", [1e-3, 0.1, 10.0])
+def test_fuse_is_the_iterated_map_between_encoder_and_decoder(
+    make_bundle: MakeBundle, weight: float
+) -> None:
+    bundle = make_bundle(conditional=True)
+    generator = bundle.generator
+    seen = torch.tensor([[(1 + math.log10(weight)) / 2, 0.25, 0.75]])
     with torch.no_grad():
-        z = [bundle.core.encode(torch.tensor(half[None]))[0] for half in (LEFT, RIGHT)]
+        z = torch.cat([bundle.core.encode(torch.tensor(half[None]))[0] for half in (LEFT, RIGHT)])
         for _ in range(3):
-            z = list(bundle.generator((z[0], z[1]), style))
-        slow = [bundle.core.decode(half).argmax(-1)[0].numpy() for half in z]
-    fused = bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 3)
-    assert all(np.array_equal(one, other) for one, other in zip(fused, slow, strict=True))
+            gate, delta = generator.net(torch.cat((z.reshape(1, -1), seen), 1)).reshape(2, 2, -1)
+            z = (1 - gate.sigmoid()) * z + gate.sigmoid() * delta
+        slow = bundle.core.decode(z).argmax(-1).numpy()
+    assert np.array_equal(np.stack(bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 3, weight)), slow)
+
+
+def test_a_weight_decides_what_comes_out_and_is_the_bundles_unless_given(
+    make_bundle: MakeBundle,
+) -> None:
+    bundle = make_bundle(conditional=True)
+    low, own, high, unsaid = (
+        np.stack(bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 2, weight))
+        for weight in (1e-3, 0.1, 10.0, None)
+    )
+    assert np.array_equal(own, unsaid)
+    assert not np.array_equal(low, own)
+    assert not np.array_equal(high, own)
+
+
+def test_a_larger_weight_stays_nearer(make_bundle: MakeBundle) -> None:
+    # Gates that only λ moves: half open at the smallest, all but shut at the largest.
+    bundle = make_bundle(conditional=True)
+    first, *_, last = bundle.generator.net.weights
+    with torch.no_grad():
+        for layer in bundle.generator.net.weights:
+            layer.zero_()
+        first[16, 0] = bundle.generator.net.weights[1][0, 0] = 1.0
+        last[0, :16] = -20.0
+        bundle.generator.net.biases[-1][0, 16:] = 3.0
+    latents = torch.zeros(1, 8), torch.zeros(1, 8)
+    style = torch.zeros(1, 2)
+    moved = [
+        float(bundle.generator.iterate(latents, style, [1], weight)[1][0].detach().norm())
+        for weight in (0.1, 1.0, 10.0)
+    ]
+    assert moved == sorted(moved, reverse=True)
+    same = bundle.core.decode_tokens(bundle.core.encode_mean(np.stack((LEFT, RIGHT))))
+    assert np.array_equal(np.stack(bundle.fuse(LEFT, RIGHT, [0.5, 0.5], 1, 10.0)), same)
+
+
+@pytest.mark.parametrize(
+    ("weight", "weights"),
+    [(None, None), (0.1, None), (None, (0.01, 1.0)), (2.0, (0.01, 1.0)), (0.1, (1.0, 0.01)),
+     (1.0, (1.0, 1.0)), (0.1, (0.0, 1.0)), (0.1, (0.01, math.inf)), (math.nan, (0.01, 1.0))],
+)  # fmt: skip
+def test_weights_that_are_none_of_a_conditional_generator(
+    make_bundle: MakeBundle, weight: float | None, weights: tuple[float, float] | None
+) -> None:
+    with pytest.raises(ValueError, match="none of a conditional generator"):
+        replace(make_bundle(conditional=True), weight=weight, weights=weights)
+
+
+@pytest.mark.parametrize(("weight", "weights"), [(0.1, None), (None, (0.01, 1.0))])
+def test_weights_that_an_unconditional_generator_cannot_have(
+    make_bundle: MakeBundle, weight: float | None, weights: tuple[float, float] | None
+) -> None:
+    with pytest.raises(ValueError, match="none of an unconditional generator"):
+        replace(make_bundle(), weight=weight, weights=weights)
 
 
 def test_a_drawn_style_depends_on_the_seed_alone_and_survives_print(
@@ -209,7 +296,9 @@ def test_a_missing_file(folder: Path, name: str) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "later version": (lambda m: m.update(version=2), "bundle version 2; this program reads 1"),
+    "later version": (lambda m: m.update(version=3), "bundle version 3; this program reads 2"),
+    "earlier version": (lambda m: m.update(version=1), "bundle version 1; .* select the bundle"),
+    "no version": (lambda m: m.pop("version"), "bundle version None"),
     "other kind": (lambda m: m.update(kind="web app"), "not the manifest of"),
     "no checksums": (lambda m: m.pop("sha256"), "no checksums"),
     "checksum gone": (lambda m: m["sha256"].clear(), "altered"),
@@ -220,6 +309,15 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "wide": (lambda m: m["core"].update(hidden=60_000), "other names, shapes"),
     "huge depth": (lambda m: m["generator"].update(depth=10**9), "depth 1000000000 is not in"),
     "huge count": (lambda m: m.update(iterations=10**9), "iterations 1000000000 is not in"),
+    "deep core": (lambda m: m["core"].update(depth=60_000), "depth 60000 is not in 1 to 1023"),
+    "true for a number": (lambda m: m["core"].update(depth=True), "depth True is not in"),
+    "one for true": (lambda m: m["generator"].update(gated=1), "generator gated 1 is not in"),
+    "a word for true": (lambda m: m["generator"].update(conditional="no"), "conditional 'no' is"),
+    "kind unsaid": (lambda m: m["generator"].pop("gated"), "do not fit .*gated"),
+    "other kind of map": (lambda m: m["generator"].update(gated=False), "other names, shapes"),
+    "several maps": (lambda m: m["generator"].update(trials=2), "trials"),
+    "low pitch a text": (lambda m: m["melody"].update(lowest="36"), "lowest '36' is not in"),
+    "λ of a fixed one": (lambda m: m.update(weight=0.1, weights=[0, 1]), "none of an uncond"),
     "no iterations": (lambda m: m.update(iterations=0), "iterations 0 is not in"),
     "text for a number": (lambda m: m["core"].update(depth="1"), "depth '1' is not in"),
     "fractional steps": (lambda m: m["melody"].update(steps_per_beat=4.0), "beat 4.0 is not in"),
@@ -243,6 +341,88 @@ def test_a_changed_manifest_is_refused_in_one_line(folder: Path, case: str) -> N
     assert "\n" not in str(caught.value)
 
 
+WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "gone": (lambda m: m.pop("weight"), "weight"),
+    "range gone": (lambda m: m.pop("weights"), "weights"),
+    "none": (lambda m: m.update(weight=None), "weight None is no number"),
+    "no range": (lambda m: m.update(weights=None), "do not fit"),
+    "true": (lambda m: m.update(weight=True), "weight True is no number"),
+    "text": (lambda m: m.update(weight="0.1"), "weight '0.1' is no number"),
+    "text as range": (lambda m: m.update(weights="19"), "weight '1' is no number"),
+    "one end": (lambda m: m.update(weights=[1]), "do not fit"),
+    "three ends": (lambda m: m.update(weights=[0.01, 0.1, 1]), "do not fit"),
+    "negative": (lambda m: m.update(weights=[-1.0, 1.0]), "none of a conditional"),
+    "zero": (lambda m: m.update(weights=[0, 1.0]), "none of a conditional"),
+    "endless": (lambda m: m.update(weights=[0.01, math.inf]), "none of a conditional"),
+    "nan": (lambda m: m.update(weight=math.nan), "none of a conditional"),
+    "turned round": (lambda m: m.update(weights=[10.0, 0.001]), "none of a conditional"),
+    "outside": (lambda m: m.update(weight=11.0), "weight 11.0 of weights .* is none of"),
+    "made fixed": (
+        lambda m: (m["generator"].update(conditional=False), m.update(weight=None, weights=None)),
+        "other names, shapes",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_changed_weights_are_refused_in_one_line(
+    tmp_path: Path, make_bundle: MakeBundle, case: str
+) -> None:
+    save_bundle(make_bundle(conditional=True), tmp_path / "bundle")
+    change, message = WEIGHTS[case]
+    _edit(tmp_path / "bundle", change)
+    with pytest.raises(UserError, match=message) as caught:
+        load_bundle(tmp_path / "bundle")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "core.safetensors", "generator.safetensors"])
+def test_a_huge_file_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (folder / name).write_bytes(b"")
+    os.truncate(folder / name, (1 << 30) + 1)
+    read = Path.read_bytes
+
+    def small_only(path: Path) -> bytes:
+        assert path.name != name
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", small_only)
+    with pytest.raises(UserError, match=f"{name}: too large"):
+        load_bundle(folder)
+
+
+def test_each_file_of_weights_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is used is what was checked, even if a file is swapped in between.
+    reads: list[str] = []
+    read = Path.read_bytes
+
+    def swapped_afterwards(path: Path) -> bytes:
+        content = read(path)
+        reads.append(path.name)
+        path.write_bytes(b"other")
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", swapped_afterwards)
+    assert load_bundle(folder).generator.style_dim == 2
+    assert reads == ["core.safetensors", "generator.safetensors"]
+
+
+def test_the_ready_made_bundle_is_what_is_loaded_unless_told_otherwise(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "DEFAULT_BUNDLE", folder)
+    assert load_bundle().record == {"study": "tiny"}
+    monkeypatch.setattr(bundles, "DEFAULT_BUNDLE", folder / "nil")
+    with pytest.raises(UserError, match=r"no ready-made bundle .*`make bundle`.*--bundle"):
+        load_bundle()
+
+
+def test_a_bundle_of_an_earlier_version_is_replaced(folder: Path, make_bundle: MakeBundle) -> None:
+    _edit(folder, lambda m: m.update(version=1))
+    save_bundle(make_bundle(style_dim=5), folder)
+    assert load_bundle(folder).generator.style_dim == 5
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "\xff", "[" * 100_000, '"kind"'])
 def test_a_manifest_that_is_none(folder: Path, text: str) -> None:
     (folder / "manifest.json").write_bytes(text.encode("latin-1"))
@@ -264,3 +444,15 @@ def test_fuse_refuses(
 ) -> None:
     with pytest.raises(UserError, match=message):
         make_bundle().fuse(LEFT, RIGHT, style, iterations)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, 1e-4, 10.1, math.inf, math.nan])
+def test_a_weight_it_was_not_trained_for(make_bundle: MakeBundle, weight: float) -> None:
+    message = rf"λ: this bundle was trained for 0\.001 to 10, not {weight}"
+    with pytest.raises(UserError, match=message):
+        make_bundle(conditional=True).fuse(LEFT, RIGHT, [0.5, 0.5], 1, weight)
+
+
+def test_a_weight_for_a_bundle_that_has_one(make_bundle: MakeBundle) -> None:
+    with pytest.raises(UserError, match=r"has one λ, .*; only a conditional one takes --lambda"):
+        make_bundle().fuse(LEFT, RIGHT, [0.5, 0.5], 1, 0.1)

@@ -346,14 +346,42 @@ def test_fuse_tells_what_it_did_and_can_be_repeated(cf_study: Run, tunes: Path) 
     assert lines[3:] == [f"wrote {name}" for name in names]
     for name, magic in zip(names, (b"MThd", b"RIFF", b"<?xml", b"\x89PNG"), strict=True):
         assert (tunes / name).read_bytes().startswith(magic)
-    style, iterations, tempo = (field.split()[1] for field in lines[2].split(", "))
-    assert (iterations, tempo) == ("3", "100")
+    style, weight, iterations, tempo = (field.split()[1] for field in lines[2].split(", "))
+    assert (weight, iterations, tempo) == ("fixed", "3", "100")
     again = cf_study(
         "fuse", "a.mid", "b.mid", "--bundle", "bundle", "--output", "again.mid",
         "--style", style, "--iterations", 3, "--left-bars", "3-4", "--right-bars", "1-2",
     )  # fmt: skip
     assert again.code == 0
     assert (tunes / "again.mid").read_bytes() == (tunes / "out.mid").read_bytes()
+
+
+def test_lambda_is_told_and_can_be_repeated(
+    cf_study: Run, tunes: Path, make_bundle: MakeBundle
+) -> None:
+    save_bundle(make_bundle(conditional=True), tunes / "bundle")
+    written = []
+    for given, told in (((), "0.1"), (("--lambda", "0.1"), "0.1"), (("--lambda", "10"), "10.0")):
+        outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, *given)
+        assert outcome.code == 0
+        assert f", λ {told}, iterations 3, tempo 100" in outcome.out
+        written.append((tunes / "out.mid").read_bytes())
+    assert written[0] == written[1] != written[2]
+    outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, "--lambda", "11")
+    _refused(outcome, "λ: this bundle was trained for 0.001 to 10, not 11")
+
+
+def test_without_a_bundle_the_ready_made_one_is_used(
+    cf_study: Run, tunes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cf_study("fuse", "a.mid", "b.mid", *OUT).code == 0
+    monkeypatch.setattr("cf_core.bundle.DEFAULT_BUNDLE", tunes / "bundle")
+    assert cf_study("fuse", "a.mid", "b.mid", "--output", "same.mid").code == 0
+    assert (tunes / "same.mid").read_bytes() == (tunes / "out.mid").read_bytes()
+    monkeypatch.setattr("cf_core.bundle.DEFAULT_BUNDLE", tunes / "nil")
+    outcome = cf_study("fuse", "a.mid", "b.mid", "--output", "none.mid")
+    _refused(outcome, "no ready-made bundle", "make bundle", "--bundle")
+    assert not (tunes / "none.mid").exists()
 
 
 def test_the_tempo_is_that_of_left_unless_given(cf_study: Run, tunes: Path) -> None:
@@ -370,6 +398,7 @@ def test_the_tempo_is_that_of_left_unless_given(cf_study: Run, tunes: Path) -> N
         (["a.mid", "b.mid", "--style", "0.5,1.5"], ["style: each number must lie in 0…1"]),
         (["a.mid", "b.mid", "--style", "0.5,much"], ["--style 0.5,much", "numbers"]),
         (["a.mid", "b.mid", "--style", "nan,0.5"], ["style: each number must lie in 0…1"]),
+        (["a.mid", "b.mid", "--lambda", "0.1"], ["has one λ", "conditional one takes --lambda"]),
         (["a.mid", "b.mid", "--iterations", "0"], ["iterations: 0 is too few"]),
         (["a.mid", "b.mid", "--tempo", "0"], ["tempo: 0", "10 to 500"]),
         (["a.mid", "b.mid", "--left-bars", "3"], ["--left-bars 3", "such as 5-6"]),

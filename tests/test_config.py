@@ -51,6 +51,10 @@ def other(key: str, value: Any) -> Any:
         "selection.where": ["judge > 0.5"],
         "evaluation.matched.z_distance": [0.2, 30.0],
         "evaluation.matched.edit_distance": [0.6, 20.0],
+        "fusion.gated": False,
+        "fusion.weights": [0.1, 1.0],
+        "search.lambda": [0.5],
+        "execution.pack": 3,
     }
     if key in special:
         return special[key]
@@ -112,16 +116,22 @@ def test_fingerprint_is_that_of_canonical_json() -> None:
 
 
 def test_trials_are_the_whole_grid_in_a_fixed_order(write: Any) -> None:
-    study = load(write("name: s\nsearch: {lambda: [3, 0.03], style_dim: [4, 0], seeds: [7, 1]}"))
+    study = load(
+        write("name: s\nsearch: {lambda: [conditional, 3, 0.03], style_dim: [4, 0], seeds: [7, 1]}")
+    )
     assert [trial.id for trial in study.trials()] == [
         "lambda0.03-style0-seed1",
         "lambda3.0-style0-seed1",
+        "conditional-style0-seed1",
         "lambda0.03-style4-seed1",
         "lambda3.0-style4-seed1",
+        "conditional-style4-seed1",
         "lambda0.03-style0-seed7",
         "lambda3.0-style0-seed7",
+        "conditional-style0-seed7",
         "lambda0.03-style4-seed7",
         "lambda3.0-style4-seed7",
+        "conditional-style4-seed7",
     ]
 
 
@@ -207,13 +217,22 @@ def test_corpus_path_expands_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("name: s\ncore:", "core: must be a mapping, got null"),
         ("name: s\nmelody: {lowest: 90, highest: 60}", "melody: lowest, highest: must satisfy"),
         ("name: s\nmelody: {meters: 4/4}", 'melody.meters: must be a valid list, got "4/4"'),
-        ("name: s\nsearch: {lambda: [0.1, x]}", 'search.lambda.1: must be a valid number, got "x"'),
+        (
+            "name: s\nsearch: {lambda: [0.1, x]}",
+            'lambda.1: must be a number of at least 0, or conditional, got "x"',
+        ),
         ("name: s\nsearch: {lambda: [1, 1.0]}", "search.lambda: no value may be given twice"),
+        ("name: s\nsearch: {lambda: [conditional, conditional]}", "search.lambda: no value may be"),
         ("name: s\nsearch: {seeds: []}", "search.seeds: "),
         ("name: s\nevaluation: {iterations: [0, 1]}", "evaluation.iterations.0: must be greater"),
         ("name: s\nevaluation: {pairs: 0}", "evaluation.pairs: must be greater"),
         ("name: s\nevaluation: {matched: {z_distance: [2, 1]}}", "first number must be below"),
         ("name: s\nexecution: {workers: 0}", "execution.workers: must be greater"),
+        (
+            "name: s\nexecution: {pack: 0}",
+            "pack: must be a whole number of at least 1, or auto, got 0",
+        ),
+        ("name: s\nfusion: {weights: [1, 0.1]}", "must be two ascending numbers above 0"),
         ("name: s\ncore_gate: {token_accuracy: 1.5}", "core_gate.token_accuracy: must be less"),
         ("name: s\nselection: {where: [cheap]}", '"cheap" must read like "z_distance <= 3.0"'),
         ("name: s\nseed: x\nexecution: {workers: 0}", "(and 1 more)"),

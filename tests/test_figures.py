@@ -39,6 +39,8 @@ def metrics_table() -> pl.DataFrame:
     trials: list[tuple[str, str, float | None, int | None, float | None, tuple[int, ...]]] = [
         ("ours-a", "fusion", 0.1, 0, None, (1, 2, 4)),
         ("ours-b", "fusion", 0.0, 4, None, (4, 1, 2)),
+        ("all", "conditional", 0.1, 4, None, (1, 2)),
+        ("all", "conditional", 0.3, 4, None, (1, 2)),
         ("lp-eta0.2", "lp", None, None, 0.2, (1, 10, 100)),
         ("identity", "identity", None, None, None, (0,)),
         ("floor", "floor", None, None, None, (0,)),
@@ -157,7 +159,7 @@ def test_legend_names_every_level_and_covers_no_panel(frontier: Figure) -> None:
     (legend,) = frontier.legends
     texts = [text.get_text() for text in legend.get_texts() if text.get_text()]
     assert texts == [
-        *("fusion: λ", "0", "0.1"),
+        *("fusion: λ", "0", "0.1", "0.3", "dotted: one for all"),
         *("fusion: style dim.", "0", "4"),
         *("fusion: iterations", "1", "2", "4"),
         *("LP: step size η", "0.2"),

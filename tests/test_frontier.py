@@ -63,17 +63,19 @@ def test_there_are_twelve_panels() -> None:
     assert ("prior", "pitch_class") in PANELS
 
 
+POINT_COLUMNS = ["method", "trial", "lambda", "iteration"]
+MATCHED_COLUMNS = [*POINT_COLUMNS, "validation_distance", "validation_value", "value"]
 MATCHED = pl.DataFrame(
     [
-        ("identity", "identity", 0, 0.0, 0.40, 0.41),
-        ("fusion", "a", 1, 1.0, 0.50, 0.52),
-        ("fusion", "a", 2, 2.0, 0.70, 0.45),  # better on validation, worse on test
-        ("fusion", "b", 1, 2.0, 0.60, 0.99),
-        ("fusion", "b", 2, 3.0, math.nan, 0.99),
-        ("lp", "lp-eta0.1", 10, 2.5, 0.30, 0.33),  # worse than the identity
-        ("lp", "lp-eta0.4", 1, math.nan, 0.95, 0.95),
+        ("identity", "identity", None, 0, 0.0, 0.40, 0.41),
+        ("fusion", "a", 0.1, 1, 1.0, 0.50, 0.52),
+        ("fusion", "a", 0.1, 2, 2.0, 0.70, 0.45),  # better on validation, worse on test
+        ("fusion", "b", 0.3, 1, 2.0, 0.60, 0.99),
+        ("fusion", "b", 0.3, 2, 3.0, math.nan, 0.99),
+        ("lp", "lp-eta0.1", None, 10, 2.5, 0.30, 0.33),  # worse than the identity
+        ("lp", "lp-eta0.4", None, 1, math.nan, 0.95, 0.95),
     ],
-    schema=["method", "trial", "iteration", "validation_distance", "validation_value", "value"],
+    schema=MATCHED_COLUMNS,
     orient="row",
 )
 
@@ -122,17 +124,17 @@ POINT = st.tuples(
 def test_matched_similarity_by_definition(
     points: list[tuple[str, float, float]], distances: list[float]
 ) -> None:
-    rows = [("identity", "identity", 0, 0.0, 2.0, -1.0)]
-    rows += [(m, f"t{i:02}", 1, d, v, float(i)) for i, (m, d, v) in enumerate(points)]
+    rows = [("identity", "identity", None, 0, 0.0, 2.0, -1.0)]
+    rows += [(m, f"t{i:02}", None, 1, d, v, float(i)) for i, (m, d, v) in enumerate(points)]
     frame = pl.DataFrame(rows, schema=MATCHED.schema, orient="row")
     matched = matched_similarity(frame.sample(fraction=1, shuffle=True, seed=0), distances)
     assert matched.height == len({row[0] for row in rows}) * len(distances)
     for method, distance, *_, value in matched.rows():
         best, expected = (-math.inf, -math.inf), -1.0
-        for row in rows:
-            near_enough = row[0] == method and row[3] <= distance
-            if near_enough and (row[4], -row[3]) > best:
-                best, expected = (row[4], -row[3]), row[5]
+        for owner, _trial, _weight, _count, its_distance, its_value, its_test in rows:
+            near_enough = owner == method and its_distance <= distance
+            if near_enough and (its_value, -its_distance) > best:
+                best, expected = (its_value, -its_distance), its_test
         assert value == expected
 
 
@@ -157,7 +159,7 @@ METRICS = pl.DataFrame(
     ],
     schema=["method", "trial", "source", "iteration", "metric", "value"],
     orient="row",
-)
+).with_columns(pl.when(pl.col("method") == "fusion").then(0.1).alias("lambda"))
 
 
 def test_panel_points_join_value_and_distance() -> None:
@@ -168,9 +170,28 @@ def test_panel_points_join_value_and_distance() -> None:
     ]
 
 
+def test_readings_of_one_trial_at_several_weights_are_points_of_their_own() -> None:
+    readings = [
+        ("conditional", "c", weight, source, 1, metric, value + weight)
+        for weight in (0.1, 0.3)
+        for source, value in (("test", 1.0), ("validation", 2.0))
+        for metric in ("judge", "z_distance")
+    ]
+    metrics = pl.DataFrame(
+        readings,
+        schema=["method", "trial", "lambda", "source", "iteration", "metric", "value"],
+        orient="row",
+    )
+    points = matched_points(metrics, "test", "judge", "z_distance")
+    assert points.rows() == [
+        ("conditional", "c", 0.1, 1, 2.1, 2.1, 1.1),
+        ("conditional", "c", 0.3, 1, 2.3, 2.3, 1.3),
+    ]
+
+
 def test_matched_points_join_validation_and_test() -> None:
     points = matched_points(METRICS, "test", "judge", "z_distance")
-    assert points.rows() == [("fusion", "a", 1, 1.25, 0.7, 0.6)]
+    assert points.rows() == [("fusion", "a", 0.1, 1, 1.25, 0.7, 0.6)]
     assert points.columns == MATCHED.columns
 
 

@@ -1,4 +1,4 @@
-"""The fusion map and its training."""
+"""The fusion map, the discriminator, and the latents that they are trained on."""
 
 import math
 
@@ -6,67 +6,138 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cf_core import losses
-from cf_core.fusion import FusionSettings, FusionTrainer, Generator, Latents
+from cf_core.fusion import Discriminator, Generator, Latents, condition_on
+from cf_core.losses import Pair
 from cf_core.nets import initialise
 from cf_core.seeding import generator
-from cf_core.training import train
 
 Z = 3
+NO_CONDITION = torch.empty(5, 0)
 
 
-def small_generator(style_dim: int) -> Generator:
-    made = Generator(Z, style_dim, 8, 2)
+def small_generator(
+    style_dim: int = 2, *, gated: bool = True, conditional: bool = False
+) -> Generator:
+    made = Generator(Z, style_dim, 8, 2, gated=gated, conditional=conditional)
     initialise(made, generator(0, "g"))
-    return made
+    return made.requires_grad_(requires_grad=False)
 
 
-def draws(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(0, "draws", *shape))
+def draws(purpose: str, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator(0, purpose))
+
+
+def pair_of(count: int = 5) -> Pair:
+    return draws("left", count, Z), draws("right", count, Z)
+
+
+def style_of(style_dim: int, count: int = 5) -> Tensor:
+    return torch.rand(count, style_dim, generator=generator(0, "style"))
 
 
 def latents(count: int = 40) -> Latents:
-    """Pairs whose halves are equal: what G must learn is to bring the halves together."""
-    mean = draws(count, Z)
+    mean = draws("mean", count, Z)
     rows = torch.arange(0, count, 2)
     mean[1::2] = mean[::2]
     deviation = torch.full((count, Z), 0.1)
     return Latents(mean, deviation, torch.stack((rows, rows + 1), 1), torch.ones(Z))
 
 
-def trainer(weight: float = 0.1, style_dim: int = 2, seed: int = 0, **kwargs: int) -> FusionTrainer:
-    settings = FusionSettings(hidden=16, batch=16, **{"steps": 30, **kwargs})
-    return FusionTrainer(latents(), settings, weight, style_dim, seed)
+def assert_same(one: Pair, other: Pair) -> None:
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(one[1], other[1])
 
 
 def test_the_map_is_a_gated_residual_as_written() -> None:
-    made = small_generator(2)
-    left, right, style = draws(5, Z), draws(5, Z).flip(0), torch.rand(5, 2)
+    made, (left, right), style = small_generator(), pair_of(), style_of(2)
     out = made.net(torch.cat((left, right, style), 1))
-    for half, z, result in ((0, left, 0), (1, right, 1)):
-        gate_logit = out[:, half * Z : (half + 1) * Z]
+    for half, z in enumerate((left, right)):
+        g = 1 / (1 + torch.exp(-out[:, half * Z : (half + 1) * Z]))
         delta = out[:, (2 + half) * Z : (3 + half) * Z]
-        g = 1 / (1 + torch.exp(-gate_logit))
-        expected = (1 - g) * z + g * delta
-        torch.testing.assert_close(made((left, right), style)[result], expected)
+        result = made((left, right), style, NO_CONDITION)[half]
+        torch.testing.assert_close(result, (1 - g) * z + g * delta)
 
 
-def test_iterating_feeds_outputs_back_with_the_same_style() -> None:
-    made = small_generator(2)
-    pair, style = (draws(4, Z), draws(4, Z).flip(1)), torch.rand(4, 2)
-    kept = made.iterate(pair, style, [1, 3])
-    once = made(pair, style)
-    thrice = made(made(once, style), style)
-    assert list(kept) == [1, 3]
-    for expected, got in ((once, kept[1]), (thrice, kept[3])):
-        assert torch.equal(expected[0], got[0])
-        assert torch.equal(expected[1], got[1])
+def test_without_gates_the_map_adds() -> None:
+    made, (left, right), style = small_generator(gated=False), pair_of(), style_of(2)
+    delta = made.net(torch.cat((left, right, style), 1))
+    assert delta.shape == (5, 2 * Z)
+    assert_same(
+        made((left, right), style, NO_CONDITION), (left + delta[:, :Z], right + delta[:, Z:])
+    )
 
 
-def test_without_style_dimensions_style_changes_nothing() -> None:
-    made = small_generator(0)
-    pair = (draws(4, Z), draws(4, Z))
-    assert torch.equal(made(pair, torch.rand(4, 0))[0], made(pair, torch.rand(4, 0))[0])
+@pytest.mark.parametrize("gated", [True, False])
+def test_iterating_feeds_outputs_back_with_the_same_style(gated: bool) -> None:
+    made, pair, style = small_generator(gated=gated), pair_of(), style_of(2)
+    kept = made.iterate(pair, style, [3, 1])
+    once = made(pair, style, NO_CONDITION)
+    thrice = made(made(once, style, NO_CONDITION), style, NO_CONDITION)
+    assert kept.keys() == {1, 3}
+    assert_same(kept[1], once)
+    assert_same(kept[3], thrice)
+    assert_same(made.iterate(pair, style, [1], weight=0.5)[1], once)
+
+
+def test_a_conditional_map_iterates_with_its_weight() -> None:
+    made, pair, style = small_generator(conditional=True), pair_of(), style_of(2)
+    # (1 + log10 λ) / 2 of λ = 0.001 is -1.
+    given = torch.full((5, 1), -1.0)
+    twice = made(made(pair, style, given), style, given)
+    kept = made.iterate(pair, style, [2], weight=1e-3)[2]
+    torch.testing.assert_close(kept, twice)
+    assert not torch.equal(made.iterate(pair, style, [2], weight=1.0)[2][0], kept[0])
+
+
+def test_a_conditional_map_needs_its_weight() -> None:
+    with pytest.raises(ValueError, match="weight"):
+        small_generator(conditional=True).iterate(pair_of(), style_of(2), [1])
+
+
+def test_weights_as_conditional_networks_see_them() -> None:
+    seen = condition_on(torch.tensor([[1e-3, 0.1], [1.0, 10.0]], dtype=torch.float64))
+    torch.testing.assert_close(
+        seen, torch.tensor([[[-1.0], [0.0]], [[0.5], [1.0]]], dtype=torch.float64)
+    )
+
+
+def test_without_style_dimensions_the_map_takes_none() -> None:
+    made, pair = small_generator(0), pair_of()
+    out = made.net(torch.cat(pair, 1))
+    assert out.shape == (5, 4 * Z)
+    assert_same(made(pair, style_of(0), NO_CONDITION), made.iterate(pair, style_of(0), [1])[1])
+
+
+def set_rows(stacked: nn.Module, separate: list[nn.Module]) -> None:
+    for row, alone in enumerate(separate):
+        initialise(alone, generator(row, "alone"))
+        for stack, parameter in zip(stacked.parameters(), alone.parameters(), strict=True):
+            stack.data[row] = parameter.data
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("conditional", [True, False])
+def test_stacked_maps_and_discriminators_equal_separate_ones(
+    gated: bool, conditional: bool
+) -> None:
+    trials, kind = 3, {"gated": gated, "conditional": conditional}
+    maps = [Generator(Z, 2, 8, 2, **kind).double() for _ in range(trials)]
+    stacked = Generator(Z, 2, 8, 2, **kind, trials=trials).double()
+    set_rows(stacked, [*maps])
+    judges = [Discriminator(Z, 8, 2, conditional=conditional).double() for _ in range(trials)]
+    stacked_judge = Discriminator(Z, 8, 2, conditional=conditional, trials=trials).double()
+    set_rows(stacked_judge, [*judges])
+    left, right = draws("stack", 2, trials, 5, Z).double()
+    style = draws("style", trials, 5, 2).double()
+    condition = draws("condition", trials, 5, int(conditional)).double()
+    fused = stacked((left, right), style, condition)
+    logits = stacked_judge((left, right), condition)
+    assert logits.shape == (trials, 5)
+    for row in range(trials):
+        alone = maps[row]((left[row], right[row]), style[row], condition[row])
+        torch.testing.assert_close((fused[0][row], fused[1][row]), alone, rtol=0, atol=1e-12)
+        logit = judges[row]((left[row], right[row]), condition[row])
+        torch.testing.assert_close(logits[row], logit, rtol=0, atol=1e-12)
 
 
 def test_paired_draws_are_adjacent_and_unpaired_ones_independent() -> None:
@@ -81,88 +152,20 @@ def test_paired_draws_are_adjacent_and_unpaired_ones_independent() -> None:
     assert not torch.equal(left, right)
 
 
-def test_trials_of_one_seed_see_the_same_batches() -> None:
-    drawn = [
-        (*made._draw(0)[:2], made._draw_paired(0)) for made in (trainer(0.0, 0), trainer(3.0, 4))
-    ]
-    one, other = drawn
-    for pair, same in zip(one, other, strict=True):
-        assert torch.equal(pair[0], same[0])
-        assert torch.equal(pair[1], same[1])
-    assert not torch.equal(trainer(0.0, 0, seed=1)._draw(0)[0][0], one[0][0])
+def test_paired_draws_come_in_their_order() -> None:
+    # Left latents are all 0, right ones all 1.
+    mean = torch.tensor([[0.0], [1.0]])
+    data = Latents(mean, torch.zeros(2, 1), torch.tensor([[0, 1]]), torch.ones(1))
+    left, right = data.paired(7, generator(0, "p"))
+    assert left.tolist() == [[0.0]] * 7
+    assert right.tolist() == [[1.0]] * 7
 
 
-def test_each_network_learns_from_its_own_loss_alone() -> None:
-    made = trainer()
-    before = {
-        name: [parameter.detach().clone() for parameter in network.parameters()]
-        for name, network in made.networks.items()
-    }
-    made._update_generator()
-    assert all(map(torch.equal, before["discriminator"], made.discriminator.parameters()))
-    assert not any(map(torch.equal, before["generator"], made.generator.parameters()))
-    now = [p.detach().clone() for p in made.generator.parameters()]
-    made._update_discriminator(0)
-    assert all(map(torch.equal, now, made.generator.parameters()))
-    assert not all(map(torch.equal, before["discriminator"], made.discriminator.parameters()))
-
-
-def test_the_reported_losses_are_the_equations() -> None:
-    made = trainer(weight=0.7)
-    unpaired, prior, style = made._draw("generator")
-    split = len(unpaired[0])
-    fused = made.generator(unpaired, style[:split])
-    fused_prior = made.generator(prior, style[split:])
-    eq5 = losses.generator_adversarial(made.discriminator(fused), made.discriminator(fused_prior))
-    sigma_bar = made.latents.sigma_bar
-    eq6 = losses.similarity_loss(
-        losses.distance(unpaired, fused, sigma_bar), losses.distance(prior, fused_prior, sigma_bar)
+def test_draws_have_the_precision_of_the_latents() -> None:
+    data = latents()
+    double = Latents(
+        data.mean.double(), data.deviation.double(), data.pairs, data.sigma_bar.double()
     )
-    report = made._update_generator()
-    torch.testing.assert_close(report["eq5"], eq5.detach())
-    torch.testing.assert_close(report["eq6"], eq6.detach())
-    torch.testing.assert_close(report["eq4"], (eq5 + 0.7 * eq6).detach())
-
-
-def test_the_average_is_an_exponential_one() -> None:
-    made = trainer(steps=3)
-    expected = [p.detach().clone() for p in made.generator.parameters()]
-    for _ in train(made, 1):
-        for average, now in zip(expected, made.generator.parameters(), strict=True):
-            average.mul_(0.995).add_(0.005 * now.detach())
-    for average, got in zip(expected, made.averaged.parameters(), strict=True):
-        torch.testing.assert_close(average, got)
-
-
-def test_training_brings_the_halves_together_and_weight_holds_it_back() -> None:
-    pair = latents().unpaired(200, generator(0, "test"))
-    apart = (pair[0] - pair[1]).square().mean().item()
-    gaps, moves = {}, {}
-    for weight in (0.0, 30.0):
-        settings = FusionSettings(hidden=32, batch=32, steps=400, learning_rate=1e-3, ema=0.9)
-        made = FusionTrainer(latents(), settings, weight, 0, 0)
-        list(train(made, 400))
-        with torch.no_grad():
-            fused = made.averaged.iterate(pair, torch.zeros(200, 0), [1])[1]
-        gaps[weight] = (fused[0] - fused[1]).square().mean().item()
-        moves[weight] = losses.distance(pair, fused, torch.ones(Z)).mean().item()
-    assert gaps[0.0] < 0.1 * apart
-    assert moves[30.0] < 0.05 * moves[0.0]
-
-
-def test_a_fresh_map_stays_near_its_input() -> None:
-    made = trainer()
-    pair = (draws(50, Z), draws(50, Z).flip(0))
-    with torch.no_grad():
-        left, _ = made.generator(pair, torch.rand(50, 2))
-    gate = torch.sigmoid(torch.tensor(-2.0))
-    assert (left - pair[0]).std() < 3 * gate
-
-
-def test_initialising_depends_on_the_generator_alone() -> None:
-    torch.manual_seed(1)
-    one = small_generator(2)
-    torch.manual_seed(2)
-    other = small_generator(2)
-    assert all(map(torch.equal, one.parameters(), other.parameters()))
-    assert all(m.bias.abs().max() == 0 for m in one.modules() if isinstance(m, nn.Linear))
+    for made, dtype in ((data, torch.float32), (double, torch.float64)):
+        for draw in (made.paired, made.unpaired, made.prior):
+            assert draw(2, generator(0, "p"))[0].dtype == dtype

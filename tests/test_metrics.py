@@ -226,22 +226,24 @@ def test_style_diversity_is_the_mean_over_pairs_of_styles(
     source, styles = sources["test"], 3
     made = Generator(4, 2, 16, 2)
     initialise(made, generator(0, "g"))
-    first = made.net[0]
-    assert isinstance(first, torch.nn.Linear)
     with torch.no_grad():
-        first.weight[:, 8:] *= 8
+        made.net.weights[0][8:] *= 8
     drawn = torch.rand(styles, 2, generator=generator(0, "diversity"))
     total, count = 0, 0
+    no_condition = torch.empty(1, 0)
     for i in range(40):
         pair = (source.inputs[0][i : i + 1], source.inputs[1][i : i + 1])
         with torch.no_grad():
-            outputs = [made(pair, style[None]) for style in drawn]
+            outputs = [
+                made(made(pair, s[None], no_condition), s[None], no_condition) for s in drawn
+            ]
         for a in range(styles):
             for b in range(a):
                 for half in (0, 1):
                     one, other = (evaluator.core.decode_tokens(outputs[k][half]) for k in (a, b))
                     total, count = total + int(edit_distance(one, other)[0]), count + 1
-    measured = evaluator.style_diversity(made, source, styles)
-    assert measured == pytest.approx(total / count)
-    assert measured > 0
-    assert evaluator.style_diversity(Generator(4, 0, 16, 2), source, styles) == 0.0
+    measured = evaluator.style_diversity(made, source, styles, (1, 2))
+    assert measured[2] == pytest.approx(total / count)
+    assert 0 < measured[1] != measured[2]
+    without = evaluator.style_diversity(Generator(4, 0, 16, 2), source, styles, (1, 2))
+    assert without == {1: 0.0, 2: 0.0}

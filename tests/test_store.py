@@ -28,7 +28,6 @@ TRIAL: dict[str, Any] = {
     "status": "done",
     "reason": None,
     "checkpoint": "trials/a.safetensors",
-    "style_diversity": math.nan,
     "fingerprint": "f",
     "seconds": 1.5,
     "peak_memory_mb": 10.0,
@@ -120,7 +119,7 @@ def test_a_written_part_has_the_declared_schema_version_and_encodings(
     store.write(table, "b", store.scan(table).collect())
     (first, second) = sorted((store.root / table).iterdir())
     assert pq.read_schema(first).equals(schema)
-    assert pq.read_schema(first).metadata[b"version"] == b"1"
+    assert pq.read_schema(first).metadata[b"version"] == b"2"
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -344,9 +343,9 @@ def test_a_damaged_record_is_told(text: str, store: Store) -> None:
 
 def test_records_of_another_version_are_told(store: Store) -> None:
     record = json.loads((store.root / "study.json").read_text())
-    record["tables"]["metrics"] = 2
+    record["tables"]["metrics"] = 3
     (store.root / "study.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r'"metrics": 2.*release that wrote'):
+    with pytest.raises(UserError, match=r'"metrics": 3.*release that wrote'):
         module.open(store.root)
 
 

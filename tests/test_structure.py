@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("cf_core", "evaluation", "study")
-FILES = sorted(path for folder in (*LAYERS, "tests") for path in (ROOT / folder).rglob("*.py"))
+BESIDE = ("benchmarks", "tests")
+FILES = sorted(path for folder in (*LAYERS, *BESIDE) for path in (ROOT / folder).rglob("*.py"))
 
 
 def module(path: Path) -> str:
@@ -50,7 +51,7 @@ def reachable(start: str) -> set[str]:
 
 
 def test_the_files_are_those_of_the_project() -> None:
-    assert {module(path).split(".")[0] for path in FILES} == {*LAYERS, "tests"}
+    assert {module(path).split(".")[0] for path in FILES} == {*LAYERS, *BESIDE}
     assert len(FILES) > 30
 
 
@@ -59,7 +60,7 @@ def test_imports_point_downwards(path: Path) -> None:
     own = LAYERS.index(module(path).split(".")[0])
     for name in imports(path):
         top = name.split(".")[0]
-        assert top != "tests", f"{path} imports {name}"
+        assert top not in BESIDE, f"{path} imports {name}"
         if top in LAYERS:
             assert LAYERS.index(top) <= own, f"{path} imports {name}"
 

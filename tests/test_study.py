@@ -57,16 +57,17 @@ def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
         "selection_judge": {"hidden": 16, "steps": 60, "batch": 12},
         "reporting_judge": {"hidden": 24, "steps": 60, "batch": 12},
         "fusion": {"hidden": 16, "steps": 250, "batch": 8},
-        "search": {"lambda": [0.1, 1.0], "style_dim": [0, 2], "seeds": [0]},
+        "search": {"lambda": [0.1, 1.0, "conditional"], "style_dim": [0, 2], "seeds": [0]},
         "evaluation": {
             "pairs": 24,
             "iterations": [1, 2],
+            "lambda": [0.01, 1.0],
             "styles": 2,
             "resamples": 20,
             "lp": {"step_sizes": [0.3], "iterations": [1, 5]},
         },
         "selection": {"maximise": "judge", "where": []},
-        "execution": {"workers": 2, "results": str(results)},
+        "execution": {"workers": 2, "pack": 2, "results": str(results)},
     }
     return StudyConfig.model_validate(settings | changes)
 
@@ -124,15 +125,23 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
     trials = [spec.id for spec in config.trials()]
     assert sorted(tables["trials"]["trial"]) == sorted([*trials, "lp-eta0.3"])
     assert set(tables["trials"]["status"]) == {"done"}
-    points = {(t, s, i) for t in trials for s in SOURCES for i in (1, 2)}
-    points |= {("lp-eta0.3", s, i) for s in SOURCES for i in (1, 5)}
+    points: set[tuple[str, float | None, str, int]] = {
+        (spec.id, weight, source, count)
+        for spec in config.trials()
+        for weight in ([0.01, 1.0] if spec.lambda_ is None else [spec.lambda_])
+        for source in SOURCES
+        for count in (1, 2)
+    }
+    points |= {("lp-eta0.3", None, source, count) for source in SOURCES for count in (1, 5)}
     latents = tables["latents"]
-    assert set(latents.select("trial", "source", "iteration").iter_rows()) == points
+    assert set(latents.select("trial", "lambda", "source", "iteration").iter_rows()) == points
     assert latents.height == len(points) * config.evaluation.pairs
     metrics = tables["metrics"]
     for metric in (*COHERENCY, "search_classifier", "z_distance", "z_weighted", "edit_distance"):
-        rows = metrics.filter(pl.col("metric") == metric, pl.col("method").is_in(["fusion", "lp"]))
-        assert set(rows.select("trial", "source", "iteration").iter_rows()) == points, metric
+        methods = ["fusion", "conditional", "lp"]
+        rows = metrics.filter(pl.col("metric") == metric, pl.col("method").is_in(methods))
+        found = rows.select("trial", "lambda", "source", "iteration").iter_rows()
+        assert set(found) == points, metric
         assert rows.height == len(points)
     for level in ("floor", "ceiling"):
         rows = metrics.filter(pl.col("method") == level, pl.col("metric").is_in(COHERENCY))
@@ -165,7 +174,7 @@ def assert_same_tables(store: Store, other: Store) -> None:
         assert ours.equals(theirs, null_equal=True), table
 
 
-@pytest.mark.parametrize("stop", ["core at 50", "selection judge at 50", ": over (2 of 5)"])
+@pytest.mark.parametrize("stop", ["core at 50", "selection judge at 50", ": over (2 of 4)"])
 def test_a_stopped_study_goes_on_and_ends_with_the_same_tables(
     undisturbed: Study, melodies: Path, tmp_path: Path, stop: str
 ) -> None:
@@ -178,7 +187,7 @@ def test_a_stopped_study_goes_on_and_ends_with_the_same_tables(
     for path, written in before.items():
         assert path.stat().st_mtime_ns == written, "a finished trial was run again"
     if before:
-        assert f"{len(before)} of 5 jobs are already done" in lines
+        assert f"{len(before)} of 7 are already done" in lines
     assert_same_tables(store, undisturbed[0])
 
 
@@ -190,7 +199,7 @@ def test_running_a_finished_study_again_changes_no_record(undisturbed: Study) ->
         for path in (store.root / table).iterdir()
     }
     _, lines = go(config)
-    assert "5 of 5 jobs are already done" in lines
+    assert "7 of 7 are already done" in lines
     assert all(path.stat().st_mtime_ns == before for path, before in written.items())
 
 
@@ -278,7 +287,7 @@ def test_panels_led_are_counted_from_the_matched_table(undisturbed: Study) -> No
             for method in ("fusion", "lp")
         )
         expected += int(ours > lp)
-    led, panels, lost = panels_led(store, "z_distance")
+    led, panels, lost = panels_led(store, "z_distance", "fusion")
     assert (led, panels, len(lost)) == (expected, 12, 12 - expected)
 
 
@@ -296,4 +305,5 @@ def test_the_bundle_fuses_files_and_the_example_is_complete(
         "inputs.mid", "inputs.wav", "outputs.mid", "outputs.wav",
         "piano-roll.svg", "piano-roll.png",
     }  # fmt: skip
-    assert any("fusion leads LP in" in line for line in lines)
+    for method in ("fusion", "conditional"):
+        assert any(f"{method} leads LP in" in line for line in lines)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cf_core.fusion import FusionSettings, FusionTrainer, Latents
+from cf_core.fusion import FusionSettings, Latents
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
+from cf_core.pack import PackTrainer, Trial
 from cf_core.seeding import derive, generator
-from cf_core.training import Trainer, load_tensors, save_tensors, train, warmup_cosine
+from cf_core.training import Progress, Trainer, load_tensors, save_tensors, train, warmup_cosine
 from cf_core.vae import VAESettings, VAETrainer
 from evaluation.classifier import ClassifierSettings, ClassifierTrainer
 from evaluation.judge import JudgeData, JudgeSettings, JudgeTrainer
@@ -44,7 +45,8 @@ def vae() -> Trainer:
 
 
 def fusion() -> Trainer:
-    return FusionTrainer(latents(), FusionSettings(hidden=8, steps=STEPS, batch=4), 0.1, 2, 1)
+    trials = [Trial(0.1, 2, seed=1, learning_rate=1e-3), Trial(None, 0, seed=2, learning_rate=1e-3)]
+    return PackTrainer(latents(), FusionSettings(hidden=8, steps=STEPS, batch=4), trials)
 
 
 def classifier() -> Trainer:
@@ -101,8 +103,28 @@ def test_nothing_depends_on_draws_made_elsewhere(make: Callable[[], Trainer]) ->
 def test_reports_are_means_over_the_steps_since_the_last() -> None:
     single = [report.losses for report in train(fusion(), 1)]
     grouped = next(train(fusion(), 4)).losses
-    for name, value in grouped.items():
-        assert value == pytest.approx(sum(losses[name] for losses in single[:4]) / 4, rel=1e-5)
+    for name, values in grouped.items():
+        means = [sum(each) / 4 for each in zip(*(one[name] for one in single[:4]), strict=True)]
+        assert values == pytest.approx(means, rel=1e-5)
+
+
+@pytest.mark.parametrize("make", TRAINERS)
+def test_reports_have_one_number_for_each_trial(make: Callable[[], Trainer]) -> None:
+    trials = 2 if make is fusion else 1
+    report = next(train(make(), 2))
+    assert {len(values) for values in report.losses.values()} == {trials}
+
+
+def test_reports_know_the_most_memory_so_far_and_are_equal_without_it() -> None:
+    # What the kernel itself says, in kB of 1024 bytes.
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("needs /proc")
+    (peak,) = (line.split()[1] for line in status.read_text().splitlines() if "VmHWM" in line)
+    report = next(train(fusion(), 2))
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0.98 * int(peak) * 1024 <= report.peak_memory_mb * 1e6 <= physical
+    assert report == Progress(report.step, report.total, report.losses)
 
 
 def test_a_checkpoint_that_is_not_whole_is_ignored(tmp_path: Path) -> None:

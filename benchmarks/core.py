@@ -1,0 +1,351 @@
+"""`python -m benchmarks.core`: how fast the model trains, decodes and loads.
+
+Prints one table and writes `benchmarks/out/core.json`. What is compared is run in turns, so that
+whatever else the machine does falls on both alike; times are medians, and a ratio is the median of
+the rounds' ratios. `DEVICE=cuda` adds what a GPU is for.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from itertools import cycle
+from math import ceil
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks import HAS_SAFETENSORS
+from benchmarks.eager import EagerTrial
+from benchmarks.products import Product, bare, decoding, fusion_step, vae_step
+from cf_core.files import replacing
+from cf_core.fusion import FusionSettings, Generator, Latents
+from cf_core.melody import MelodyFormat
+from cf_core.pack import PackTrainer, Trial
+from cf_core.training import Trainer
+from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
+
+OUTPUT = Path(__file__).parent / "out" / "core.json"
+SEGMENTS = 10_000
+STYLE_DIM, WEIGHT = 4, 0.1
+PACK = 16
+DECODED = 4096
+
+Action = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure; without a `target` it is only reported."""
+
+    name: str
+    value: float
+    unit: str
+    target: float | None
+    better: Literal["higher", "lower"]
+
+    @property
+    def verdict(self) -> str:
+        """How the value stands to its target."""
+        if self.target is None:
+            return "reported"
+        met = self.value >= self.target if self.better == "higher" else self.value <= self.target
+        sign = ">=" if self.better == "higher" else "<="
+        return f"{sign} {self.target:g}: {'met' if met else 'MISSED'}"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a fusion trial."""
+
+    batch: int
+    latent_dim: int
+    hidden: int
+
+    def settings(self) -> FusionSettings:
+        """Two hidden layers, two updates of D per step, gradient penalty and style loss on."""
+        return FusionSettings(hidden=self.hidden, depth=2, batch=self.batch, d_steps=2)
+
+    def latents(self, device: str = "cpu") -> Latents:
+        """Latents of a made-up corpus of one long song."""
+        random = torch.Generator().manual_seed(0)
+        mean = torch.randn(SEGMENTS, self.latent_dim, generator=random)
+        deviation = 0.1 + 0.4 * torch.rand(mean.shape, generator=random)
+        pairs = torch.arange(SEGMENTS).unfold(0, 2, 1)
+        return Latents(mean, deviation, pairs, deviation.mean(0)).to(torch.device(device))
+
+    def pack(self, trials: Sequence[int], device: str = "cpu") -> PackTrainer:
+        """A pack of one trial for each seed."""
+        settings = self.settings()
+        alike = [Trial(WEIGHT, STYLE_DIM, seed, settings.learning_rate) for seed in trials]
+        return PackTrainer(self.latents(device), settings, alike, device)
+
+    def products(self) -> list[Product]:
+        """The matrix products of one trial's step."""
+        return fusion_step(self.latent_dim, STYLE_DIM, self.settings())
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, Z {self.latent_dim}, hidden {self.hidden}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How thoroughly to measure, and on how small a scale."""
+
+    repeats: int
+    seconds: float
+    """Least length of one timing."""
+    scale: int
+    """All sizes are divided by it."""
+
+    def shape(self, batch: int, latent_dim: int, hidden: int) -> Shape:
+        """Sizes of a fusion trial, to scale."""
+        return Shape(*(max(1, size // self.scale) for size in (batch, latent_dim, hidden)))
+
+    def core(self) -> VAESettings:
+        """Sizes of the core, to scale."""
+        full = VAESettings()
+        sizes = {name: getattr(full, name) for name in ("latent_dim", "hidden", "embedding")}
+        sizes["batch"] = full.batch
+        return VAESettings(**{name: size // self.scale for name, size in sizes.items()})
+
+    def take_turns(self, *actions: Action) -> NDArray[np.float64]:
+        """Seconds that one call of each action takes, a row per round: `[repeats, actions]`."""
+        for action in actions:
+            _timed(action, 1)
+        calls = [max(1, ceil(self.seconds / _timed(action, 1))) for action in actions]
+        rounds = [
+            [_timed(action, count) / count for action, count in zip(actions, calls, strict=True)]
+            for _ in range(self.repeats)
+        ]
+        return np.array(rounds)
+
+
+def main(repeats: int = 15, seconds: float = 0.2, scale: int = 1, output: Path = OUTPUT) -> None:
+    """Measure everything, print the table and write it to `output`."""
+    device = os.environ.get("DEVICE", "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(f"DEVICE={device}: PyTorch finds no GPU here; leave DEVICE out")
+    bench = Bench(repeats, seconds, scale)
+    print(f"{_processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads;", end=" ")
+    print(f"torch {torch.__version__}; medians of {repeats} rounds")
+    measures = [*step(bench), *packs(bench), *core(bench)]
+    if HAS_SAFETENSORS:
+        measures += bundle(bench)
+    else:
+        print("bundle_load_vs_hash is left out: safetensors is not installed")
+    if device.startswith("cuda"):
+        measures += cuda(bench, device)
+    else:
+        print("cuda_… are left out: they take DEVICE=cuda")
+    print()
+    for measure in measures:
+        print(f"{measure.name:32} {measure.value:12.4g} {measure.unit:12} {measure.verdict}")
+    with replacing(output) as temporary:
+        temporary.write_text(json.dumps([asdict(measure) for measure in measures], indent=1) + "\n")
+
+
+def step(bench: Bench) -> Iterator[Measure]:
+    """One trial's step against the matrix products that it must do."""
+    shape = bench.shape(256, 64, 512)
+    seconds = bench.take_turns(partial(_advance, shape.pack([0])), bare(shape.products()))
+    _tell(f"step, {shape}", seconds, ("step", "products"))
+    yield Measure("step_vs_matmul_h512", _ratio(seconds, 0, 1), "×", 1.5, "lower")
+
+
+def packs(bench: Bench) -> Iterator[Measure]:
+    """A pack, and one process per core, against the same trials one after another, in trial-steps.
+
+    No two trials share a seed, hence none shares its batches with another. One thread each.
+    """
+    with _threads(1), _crew() as (work, workers):
+        for name, sizes, target in (("h64", (32, 16, 64), 3.0), ("h256", (256, 64, 256), 0.95)):
+            shape = bench.shape(*sizes)
+            alone = cycle([shape.pack([seed]) for seed in range(PACK)])
+            seconds = bench.take_turns(
+                partial(_advance, shape.pack(range(PACK))),
+                partial(_advance_next, alone, PACK),
+                partial(work, shape, PACK),
+            )
+            what = (f"pack of {PACK}", f"{PACK} steps alone", f"{workers} processes × {PACK}")
+            _tell(f"packs, {shape}, one thread each", seconds, what)
+            yield Measure(
+                f"pack{PACK}_vs_serial_{name}", _ratio(seconds, 1, 0), "×", target, "higher"
+            )
+            gain = workers * _ratio(seconds, 1, 2)
+            yield Measure(f"processes_vs_serial_{name}", gain, "×", None, "higher")
+
+
+def core(bench: Bench) -> Iterator[Measure]:
+    """Training and decoding of the core against the matrix products that they must do."""
+    form, settings = MelodyFormat(), bench.core()
+    random, count = np.random.default_rng(0), max(1, DECODED // bench.scale)
+    tokens = random.integers(form.vocabulary, size=(SEGMENTS, form.steps), dtype=np.uint8)
+    trainer = VAETrainer(tokens, form, settings, seed=0)
+    z = torch.randn(count, settings.latent_dim, generator=torch.Generator().manual_seed(0))
+    seconds = bench.take_turns(
+        partial(_advance, trainer),
+        bare(vae_step(form, settings)),
+        partial(trainer.vae.decode_tokens, z),
+        bare(decoding(form, settings, count)),
+    )
+    shape = f"Z {settings.latent_dim}, hidden {settings.hidden}, embedding {settings.embedding}"
+    what = ("step", "products", f"decode of {count}", "products")
+    _tell(f"core, batch {settings.batch}, {shape}", seconds, what)
+    yield Measure("vae_train_vs_matmul", _ratio(seconds, 0, 1), "×", 2.0, "lower")
+    rate = count / float(np.median(seconds[:, 2]))
+    yield Measure("decode_segments_per_s", rate, "segments/s", None, "higher")
+    yield Measure("decode_vs_matmul", _ratio(seconds, 2, 3), "×", None, "lower")
+
+
+def bundle(bench: Bench) -> Iterator[Measure]:
+    """Loading a bundle against reading and hashing its files."""
+    from cf_core.bundle import Bundle, load_bundle, save_bundle  # noqa: PLC0415
+
+    form, settings, lambdas = MelodyFormat(), bench.core(), FusionSettings().weights
+    sizes = (settings.latent_dim, STYLE_DIM, 384 // bench.scale, 2)
+    vae, generator = MelodyVAE(form, settings), Generator(*sizes, conditional=True)
+    made = Bundle(form, vae, generator, iterations=1, weight=WEIGHT, weights=lambdas, record={})
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "bundle"
+        save_bundle(made, path)
+        files = sorted(path.glob("*.safetensors"))
+        seconds = bench.take_turns(
+            partial(load_bundle, path),
+            lambda: [sha256(file.read_bytes()).digest() for file in files],
+        )
+        size = sum(file.stat().st_size for file in files) / 1e6
+    _tell(f"bundle, {size:.1f} MB in {len(files)} files", seconds, ("load", "read and hash"))
+    yield Measure("bundle_load_vs_hash", _ratio(seconds, 0, 1), "×", 2.0, "lower")
+
+
+def cuda(bench: Bench, device: str) -> Iterator[Measure]:
+    """Packs on a GPU, in trial-steps per second, against one trial in plain PyTorch."""
+    shape, some, many = bench.shape(256, 64, 512), 64 // bench.scale, 256 // bench.scale
+    plain = EagerTrial(shape.latents(device), shape.settings(), WEIGHT, STYLE_DIM, seed=0)
+    pack, alone = shape.pack(range(some), device), shape.pack([0], device)
+    seconds = bench.take_turns(
+        partial(_advance, pack),
+        plain.update,
+        partial(_advance, alone),
+        bare(shape.products(), some, device),
+    )
+    what = (f"pack of {some}", "one in plain PyTorch", "pack of one", f"products of {some}")
+    precision = torch.get_float32_matmul_precision()
+    name = torch.cuda.get_device_name(device)
+    _tell(f"{name}, {shape}, float32 products in {precision!r} precision", seconds, what)
+    gain, gain_one = some * _ratio(seconds, 1, 0), some * _ratio(seconds, 2, 0)
+    yield Measure("cuda_pack64_vs_eager_h512", gain, "×", 30.0, "higher")
+    yield Measure("cuda_pack64_vs_one_h512", gain_one, "×", None, "higher")
+    yield Measure("cuda_pack_matmul_share", _ratio(seconds, 3, 0), "share", None, "higher")
+    del pack
+    with suppress(torch.OutOfMemoryError):
+        large = shape.pack(range(many), device)
+        seconds = bench.take_turns(partial(_advance, large), plain.update)
+        _tell(f"{name}, {shape}", seconds, (f"pack of {many}", "one in plain PyTorch"))
+        gain = many * _ratio(seconds, 1, 0)
+        yield Measure("cuda_pack256_vs_eager_h512", gain, "×", None, "higher")
+
+
+def _advance(trainer: Trainer, steps: int = 1) -> None:
+    for _ in range(steps):
+        trainer.update()
+        trainer.step += 1
+
+
+def _advance_next(trainers: Iterator[Trainer], steps: int) -> None:
+    _advance(next(trainers), steps)
+
+
+def _timed(action: Action, calls: int) -> float:
+    _wait()
+    start = perf_counter()
+    for _ in range(calls):
+        action()
+    _wait()
+    return perf_counter() - start
+
+
+def _wait() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _ratio(seconds: NDArray[np.float64], above: int, below: int) -> float:
+    return float(np.median(seconds[:, above] / seconds[:, below]))
+
+
+def _tell(title: str, seconds: NDArray[np.float64], what: Sequence[str]) -> None:
+    times = zip(what, 1e3 * np.median(seconds, axis=0), strict=True)
+    print(f"{title}: " + ", ".join(f"{name} {time:.4g} ms" for name, time in times))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _crew() -> Iterator[tuple[Callable[[Shape, int], None], int]]:
+    """A process per CPU (16 at most) with trials of its own, and what makes all take some steps."""
+    context = get_context("spawn")
+    lines = [context.Pipe() for _ in range(min(16, os.cpu_count() or 1))]
+    crew = [
+        context.Process(target=_serve, args=(theirs, seed), daemon=True)
+        for seed, (_, theirs) in enumerate(lines)
+    ]
+    for process, (_, theirs) in zip(crew, lines, strict=True):
+        process.start()
+        theirs.close()  # so that a process that dies is noticed
+
+    def work(shape: Shape, steps: int) -> None:
+        for ours, _ in lines:
+            ours.send((shape, steps))
+        for ours, _ in lines:
+            ours.recv()
+
+    try:
+        yield work, len(crew)
+    finally:
+        for process in crew:
+            process.terminate()
+            process.join()
+
+
+def _serve(orders: Connection, seed: int) -> None:
+    torch.set_num_threads(1)
+    trainers: dict[Shape, PackTrainer] = {}
+    while True:
+        shape, steps = orders.recv()
+        if shape not in trainers:
+            trainers[shape] = shape.pack([seed])
+        _advance(trainers[shape], steps)
+        orders.send(None)
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

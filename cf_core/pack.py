@@ -1,0 +1,385 @@
+"""The adversarial training of fusion maps by equations 1-7, any number of trials at once.
+
+A pack holds the networks of its trials side by side, weights stacked on a leading axis, so that
+small networks share the cost of every operation. A trial alone is a pack of one. What becomes of a
+trial depends on its own settings and on nothing else in the pack.
+
+Letters in shapes: `N` trials still in the pack, `B` pairs of each kind, `P` weights of one network,
+`Z` latent dimensions, `S` style dimensions (the most of any trial; the others are padded), `C`
+conditions (1 if any trial is conditional, else 0).
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd import grad
+from torch.nn.functional import pad
+
+from cf_core import losses
+from cf_core.fusion import Discriminator, FusionSettings, Generator, Latents, condition_on
+from cf_core.losses import Pair
+from cf_core.nets import initialise
+from cf_core.seeding import generator
+from cf_core.training import Progress, Trainer
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What tells a trial from the others of its pack."""
+
+    weight: float | None
+    """λ of equation 4; None trains a conditional generator over the settings' range of λ."""
+    style_dim: int
+    seed: int
+    learning_rate: float
+
+
+class PackTrainer(Trainer):
+    """Trains one G against one D for each of `trials`.
+
+    Trials of one seed see the same batches, whatever their λ and style dimension. A trial whose
+    gradients are not finite is frozen at its last weights and leaves the pack at the next report
+    (`diverged`); the others never notice. Reported losses hold one number for each of `trials`, NaN
+    for those that have left.
+    """
+
+    def __init__(
+        self,
+        latents: Latents,
+        settings: FusionSettings,
+        trials: Sequence[Trial],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(settings.steps)
+        self.latents, self.settings = latents.to(torch.device(device)), settings
+        self.trials = tuple(trials)
+        self.alive = list(range(len(trials)))
+        """Places in `trials` of those still in the pack: what each row of the stacks belongs to."""
+        self._running = torch.ones(len(trials), dtype=torch.bool, device=device)
+        self._lasted = torch.zeros(len(trials), dtype=torch.int64, device=device)
+        self._styles = max(trial.style_dim for trial in trials)
+        self._conditional = any(trial.weight is None for trial in trials)
+        g, d = self._networks(self._styles, conditional=self._conditional, trials=len(trials))
+        like = self.latents.sigma_bar
+        self._g, self._d = _Stack(g.to(like)), _Stack(d.to(like))
+        for row, trial in enumerate(trials):
+            g, d = self._networks(trial.style_dim, conditional=trial.weight is None)
+            initialise(g, generator(trial.seed, "fusion", "generator"))
+            initialise(d, generator(trial.seed, "fusion", "discriminator"))
+            if settings.gated:
+                # An untrained G starts near the identity, so that λ decides how far it leaves it.
+                nn.init.constant_(g.net.biases[-1][:, : 2 * g.latent_dim], -2.0)
+            self._g.write(row, g, self._inputs(trial))
+            self._d.write(row, d, self._inputs(trial))
+        self._average = self._g.weights.clone()
+        self._arrange()
+
+    @property
+    def over(self) -> bool:
+        """Whether all steps are done, or no trial is left."""
+        return super().over or not self.alive
+
+    @property
+    def diverged(self) -> dict[int, int]:
+        """After how many steps gradients ceased to be finite, by place in `trials`."""
+        found = enumerate(zip(self._running.tolist(), self._lasted.tolist(), strict=True))
+        return {place: lasted for place, (running, lasted) in found if not running}
+
+    def generator(self, place: int) -> Generator:
+        """The averaged G of the trial at a place of `trials`, by itself, on the CPU.
+
+        ValueError if it has left the pack.
+        """
+        trial, row = self.trials[place], self.alive.index(place)
+        alone, _ = self._networks(trial.style_dim, conditional=trial.weight is None)
+        self._g.read(self._average[row], alone.to(self._average.dtype), self._inputs(trial))
+        return alone.requires_grad_(requires_grad=False)
+
+    def stop(self, places: Collection[int]) -> None:
+        """Take trials out of the pack; the others go on as if nothing had happened."""
+        rows = [row for row, place in enumerate(self.alive) if place not in places]
+        if len(rows) < len(self.alive):
+            self.alive = [self.alive[row] for row in rows]
+            self._average = self._average[rows]
+            self._g.keep(rows)
+            self._d.keep(rows)
+            self._arrange()
+
+    def report(self, sums: Mapping[str, Tensor], steps: int) -> Progress:
+        """Close an interval, and take out the trials that diverged in it."""
+        self.stop(self.diverged.keys())
+        return super().report(sums, steps)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, as named tensors."""
+        own = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        return super().state() | own | {"alive": torch.tensor(self.alive)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to a `state()`; the next update equals the one that followed it, bit for bit."""
+        super().restore(state)
+        self.alive = state["alive"].tolist()
+        self._running, self._lasted = state["running"].clone(), state["lasted"].clone()
+        self._average = state["average"].clone()
+        self._g.restore(state, "generator")
+        self._d.restore(state, "discriminator")
+        self._arrange()
+
+    def update(self) -> dict[str, Tensor]:
+        """`d_steps` updates of D, one of G, and one of G's average, for every trial."""
+        report = self._step(self._draw())
+        gone = self._average.new_full((len(self.trials),), torch.nan)
+        return {name: gone.index_copy(0, self._places, loss) for name, loss in report.items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {"running": self._running, "lasted": self._lasted, "average": self._average}
+        for name, stack in (("generator", self._g), ("discriminator", self._d)):
+            named |= {f"{name}.weights": stack.weights, f"{name}.moments": stack.moments}
+            named[f"{name}.decay"] = stack.decay
+        return named
+
+    def _networks(
+        self, style_dim: int, *, conditional: bool, trials: int | None = None
+    ) -> tuple[Generator, Discriminator]:
+        latent_dim, settings = self.latents.mean.shape[1], self.settings
+        return (
+            Generator(
+                latent_dim,
+                style_dim,
+                settings.hidden,
+                settings.depth,
+                gated=settings.gated,
+                conditional=conditional,
+                trials=trials,
+            ),
+            Discriminator(
+                latent_dim,
+                settings.hidden,
+                settings.depth,
+                conditional=conditional,
+                trials=trials,
+            ),
+        )
+
+    def _inputs(self, trial: Trial) -> list[int]:
+        """Which inputs of the padded networks the trial has: latents, condition, style."""
+        latents = 2 * self.latents.mean.shape[1]
+        first_style = latents + self._conditional
+        condition = [latents] if trial.weight is None else []
+        return [*range(latents), *condition, *range(first_style, first_style + trial.style_dim)]
+
+    def _arrange(self) -> None:
+        """Lay out what differs between the trials that are left, one row each."""
+        trials, like = [self.trials[place] for place in self.alive], self.latents.sigma_bar
+        self._places = torch.tensor(self.alive, dtype=torch.int64, device=like.device)
+        self._rates = like.new_tensor([[trial.learning_rate] for trial in trials])
+        self._weights = like.new_tensor([[trial.weight or 0.0] for trial in trials])
+        self._is_conditional = like.new_tensor([[trial.weight is None] for trial in trials]) > 0
+        self._seeds = list(dict.fromkeys(trial.seed for trial in trials))
+        self._seed_rows = [self._seeds.index(trial.seed) for trial in trials]
+        self._has_style = like.new_tensor([trial.style_dim > 0 for trial in trials])
+
+    def _draw(self) -> list["_Draws"]:
+        """What the updates of one step are computed from. Trials of one seed get the same."""
+        latents, batch, turns = self.latents, self.settings.batch, self.settings.d_steps + 1
+        like, seeds = latents.sigma_bar, self._seeds
+        noise = like.new_empty(len(seeds), turns, 3, batch, 2 * len(like))
+        chance = like.new_empty(len(seeds), turns, 5, batch)
+        for row, seed in enumerate(seeds):
+            random = generator(seed, "fusion", self.step, device=like.device)
+            noise[row].normal_(generator=random)
+            chance[row].uniform_(generator=random)
+        unpaired, paired, prior = latents.sample(chance[:, :, :3], noise).unbind(2)
+        inputs = torch.cat((unpaired, prior), 2)
+        low, high = self.settings.weights
+        weights = low * (high / low) ** chance[:, :, 3:].flatten(2)
+        if len(seeds) < len(self.alive):
+            inputs, paired, weights = (t[self._seed_rows] for t in (inputs, paired, weights))
+        styles = self._draw_styles(turns + 1)
+        return [
+            _Draws(
+                inputs=inputs[:, turn],
+                paired=paired[:, turn],
+                style=styles[:, turn],
+                other_style=styles[:, -1],
+                weight=weights[:, turn].where(self._is_conditional, self._weights),
+                condition=self._condition(weights[:, turn]),
+            )
+            for turn in range(turns)
+        ]
+
+    def _draw_styles(self, count: int) -> Float[Tensor, "N count B2 S"]:
+        like, batch = self.latents.sigma_bar, self.settings.batch
+
+        @cache
+        def draw(seed: int, style_dim: int) -> Tensor:
+            random = generator(seed, "fusion", "style", self.step, device=like.device)
+            drawn = like.new_empty(count, 2 * batch, style_dim).uniform_(generator=random)
+            return pad(drawn, (0, self._styles - style_dim))
+
+        trials = [self.trials[place] for place in self.alive]
+        return torch.stack([draw(trial.seed, trial.style_dim) for trial in trials])
+
+    def _condition(self, weights: Float[Tensor, "N B2"]) -> Float[Tensor, "N B2 C"]:
+        """The condition of conditional trials, 0 for the others, of no width if all are such."""
+        every = condition_on(weights) * self._is_conditional[..., None]
+        return every[..., : int(self._conditional)]
+
+    def _step(self, turns: Sequence["_Draws"]) -> dict[str, Tensor]:
+        """One step on given draws. Nothing here waits for the device."""
+        report: dict[str, Tensor] = {}
+        for draws in turns[:-1]:
+            report = self._update_discriminator(draws)
+        report |= self._update_generator(turns[-1])
+        self._average.lerp_(self._g.weights, 1.0 - self.settings.ema)
+        running = self._running[self._places]
+        self._lasted.index_add_(0, self._places, running.long())
+        return {name: loss.detach().where(running, torch.nan) for name, loss in report.items()}
+
+    def _update_discriminator(self, draws: "_Draws") -> dict[str, Tensor]:
+        pair, discriminator = _halves(draws.inputs), self._d.network
+        with torch.no_grad():
+            fused = self._g.network(pair, draws.style, draws.condition)
+        real, batch = draws.paired.requires_grad_(), self.settings.batch
+        real_logits = discriminator(_halves(real), draws.condition[:, :batch])
+        negatives = [discriminator(each, draws.condition).chunk(2, -1) for each in (pair, fused)]
+        eq2 = losses.discriminator_positive(real_logits)
+        eq3 = losses.discriminator_negative(*negatives[0], *negatives[1])
+        eq1 = losses.discriminator_loss(eq2, eq3)
+        penalty = gradient_penalty(real_logits, real)
+        self._descend(self._d, eq1 + self.settings.gradient_penalty * penalty)
+        return {"eq1": eq1, "eq2": eq2, "eq3": eq3, "gradient_penalty": penalty}
+
+    def _update_generator(self, draws: "_Draws") -> dict[str, Tensor]:
+        pair, sigma_bar = _halves(draws.inputs), self.latents.sigma_bar
+        fused = self._g.network(pair, draws.style, draws.condition)
+        logits = self._d.network(fused, draws.condition)
+        moved = losses.distance(pair, fused, sigma_bar)
+        eq5 = losses.generator_adversarial(*logits.chunk(2, -1))
+        eq6 = losses.similarity_loss(*moved.chunk(2, -1))
+        weighted = losses.similarity_loss(*(draws.weight * moved).chunk(2, -1))
+        eq4 = losses.generator_loss(eq5, weighted)
+        style = self._style_loss(draws, pair, fused, moved)
+        self._descend(self._g, eq4 + self.settings.style_weight * style)
+        return {"eq4": eq4, "eq5": eq5, "eq6": eq6, "style": style}
+
+    def _style_loss(
+        self, draws: "_Draws", pair: Pair, fused: Pair, moved: Float[Tensor, "N B2"]
+    ) -> Float[Tensor, "N"]:
+        """By how much styles fall short of the share of the movement that they should decide."""
+        if not self._styles or self.settings.style_weight == 0:
+            return moved.new_zeros(len(moved))
+        some = slice(None, None, _COMPARED)
+        inputs = pair[0][:, some], pair[1][:, some]
+        other = self._g.network(inputs, draws.other_style[:, some], draws.condition[:, some])
+        one = fused[0][:, some], fused[1][:, some]
+        apart = losses.distance(one, other, self.latents.sigma_bar)
+        share = apart / (moved[:, some].detach() + _NO_MOVEMENT)
+        return (self.settings.style_share - share).relu().mean(-1) * self._has_style
+
+    def _descend(self, stack: "_Stack", loss: Float[Tensor, "N"]) -> None:
+        """One step of Adam, each trial on its own loss; none for those that are frozen."""
+        gradients = torch.cat([g.flatten(1) for g in grad(loss.sum(), stack.parameters)], 1)
+        finite = torch.linalg.vector_norm(gradients, dim=1).isfinite()
+        running = self._running[self._places] & finite
+        self._running.index_copy_(0, self._places, running)
+        stack.adam(gradients.where(running[:, None], 0.0), self._rates)
+
+
+_COMPARED = 4
+"""One in so many inputs is fused once more in another style, for the style loss."""
+_NO_MOVEMENT = 1e-3
+"""A distance of equation 7 in which no note changes."""
+
+
+@dataclass(frozen=True)
+class _Draws:
+    inputs: Float[Tensor, "N B2 Z2"]
+    """Unpaired latents, then as many of the prior."""
+    paired: Float[Tensor, "N B Z2"]
+    style: Float[Tensor, "N B2 S"]
+    other_style: Float[Tensor, "N B2 S"]
+    weight: Float[Tensor, "N B2"]
+    condition: Float[Tensor, "N B2 C"]
+
+
+class _Stack:
+    """Networks of one kind side by side, and their optimiser.
+
+    The optimiser is Adam with β = (0, 0.9), as in Latent Constraints (Engel et al. 2018): a first
+    moment that is the gradient itself.
+    """
+
+    DECAY, EPSILON = 0.9, 1e-8
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.parameters = list(network.parameters())
+        self._shapes = [parameter.shape[1:] for parameter in self.parameters]
+        self.weights = torch.cat([p.detach().flatten(1) for p in self.parameters], 1)
+        self.moments = torch.zeros_like(self.weights)
+        self.decay = self.weights.new_ones(())
+        self._share()
+
+    def keep(self, rows: list[int]) -> None:
+        """Keep the networks of some rows only."""
+        self.weights, self.moments = self.weights[rows], self.moments[rows]
+        self._share()
+
+    def restore(self, state: Mapping[str, Tensor], name: str) -> None:
+        """Go back to the weights and the optimiser of a checkpoint."""
+        self.weights, self.moments = (
+            state[f"{name}.{kind}"].clone() for kind in ("weights", "moments")
+        )
+        self.decay = state[f"{name}.decay"].clone()
+        self._share()
+
+    def write(self, row: int, alone: nn.Module, inputs: list[int]) -> None:
+        """Put a network in a row; `inputs` are those of the padded first layer that it has."""
+        parts = self._parts(self.weights[row])
+        with torch.no_grad():
+            for part, parameter in zip(parts, alone.parameters(), strict=True):
+                part[inputs[: len(parameter)] if part is parts[0] else slice(None)] = parameter.to(
+                    part
+                )
+
+    def read(self, weights: Float[Tensor, "P"], alone: nn.Module, inputs: list[int]) -> None:
+        """Fill a network from a row of weights."""
+        parts = self._parts(weights)
+        with torch.no_grad():
+            for part, parameter in zip(parts, alone.parameters(), strict=True):
+                parameter.copy_(part[inputs] if part is parts[0] else part)
+
+    def adam(self, gradients: Float[Tensor, "N P"], rates: Float[Tensor, "N 1"]) -> None:
+        """One step; a network whose gradients are 0 stays as it is."""
+        self.decay.mul_(self.DECAY)
+        self.moments.mul_(self.DECAY).addcmul_(gradients, gradients, value=1.0 - self.DECAY)
+        scale = (self.moments / (1.0 - self.decay)).sqrt_().add_(self.EPSILON)
+        self.weights.sub_(gradients.mul_(rates).div_(scale))
+
+    def _parts(self, weights: Float[Tensor, "*N P"]) -> list[Tensor]:
+        sizes = [shape.numel() for shape in self._shapes]
+        parts = zip(weights.split(sizes, -1), self._shapes, strict=True)
+        return [part.unflatten(-1, shape) for part, shape in parts]
+
+    def _share(self) -> None:
+        """Make the network's parameters views of `weights`."""
+        for parameter, part in zip(self.parameters, self._parts(self.weights), strict=True):
+            parameter.data = part
+
+
+def gradient_penalty(
+    logits: Float[Tensor, "*N B"], inputs: Float[Tensor, "*N B I"]
+) -> Float[Tensor, "*N"]:
+    """Mean squared norm of the logits' gradient by their inputs (R1, Mescheder et al. 2018)."""
+    (gradient,) = grad(logits.sum(), inputs, create_graph=True)
+    return gradient.square().sum(-1).mean(-1)
+
+
+def _halves(joined: Tensor) -> Pair:
+    left, right = joined.chunk(2, -1)
+    return left, right
