@@ -231,7 +231,16 @@ def reconstruction_report(vae: MelodyVAE, tokens: Integer[np.ndarray, "B T"]) ->
     }
 
 
-def valid_prior_share(vae: MelodyVAE, count: int, random: torch.Generator) -> float:
-    """Share of `count` samples of the prior that decode to a melody (`is_melody`)."""
+@torch.no_grad()
+def prior_report(vae: MelodyVAE, count: int, random: torch.Generator) -> dict[str, float]:
+    """How many of `count` samples of the prior decode to a melody (`is_melody`), 0…1.
+
+    `valid_prior` as they are decoded (`likeliest_tokens`), `valid_prior_by_step` if each step took
+    its likeliest token whatever came before.
+    """
     z = torch.randn(count, vae.settings.latent_dim, generator=random)
-    return float(is_melody(vae.decode_tokens(z)).mean())
+    by_step = vae.decode(z).argmax(-1).numpy()
+    return {
+        "valid_prior": float(is_melody(vae.decode_tokens(z)).mean()),
+        "valid_prior_by_step": float(is_melody(by_step).mean()),
+    }

@@ -138,6 +138,8 @@ class CoreGate(_Section):
     """Share of true onsets that come back at their step with their pitch."""
     exact_segments: Share = 0.6
     """Share of segments decoded without an error."""
+    valid_prior: Share = 0.98
+    """Share of prior samples that decode to a valid melody."""
 
 
 class SearchSpace(_Section):

@@ -25,7 +25,7 @@ from cf_core.files import replacing
 from cf_core.fusion import Latents
 from cf_core.seeding import derive, generator
 from cf_core.training import Trainer, load_tensors, save_tensors, train, weights
-from cf_core.vae import MelodyVAE, VAETrainer, reconstruction_report
+from cf_core.vae import MelodyVAE, VAETrainer, prior_report, reconstruction_report
 from evaluation.classifier import ClassifierTrainer, SearchClassifier, auc
 from evaluation.judge import Judge, JudgeData, JudgeTrainer
 from evaluation.metrics import Evaluator, make_sources, unpaired
@@ -118,25 +118,35 @@ def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter)
 
     def finish() -> dict[str, Any]:
         trainer.vae.measure_sigma_bar(tokens)
+        random = generator(config.seed, "core", "prior")
         return {
             name: reconstruction_report(trainer.vae, corpus.tokens[corpus.segments(split)])
             for name, split in (("validation", VALIDATION), ("test", TEST))
-        }
+        } | {"prior": prior_report(trainer.vae, _PRIOR_SAMPLES, random)}
 
     report = _trained("core", trainer, trainer.vae, finish, store, reporter)
-    for name, figures in report.items():
+    for name in ("validation", "test"):
+        figures = report[name]
         reporter.say(
             f"{name} songs: token accuracy {figures['token_accuracy']:.3f}, onset-pitch recall"
             f" {figures['onset_pitch_recall']:.3f}, exact segments"
-            f" {figures['exact_segments']:.3f}, KL {figures['kl']:.1f} nats"
+            f" {figures['exact_segments']:.3f}, KL {figures['kl']:.1f} nats,"
+            f" {figures['active_units']} active units, aggregate posterior"
+            f" {figures['aggregate_kl']:.1f} nats from the prior"
         )
+    prior = report["prior"]
+    reporter.say(
+        f"prior samples: {prior['valid_prior']:.3f} decode to a melody"
+        f" ({prior['valid_prior_by_step']:.3f} if steps were decoded one by one)"
+    )
+    reached = report["validation"] | prior
     for name, least in config.core_gate.model_dump().items():
-        reached = report["validation"][name]
-        if reached < least:
+        if reached[name] < least:
+            kind = "prior samples" if name in prior else "validation songs"
             raise UserError(
-                f"the core reaches {name} {reached:.3f} on validation songs, {least - reached:.3f}"
-                f" below core_gate.{name} {least}; lower the gate, or train longer"
-                " (core.steps) under another name"
+                f"the core reaches {name} {reached[name]:.3f} on {kind},"
+                f" {least - reached[name]:.3f} below core_gate.{name} {least}; lower the gate, or"
+                " train longer (core.steps) under another name"
             )
     return trainer.vae
 

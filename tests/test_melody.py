@@ -19,6 +19,7 @@ from cf_core.melody import (
     Note,
     bar_length,
     grid,
+    is_melody,
     join,
     segment,
     to_notes,
@@ -173,3 +174,18 @@ def test_bar_lengths_and_formats() -> None:
     grid(melody([note(0, 1)], [2]), MAX_STEPS_PER_BEAT)
     with pytest.raises(ValueError, match="steps_per_beat: 25 is above 24"):
         MelodyFormat(steps_per_beat=25)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "valid"),
+    [
+        ([C4, HOLD, D4, REST], True),
+        ([REST, C4, HOLD, C4], True),
+        ([HOLD, C4, D4, REST], False),  # nothing to hold at the start
+        ([C4, REST, HOLD, D4], False),  # nor after a rest
+        ([C4, HOLD, HOLD, HOLD], False),  # one onset is no melody
+        ([REST, REST, REST, REST], False),
+    ],
+)
+def test_what_a_melody_is(tokens: list[int], valid: bool) -> None:
+    assert is_melody(np.array([tokens])).tolist() == [valid]

@@ -24,6 +24,7 @@ from study.progress import Job, Reporter
 from study.run import draw, panels_led, plan, run
 from study.store import TABLES, Store, comparable
 
+GATES = ("token_accuracy", "onset_pitch_recall", "exact_segments", "valid_prior")
 SOURCES = ("test", "prior", "validation", "validation_prior")
 
 
@@ -52,7 +53,7 @@ def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
         "name": "tiny",
         "corpus": {"source": str(melodies)},
         "core": {"latent_dim": 8, "hidden": 32, "embedding": 8, "steps": 120, "batch": 32},
-        "core_gate": {"token_accuracy": 0, "onset_pitch_recall": 0, "exact_segments": 0},
+        "core_gate": dict.fromkeys(GATES, 0),
         "search_classifier": {"hidden": 16, "steps": 30, "batch": 16},
         "selection_judge": {"hidden": 16, "steps": 60, "batch": 12},
         "reporting_judge": {"hidden": 24, "steps": 60, "batch": 12},
@@ -218,7 +219,7 @@ def test_a_plan_is_refused_where_the_melodies_are_not(tmp_path: Path) -> None:
 
 
 def test_a_core_below_its_gate_stops_the_study(melodies: Path, tmp_path: Path) -> None:
-    gate = {"token_accuracy": 1.0, "onset_pitch_recall": 0, "exact_segments": 0}
+    gate = dict.fromkeys(GATES, 0) | {"token_accuracy": 1.0}
     config = tiny(melodies, tmp_path, core_gate=gate)
     with pytest.raises(UserError, match=r"token_accuracy 0\.\d+ on validation songs, 0\.\d+ below"):
         go(config)

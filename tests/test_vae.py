@@ -1,11 +1,13 @@
 """The core VAE, its augmentation and its report."""
 
+from itertools import pairwise, product
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import initialise
@@ -15,6 +17,8 @@ from cf_core.vae import (
     MelodyVAE,
     VAESettings,
     VAETrainer,
+    likeliest_tokens,
+    prior_report,
     reconstruction_report,
     transpose,
 )
@@ -83,7 +87,53 @@ def test_the_report_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         "onset_pitch_recall": 3 / 4,
         "exact_segments": 1 / 2,
         "kl": pytest.approx(kl, rel=1e-6),
+        "active_units": 0,
+        "aggregate_kl": pytest.approx(kl, rel=1e-6),
     }
+
+
+def test_the_aggregate_posterior_is_held_against_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, tokens = small(), np.full((6, FORM.steps), FIRST_PITCH)
+    means = torch.randn(6, 4, generator=generator(0, "means")) * torch.tensor([1.0, 1.0, 0.05, 0.0])
+    deviations = torch.rand(6, 4, generator=generator(0, "deviations")) + 0.1
+    monkeypatch.setattr(vae, "posteriors", lambda _tokens: (means, deviations))
+    report = reconstruction_report(vae, tokens)
+    centre = means.numpy().astype(float).mean(0)
+    covariance = np.diag((deviations.numpy().astype(float) ** 2).mean(0))
+    for row in means.numpy().astype(float):
+        covariance += np.outer(row - centre, row - centre) / 6
+    aggregate = MultivariateNormal(torch.tensor(centre), torch.tensor(covariance))
+    prior = MultivariateNormal(torch.zeros(4).double(), torch.eye(4).double())
+    assert report["active_units"] == 2
+    assert report["aggregate_kl"] == pytest.approx(float(kl_divergence(aggregate, prior)))
+
+
+@pytest.mark.parametrize(("steps", "vocabulary"), [(1, 4), (3, 4), (4, 5), (5, 3)])
+def test_the_likeliest_tokens_are_the_best_of_all_that_hold_something(
+    steps: int, vocabulary: int
+) -> None:
+    logits = 2 * torch.randn(60, steps, vocabulary, generator=generator(0, "logits"))
+    found = likeliest_tokens(logits).tolist()
+    sequences = [
+        sequence
+        for sequence in product(range(vocabulary), repeat=steps)
+        if all(now != HOLD or before != REST for before, now in pairwise((REST, *sequence)))
+    ]
+    for row, tokens in zip(logits, found, strict=True):
+        scores = {s: sum(row[i, token].item() for i, token in enumerate(s)) for s in sequences}
+        assert tuple(tokens) == max(sequences, key=lambda s: scores[s])
+
+
+def test_a_prior_report_counts_melodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = small()
+    decoded = np.array([[2, HOLD, 3, REST], [2, REST, HOLD, 3]])
+    monkeypatch.setattr(vae, "decode_tokens", lambda z: decoded.repeat(len(z) // 2, 0))
+    logits = torch.zeros(4, FORM.steps, FORM.vocabulary)
+    logits[:3, :, FIRST_PITCH] = 1.0
+    logits[3, :, HOLD] = 1.0
+    monkeypatch.setattr(vae, "decode", lambda _z: logits)
+    report = prior_report(vae, 4, generator(0, "prior"))
+    assert report == {"valid_prior": 0.5, "valid_prior_by_step": 0.75}
 
 
 def test_the_training_loss_is_the_evidence_lower_bound() -> None:
