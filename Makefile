@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test docs bench-core clean
+.PHONY: quickstart test docs bundle bench-core clean
 
 # The whole study on the built-in tunes: sets itself up, then runs one command.
 quickstart: .venv/ready
@@ -18,6 +18,11 @@ test: .venv/ready
 docs: .venv/ready
 	$(BIN)/python -m study.config > docs/configuration.md
 	$(BIN)/python -m study.store > docs/tables.md
+
+# The ready-made bundle that comes with the package, made anew. Commit what it writes.
+bundle: .venv/ready
+	$(BIN)/cf-study run bundle
+	$(BIN)/cf-study select bundle --output cf_core/bundles/default
 
 # How fast the model trains, decodes and loads; DEVICE=cuda adds what a GPU is for.
 bench-core: .venv/ready

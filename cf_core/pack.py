@@ -180,7 +180,8 @@ class PackTrainer(Trainer):
         self._weights = like.new_tensor([[trial.weight or 0.0] for trial in trials])
         self._is_conditional = like.new_tensor([[trial.weight is None] for trial in trials]) > 0
         self._seeds = list(dict.fromkeys(trial.seed for trial in trials))
-        self._seed_rows = [self._seeds.index(trial.seed) for trial in trials]
+        rows = [self._seeds.index(trial.seed) for trial in trials]
+        self._seed_rows = torch.tensor(rows, dtype=torch.int64, device=like.device)
         self._has_style = like.new_tensor([trial.style_dim > 0 for trial in trials])
 
     def _draw(self) -> list["_Draws"]:

@@ -7,6 +7,7 @@ weights, optimiser moments and the step number are the whole state.
 
 import math
 import resource
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ class Progress:
     losses: Mapping[str, tuple[float, ...]]
     """One number for each trial of a pack, else a single one."""
     peak_memory_mb: float = field(default=math.nan, compare=False)
-    """Most memory so far, in MB: of the device where that is a GPU, else of the process."""
+    """That of `peak_memory_mb` then; NaN for a report that was read from a checkpoint."""
 
 
 class Trainer(ABC):
@@ -61,7 +62,7 @@ class Trainer(ABC):
             name: tuple((total.double() / steps).reshape(-1).tolist())
             for name, total in sums.items()
         }
-        memory = _peak_memory_mb(next(iter(sums.values())).device)
+        memory = peak_memory_mb(next(iter(sums.values())).device)
         self.history.append(Progress(self.step, self.steps, means, memory))
         return self.history[-1]
 
@@ -123,10 +124,12 @@ def train(trainer: Trainer, every: int, checkpoint: Path | None = None) -> Itera
         yield progress
 
 
-def _peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
+def peak_memory_mb(device: torch.device | str = "cpu") -> float:
+    """Most memory so far in 10⁶ bytes: of the device where that is a GPU, else of the process."""
+    if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

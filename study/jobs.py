@@ -2,7 +2,6 @@
 
 import json
 import platform
-import resource
 import subprocess
 import time
 from collections.abc import Generator as Steps
@@ -22,7 +21,7 @@ from torch import Tensor
 from cf_core.fusion import FusionSettings, Generator, Latents
 from cf_core.pack import PackTrainer, Trial
 from cf_core.seeding import generator
-from cf_core.training import Progress, save_tensors, train, weights
+from cf_core.training import Progress, peak_memory_mb, save_tensors, train, weights
 from evaluation.metrics import DIVERSITY_INPUTS, Evaluator, Source
 from evaluation.transforms import Step, fusion, identity, latent_search
 from study.config import EvaluationPlan, StudyConfig, TrialSpec
@@ -353,7 +352,7 @@ class _Recorder:
             **_label(spec),
             "fingerprint": self.bench.fingerprint,
             "seconds": time.monotonic() - self._started,
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+            "peak_memory_mb": peak_memory_mb(),
             "attempt": self.attempts[spec.id],
             "host": platform.node(),
             "device": "cpu",

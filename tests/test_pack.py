@@ -4,10 +4,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cf_core import losses
 from cf_core.fusion import FusionSettings, Generator, Latents
@@ -569,3 +571,25 @@ def test_the_style_loss_makes_styles_matter(learned: PackTrainer) -> None:
         _, high = moved_by(made, style=1.0)
         shares.append(distance(low, high) / distance(pair, low))
     assert shares[1] > 2 * shares[0]
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations for which a device would have to hand over numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_to_cpu")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        assert not any(name in str(func) for name in self.WAITS), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_within_a_step_waits_for_the_device() -> None:
+    made = pack()
+    with NoWaiting():
+        made.update()
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting():
+        torch.ones(()).item()

@@ -137,9 +137,9 @@ def test_each_sign_of_a_condition(store: Store, where: list[str], best: tuple[st
     assert _points(candidates(store, "judge", where))[0] == best
 
 
-def test_style_diversity_stands_for_all_iterations_of_its_trial(store: Store) -> None:
+def test_a_point_without_the_metric_of_a_condition_does_not_meet_it(store: Store) -> None:
     ranked = candidates(store, "judge", ["style_diversity >= 1.0"])
-    assert _points(ranked) == [(B, 1), (B, 2)]
+    assert _points(ranked) == [(B, 1)]
     assert _points(candidates(store, "style_diversity", RULE))[0] == (B, 1)
 
 
@@ -196,6 +196,39 @@ def test_the_bundle_holds_the_chosen_weights(trained: Store, tmp_path: Path) -> 
     assert record["interval"] == pytest.approx([0.6, 0.8])
     assert record["versions"] == {"torch": "2"}
     assert [(r["trial"], r["iteration"]) for r in record["runners_up"]] == [(A, 2), (B, 2), (A, 1)]
+
+
+def test_a_conditional_trial_is_chosen_at_one_of_its_weights(tmp_path: Path) -> None:
+    space = CONFIG.search.model_copy(update={"lambda_": ("conditional",), "style_dim": (2,)})
+    config = CONFIG.model_copy(update={"search": space})
+    (spec,) = config.trials()
+    store = Store(tmp_path / "tiny")
+    store.claim(config.identity("abc"), config.fingerprint("abc"), config.name)
+    label = {"trial": spec.id, "method": "conditional", "style_dim": 2, "seed": 0}
+    point = {"source": "validation", "iteration": 1, "n": 8, "excluded": 0}
+    readings = {0.1: (0.8, 4.0), 1.0: (0.7, 2.0), 3.0: (0.6, 1.0)}
+    store.write(
+        "metrics",
+        "a",
+        [
+            {**label, **point, "lambda": weight, "metric": metric, "value": value}
+            for weight, values in readings.items()
+            for metric, value in zip(("judge", "z_distance"), values, strict=True)
+        ],
+    )
+    over = _over(A, "done") | {**label, "lambda": None}
+    store.write("trials", "a", [over])
+    core = MelodyVAE(config.melody, config.core)
+    save_tensors(weights(core), store.root / "core" / "core.safetensors")
+    generator = Generator(8, 2, 16, 2, conditional=True)
+    initialise(generator, torch.Generator().manual_seed(2))
+    save_tensors(weights(generator), generator_path(store, spec.id))
+    choice = select(store, "judge", RULE, tmp_path / "bundle")
+    assert (choice.trial, choice.weight, choice.value) == (spec.id, 1.0, 0.7)
+    bundle = load_bundle(choice.bundle)
+    assert (bundle.weight, bundle.weights) == (1.0, config.fusion.weights)
+    assert torch.equal(bundle.generator.net.weights[0], generator.net.weights[0])
+    assert [row["lambda"] for row in bundle.record["runners_up"]] == [3.0]
 
 
 @pytest.mark.parametrize("state", ["missing", "damaged", "of another shape"])
