@@ -518,7 +518,7 @@ def test_a_resumed_pack_equals_an_uninterrupted_one(broken_off: int, tmp_path: P
 
 # What is learned
 
-QUICK = FusionSettings(hidden=32, batch=32, steps=200, ema=0.9)
+QUICK = FusionSettings(hidden=32, batch=32, steps=200, ema=0.9, style_share=0.2)
 
 
 def moved_by(made: Generator, weight: float | None = None, style: float = 0.5) -> tuple[Pair, Pair]:
