@@ -179,7 +179,7 @@ class EvaluationPlan(_Section):
 
     pairs: Count = 1024
     """Input pairs of each source."""
-    iterations: Grid[Count] = (1, 2, 4, 8)
+    iterations: Grid[Count] = (1, 2, 4, 8, 16)
     """Numbers of applications of the fusion map after which outputs are kept."""
     lambda_: Grid[Positive] = Field((1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), alias="lambda")
     """λ at which conditional trials are read."""
