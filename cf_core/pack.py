@@ -123,10 +123,13 @@ class PackTrainer(Trainer):
         """Go back to a `state()`; the next update equals the one that followed it, bit for bit."""
         super().restore(state)
         self.alive = state["alive"].tolist()
-        self._running, self._lasted = state["running"].clone(), state["lasted"].clone()
-        self._average = state["average"].clone()
-        self._g.restore(state, "generator")
-        self._d.restore(state, "discriminator")
+        device = self._average.device
+        own = {name: state[name].to(device, copy=True) for name in self._tensors()}
+        self._running, self._lasted, self._average = (
+            own[name] for name in ("running", "lasted", "average")
+        )
+        self._g.restore(own, "generator")
+        self._d.restore(own, "discriminator")
         self._arrange()
 
     def update(self) -> dict[str, Tensor]:
@@ -332,11 +335,10 @@ class _Stack:
         self._share()
 
     def restore(self, state: Mapping[str, Tensor], name: str) -> None:
-        """Go back to the weights and the optimiser of a checkpoint."""
-        self.weights, self.moments = (
-            state[f"{name}.{kind}"].clone() for kind in ("weights", "moments")
+        """Take over the weights and the optimiser of a checkpoint."""
+        self.weights, self.moments, self.decay = (
+            state[f"{name}.{kind}"] for kind in ("weights", "moments", "decay")
         )
-        self.decay = state[f"{name}.decay"].clone()
         self._share()
 
     def write(self, row: int, alone: nn.Module, inputs: list[int]) -> None:

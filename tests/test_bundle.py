@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from cf_core import bundle as bundles
-from cf_core.bundle import load_bundle, save_bundle
+from cf_core.bundle import DEFAULT_BUNDLE, load_bundle, save_bundle
 from cf_core.errors import UserError
-from cf_core.melody import MelodyFormat
+from cf_core.melody import MelodyFormat, is_melody
 from cf_core.training import load_tensors, save_tensors
+from study.config import load as load_config
 from tests.conftest import MakeBundle
 
 LEFT = np.array([26, 1, 1, 1, 28, 1, 1, 1] * 4, dtype=np.uint8)
@@ -456,3 +457,35 @@ def test_a_weight_it_was_not_trained_for(make_bundle: MakeBundle, weight: float)
 def test_a_weight_for_a_bundle_that_has_one(make_bundle: MakeBundle) -> None:
     with pytest.raises(UserError, match=r"has one λ, .*; only a conditional one takes --lambda"):
         make_bundle().fuse(LEFT, RIGHT, [0.5, 0.5], 1, 0.1)
+
+
+# --- the ready-made bundle ------------------------------------------------------------------------
+
+
+def test_the_ready_made_bundle_is_small_and_says_where_it_comes_from() -> None:
+    files = sorted(DEFAULT_BUNDLE.iterdir())
+    assert [file.name for file in files] == [
+        "core.safetensors", "generator.safetensors", "manifest.json"
+    ]  # fmt: skip
+    assert sum(file.stat().st_size for file in files) <= 8_000_000
+    record = load_bundle().record
+    config = load_config("bundle")
+    assert (record["study"], record["trial"]) == (config.name, config.trials()[0].id)
+
+
+def test_the_ready_made_bundle_changes_melodies_less_the_larger_the_weight() -> None:
+    bundle = load_bundle()
+    random = torch.Generator().manual_seed(0)
+    prior = torch.randn(40, bundle.core.settings.latent_dim, generator=random)
+    tokens = bundle.core.decode_tokens(prior)
+    style = bundle.draw_style(0)
+    assert bundle.weights is not None
+    edits = []
+    for weight in (bundle.weights[0], 0.1, 1.0, bundle.weights[1]):
+        pairs = zip(tokens[:20], tokens[20:], strict=True)
+        halves = zip(*(bundle.fuse(*pair, style, 4, weight) for pair in pairs), strict=True)
+        after = np.concatenate([np.stack(half) for half in halves])
+        assert is_melody(after).mean() > 0.98
+        edits.append(int((after != tokens).sum()))
+    assert edits == sorted(edits, reverse=True)
+    assert edits[-1] < 0.5 * edits[0]
