@@ -21,6 +21,7 @@ docs: .venv/ready
 
 # The ready-made bundle that comes with the package, made anew. Commit what it writes.
 bundle: .venv/ready
+	rm -rf results/bundle
 	$(BIN)/cf-study run bundle
 	$(BIN)/cf-study select bundle --output cf_core/bundles/default
 

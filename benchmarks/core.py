@@ -213,10 +213,12 @@ def bundle(bench: Bench) -> Iterator[Measure]:
     """Loading a bundle against reading and hashing its files."""
     from cf_core.bundle import Bundle, load_bundle, save_bundle  # noqa: PLC0415
 
-    form, settings, lambdas = MelodyFormat(), bench.core(), FusionSettings().weights
+    form, settings, lambdas = MelodyFormat(), bench.core(), FusionSettings().lambda_range
     sizes = (settings.latent_dim, STYLE_DIM, 384 // bench.scale, 2)
     vae, generator = MelodyVAE(form, settings), Generator(*sizes, conditional=True)
-    made = Bundle(form, vae, generator, iterations=1, weight=WEIGHT, weights=lambdas, record={})
+    made = Bundle(
+        form, vae, generator, iterations=1, weight=WEIGHT, lambda_range=lambdas, record={}
+    )
     with TemporaryDirectory() as folder:
         path = Path(folder) / "bundle"
         save_bundle(made, path)

@@ -65,7 +65,7 @@ Network = TypeVar("Network", bound=nn.Module)
 class Bundle:
     """A core VAE and a fusion map that belong together, ready to transform melodies.
 
-    ValueError where `weight` and `weights` are not those of such a generator.
+    ValueError where `weight` and `lambda_range` are not those of such a generator.
     """
 
     form: MelodyFormat
@@ -76,23 +76,24 @@ class Bundle:
     weight: float | None
     """λ that the selection chose; what `fuse` does unless told otherwise; None where λ is no input
     of the generator."""
-    weights: tuple[float, float] | None
+    lambda_range: tuple[float, float] | None
     """Smallest and largest λ that the generator was trained for; None likewise."""
     record: Mapping[str, Any]
     """Where it comes from: study, trial, selection, training figures, versions."""
 
     def __post_init__(self) -> None:
         if not self.generator.conditional:
-            fits = self.weight is None and self.weights is None
-        elif self.weight is None or self.weights is None:
+            fits = self.weight is None and self.lambda_range is None
+        elif self.weight is None or self.lambda_range is None:
             fits = False
         else:
-            low, high = self.weights
+            low, high = self.lambda_range
             fits = 0 < low < high < math.inf and low <= self.weight <= high
         if not fits:
             kind = "a conditional" if self.generator.conditional else "an unconditional"
             raise ValueError(
-                f"weight {self.weight} of weights {self.weights} is none of {kind} generator"
+                f"weight {self.weight} of lambda_range {self.lambda_range} is none of {kind}"
+                " generator"
             )
 
     def draw_style(self, seed: int) -> tuple[float, ...]:
@@ -112,19 +113,19 @@ class Bundle:
     ) -> tuple[Integer[np.ndarray, "T"], Integer[np.ndarray, "T"]]:
         """Transform two segments' tokens so that they join.
 
-        `style` holds one number in 0…1 per style dimension. `weight` is λ, for a bundle that has
-        `weights`, and the bundle's unless given: small goes far from the inputs, large stays near.
-        Raises `UserError` for a style of the wrong length or out of range, iterations below 1, or
-        a λ that the generator was not trained for.
+        `style` holds one number in 0…1 per style dimension. `weight` is λ, for a bundle that has a
+        `lambda_range`, and the bundle's unless given: small goes far from the inputs, large stays
+        near. Raises `UserError` for a style of the wrong length or out of range, iterations below
+        1, or a λ that the generator was not trained for.
         """
         if weight is None:
             weight = self.weight
-        elif self.weights is None:
+        elif self.lambda_range is None:
             raise UserError(
                 "λ: this bundle has one λ, fixed in training; only a conditional one takes --lambda"
             )
-        elif not self.weights[0] <= weight <= self.weights[1]:
-            low, high = self.weights
+        elif not self.lambda_range[0] <= weight <= self.lambda_range[1]:
+            low, high = self.lambda_range
             raise UserError(f"λ: this bundle was trained for {low:g} to {high:g}, not {weight}")
         chosen = _style(style, self.generator.style_dim)
         if iterations < 1:
@@ -201,14 +202,14 @@ def _checked(path: Path) -> Bundle:
         settings = VAESettings(**manifest["core"])
         core = partial(MelodyVAE, form, settings)
         fusion = partial(Generator, settings.latent_dim, trials=None, **manifest["generator"])
-        weight, weights = _read_weights(manifest)
+        weight, lambda_range = _read_lambdas(manifest)
         return Bundle(
             form=form,
             core=_filled(core, path / _FILES[0], manifest["sha256"]),
             generator=_filled(fusion, path / _FILES[1], manifest["sha256"]),
             iterations=manifest["iterations"],
             weight=weight,
-            weights=weights,
+            lambda_range=lambda_range,
             record=dict(manifest["record"]),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -233,7 +234,7 @@ def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
         },
         "iterations": bundle.iterations,
         "weight": bundle.weight,
-        "weights": bundle.weights,
+        "lambda_range": bundle.lambda_range,
         "record": bundle.record,
         "sha256": checksums,
     }
@@ -287,12 +288,12 @@ def _check_numbers(manifest: Mapping[str, Any]) -> None:
             raise ValueError(f"{' '.join(place)} {value!r} is not in {allowed[0]} to {allowed[-1]}")
 
 
-def _read_weights(manifest: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
+def _read_lambdas(manifest: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
     """λ and its range, which `Bundle` compares with the generator."""
-    weight, weights = manifest["weight"], manifest["weights"]
-    if weight is None and weights is None:
+    weight, lambda_range = manifest["weight"], manifest["lambda_range"]
+    if weight is None and lambda_range is None:
         return None, None
-    low, high = weights
+    low, high = lambda_range
     for number in (weight, low, high):
         if type(number) not in (int, float):
             raise ValueError(f"weight {number!r} is no number")

@@ -48,14 +48,16 @@ class FusionSettings(Settings):
     style_share: float = 0.05
     """What the style loss asks for: the distance between two styles' outputs of one input, as a
     share of their distance to the input."""
-    weights: tuple[float, float] = (1e-3, 10.0)
+    lambda_range: tuple[float, float] = (1e-3, 10.0)
     """Smallest and largest λ that a conditional generator is trained for."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.weights
+        low, high = self.lambda_range
         if not 0 < low < high < math.inf:
-            raise ValueError(f"weights: must be two ascending numbers above 0, got {self.weights}")
+            raise ValueError(
+                f"lambda_range: must be two ascending numbers above 0, got {self.lambda_range}"
+            )
 
 
 class Generator(nn.Module):

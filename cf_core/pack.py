@@ -2,7 +2,7 @@
 
 A pack holds the networks of its trials side by side, weights stacked on a leading axis, so that
 small networks share the cost of every operation. A trial alone is a pack of one. What becomes of a
-trial depends on its own settings and on nothing else in the pack.
+trial depends on its own settings and, but for rounding, on nothing else in the pack.
 
 Letters in shapes: `N` trials still in the pack, `B` pairs of each kind, `P` weights of one network,
 `Z` latent dimensions, `S` style dimensions (the most of any trial; the others are padded), `C`
@@ -199,7 +199,7 @@ class PackTrainer(Trainer):
             chance[row].uniform_(generator=random)
         unpaired, paired, prior = latents.sample(chance[:, :, :3], noise).unbind(2)
         inputs = torch.cat((unpaired, prior), 2)
-        low, high = self.settings.weights
+        low, high = self.settings.lambda_range
         weights = low * (high / low) ** chance[:, :, 3:].flatten(2)
         if len(seeds) < len(self.alive):
             inputs, paired, weights = (t[self._seed_rows] for t in (inputs, paired, weights))

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -25,6 +25,7 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
 
 from cf_core.errors import UserError
@@ -149,7 +150,7 @@ class SearchSpace(_Section):
         (0.03, 0.3, 3.0, "conditional"), alias="lambda"
     )
     """λ, the weight of similarity against coherency (equation 4). `conditional` is one trial that
-    learns all of `fusion.weights` and is read at those of `evaluation.lambda`."""
+    learns all of `fusion.lambda_range` and is read at those of `evaluation.lambda`."""
     style_dim: Grid[Annotated[int, Field(ge=0)]] = (0, 4)
     """`S`, dimensions of the style; 0 is the control without style."""
     seeds: Grid[Seed] = (0,)
@@ -203,13 +204,14 @@ class Selection(_Section):
 
 
 class Execution(_Section):
-    """How the study is run. Never changes its results."""
+    """How the study is run. Never changes its results, but for the rounding errors of `pack`."""
 
     workers: Count = 2
     """Processes that train at one time, one thread each."""
     pack: Pack = "auto"
     """Trials that a process trains at once, their weights stacked; `auto` measures how many are
-    worth it. Written down before the first run, since it changes results by rounding errors."""
+    worth it. Kept in `packs.json` from the first run on, since packs of another size differ by
+    rounding errors; give a number to have two runs agree bit for bit."""
     results: Annotated[str, Field(min_length=1)] = "results"
     """Folder under which the study's own folder, named as the study, is kept."""
     address: str | None = None
@@ -269,7 +271,19 @@ class StudyConfig(_Section):
     """Which trial is deployed, decided on validation songs. Not part of the identity: another
     choice needs no new training."""
     execution: Execution = Execution()
-    """How the study is run. Not part of the identity: never changes results."""
+    """How the study is run. Not part of the identity: changes no result, but for the rounding
+    errors of `pack`."""
+
+    @model_validator(mode="after")
+    def _readings_were_trained_for(self) -> Self:
+        low, high = self.fusion.lambda_range
+        read = self.evaluation.lambda_
+        if "conditional" in self.search.lambda_ and not low <= read[0] <= read[-1] <= high:
+            raise ValueError(
+                f"evaluation.lambda: conditional trials are trained for fusion.lambda_range"
+                f" {low:g} to {high:g} only, and can't be read outside of it"
+            )
+        return self
 
     def identity(self, corpus_hash: str) -> dict[str, Any]:
         """Everything that changes results, as JSON values.
@@ -422,7 +436,8 @@ def _first_problem(error: ValidationError) -> str:
         case "missing":
             problem = f"{key} is required"
         case "value_error":
-            problem = f"{key}: {message.removeprefix('Value error, ')}"
+            text = message.removeprefix("Value error, ")
+            problem = f"{key}: {text}" if key else text
         case _:
             must = message.replace("Input should", "must").replace("String should", "must")
             must = must.replace("an object", "a mapping").replace("array", "list")

@@ -131,7 +131,7 @@ def run_job(
     try:
         yield from work
     except Exception as error:
-        record_failure(spec, bench, store, attempts, f"{type(error).__name__}: {error}")
+        record_failure(spec, bench, store, attempts, _described(error))
         raise
 
 
@@ -140,9 +140,9 @@ def record_failure(
 ) -> None:
     """Record what a job left undone; the next run of the study tries it again, each by itself."""
     recorder = _Recorder(bench, store, attempts)
-    over = store.attempts()
+    over, statuses = store.attempts(), store.done_trials()
     for one in spec.trials if isinstance(spec, PackSpec) else (spec,):
-        if over.get(one.id, 0) < attempts[one.id]:
+        if over.get(one.id, 0) < attempts[one.id] and statuses.get(one.id) not in FINAL:
             recorder.record(one, {"status": "failed", "reason": reason, "peak_memory_mb": None})
 
 
@@ -172,18 +172,31 @@ def _pack(spec: PackSpec, recorder: "_Recorder") -> Steps[Progress, None, None]:
     name = sha256("\n".join(spec.records).encode()).hexdigest()[:16]
     checkpoint = store.root / "checkpoints" / f"{name}.safetensors"
     yield from train(trainer, REPORT_EVERY, checkpoint)
-    over = store.done_trials()
+    over, errors = store.done_trials(), []
     for place, trial in enumerate(spec.trials):
         # A pack that was killed while it wrote has recorded some of its trials before.
         if over.get(trial.id) in FINAL:
             continue
-        _write_curves(trial, place, trainer.history, store)
-        if place in trainer.diverged:
-            reason = f"gradients were not finite after {trainer.diverged[place]} steps"
-            recorder.record(trial, {"status": "diverged", "reason": reason})
-        else:
-            yield from _finish(trial, trainer.generator(place), recorder, trainer.step)
+        try:
+            yield from _conclude(trial, place, trainer, recorder)
+        except Exception as error:  # noqa: BLE001  raised below, when the others are safe
+            errors.append(error)
+            record_failure(PackSpec((trial,)), bench, store, recorder.attempts, _described(error))
     checkpoint.unlink(missing_ok=True)
+    if errors:
+        raise errors[0]
+
+
+def _conclude(
+    trial: TrialSpec, place: int, trainer: PackTrainer, recorder: "_Recorder"
+) -> Steps[Progress, None, None]:
+    """Record how the training of a trial ended, and evaluate what it gave."""
+    _write_curves(trial, place, trainer.history, recorder.store)
+    if place in trainer.diverged:
+        reason = f"gradients were not finite after {trainer.diverged[place]} steps"
+        recorder.record(trial, {"status": "diverged", "reason": reason})
+    else:
+        yield from _finish(trial, trainer.generator(place), recorder, trainer.step)
 
 
 def _finish(
@@ -336,6 +349,10 @@ def _label(spec: TrialSpec | LPSpec) -> dict[str, Any]:
         "style_dim": spec.style_dim,
         "seed": spec.seed,
     }
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 class _Recorder:

@@ -21,8 +21,8 @@ from study.store import Store
 _GAIN = 1.1
 """A pack twice as large must train this many times more trial-steps a second to be worth it."""
 _REPEATS = 5
-_MEMORY_SHARE = 0.5
-"""Part of the free memory that packs may take."""
+_MEMORY_SHARE = 0.25
+"""Part of the machine's memory that the packs of all workers may take."""
 
 
 def planned_packs(
@@ -46,15 +46,15 @@ def planned_packs(
     try:
         record = json.loads(file.read_text())
         packs = [tuple(by_id.pop(name) for name in names) for names in record["packs"]]
+        size, measured = int(record["size"]), bool(record["trial_steps_per_second"])
     except (ValueError, KeyError, TypeError):
         packs = []
     if by_id or not packs:
         raise UserError(f"{file}: does not hold this study's trials; remove it and run again")
-    reporter.say(
-        f"{len(trials)} trials in packs of {record['size']}, as is fastest here"
-        if execution.pack == "auto"
-        else f"{len(trials)} trials in packs of {record['size']}"
-    )
+    why = ", as was measured to be fastest" if measured else ""
+    if execution.pack not in ("auto", size):
+        why = f", as {file.name} says; execution.pack counts before the first run only"
+    reporter.say(f"{len(trials)} trials in packs of {size}{why}")
     failed = {name for name, status in store.done_trials().items() if status not in FINAL}
     whole = [tuple(trial for trial in pack if trial.id not in failed) for pack in packs]
     alone = [(trial,) for pack in packs for trial in pack if trial.id in failed]
@@ -103,7 +103,7 @@ def _rate(trials: Sequence[TrialSpec], bench: Workbench) -> float:
 
 
 def _most_in_memory(trials: Sequence[TrialSpec], bench: Workbench, workers: int) -> int:
-    """How many trials a worker's share of the free memory holds; at least one."""
+    """How many trials a worker's share of the memory holds; at least one."""
     state = pack_trainer(trials[:1], bench).state().values()
     settings, latent_dim = bench.fusion, bench.latents.mean.shape[1]
     # Gradients and their squares come on top of weights, moments and averages. Of all rows of an
@@ -111,5 +111,5 @@ def _most_in_memory(trials: Sequence[TrialSpec], bench: Workbench, workers: int)
     weights = 2 * sum(tensor.nbytes for tensor in state)
     rows = 4 * 11 * settings.batch
     activations = rows * (8 * latent_dim + 4 * settings.depth * settings.hidden)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, int(_MEMORY_SHARE * free / workers / (weights + activations)))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, int(_MEMORY_SHARE * memory / workers / (weights + activations)))

@@ -47,7 +47,7 @@ _DISTANCES = 10
 """Distances at which methods are compared at matched similarity."""
 
 _EXAMPLE_QUERY = (
-    "SELECT trial, iteration, value, low, high FROM metrics"
+    "SELECT trial, lambda, iteration, value, low, high FROM metrics"
     " WHERE metric = 'judge' AND source = 'test' ORDER BY value DESC LIMIT 10"
 )
 
@@ -75,14 +75,14 @@ def plan(config: StudyConfig) -> str:
             f" of {', '.join(config.melody.meters)}",
             f"core: {config.core.latent_dim} latent dimensions, {config.core.steps} steps",
             f"trials: {len(trials)} = λ {', '.join(map(str, space.lambda_))}"
-            f" × {len(space.style_dim)} style dimensions × {len(space.seeds)}"
-            f" seed{'s' * (len(space.seeds) > 1)}, {config.fusion.steps} steps each,"
+            f" × style dimension {', '.join(map(str, space.style_dim))}"
+            f" × seed {', '.join(map(str, space.seeds))}; {config.fusion.steps} steps each,"
             f" iteration counts {', '.join(map(str, evaluation.iterations))}",
             f"latent search: step sizes {', '.join(map(str, lp.step_sizes))}, up to"
             f" {max(lp.iterations)} iterations",
             f"inputs: {evaluation.pairs} pairs of each source (test, prior and their validation"
             f" twins); latents take up to {megabytes:,.0f} MB",
-            f"workers: {config.execution.workers}"
+            f"workers: {config.execution.workers}, trials in a pack: {config.execution.pack},"
             f" on {config.execution.address or 'a local Ray that the run starts and stops'}",
         ]
     )
@@ -247,7 +247,8 @@ def summary(store: Store, choice: Choice, example: Path) -> list[str]:
     statuses = store.scan("trials").collect()
     counts = statuses.group_by("method", "status").len().sort("method", "status").iter_rows()
     lines = ["run: " + ", ".join(f"{n} {method} {status}" for method, status, n in counts)]
-    methods = [method for method in ("fusion", "conditional") if method in statuses["method"]]
+    done = statuses.filter(pl.col("status") == "done")["method"]
+    methods = [method for method in ("fusion", "conditional") if method in done]
     for method, axis in product(methods, AXES):
         led, panels, lost = panels_led(store, axis, method)
         lines.append(

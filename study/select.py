@@ -68,16 +68,15 @@ def status(store: Store) -> pl.DataFrame:
 def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFrame:
     """Rank the points of finished trials that meet all conditions, best first.
 
-    A point is a trial after a number of iterations. `maximise` is a metric, and a condition a
-    metric, one of < <= > >= and a number: "z_distance <= 3.0". All are taken on validation songs;
-    `style_diversity` is measured after one iteration and stands for its trial. Points where a
-    metric in question is not finite are left out. Of equals the nearest (by z-distance) comes
-    first, then by trial and iteration.
+    A point is a trial (at one λ) after a number of iterations. `maximise` is a metric, and a
+    condition a metric, one of < <= > >= and a number: "z_distance <= 3.0". All are taken on
+    validation songs. Points where a metric in question is not finite are left out. Of equals the
+    nearest (by z-distance) comes first, then by trial, λ and iteration.
 
     Returned are the columns `trial`, `method`, `lambda`, `style_dim`, `seed`, `iteration`, one for
-    each
-    metric, and the interval `low`, `high` of the one maximised. Raises `UserError` for a metric
-    that the study does not have, and where no point meets the conditions, with the nearest miss.
+    each metric, and the interval `low`, `high` of the one maximised. Raises `UserError` for a
+    metric that the study does not have, and where no point meets the conditions, with the nearest
+    miss.
     """
     points = _points(store, maximise)
     metrics = [name for name in points.columns if name not in (*_POINT, "low", "high")]
@@ -96,8 +95,8 @@ def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFram
         values = ", ".join(f"{c.metric} {nearest[c.metric]:.4g}" for c in conditions)
         raise UserError(
             f"no trial of {store.root} meets {' and '.join(where)}; the nearest is"
-            f" {nearest['trial']} after {nearest['iteration']} iterations with {values}:"
-            " loosen the conditions"
+            f" {nearest['trial']} at λ {nearest['lambda']:g} after {nearest['iteration']}"
+            f" iterations with {values}: loosen the conditions"
         )
     descending = [True, False, False, False, False]
     return met.sort(maximise, "z_distance", "trial", "lambda", "iteration", descending=descending)
@@ -146,7 +145,7 @@ def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> C
         generator,
         iterations=best["iteration"],
         weight=best["lambda"] if conditional else None,
-        weights=config.fusion.weights if conditional else None,
+        lambda_range=config.fusion.lambda_range if conditional else None,
         record=record,
     )
     save_bundle(bundle, output)

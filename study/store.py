@@ -91,7 +91,7 @@ TABLES: dict[str, Table] = {
             _column(
                 "seconds",
                 _FLOAT64,
-                "Wall time of the last attempt.",
+                "Wall time since its job began; the trials of a pack share it.",
                 volatile=True,
             ),
             _column(
@@ -140,7 +140,7 @@ TABLES: dict[str, Table] = {
         ),
     ),
     "metrics": Table(
-        "One row per trial, baseline or reference, source, iteration and metric.",
+        "One row per trial (and λ), baseline or reference, source, iteration and metric.",
         (
             _TRIAL,
             _METHOD,

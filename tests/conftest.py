@@ -41,7 +41,7 @@ def make_bundle() -> MakeBundle:
             generator,
             iterations=3,
             weight=0.1 if conditional else None,
-            weights=(1e-3, 10.0) if conditional else None,
+            lambda_range=(1e-3, 10.0) if conditional else None,
             record={"study": "tiny"},
         )
 

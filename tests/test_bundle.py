@@ -52,7 +52,9 @@ def test_round_trip(
     assert loaded.form == bundle.form
     assert loaded.core.settings == bundle.core.settings
     assert (loaded.iterations, loaded.record) == (3, {"study": "tiny"})
-    assert (loaded.weight, loaded.weights) == ((0.1, (1e-3, 10.0)) if conditional else (None, None))
+    assert (loaded.weight, loaded.lambda_range) == (
+        (0.1, (1e-3, 10.0)) if conditional else (None, None)
+    )
     assert (loaded.generator.gated, loaded.generator.conditional) == (gated, conditional)
     for before, after in ((bundle.core, loaded.core), (bundle.generator, loaded.generator)):
         assert before.state_dict().keys() == after.state_dict().keys()
@@ -137,23 +139,23 @@ def test_a_larger_weight_stays_nearer(make_bundle: MakeBundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight", "weights"),
+    ("weight", "lambda_range"),
     [(None, None), (0.1, None), (None, (0.01, 1.0)), (2.0, (0.01, 1.0)), (0.1, (1.0, 0.01)),
      (1.0, (1.0, 1.0)), (0.1, (0.0, 1.0)), (0.1, (0.01, math.inf)), (math.nan, (0.01, 1.0))],
 )  # fmt: skip
 def test_weights_that_are_none_of_a_conditional_generator(
-    make_bundle: MakeBundle, weight: float | None, weights: tuple[float, float] | None
+    make_bundle: MakeBundle, weight: float | None, lambda_range: tuple[float, float] | None
 ) -> None:
     with pytest.raises(ValueError, match="none of a conditional generator"):
-        replace(make_bundle(conditional=True), weight=weight, weights=weights)
+        replace(make_bundle(conditional=True), weight=weight, lambda_range=lambda_range)
 
 
-@pytest.mark.parametrize(("weight", "weights"), [(0.1, None), (None, (0.01, 1.0))])
+@pytest.mark.parametrize(("weight", "lambda_range"), [(0.1, None), (None, (0.01, 1.0))])
 def test_weights_that_an_unconditional_generator_cannot_have(
-    make_bundle: MakeBundle, weight: float | None, weights: tuple[float, float] | None
+    make_bundle: MakeBundle, weight: float | None, lambda_range: tuple[float, float] | None
 ) -> None:
     with pytest.raises(ValueError, match="none of an unconditional generator"):
-        replace(make_bundle(), weight=weight, weights=weights)
+        replace(make_bundle(), weight=weight, lambda_range=lambda_range)
 
 
 def test_a_drawn_style_depends_on_the_seed_alone_and_survives_print(
@@ -318,7 +320,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "other kind of map": (lambda m: m["generator"].update(gated=False), "other names, shapes"),
     "several maps": (lambda m: m["generator"].update(trials=2), "trials"),
     "low pitch a text": (lambda m: m["melody"].update(lowest="36"), "lowest '36' is not in"),
-    "λ of a fixed one": (lambda m: m.update(weight=0.1, weights=[0, 1]), "none of an uncond"),
+    "λ of a fixed one": (lambda m: m.update(weight=0.1, lambda_range=[0, 1]), "none of an uncond"),
     "no iterations": (lambda m: m.update(iterations=0), "iterations 0 is not in"),
     "text for a number": (lambda m: m["core"].update(depth="1"), "depth '1' is not in"),
     "fractional steps": (lambda m: m["melody"].update(steps_per_beat=4.0), "beat 4.0 is not in"),
@@ -344,22 +346,25 @@ def test_a_changed_manifest_is_refused_in_one_line(folder: Path, case: str) -> N
 
 WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "gone": (lambda m: m.pop("weight"), "weight"),
-    "range gone": (lambda m: m.pop("weights"), "weights"),
+    "range gone": (lambda m: m.pop("lambda_range"), "lambda_range"),
     "none": (lambda m: m.update(weight=None), "weight None is no number"),
-    "no range": (lambda m: m.update(weights=None), "do not fit"),
+    "no range": (lambda m: m.update(lambda_range=None), "do not fit"),
     "true": (lambda m: m.update(weight=True), "weight True is no number"),
     "text": (lambda m: m.update(weight="0.1"), "weight '0.1' is no number"),
-    "text as range": (lambda m: m.update(weights="19"), "weight '1' is no number"),
-    "one end": (lambda m: m.update(weights=[1]), "do not fit"),
-    "three ends": (lambda m: m.update(weights=[0.01, 0.1, 1]), "do not fit"),
-    "negative": (lambda m: m.update(weights=[-1.0, 1.0]), "none of a conditional"),
-    "zero": (lambda m: m.update(weights=[0, 1.0]), "none of a conditional"),
-    "endless": (lambda m: m.update(weights=[0.01, math.inf]), "none of a conditional"),
+    "text as range": (lambda m: m.update(lambda_range="19"), "weight '1' is no number"),
+    "one end": (lambda m: m.update(lambda_range=[1]), "do not fit"),
+    "three ends": (lambda m: m.update(lambda_range=[0.01, 0.1, 1]), "do not fit"),
+    "negative": (lambda m: m.update(lambda_range=[-1.0, 1.0]), "none of a conditional"),
+    "zero": (lambda m: m.update(lambda_range=[0, 1.0]), "none of a conditional"),
+    "endless": (lambda m: m.update(lambda_range=[0.01, math.inf]), "none of a conditional"),
     "nan": (lambda m: m.update(weight=math.nan), "none of a conditional"),
-    "turned round": (lambda m: m.update(weights=[10.0, 0.001]), "none of a conditional"),
-    "outside": (lambda m: m.update(weight=11.0), "weight 11.0 of weights .* is none of"),
+    "turned round": (lambda m: m.update(lambda_range=[10.0, 0.001]), "none of a conditional"),
+    "outside": (lambda m: m.update(weight=11.0), "weight 11.0 of lambda_range .* is none of"),
     "made fixed": (
-        lambda m: (m["generator"].update(conditional=False), m.update(weight=None, weights=None)),
+        lambda m: (
+            m["generator"].update(conditional=False),
+            m.update(weight=None, lambda_range=None),
+        ),
         "other names, shapes",
     ),
 }
@@ -479,9 +484,9 @@ def test_the_ready_made_bundle_changes_melodies_less_the_larger_the_weight() -> 
     prior = torch.randn(40, bundle.core.settings.latent_dim, generator=random)
     tokens = bundle.core.decode_tokens(prior)
     style = bundle.draw_style(0)
-    assert bundle.weights is not None
+    assert bundle.lambda_range is not None
     edits = []
-    for weight in (bundle.weights[0], 0.1, 1.0, bundle.weights[1]):
+    for weight in (bundle.lambda_range[0], 0.1, 1.0, bundle.lambda_range[1]):
         pairs = zip(tokens[:20], tokens[20:], strict=True)
         halves = zip(*(bundle.fuse(*pair, style, 4, weight) for pair in pairs), strict=True)
         after = np.concatenate([np.stack(half) for half in halves])

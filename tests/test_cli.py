@@ -202,7 +202,9 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(cf_study: Run, tmp_path: Pa
         "run", "quickstart", "--dry-run", "--set", "search.seeds=[0, 1]", "--address", "ray://a:1"
     )
     assert outcome.code == 0
-    assert "trials: 8 = λ 0.03, 0.3, 3.0, conditional × 1 style dimensions × 2 seeds" in outcome.out
+    assert (
+        "trials: 8 = λ 0.03, 0.3, 3.0, conditional × style dimension 4 × seed 0, 1" in outcome.out
+    )
     assert "ray://a:1" in outcome.out
     assert not _files(tmp_path)
 

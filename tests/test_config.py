@@ -52,8 +52,9 @@ def other(key: str, value: Any) -> Any:
         "evaluation.matched.z_distance": [0.2, 30.0],
         "evaluation.matched.edit_distance": [0.6, 20.0],
         "fusion.gated": False,
-        "fusion.weights": [0.1, 1.0],
+        "fusion.lambda_range": [0.0001, 100.0],
         "search.lambda": [0.5],
+        "evaluation.lambda": [0.5],
         "execution.pack": 3,
     }
     if key in special:
@@ -232,7 +233,8 @@ def test_corpus_path_expands_the_environment(monkeypatch: pytest.MonkeyPatch) ->
             "name: s\nexecution: {pack: 0}",
             "pack: must be a whole number of at least 1, or auto, got 0",
         ),
-        ("name: s\nfusion: {weights: [1, 0.1]}", "must be two ascending numbers above 0"),
+        ("name: s\nfusion: {lambda_range: [0.01, 1]}", "evaluation.lambda: conditional trials are"),
+        ("name: s\nfusion: {lambda_range: [1, 0.1]}", "must be two ascending numbers above 0"),
         ("name: s\ncore_gate: {token_accuracy: 1.5}", "core_gate.token_accuracy: must be less"),
         ("name: s\nselection: {where: [cheap]}", '"cheap" must read like "z_distance <= 3.0"'),
         ("name: s\nseed: x\nexecution: {workers: 0}", "(and 1 more)"),

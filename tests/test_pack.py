@@ -347,7 +347,7 @@ def test_inputs_are_unpaired_latents_then_the_prior_and_real_ones_are_paired() -
 
 
 def test_styles_are_uniform_and_weights_log_uniform_over_their_range() -> None:
-    settings = replace(SETTINGS, batch=2000, weights=(1e-2, 1.0))
+    settings = replace(SETTINGS, batch=2000, lambda_range=(1e-2, 1.0))
     draws = pack(settings=settings)._draw()[0]
     for style in (draws.style[1], draws.other_style[1]):
         assert 0 <= style.min() < 0.01

@@ -90,7 +90,7 @@ def test_as_many_trials_as_are_faster_together(
 def test_a_pack_fits_into_memory(
     store: Store, bench: Any, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pages = {"SC_AVPHYS_PAGES": 1, "SC_PAGE_SIZE": 4096}
+    pages = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(module, "_rate", lambda trials, _bench: len(trials) ** 2)
     monkeypatch.setattr("study.packs.os.sysconf", lambda name: pages[name])
     packs = planned_packs(TRIALS, bench, store, Execution(workers=1), reporter)

@@ -166,7 +166,7 @@ def test_the_nearest_miss_is_named(store: Store) -> None:
         candidates(store, "judge", ["z_distance >= 30", "judge <= 0.3"])
     # Relative to the bounds, A after 1 misses by 29/30 + 0.2/0.3, A after 4 by 26.9/30 + 0.6/0.3;
     # unscaled, the latter would be nearer.
-    assert f"the nearest is {A} after 1 iterations with z_distance 1, judge 0.5" in str(
+    assert f"the nearest is {A} at λ 0.1 after 1 iterations with z_distance 1, judge 0.5" in str(
         caught.value
     )
 
@@ -226,7 +226,7 @@ def test_a_conditional_trial_is_chosen_at_one_of_its_weights(tmp_path: Path) -> 
     choice = select(store, "judge", RULE, tmp_path / "bundle")
     assert (choice.trial, choice.weight, choice.value) == (spec.id, 1.0, 0.7)
     bundle = load_bundle(choice.bundle)
-    assert (bundle.weight, bundle.weights) == (1.0, config.fusion.weights)
+    assert (bundle.weight, bundle.lambda_range) == (1.0, config.fusion.lambda_range)
     assert torch.equal(bundle.generator.net.weights[0], generator.net.weights[0])
     assert [row["lambda"] for row in bundle.record["runners_up"]] == [3.0]
 

@@ -1,5 +1,6 @@
 """A tiny complete study through Ray: its tables, its stops, its failures."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -19,7 +20,9 @@ from cf_core.fuse import fuse_files
 from cf_core.melody import Note
 from cf_core.render import write_midi
 from evaluation.frontier import COHERENCY, PANELS
-from study.config import StudyConfig
+from study import jobs
+from study.config import StudyConfig, TrialSpec
+from study.prepare import find_corpus, prepare
 from study.progress import Job, Reporter
 from study.run import draw, panels_led, plan, run
 from study.store import TABLES, Store, comparable
@@ -308,3 +311,34 @@ def test_the_bundle_fuses_files_and_the_example_is_complete(
     }  # fmt: skip
     for method in ("fusion", "conditional"):
         assert any(f"{method} leads LP in" in line for line in lines)
+
+
+def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
+    undisturbed: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One trial is done already, one can't be evaluated, one ends as it should."""
+    finished, config, _ = undisturbed
+    trials = config.trials()[:3]
+    store = Store(tmp_path / "tiny")
+    shutil.copytree(finished.root, store.root)
+    for trial in trials[1:]:
+        (store.root / "trials" / f"{trial.id}.parquet").unlink()
+    bench = prepare(config, find_corpus(config, Watch()), store, Watch())
+    finish = jobs._finish
+
+    def fail(trial: TrialSpec, *rest: Any) -> Any:
+        if trial == trials[1]:
+            raise ValueError("no room")
+        return finish(trial, *rest)
+
+    monkeypatch.setattr(jobs, "_finish", fail)
+    attempts = {trial.id: 2 for trial in trials}
+    with pytest.raises(ValueError, match="no room"):
+        list(jobs.run_job(jobs.PackSpec(tuple(trials)), bench, store, attempts))
+    jobs.record_failure(jobs.PackSpec(tuple(trials)), bench, store, attempts, "the worker died")
+    over = store.scan("trials").filter(pl.col("trial").is_in([trial.id for trial in trials]))
+    rows = {row["trial"]: row for row in over.collect().to_dicts()}
+    assert [rows[trial.id]["status"] for trial in trials] == ["done", "failed", "done"]
+    assert [rows[trial.id]["attempt"] for trial in trials] == [1, 2, 2]
+    assert rows[trials[1].id]["reason"] == "ValueError: no room"
+    assert not list((store.root / "checkpoints").iterdir())
