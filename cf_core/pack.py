@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn.functional import pad
@@ -287,11 +287,11 @@ class PackTrainer(Trainer):
 
     def _descend(self, stack: "_Stack", loss: Float[Tensor, "N"]) -> None:
         """One step of Adam, each trial on its own loss; none for those that are frozen."""
-        gradients = torch.cat([g.flatten(1) for g in grad(loss.sum(), stack.parameters)], 1)
-        finite = torch.linalg.vector_norm(gradients, dim=1).isfinite()
+        stack.collect(grad(loss.sum(), stack.parameters))
+        finite = torch.linalg.vector_norm(stack.gradients, dim=1).isfinite()
         running = self._running[self._places] & finite
         self._running.index_copy_(0, self._places, running)
-        stack.adam(gradients.where(running[:, None], 0.0), self._rates)
+        stack.adam(running, self._rates)
 
 
 _COMPARED = 4
@@ -357,12 +357,17 @@ class _Stack:
             for part, parameter in zip(parts, alone.parameters(), strict=True):
                 parameter.copy_(part[inputs] if part is parts[0] else part)
 
-    def adam(self, gradients: Float[Tensor, "N P"], rates: Float[Tensor, "N 1"]) -> None:
-        """One step; a network whose gradients are 0 stays as it is."""
+    def collect(self, gradients: Sequence[Tensor]) -> None:
+        """Lay out the parameters' gradients as the weights are."""
+        torch.cat([gradient.flatten(1) for gradient in gradients], 1, out=self.gradients)
+
+    def adam(self, running: Bool[Tensor, "N"], rates: Float[Tensor, "N 1"]) -> None:
+        """One step by `gradients`; networks that do not run stay as they are."""
+        step = self.gradients.masked_fill_(~running[:, None], 0.0)
         self.decay.mul_(self.DECAY)
-        self.moments.mul_(self.DECAY).addcmul_(gradients, gradients, value=1.0 - self.DECAY)
-        scale = (self.moments / (1.0 - self.decay)).sqrt_().add_(self.EPSILON)
-        self.weights.sub_(gradients.mul_(rates).div_(scale))
+        self.moments.mul_(self.DECAY).addcmul_(step, step, value=1.0 - self.DECAY)
+        torch.div(self.moments, 1.0 - self.decay, out=self._scale).sqrt_().add_(self.EPSILON)
+        self.weights.sub_(step.mul_(rates).div_(self._scale))
 
     def _parts(self, weights: Float[Tensor, "*N P"]) -> list[Tensor]:
         sizes = [shape.numel() for shape in self._shapes]
@@ -371,6 +376,8 @@ class _Stack:
 
     def _share(self) -> None:
         """Make the network's parameters views of `weights`."""
+        # Kept from step to step: fresh memory of this size costs more than what is done with it.
+        self.gradients, self._scale = (torch.empty_like(self.weights) for _ in range(2))
         for parameter, part in zip(self.parameters, self._parts(self.weights), strict=True):
             parameter.data = part
 
