@@ -293,7 +293,9 @@ def test_the_optimiser_is_adam_with_a_learning_rate_for_each_trial() -> None:
         for row, optimiser, gradient in zip(alone, optimisers, gradients, strict=True):
             row.grad = gradient.clone()
             optimiser.step()
-        stack.adam(gradients, torch.tensor([[rate] for rate in rates], dtype=torch.float64))
+        stack.collect(gradients.split([shape.numel() for shape in stack._shapes], 1))
+        running = torch.ones(len(rates), dtype=torch.bool)
+        stack.adam(running, torch.tensor([[rate] for rate in rates], dtype=torch.float64))
         torch.testing.assert_close(stack.weights, torch.stack(alone), rtol=1e-12, atol=1e-12)
     # The network's parameters are these weights.
     flat = torch.cat([p.detach().flatten(1) for p in stack.network.parameters()], 1)
