@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.products import COMPARED
 from cf_core import losses
 from cf_core.fusion import FusionSettings, Latents
 from cf_core.losses import Pair
+from cf_core.pack import COMPARED, NO_MOVEMENT
 
 
 class Batch(NamedTuple):
@@ -100,7 +100,7 @@ class EagerTrial:
         eq4 = losses.generator_loss(eq5, self.weight * eq6)
         other = self._fuse(batch.inputs[::COMPARED], batch.other_style[::COMPARED])
         apart = self._distance(fused[::COMPARED], other)
-        share = apart / (moved[::COMPARED].detach() + 1e-3)
+        share = apart / (moved[::COMPARED].detach() + NO_MOVEMENT)
         style = (self.settings.style_share - share).relu().mean()
         self.adam_g.zero_grad()
         (eq4 + self.settings.style_weight * style).backward()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cf_core.fusion import FusionSettings
 from cf_core.melody import MelodyFormat
+from cf_core.pack import COMPARED
 from cf_core.vae import VAESettings
 
 
@@ -62,10 +63,6 @@ def penalty(sizes: Sizes, rows: int) -> list[Product]:
     """
     twice = weight_gradients(sizes, rows) + forward(sizes[:-1], rows)
     return input_gradients(sizes, rows, first=True) + twice
-
-
-COMPARED = 4
-"""The style loss fuses one in so many inputs again."""
 
 
 def fusion_step(latent_dim: int, style_dim: int, settings: FusionSettings) -> list[Product]:

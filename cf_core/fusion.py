@@ -59,6 +59,28 @@ class FusionSettings(Settings):
                 f"lambda_range: must be two ascending numbers above 0, got {self.lambda_range}"
             )
 
+    def generator(
+        self, latent_dim: int, style_dim: int, *, conditional: bool, trials: int | None = None
+    ) -> "Generator":
+        """A G of this shape."""
+        return Generator(
+            latent_dim,
+            style_dim,
+            self.hidden,
+            self.depth,
+            gated=self.gated,
+            conditional=conditional,
+            trials=trials,
+        )
+
+    def discriminator(
+        self, latent_dim: int, *, conditional: bool, trials: int | None = None
+    ) -> "Discriminator":
+        """A D of this shape."""
+        return Discriminator(
+            latent_dim, self.hidden, self.depth, conditional=conditional, trials=trials
+        )
+
 
 class Generator(nn.Module):
     """`(z_L', z_R') = G(z_L, z_R, s)`: the gated residual map `z' = (1 - g) z + g Δ` on both.

@@ -150,22 +150,8 @@ class PackTrainer(Trainer):
     ) -> tuple[Generator, Discriminator]:
         latent_dim, settings = self.latents.mean.shape[1], self.settings
         return (
-            Generator(
-                latent_dim,
-                style_dim,
-                settings.hidden,
-                settings.depth,
-                gated=settings.gated,
-                conditional=conditional,
-                trials=trials,
-            ),
-            Discriminator(
-                latent_dim,
-                settings.hidden,
-                settings.depth,
-                conditional=conditional,
-                trials=trials,
-            ),
+            settings.generator(latent_dim, style_dim, conditional=conditional, trials=trials),
+            settings.discriminator(latent_dim, conditional=conditional, trials=trials),
         )
 
     def _inputs(self, trial: Trial) -> list[int]:
@@ -277,12 +263,12 @@ class PackTrainer(Trainer):
         """By how much styles fall short of the share of the movement that they should decide."""
         if not self._styles or self.settings.style_weight == 0:
             return moved.new_zeros(len(moved))
-        some = slice(None, None, _COMPARED)
+        some = slice(None, None, COMPARED)
         inputs = pair[0][:, some], pair[1][:, some]
         other = self._g.network(inputs, draws.other_style[:, some], draws.condition[:, some])
         one = fused[0][:, some], fused[1][:, some]
         apart = losses.distance(one, other, self.latents.sigma_bar)
-        share = apart / (moved[:, some].detach() + _NO_MOVEMENT)
+        share = apart / (moved[:, some].detach() + NO_MOVEMENT)
         return (self.settings.style_share - share).relu().mean(-1) * self._has_style
 
     def _descend(self, stack: "_Stack", loss: Float[Tensor, "N"]) -> None:
@@ -294,9 +280,9 @@ class PackTrainer(Trainer):
         stack.adam(running, self._rates)
 
 
-_COMPARED = 4
+COMPARED = 4
 """One in so many inputs is fused once more in another style, for the style loss."""
-_NO_MOVEMENT = 1e-3
+NO_MOVEMENT = 1e-3
 """A distance of equation 7 in which no note changes."""
 
 

@@ -175,9 +175,9 @@ def likeliest_tokens(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
         # Where an onset or a rest comes, the better of the two states went before.
         before[:, step] = sounding > silent
         best = torch.maximum(sounding, silent)
-        held[:, step] = sounding + hold[:, step] > best + pitch[:, step]
-        sounding = torch.maximum(sounding + hold[:, step], best + pitch[:, step])
-        silent = best + rest[:, step]
+        goes_on, struck = sounding + hold[:, step], best + pitch[:, step]
+        held[:, step] = goes_on > struck
+        sounding, silent = torch.maximum(goes_on, struck), best + rest[:, step]
     tokens, sounds = onset, sounding > silent
     for step in reversed(range(rest.shape[1])):
         holds = sounds & held[:, step]

@@ -21,7 +21,7 @@ from matplotlib.typing import ColorType, LineStyleType
 from cf_core.errors import UserError
 from cf_core.files import replacing
 from cf_core.melody import MelodyFormat, to_notes
-from evaluation.frontier import CHOSEN_ON, COHERENCY, LEVELS, PANELS, panel_points
+from evaluation.frontier import CHOSEN_ON, COHERENCY, FUSIONS, LEVELS, PANELS, panel_points
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -39,7 +39,6 @@ _DISTANCES = {
     "z_weighted": "weighted z-distance",
     "edit_distance": "edit distance",
 }
-_FUSIONS = ("fusion", "conditional")
 _DASHES: dict[str, LineStyleType] = {"lp": "--", "conditional": (0.0, (1.0, 1.0))}
 _GREY = "0.35"
 _LEGEND_ROWS = 8
@@ -63,7 +62,7 @@ class _Scales:
 
     @classmethod
     def of(cls, points: pl.DataFrame) -> "_Scales":
-        fusion = points.filter(pl.col("method").is_in(_FUSIONS))
+        fusion = points.filter(pl.col("method").is_in(FUSIONS))
         lp = points.filter(pl.col("method") == "lp")
         iterations = _levels(fusion, "iteration")
         sizes = np.linspace(1.8, 4, len(iterations)).tolist()
@@ -79,7 +78,7 @@ class _Scales:
     def trial(self, rows: pl.DataFrame) -> tuple[list[ColorType], list[float], str]:
         """Colour and size of each of a trial's points, and their marker."""
         first, counts = rows.row(0, named=True), rows["iteration"]
-        if first["method"] in _FUSIONS:
+        if first["method"] in FUSIONS:
             colours = [self.lambda_colour[first["lambda"]]] * rows.height
             sizes = [self.iteration_size[count] for count in counts]
             return colours, sizes, self.style_marker[first["style_dim"]]

@@ -22,6 +22,8 @@ CHOSEN_ON: dict[str, str] = {"test": "validation", "prior": "validation_prior"}
 """The sources that are scored, each with the source on which choices for it are made."""
 PANELS: tuple[tuple[str, str], ...] = tuple(product(CHOSEN_ON, COHERENCY))
 """The 12 panels, as (source, metric)."""
+FUSIONS: tuple[str, ...] = ("fusion", "conditional")
+"""Methods that are trained trials: with one λ each, and with λ as an input."""
 LEVELS: tuple[str, ...] = ("floor", "ceiling")
 """Methods that are no points: a value to hold the others against, at no distance."""
 

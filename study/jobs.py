@@ -47,9 +47,9 @@ class PackSpec:
         return self.trials[0].id + (f" and {more} more" if more else "")
 
     @property
-    def records(self) -> tuple[str, ...]:
-        """The rows of `trials` that the job ends in."""
-        return tuple(trial.id for trial in self.trials)
+    def parts(self) -> tuple[TrialSpec, ...]:
+        """What is recorded by itself."""
+        return self.trials
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class LPSpec:
         return f"lp-eta{self.step_size!r}"
 
     @property
-    def records(self) -> tuple[str, ...]:
-        """The row of `trials` that the job ends in."""
-        return (self.id,)
+    def parts(self) -> tuple["LPSpec"]:
+        """What is recorded by itself."""
+        return (self,)
 
 
 Spec = PackSpec | LPSpec
@@ -131,19 +131,21 @@ def run_job(
     try:
         yield from work
     except Exception as error:
-        record_failure(spec, bench, store, attempts, _described(error))
+        record_failures({spec: _described(error)}, bench, store, attempts)
         raise
 
 
-def record_failure(
-    spec: Spec, bench: Workbench, store: Store, attempts: Mapping[str, int], reason: str
+def record_failures(
+    reasons: Mapping[Spec, str], bench: Workbench, store: Store, attempts: Mapping[str, int]
 ) -> None:
-    """Record what a job left undone; the next run of the study tries it again, each by itself."""
+    """Record what jobs left undone, and why; the next run tries it again, each by itself."""
     recorder = _Recorder(bench, store, attempts)
     over, statuses = store.attempts(), store.done_trials()
-    for one in spec.trials if isinstance(spec, PackSpec) else (spec,):
-        if over.get(one.id, 0) < attempts[one.id] and statuses.get(one.id) not in FINAL:
-            recorder.record(one, {"status": "failed", "reason": reason, "peak_memory_mb": None})
+    for spec, reason in reasons.items():
+        for part in spec.parts:
+            if over.get(part.id, 0) < attempts[part.id] and statuses.get(part.id) not in FINAL:
+                outcome = {"status": "failed", "reason": reason, "peak_memory_mb": None}
+                recorder.record(part, outcome)
 
 
 def record_references(bench: Workbench, store: Store) -> None:
@@ -169,7 +171,8 @@ def generator_path(store: Store, trial: str) -> Path:
 def _pack(spec: PackSpec, recorder: "_Recorder") -> Steps[Progress, None, None]:
     bench, store = recorder.bench, recorder.store
     trainer = pack_trainer(spec.trials, bench)
-    name = sha256("\n".join(spec.records).encode()).hexdigest()[:16]
+    names = "\n".join(trial.id for trial in spec.trials)
+    name = sha256(names.encode()).hexdigest()[:16]
     checkpoint = store.root / "checkpoints" / f"{name}.safetensors"
     yield from train(trainer, REPORT_EVERY, checkpoint)
     over, errors = store.done_trials(), []
@@ -181,7 +184,8 @@ def _pack(spec: PackSpec, recorder: "_Recorder") -> Steps[Progress, None, None]:
             yield from _conclude(trial, place, trainer, recorder)
         except Exception as error:  # noqa: BLE001  raised below, when the others are safe
             errors.append(error)
-            record_failure(PackSpec((trial,)), bench, store, recorder.attempts, _described(error))
+            failed: dict[Spec, str] = {PackSpec((trial,)): _described(error)}
+            record_failures(failed, bench, store, recorder.attempts)
     checkpoint.unlink(missing_ok=True)
     if errors:
         raise errors[0]
@@ -206,9 +210,10 @@ def _finish(
     bench, store = recorder.bench, recorder.store
     path = generator_path(store, trial.id)
     save_tensors(weights(generator), path)
+    styles = {source.name: _styles(source, trial.style_dim, bench) for source in bench.sources}
     readings, rows = [], []
     for weight in bench.plan.lambda_ if trial.lambda_ is None else (trial.lambda_,):
-        reading = _read(trial, generator, weight, bench)
+        reading = _read(trial, generator, weight, styles, bench)
         readings.append(reading)
         rows += _metric_rows(reading, bench)
         rows += _diversity_rows(reading, generator, weight, bench)
@@ -219,9 +224,14 @@ def _finish(
     recorder.record(trial, {"status": "done", "steps": steps, "checkpoint": relative})
 
 
-def _read(trial: TrialSpec, generator: Generator, weight: float, bench: Workbench) -> Reading:
+def _read(
+    trial: TrialSpec,
+    generator: Generator,
+    weight: float,
+    styles: Mapping[str, Float[Tensor, "B S"]],
+    bench: Workbench,
+) -> Reading:
     """A trial's outputs at one λ."""
-    styles = {source.name: _styles(source, trial.style_dim, bench) for source in bench.sources}
     steps = {
         source.name: list(
             fusion(generator, source.inputs, styles[source.name], bench.plan.iterations, weight)

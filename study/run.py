@@ -19,6 +19,7 @@ from cf_core.render import write_midi, write_wav
 from cf_core.seeding import derive
 from evaluation.figures import frontier_figure, piano_roll_figure, save
 from evaluation.frontier import (
+    FUSIONS,
     PANELS,
     hypervolume,
     log_spaced,
@@ -248,7 +249,7 @@ def summary(store: Store, choice: Choice, example: Path) -> list[str]:
     counts = statuses.group_by("method", "status").len().sort("method", "status").iter_rows()
     lines = ["run: " + ", ".join(f"{n} {method} {status}" for method, status, n in counts)]
     done = statuses.filter(pl.col("status") == "done")["method"]
-    methods = [method for method in ("fusion", "conditional") if method in done]
+    methods = [method for method in FUSIONS if method in done]
     for method, axis in product(methods, AXES):
         led, panels, lost = panels_led(store, axis, method)
         lines.append(
@@ -290,7 +291,7 @@ def _check_jobs(store: Store, reporter: Reporter) -> None:
     for trial, status, reason in failed.select("trial", "status", "reason").iter_rows():
         reporter.say(f"{trial} {status}: {reason}")
     done = set(over.filter(pl.col("status") == "done")["method"])
-    kinds = {"trial": {"fusion", "conditional"}, "setting of the latent search": {"lp"}}
+    kinds = {"trial": set(FUSIONS), "setting of the latent search": {"lp"}}
     for name, methods in kinds.items():
         if not methods & done:
             raise UserError(

@@ -18,9 +18,9 @@ from torch import nn
 
 from cf_core.bundle import Bundle, save_bundle
 from cf_core.errors import UserError
-from cf_core.fusion import Generator
 from cf_core.training import load_tensors
 from cf_core.vae import MelodyVAE
+from evaluation.frontier import FUSIONS
 from study.config import CONDITION, StudyConfig
 from study.jobs import generator_path, planned
 from study.store import Store
@@ -114,14 +114,7 @@ def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> C
     conditional = best["method"] == "conditional"
     core = _filled(MelodyVAE(config.melody, config.core), store.root / "core" / "core.safetensors")
     generator = _filled(
-        Generator(
-            config.core.latent_dim,
-            best["style_dim"],
-            config.fusion.hidden,
-            config.fusion.depth,
-            gated=config.fusion.gated,
-            conditional=conditional,
-        ),
+        config.fusion.generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
         generator_path(store, best["trial"]),
     )
     trial = store.scan("trials").filter(pl.col("trial") == best["trial"]).collect()
@@ -197,7 +190,7 @@ def _points(store: Store, maximise: str) -> pl.DataFrame:
     rows = (
         store.scan("metrics")
         .filter(
-            pl.col("method").is_in(["fusion", "conditional"]),
+            pl.col("method").is_in(FUSIONS),
             pl.col("source") == "validation",
             pl.col("trial").is_in(done),
         )

@@ -16,7 +16,7 @@ from ray import tune
 
 from cf_core.errors import UserError
 from study.config import Execution
-from study.jobs import FINAL, Spec, Workbench, job_steps, record_failure, run_job
+from study.jobs import FINAL, Spec, Workbench, job_steps, record_failures, run_job
 from study.progress import Job, Reporter
 from study.store import Store
 
@@ -71,15 +71,18 @@ def run_jobs(
     """
     statuses = store.done_trials()
     over = {record for record, status in statuses.items() if status in FINAL}
-    records = [record for spec in specs for record in spec.records]
-    todo = [spec for spec in specs if not over.issuperset(spec.records)]
+    records = [part.id for spec in specs for part in spec.parts]
+    todo = [spec for spec in specs if not over.issuperset(part.id for part in spec.parts)]
     if done := len(over.intersection(records)):
         reporter.say(f"{done} of {len(records)} are already done")
     if not todo:
         return
     earlier = store.attempts()
     attempts = {record: earlier.get(record, 0) + 1 for record in records}
-    jobs = [{"spec": spec, "attempts": {r: attempts[r] for r in spec.records}} for spec in todo]
+    jobs = [
+        {"spec": spec, "attempts": {part.id: attempts[part.id] for part in spec.parts}}
+        for spec in todo
+    ]
     with ExitStack() as stack:
         # Beside the records, where all nodes of a cluster can write.
         folder = tempfile.TemporaryDirectory(prefix=".tune-", dir=store.root.resolve())
@@ -100,9 +103,12 @@ def run_jobs(
             ),
         )
         results = tuner.fit()
-    for index, spec in enumerate(todo):
-        error = results[index].error if index < len(results) else None
-        record_failure(spec, bench, store, attempts, f"the worker died: {_last_line(error)}")
+    errors = [results[index].error if index < len(results) else None for index in range(len(todo))]
+    died = {
+        spec: f"the worker died: {_last_line(error)}"
+        for spec, error in zip(todo, errors, strict=True)
+    }
+    record_failures(died, bench, store, attempts)
 
 
 class _Task(tune.Trainable):

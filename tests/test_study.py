@@ -335,7 +335,8 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
     attempts = {trial.id: 2 for trial in trials}
     with pytest.raises(ValueError, match="no room"):
         list(jobs.run_job(jobs.PackSpec(tuple(trials)), bench, store, attempts))
-    jobs.record_failure(jobs.PackSpec(tuple(trials)), bench, store, attempts, "the worker died")
+    died: dict[jobs.Spec, str] = {jobs.PackSpec(tuple(trials)): "the worker died"}
+    jobs.record_failures(died, bench, store, attempts)
     over = store.scan("trials").filter(pl.col("trial").is_in([trial.id for trial in trials]))
     rows = {row["trial"]: row for row in over.collect().to_dicts()}
     assert [rows[trial.id]["status"] for trial in trials] == ["done", "failed", "done"]
