@@ -1,10 +1,13 @@
-"""How far a transformed pair is from its input: in latents, and in decoded notes.
+"""How far a transformed pair is from its input, and its notes from those that were trained on.
 
-Letters in shapes: `B` pairs, `Z` latent dimensions, `T` steps.
+Letters in shapes: `B` segments or pairs, `N` segments of a bank, `Z` latent dimensions, `T` steps.
+Tokens are below 256, as all vocabularies are.
 """
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
+from rapidfuzz.distance.Levenshtein import distance as levenshtein
+from rapidfuzz.process import cdist, cpdist
 from torch import Tensor
 
 from cf_core.losses import Pair, distance
@@ -29,14 +32,21 @@ def edit_distance(
     before: Integer[np.ndarray, "B T"], after: Integer[np.ndarray, "B T"]
 ) -> Int[np.ndarray, "B"]:
     """Levenshtein distance between the token sequences of each row, in tokens (0…T)."""
-    rows, steps = before.shape
-    previous = np.tile(np.arange(steps + 1), (rows, 1))
-    for i in range(1, steps + 1):
-        current = np.empty_like(previous)
-        current[:, 0] = i
-        substituted = previous[:, :-1] + (before[:, i - 1 : i] != after)
-        best = np.minimum(substituted, previous[:, 1:] + 1)
-        for j in range(1, steps + 1):
-            np.minimum(best[:, j - 1], current[:, j - 1] + 1, out=current[:, j])
-        previous = current
-    return previous[:, -1]
+    return np.asarray(cpdist(_texts(before), _texts(after), scorer=levenshtein, dtype=np.int32))
+
+
+class SegmentBank:
+    """Segments among which the nearest to others is looked up."""
+
+    def __init__(self, segments: Integer[np.ndarray, "N T"]) -> None:
+        self._texts = _texts(np.unique(segments, axis=0))
+
+    def nearest(self, segments: Integer[np.ndarray, "B T"]) -> Int[np.ndarray, "B"]:
+        """Edit distance of each segment to the nearest of the bank; 0 where it is one of them."""
+        distances = cdist(_texts(segments), self._texts, scorer=levenshtein, dtype=np.int32)
+        return np.asarray(distances.min(axis=1))
+
+
+def _texts(segments: Integer[np.ndarray, "B T"]) -> list[bytes]:
+    """Each segment as a string of one character per token."""
+    return [row.tobytes() for row in segments.astype(np.uint8)]

@@ -3,11 +3,21 @@
 Similarity is a distance to the inputs, so less of it is better; more coherency is better.
 
 The metrics frame that some functions take holds one row per point and metric, with at least the
-columns `method`, `trial`, `lambda`, `source`, `iteration`, `metric` and `value`.
+columns `method`, `trial`, `lambda`, `seed`, `source`, `iteration`, `metric` and `value`.
+
+What is chosen is chosen on validation songs (`CHOSEN_ON`) and scored on test songs. The candidates
+of a choice are configurations (a trial without its seed) at one λ and iteration, with their means
+over training seeds. One that is not finished for all seeds of our trials, or whose validation value
+or distance is not finite in every seed, is no candidate.
+
+More candidates can only help, so methods that are compared have equal numbers: each is thinned to
+the smaller number, evenly by rank of validation distance. Its nearest and its farthest are kept; of
+a single one, the nearest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
+from math import lcm
 
 import moocore
 import numpy as np
@@ -24,10 +34,23 @@ PANELS: tuple[tuple[str, str], ...] = tuple(product(CHOSEN_ON, COHERENCY))
 """The 12 panels, as (source, metric)."""
 FUSIONS: tuple[str, ...] = ("fusion", "conditional")
 """Methods that are trained trials: with one λ each, and with λ as an input."""
+OURS = "ours"
+"""What `FUSIONS`, pooled, are called where methods are compared."""
 LEVELS: tuple[str, ...] = ("floor", "ceiling")
 """Methods that are no points: a value to hold the others against, at no distance."""
+REAL = "real"
+"""Method of the real adjacent pairs, which are no point either."""
+DISTANCES = 10
+"""Distances at which methods are compared at matched similarity."""
+CONFIGURATION: pl.Expr = pl.col("trial").str.replace(r"-seed\d+$", "")
+"""A trial of ours without its seed."""
 
 _POINT = ["method", "trial", "lambda", "iteration"]
+_SCORES = ["validation_value", "value", "candidates", "excluded"]
+_FEWEST = 5
+"""With fewer points than this a method's hypervolume thins no other's."""
+_ATTAINED = {"best": 0, "median": 50, "worst": 100}
+"""Levels of attainment, as the least share of seeds in percent (at least one)."""
 
 
 def non_dominated(
@@ -71,82 +94,247 @@ def panel_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> 
     )
 
 
-def matched_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> pl.DataFrame:
-    """Take the points of one scored panel, without `LEVELS`, in the form of `matched_similarity`.
+def rivals(metrics: pl.DataFrame) -> list[str]:
+    """All methods that ours is compared with, by name."""
+    apart = (*FUSIONS, *LEVELS, REAL)
+    return metrics.filter(~pl.col("method").is_in(apart))["method"].unique().sort().to_list()
 
-    `validation_distance` and `validation_value` are those of the source's twin in `CHOSEN_ON`.
+
+def matched_similarity(
+    metrics: pl.DataFrame, bounds: Mapping[str, tuple[float, float]]
+) -> pl.DataFrame:
+    """Ours and each rival at `DISTANCES` matched distances, in every panel and along every axis.
+
+    `bounds` holds the smallest and the largest distance of each axis; the others lie between at
+    equal ratios. Among the candidates with a validation distance of at most `distance` the one with
+    the best validation value is chosen (of equals the nearest, then the first by name, λ and
+    iteration), and its `value` on test songs reported, NaN where it is missing. Where there is no
+    such candidate the identity stands in.
+
+    Candidates are of equal number in each comparison. The identity alone has one by nature, and
+    thins nothing.
+
+    Returned are two rows per `rival`, `axis`, `source`, `metric` and `distance`, of `method` "ours"
+    and the rival's, with what was chosen: `trial` (a configuration of ours), `lambda`, `iteration`,
+    `validation_value`, `value`; and the number of `candidates` after thinning, and how many were
+    `excluded` as unfinished or not finite. ValueError without exactly one identity in a panel.
     """
-    chosen = panel_points(metrics, CHOSEN_ON[source], metric, axis).filter(
-        ~pl.col("method").is_in(LEVELS)
-    )
-    scored = panel_points(metrics, source, metric, axis)
-    return chosen.select(*_POINT, validation_distance="distance", validation_value="value").join(
-        scored.select(*_POINT, "value"),
-        on=_POINT,
-        how="left",
-        nulls_equal=True,
-        maintain_order="left",
-    )
-
-
-def matched_similarity(points: pl.DataFrame, distances: Sequence[float]) -> pl.DataFrame:
-    """Score each method at each distance, by points chosen on validation songs.
-
-    Among a method's points with a validation distance of at most `distance`, the one with the best
-    validation value is chosen (of equals the nearest, then the first by name, λ and iteration), and
-    its `value` reported, even if not finite. A method with no such point gets the identity's.
-
-    `points` has the columns `method`, `trial`, `lambda`, `iteration`, `validation_distance`,
-    `validation_value` and `value`, and one row of method "identity"; points whose validation
-    distance or value is missing or not finite are never chosen. Returned is one row per method and
-    distance: `method`, `distance`, `trial`, `lambda`, `iteration`, `validation_value`, `value`.
-    ValueError without exactly one identity.
-    """
-    identity = points.filter(pl.col("method") == "identity")
-    if identity.height != 1:
-        raise ValueError(f"points: one row of method identity is needed, not {identity.height}")
-    methods = points.select("method").unique(maintain_order=True)
-    fallback = methods.join(identity.drop("method"), how="cross").select(points.columns)
-    finite = pl.all_horizontal(pl.col("validation_distance", "validation_value").is_finite())
-    candidates = pl.concat(
-        [
-            points.filter(finite).with_columns(is_fallback=pl.lit(False)),
-            fallback.with_columns(is_fallback=pl.lit(True), validation_distance=0.0),
+    compared = []
+    for (source, metric), (axis, limits) in product(PANELS, bounds.items()):
+        configurations = _configurations(_seeded_points(metrics, source, metric, axis))
+        panel = {"axis": pl.lit(axis), "source": pl.lit(source), "metric": pl.lit(metric)}
+        compared += [
+            _compared(configurations, rival, limits).with_columns(**panel)
+            for rival in rivals(metrics)
         ]
+    return pl.concat(compared).select(
+        "rival", "axis", "source", "metric", "distance", *_POINT, *_SCORES
     )
-    best_first = candidates.sort(
-        "is_fallback", "validation_value", "validation_distance", "trial", "lambda", "iteration",
-        descending=[False, True, False, False, False, False],
-    )  # fmt: skip
-    chosen = [
-        best_first.filter(pl.col("validation_distance") <= distance)
-        .group_by("method", maintain_order=True)
+
+
+def hypervolumes(metrics: pl.DataFrame, bounds: Mapping[str, tuple[float, float]]) -> pl.DataFrame:
+    """Hypervolume of each method (ours pooled) in every panel, for each training seed.
+
+    That of the points which no other of the method and seed dominates on validation songs, at their
+    distances and values on test songs; those that are not finite there add nothing. The reference
+    point is the axis's largest distance in `bounds` and a coherency of 0.
+
+    All methods are thinned to the smallest number of candidates, but those with fewer than 5, such
+    as the identity. Columns: `source`, `metric`, `axis`, `method`, `seed` (null for a method that
+    is not trained), `hypervolume`, `candidates`.
+    """
+    methods = [OURS, *rivals(metrics)]
+    rows = []
+    for (source, metric), (axis, (_, largest)) in product(PANELS, bounds.items()):
+        for front in _fronts(metrics, source, metric, axis, methods):
+            distance, coherency = _reached(front).T
+            method, seed, candidates = front.select("method", "seed", "candidates").row(0)
+            area = hypervolume(distance, coherency, (largest, 0.0))
+            rows.append((source, metric, axis, method, seed, area, candidates))
+    names = dict.fromkeys(("source", "metric", "axis", "method"), pl.String)
+    numbers = {"seed": pl.Int64, "hypervolume": pl.Float64, "candidates": pl.Int64}
+    return pl.DataFrame(rows, pl.Schema({**names, **numbers}), orient="row")
+
+
+def attainment(
+    metrics: pl.DataFrame, source: str, metric: str, axis: str, methods: Sequence[str]
+) -> pl.DataFrame:
+    """Attainment surfaces of `methods` in one panel: what the fronts of their seeds reach.
+
+    The fronts are those of `hypervolumes`, with candidates of equal number among `methods`. By
+    level: what the best of all seeds attain together, what half of them attain, and what all do.
+    Columns: `method`, `level` ("best", "median", "worst"), `distance` and `coherency`, the corners
+    of a step curve with ascending distance: from each corner on its coherency is attained.
+    """
+    rows = []
+    for method, sets in _sets(metrics, source, metric, axis, methods).items():
+        losses = np.column_stack([sets[:, 0], -sets[:, 1]])
+        corners = moocore.eaf(losses, sets[:, 2], percentiles=list(_ATTAINED.values()))
+        for level, percentile in _ATTAINED.items():
+            surface = corners[corners[:, 2] == percentile]
+            rows += [(method, level, d, -loss) for d, loss, _ in sorted(surface.tolist())]
+    names = dict.fromkeys(("method", "level"), pl.String)
+    numbers = dict.fromkeys(("distance", "coherency"), pl.Float64)
+    return pl.DataFrame(rows, pl.Schema({**names, **numbers}), orient="row")
+
+
+def attainment_difference(
+    metrics: pl.DataFrame, source: str, metric: str, axis: str, method: str, rival: str
+) -> pl.DataFrame:
+    """Where one method's seeds reach more often than the other's, in one panel.
+
+    Columns: `distance_low`, `distance_high`, `coherency_low` and `coherency_high` of rectangles
+    that don't overlap (open sides are infinite), and in each the `difference`, -1 to 1 and never 0:
+    the share of `method`'s seeds that attain it less the share of `rival`'s. Fronts as in
+    `attainment`.
+    """
+    sets = _sets(metrics, source, metric, axis, [method, rival])
+    columns = ("distance_low", "coherency_high", "distance_high", "coherency_low", "difference")
+    if len(sets) < 2:
+        return pl.DataFrame(schema=dict.fromkeys(columns, pl.Float64))
+    # moocore counts sets: a method with fewer of them has each so often that numbers are equal.
+    shared = lcm(*(len(np.unique(own[:, 2])) for own in sets.values()))
+    own, other = (_repeated(sets[name], shared) for name in (method, rival))
+    try:
+        found = moocore.eafdiff(own, other, maximise=[False, True], rectangles=True)
+    except ValueError:  # how moocore 0.3 says that there is no difference
+        found = np.empty((0, 5))
+    frame = pl.DataFrame(found, list(columns), orient="row")
+    return frame.filter(pl.col("difference") != 0).with_columns(pl.col("difference") / shared)
+
+
+def _seeded_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> pl.DataFrame:
+    """The points of one scored panel, one row per seed, on validation and on test songs.
+
+    `trial` is without the seed, and `method` "ours" for our own; what is missing is NaN.
+    """
+    keys = [*_POINT, "seed"]
+    chosen = panel_points(metrics, CHOSEN_ON[source], metric, axis).select(
+        *keys, validation_distance="distance", validation_value="value"
+    )
+    scored = panel_points(metrics, source, metric, axis).select(*keys, "distance", "value")
+    numbers = pl.col("validation_distance", "validation_value", "distance", "value")
+    ours = pl.col("method").is_in(FUSIONS)
+    return (
+        chosen.filter(~pl.col("method").is_in((*LEVELS, REAL)))
+        .join(scored, on=keys, how="left", nulls_equal=True, maintain_order="left")
+        .with_columns(
+            numbers.fill_null(np.nan),
+            trial=pl.when(ours).then(CONFIGURATION).otherwise("trial"),
+            method=pl.when(ours).then(pl.lit(OURS)).otherwise("method"),
+            seeds=pl.lit(metrics.filter(ours)["seed"].n_unique()),
+        )
+    )
+
+
+def _configurations(points: pl.DataFrame) -> pl.DataFrame:
+    """The means over seeds of `_seeded_points`, and whether each `is_candidate`."""
+    numbers = pl.col("validation_distance", "validation_value", "value")
+    finished = (pl.col("method") != OURS) | (pl.col("seed").n_unique() == pl.col("seeds"))
+    finite = pl.all_horizontal(pl.col("validation_distance", "validation_value").is_finite())
+    return (
+        points.group_by(_POINT, maintain_order=True)
+        .agg(numbers.mean(), finished=finished.all())
+        .with_columns(is_candidate=finite & pl.col("finished"))
+    )
+
+
+def _thinned(candidates: pl.DataFrame, count: int) -> pl.DataFrame:
+    """At most `count` of the candidates, as the module says."""
+    ranked = candidates.sort("validation_distance", *_POINT)
+    kept = np.linspace(0, ranked.height - 1, min(count, ranked.height)).round().astype(int)
+    return ranked[kept]
+
+
+def _compared(
+    configurations: pl.DataFrame, rival: str, limits: tuple[float, float]
+) -> pl.DataFrame:
+    """The rows of `matched_similarity` for one rival in one panel, without the panel's name."""
+    identity = configurations.filter(pl.col("method") == "identity")
+    if identity.height != 1:
+        raise ValueError(f"metrics: a panel needs one point of identity, not {identity.height}")
+    pools = {name: configurations.filter(pl.col("method") == name) for name in (OURS, rival)}
+    candidates = {name: pool.filter("is_candidate") for name, pool in pools.items()}
+    count = min(own.height for name, own in candidates.items() if name != "identity")
+    chosen = []
+    for name, own in candidates.items():
+        kept = _thinned(own, count)
+        chosen.append(
+            _chosen(kept, identity, np.geomspace(*limits, DISTANCES)).with_columns(
+                rival=pl.lit(rival),
+                method=pl.lit(name),
+                candidates=pl.lit(kept.height, pl.Int64),
+                excluded=pl.lit(pools[name].height - own.height, pl.Int64),
+            )
+        )
+    return pl.concat(chosen)
+
+
+def _chosen(
+    candidates: pl.DataFrame, identity: pl.DataFrame, distances: Float64[np.ndarray, "d"]
+) -> pl.DataFrame:
+    """The best candidate within each distance, with `identity` where there is none."""
+    fallback = identity.with_columns(validation_distance=pl.lit(0.0), is_fallback=pl.lit(True))
+    return (
+        pl.concat([candidates.with_columns(is_fallback=pl.lit(False)), fallback])
+        .join(pl.DataFrame({"distance": distances}), how="cross")
+        .filter(pl.col("validation_distance") <= pl.col("distance"))
+        .sort(
+            "distance", "is_fallback", "validation_value", "validation_distance",
+            "trial", "lambda", "iteration",
+            descending=[False, False, True, False, False, False, False],
+        )
+        .group_by("distance", maintain_order=True)
         .first()
-        .with_columns(distance=pl.lit(float(distance)))
-        for distance in distances
-    ]
-    columns = ["method", "distance", *_POINT[1:], "validation_value", "value"]
-    return pl.concat(chosen).select(columns).sort("method", "distance")
+    )  # fmt: skip
 
 
-def mean_difference(matched: pl.DataFrame, method: str, baseline: str) -> float:
-    """Mean over distances of `method`'s value less `baseline`'s, in rows of `matched_similarity`.
+def _fronts(
+    metrics: pl.DataFrame, source: str, metric: str, axis: str, methods: Sequence[str]
+) -> list[pl.DataFrame]:
+    """By method and seed the points that no other dominates on validation songs, equally thinned.
 
-    NaN if a value is. KeyError for a method that has no rows.
+    Methods without a candidate have none.
     """
-    means = dict(matched.group_by("method").agg(pl.col("value").mean()).iter_rows())
-    return float(means[method] - means[baseline])
+    points = _seeded_points(metrics, source, metric, axis)
+    candidates = _configurations(points).filter("is_candidate", pl.col("method").is_in(methods))
+    pools = [candidates.filter(pl.col("method") == method) for method in methods]
+    count = min((pool.height for pool in pools if pool.height >= _FEWEST), default=_FEWEST)
+    fronts = []
+    for pool in pools:
+        kept = _thinned(pool, count)
+        own = points.join(kept.select(_POINT), on=_POINT, how="semi", nulls_equal=True)
+        for _, seed in own.group_by("seed", maintain_order=True):
+            validation = seed.select("validation_distance", "validation_value").to_numpy().T
+            front = seed.filter(pl.Series(non_dominated(*validation)))
+            fronts.append(front.with_columns(candidates=pl.lit(kept.height, pl.Int64)))
+    return fronts
 
 
-def log_spaced(smallest: float, largest: float, count: int) -> list[float]:
-    """`count` distances from `smallest` to `largest`, both included, at equal ratios.
+def _sets(
+    metrics: pl.DataFrame, source: str, metric: str, axis: str, methods: Sequence[str]
+) -> dict[str, Float64[np.ndarray, "n 3"]]:
+    """The fronts of each method as moocore takes them: distance, coherency, number of the seed."""
+    sets: dict[str, list[Float64[np.ndarray, "n 3"]]] = {}
+    for front in _fronts(metrics, source, metric, axis, methods):
+        own = sets.setdefault(front["method"][0], [])
+        points = _reached(front)
+        own.append(np.column_stack([points, np.full(len(points), len(own) + 1.0)]))
+    found = {method: np.concatenate(own) for method, own in sets.items()}
+    return {method: points for method, points in found.items() if len(points)}
 
-    ValueError unless 0 < smallest < largest.
-    """
-    if not 0 < smallest < largest:
-        raise ValueError(f"distances: 0 < smallest < largest, not {smallest} and {largest}")
-    distances: list[float] = np.geomspace(smallest, largest, count).tolist()
-    return distances
+
+def _repeated(points: Float64[np.ndarray, "n 3"], sets: int) -> Float64[np.ndarray, "m 3"]:
+    """The sets of `points` again and again, until they are `sets`."""
+    turns = sets // len(np.unique(points[:, 2]))
+    shift = np.array([0.0, 0.0, points[:, 2].max()])
+    return np.concatenate([points + turn * shift for turn in range(turns)])
+
+
+def _reached(front: pl.DataFrame) -> Float64[np.ndarray, "n 2"]:
+    """What a front reaches on test songs: the distances and values that are finite."""
+    finite = front.filter(pl.all_horizontal(pl.col("distance", "value").is_finite()))
+    return finite.select("distance", "value").to_numpy()
 
 
 def _finite_points(

@@ -4,10 +4,12 @@ Two judges are trained alike, but with draws and a shape of their own. The *sele
 validation songs and may decide what is selected; the *reporting judge* scores test songs and only
 reports.
 
-Letters in shapes: `B` pairs, `N` segments, `P` adjacent pairs, `T` steps.
+Letters in shapes: `B` pairs, `N` segments, `P` adjacent pairs, `Q` unpaired ones, `T` steps, `Z`
+dimensions of the judge's own latents, `M` members of its committee.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,96 +17,147 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
+from cf_core.melody import MelodyFormat
 from cf_core.nets import ResidualBlock, dropout, initialise
-from cf_core.seeding import generator
+from cf_core.seeding import derive, generator
 from cf_core.settings import Settings
 from cf_core.training import Trainer, warmup_cosine
-from cf_core.vae import transpose
+from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
 from evaluation.classifier import adamw, logistic_step
 
-TokenPair = tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]
+_READER = VAESettings(latent_dim=48, hidden=384, steps=800)
 
 
 @dataclass(frozen=True)
 class JudgeSettings(Settings):
     """Shape and training of one judge."""
 
-    may_be_zero = ("transpose",)
     shares = ("dropout",)
 
-    hidden: int = 384
-    """Width."""
+    reader: VAESettings = _READER
+    """The judge's own VAE, of which it keeps the encoder: with few songs, an encoder that learns
+    from the judge's task alone learns the songs by heart."""
+    members: int = 4
+    """Networks on top of the encoder, whose logits are averaged."""
+    hidden: int = 256
+    """Their width."""
     depth: int = 2
-    """Residual blocks of the part that reads one half."""
+    """Their residual blocks."""
     dropout: float = 0.3
-    """Share of units dropped in training."""
-    steps: int = 900
-    """Training steps."""
+    """Share of units dropped in their training."""
+    steps: int = 1000
+    """Their training steps, after those of the reader."""
     batch: int = 192
     """Adjacent pairs per step, and as many negatives."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
-    transpose: int = 5
-    """Largest joint transposition of a pair in augmentation, in semitones either way."""
+
+
+class _Member(nn.Module):
+    """The logit of two latents being those of adjacent segments: from both and their product."""
+
+    def __init__(self, latent_dim: int, settings: JudgeSettings) -> None:
+        super().__init__()
+        width = settings.hidden
+        self.share = settings.dropout
+        self.reader = nn.Sequential(nn.Linear(latent_dim, width), ResidualBlock(width))
+        self.both = nn.Sequential(
+            nn.Linear(3 * width, width),
+            *(ResidualBlock(width) for _ in range(settings.depth)),
+            nn.LayerNorm(width),
+            nn.GELU(),
+        )
+        self.output = nn.Linear(width, 1)
+
+    def forward(
+        self,
+        left: Float[Tensor, "B Z"],
+        right: Float[Tensor, "B Z"],
+        random: torch.Generator | None,
+    ) -> Float[Tensor, "B"]:
+        left, right = (dropout(self.reader(z), self.share, random) for z in (left, right))
+        features = self.both(torch.cat((left, right, left * right), -1))
+        logits: Tensor = self.output(dropout(features, self.share, random))
+        return logits.squeeze(-1)
 
 
 class Judge(nn.Module):
     """The logit of two segments' tokens being adjacent in one song.
 
-    Each half is read by an embedding of its tokens, one of the pitch sounding at each step, and a
-    shared residual MLP; both halves and their product decide.
+    The encoder of a VAE of its own reads each half; a committee of networks rates the two posterior
+    means.
     """
 
     def __init__(self, form: MelodyFormat, settings: JudgeSettings) -> None:
         super().__init__()
-        width = settings.hidden
-        self.form, self.dropout = form, settings.dropout
-        self.tokens = nn.Embedding(form.steps * form.vocabulary, width)
-        self.sounding = nn.Embedding(form.steps * form.vocabulary, width)
-        self.reader = nn.Sequential(*(ResidualBlock(width) for _ in range(settings.depth)))
-        self.both = nn.Linear(3 * width, width)
-        self.output = nn.Linear(width, 1)
-        offsets = torch.arange(form.steps) * form.vocabulary
-        self.register_buffer("offsets", offsets, persistent=False)
+        self.reader = MelodyVAE(form, settings.reader)
+        latent_dim = settings.reader.latent_dim
+        self.members = nn.ModuleList(_Member(latent_dim, settings) for _ in range(settings.members))
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
 
-    def forward(self, pair: TokenPair, random: torch.Generator | None = None) -> Float[Tensor, "B"]:
-        """Logits of the pairs; drops units only where a generator is given (in training)."""
-        left, right = (
-            dropout(part, self.dropout, random) for part in self._read(torch.cat(pair)).chunk(2)
-        )
-        features = functional.gelu(self.both(torch.cat((left, right, left * right), -1)))
-        logits: Tensor = self.output(dropout(features, self.dropout, random))
-        return logits.squeeze(-1)
+    def rate(
+        self,
+        left: Float[Tensor, "M B Z"],
+        right: Float[Tensor, "M B Z"],
+        random: torch.Generator | None = None,
+    ) -> Float[Tensor, "M B"]:
+        """Logits of each member for latents of its own.
+
+        Drops units only where a generator is given (in training).
+        """
+        members = zip(self.members, left, right, strict=True)
+        return torch.stack([member(*pair, random) for member, *pair in members])
 
     @torch.no_grad()
     def probability(
         self, left: Integer[np.ndarray, "B T"], right: Integer[np.ndarray, "B T"]
     ) -> Float[np.ndarray, "B"]:
-        """Probability of adjacency, in chunks, without gradients."""
-        chunks = zip(
-            torch.as_tensor(left).long().split(2048),
-            torch.as_tensor(right).long().split(2048),
-            strict=True,
-        )
-        return torch.cat([torch.sigmoid(self(chunk)) for chunk in chunks]).numpy()
+        """Probability of adjacency where half of all pairs are adjacent, half unpaired.
 
-    def _read(self, tokens: Tensor) -> Tensor:
-        offsets = self.get_buffer("offsets")
-        bags = functional.embedding_bag(tokens + offsets, self.tokens.weight, mode="sum")
-        bags = bags + functional.embedding_bag(
-            sounding_pitch(tokens) + offsets, self.sounding.weight, mode="sum"
-        )
-        read: Tensor = self.reader(bags)
-        return read
+        Such a probability only after `calibrate`.
+        """
+        return torch.sigmoid(torch.as_tensor(self.logits(left, right))).numpy()
 
+    @torch.no_grad()
+    def logits(
+        self, left: Integer[np.ndarray, "B T"], right: Integer[np.ndarray, "B T"]
+    ) -> Float[np.ndarray, "B"]:
+        """Logit of `probability`."""
+        halves = [
+            self.reader.encode_mean(half).expand(len(self.members), -1, -1)
+            for half in (left, right)
+        ]
+        scale, shift = self.get_buffer("calibration")
+        logits: np.ndarray = (scale * self.rate(halves[0], halves[1]).mean(0) + shift).numpy()
+        return logits
 
-def sounding_pitch(tokens: Integer[Tensor, "B T"]) -> Integer[Tensor, "B T"]:
-    """The onset token of the note that sounds at each step; 0 (rest) where none does."""
-    steps = torch.arange(tokens.shape[1])
-    fresh = torch.where(tokens != HOLD, steps, 0).cummax(1).values
-    last = tokens.gather(1, fresh)
-    return torch.where(last >= FIRST_PITCH, last, 0)
+    def calibrate(self, adjacent: Float[np.ndarray, "P"], unpaired: Float[np.ndarray, "Q"]) -> None:
+        """Fit scale and shift to `logits` of pairs of songs that were not trained on (Platt 1999).
+
+        Prior samples, which are negatives of the training, are none here: every transformed pair is
+        to be told from real neighbours by how its halves fit and not by whether it was sampled.
+        """
+        logits = torch.as_tensor(np.concatenate((adjacent, unpaired))).double()
+        # Platt's targets: short of 0 and 1, so that separable pairs have a finite fit.
+        targets = torch.cat(
+            (
+                torch.full((len(adjacent),), (len(adjacent) + 1) / (len(adjacent) + 2)),
+                torch.full((len(unpaired),), 1 / (len(unpaired) + 2)),
+            )
+        ).double()
+        fit = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.LBFGS([fit], max_iter=100, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimiser.zero_grad()
+            mean = functional.binary_cross_entropy_with_logits(fit[0] * logits + fit[1], targets)
+            mean.backward()
+            return mean
+
+        optimiser.step(loss)
+        scale, shift = self.get_buffer("calibration").double()
+        calibration = torch.stack((fit[0] * scale, fit[0] * shift + fit[1]))
+        self.get_buffer("calibration").copy_(calibration.detach())
 
 
 @dataclass(frozen=True)
@@ -120,46 +173,69 @@ class JudgeData:
 
 
 class JudgeTrainer(Trainer):
-    """Logistic regression of adjacent against unpaired and prior pairs.
+    """First the reader, as a VAE of the training segments; then logistic regression on its latents.
 
-    A third of the negatives is unpaired real segments, a third reconstructed ones, a third decoded
-    prior samples. Two thirds of the adjacent pairs are reconstructed, so that having been decoded
-    says nothing about being adjacent.
+    It tells adjacent pairs from unpaired and prior pairs. A third of the negatives is unpaired real
+    segments, a third reconstructed ones, a third decoded prior samples. Two thirds of the adjacent
+    pairs are reconstructed, so that having been decoded says nothing about being adjacent. Each
+    member sees its own draws of the posteriors.
     """
 
     def __init__(
         self, data: JudgeData, form: MelodyFormat, settings: JudgeSettings, seed: int, name: str
     ) -> None:
-        super().__init__(settings.steps)
-        self.data, self.form, self.settings = data, form, settings
+        super().__init__(settings.reader.steps + settings.steps)
+        self.data, self.settings = data, settings
         self.seed, self.name = seed, name
         self.judge = Judge(form, settings)
         initialise(self.judge, generator(seed, name, "weights"))
-        self.optimiser = adamw(self.judge, settings.learning_rate)
-        self.networks, self.optimisers = {"judge": self.judge}, {"judge": self.optimiser}
+        tokens = data.real.numpy()
+        self.reading = VAETrainer(tokens, form, settings.reader, derive(seed, name, "reader"))
+        self.judge.reader = self.reading.vae
+        self.optimiser = adamw(self.judge.members, settings.learning_rate)
+        self.networks = {"judge": self.judge}
+        self.optimisers = {"reader": self.reading.optimiser, "members": self.optimiser}
 
     def update(self) -> dict[str, Tensor]:
         """One step on fresh draws."""
+        read = self.settings.reader.steps
+        if self.step < read:
+            self.reading.step = self.step
+            return {"loss": self.reading.update()["reconstruction"]}
         random = generator(self.seed, self.name, self.step)
-        pair = self._draw(random)
-        shift = self.settings.transpose
-        joined = transpose(torch.cat(pair, 1), self.form, shift, shift, random)
-        left, right = joined.chunk(2, 1)
-        logits = self.judge((left, right), random)
-        rate = self.settings.learning_rate * warmup_cosine(self.step, self.steps)
+        left, right = self._draw(random)
+        logits = self.judge.rate(left, right, random).movedim(0, 1)
+        rate = self.settings.learning_rate * warmup_cosine(self.step - read, self.settings.steps)
         return logistic_step(logits, self.settings.batch, self.optimiser, rate)
 
-    def _draw(self, random: torch.Generator) -> TokenPair:
+    @cached_property
+    def _posteriors(self) -> tuple[Float[Tensor, "N Z"], Float[Tensor, "N Z"]]:
+        """Of real segments, then reconstructed ones, then prior samples; once the reader stands."""
+        data = self.data
+        tokens = torch.cat((data.real, data.reconstructed, data.prior)).numpy()
+        return self.judge.reader.posteriors(tokens)
+
+    def _draw(
+        self, random: torch.Generator
+    ) -> tuple[Float[Tensor, "M B Z"], Float[Tensor, "M B Z"]]:
+        rows = self._rows(random)
+        mean, deviation = (posterior[rows] for posterior in self._posteriors)
+        noise = torch.randn(self.settings.members, *mean.shape, generator=random)
+        left, right = (mean + deviation * noise).unbind(2)
+        return left, right
+
+    def _rows(self, random: torch.Generator) -> Integer[Tensor, "B 2"]:
+        """Which segments make up a batch, as rows of `_posteriors`; the adjacent come first."""
         batch, third, data = self.settings.batch, self.settings.batch // 3, self.data
+        reconstructed, prior = len(data.real), len(data.real) + len(data.reconstructed)
         adjacent = data.pairs[torch.randint(len(data.pairs), (batch,), generator=random)]
         unpaired = torch.randint(len(data.real), (batch - third, 2), generator=random)
-        prior = torch.randint(len(data.prior), (third, 2), generator=random)
-        parts = [
-            data.real[adjacent[:third]],
-            data.reconstructed[adjacent[third:]],
-            data.real[unpaired[:third]],
-            data.reconstructed[unpaired[third:]],
-            data.prior[prior],
-        ]
-        rows = torch.cat(parts).long()
-        return rows[:, 0], rows[:, 1]
+        drawn = torch.randint(len(data.prior), (third, 2), generator=random)
+        parts = (
+            adjacent[:third],
+            adjacent[third:] + reconstructed,
+            unpaired[:third],
+            unpaired[third:] + reconstructed,
+            drawn + prior,
+        )
+        return torch.cat(parts)

@@ -1,15 +1,16 @@
-"""From transformed latents to rows of the metrics table.
+"""From transformed latents to the records of every pair, and from those to the metrics of all.
 
-Letters in shapes: `B` pairs, `Z` latent dimensions, `T` steps, `P` adjacent pairs.
+Letters in shapes: `B` pairs, `Z` latent dimensions, `T` steps, `P` adjacent pairs, `K` bins.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Integer
 
@@ -20,25 +21,50 @@ from cf_core.seeding import derive
 from cf_core.seeding import generator as random_generator
 from cf_core.vae import MelodyVAE
 from evaluation.classifier import SearchClassifier
-from evaluation.distance import edit_distance, z_distance, z_weighted
+from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
 from evaluation.judge import Judge
 from evaluation.statistics import (
     STATISTICS,
     Bins,
-    bootstrap_correlations,
-    bootstrap_mean,
+    Neighbourhoods,
+    Resamples,
     correlation,
-    joint_matrix,
-    resampling_weights,
+    joint,
+    overlap_area,
+    pair_counts,
+    pair_features,
+    percentile_interval,
+    row_stochastic,
     segment_statistics,
-    transition_matrix,
 )
-from evaluation.transforms import Step, fusion
+from evaluation.transforms import Fusion, Step
 
 DIVERSITY_INPUTS = 64
 """Input pairs of a source that style diversity is measured on, at most."""
+NOVELTY_PAIRS = 128
+"""Pairs that are looked up among the training segments: the first so many. Looking up all 512 of a
+usual source would take longer than all other metrics together."""
+REAL_PAIRS = 512
+"""Real adjacent pairs that density and coverage are held against, at most."""
 
 TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
+Statistics = Mapping[str, Float64[np.ndarray, "B"]]
+
+MEANS = ("judge", "search_classifier", "z_distance", "z_weighted", "edit_distance")
+"""Columns of `OUTCOMES` that are numbers of a pair, and metrics by their mean."""
+OUTCOMES: dict[str, type[pl.DataType]] = {
+    "trial": pl.String,
+    "method": pl.String,
+    "lambda": pl.Float64,
+    "seed": pl.Int64,
+    "source": pl.String,
+    "iteration": pl.Int32,
+    "pair": pl.Int32,
+    "cluster": pl.Int32,
+    **dict.fromkeys(MEANS, pl.Float32),
+    **{f"{name}_{half}": pl.Int8 for name in STATISTICS for half in ("left", "right")},
+}
+"""Columns of the records of pairs: NaN, and bin -1, where a latent was not finite."""
 
 
 @dataclass(frozen=True)
@@ -46,31 +72,40 @@ class Source:
     """Input pairs of one kind, the same for every trial and baseline of a study.
 
     `songs` holds the song of either half as indices into the corpus's song ids, or -1 for the
-    prior. `split` says which songs' statistics and which judge the outputs are held against.
+    prior. Pairs of one of the `clusters` share songs and are resampled as one; those of different
+    clusters share none. `split` says which songs' statistics and which judge the outputs are held
+    against.
     """
 
     name: str
     split: int
     inputs: Pair
     songs: Integer[np.ndarray, "B 2"]
-
-    @property
-    def clusters(self) -> Int[np.ndarray, "B"]:
-        """What is resampled as one: pairs of one left song; each pair of the prior by itself."""
-        left = self.songs[:, 0]
-        return np.where(left < 0, np.arange(len(left)), left).astype(np.int64)
+    clusters: Int[np.ndarray, "B"]
 
 
 def unpaired(
     corpus: Corpus, split: int, count: int, random: np.random.Generator
-) -> Int[np.ndarray, "B 2"]:
-    """Rows of `count` random pairs of segments of one split whose songs differ."""
+) -> tuple[Int[np.ndarray, "B 2"], Int[np.ndarray, "B"]]:
+    """Rows of `count` random pairs of segments of different songs of one split, and their couples.
+
+    The songs are coupled at random, each with one other, so that couples share no song; of an odd
+    number one is left out. A left half is drawn among all segments of coupled songs, its right half
+    among those of the song's partner.
+    """
     rows = corpus.segments(split)
-    left = random.choice(rows, count)
-    right = random.choice(rows, count)
-    while (same := corpus.song[left] == corpus.song[right]).any():
-        right[same] = random.choice(rows, int(same.sum()))
-    return np.stack((left, right), 1)
+    shuffled = random.permutation(np.unique(corpus.song[rows]))
+    coupled = shuffled[: len(shuffled) // 2 * 2].reshape(-1, 2)
+    couple, partner = np.full((2, len(corpus.song_ids)), -1)
+    couple[coupled] = np.arange(len(coupled))[:, None]
+    partner[coupled] = coupled[:, ::-1]
+    by_song = rows[np.argsort(corpus.song[rows], kind="stable")]
+    songs = corpus.song[by_song]
+    left = random.choice(by_song[couple[songs] >= 0], count)
+    other = partner[corpus.song[left]]
+    first, last = (np.searchsorted(songs, other, side) for side in ("left", "right"))
+    right = by_song[random.integers(first, last)]
+    return np.stack((left, right), 1), couple[corpus.song[left]]
 
 
 def make_sources(corpus: Corpus, core: MelodyVAE, count: int, seed: int) -> tuple[Source, ...]:
@@ -81,15 +116,42 @@ def make_sources(corpus: Corpus, core: MelodyVAE, count: int, seed: int) -> tupl
         ("validation", "validation_prior", VALIDATION),
     ):
         random = np.random.default_rng(derive(seed, "inputs", name))
-        rows = unpaired(corpus, split, count, random)
+        rows, couples = unpaired(corpus, split, count, random)
         left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
-        sources.append(Source(name, split, (left, right), corpus.song[rows]))
+        sources.append(Source(name, split, (left, right), corpus.song[rows], couples))
         z_left, z_right = torch.randn(
             (2, *left.shape), generator=random_generator(seed, "inputs", prior_name)
         )
         none = np.full((count, 2), -1)
-        sources.append(Source(prior_name, split, (z_left, z_right), none))
+        sources.append(Source(prior_name, split, (z_left, z_right), none, np.arange(count)))
     return tuple(sources)
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """Pairs as notes, and the statistics of either half."""
+
+    tokens: TokenPairs
+    statistics: tuple[Statistics, Statistics]
+
+    @cached_property
+    def sounding(self) -> Bool[np.ndarray, "B"]:
+        """Which pairs have notes in both halves."""
+        left, right = (half["mean_pitch"] for half in self.statistics)
+        return np.asarray(np.isfinite(left + right))
+
+    def __getitem__(self, kept: Bool[np.ndarray, "B"]) -> "_Notes":
+        left, right = ({n: v[kept] for n, v in half.items()} for half in self.statistics)
+        return _Notes((self.tokens[0][kept], self.tokens[1][kept]), (left, right))
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What a set of real adjacent pairs is like."""
+
+    counts: Mapping[str, Float64[np.ndarray, "K K"]]
+    statistics: tuple[Statistics, Statistics]
+    neighbourhoods: Neighbourhoods
 
 
 @dataclass(frozen=True)
@@ -108,35 +170,88 @@ class Evaluator:
     @cached_property
     def bins(self) -> Bins:
         """Bins of the five statistics, by quantiles of the training segments."""
-        tokens = self.corpus.tokens[self.corpus.segments(TRAIN)]
-        return Bins.fit(segment_statistics(tokens, self.corpus.form))
+        return Bins.fit(self._training)
 
     @cached_property
-    def references(self) -> dict[int, dict[str, tuple[np.ndarray, np.ndarray]]]:
-        """By split and statistic: bins of both halves of all real adjacent pairs."""
-        return {
-            split: self._bins(*self._tokens(self.corpus.pairs_of(split)))
-            for split in (VALIDATION, TEST)
-        }
+    def training_segments(self) -> SegmentBank:
+        """The training segments, to look outputs up in."""
+        return SegmentBank(self.corpus.tokens[self.corpus.segments(TRAIN)])
 
-    def rows(
-        self, label: Mapping[str, Any], source: Source, step: Step
-    ) -> Iterator[dict[str, Any]]:
-        """Metric rows of a transform's outputs for one source.
+    def evaluate(
+        self, label: Mapping[str, Any], source: Source, steps: Iterable[Step]
+    ) -> tuple[list[dict[str, Any]], pl.DataFrame]:
+        """Metric rows and records of all pairs (`OUTCOMES`) of a transform's outputs for a source.
 
-        `label` holds the columns that say what was evaluated. Pairs with a latent that is not
-        finite are excluded, and counted in `excluded`; so are, from the correlations, pairs with a
-        half that has no notes.
+        `label` holds the columns that say what was evaluated. The metrics are:
+
+        - means over pairs: those of `MEANS`; `novelty`, edit distance of an output segment to the
+          nearest training segment (0…T), and `copied`, the share of segments that are one, both
+          over the first `NOVELTY_PAIRS` pairs;
+        - correlations with the real adjacent pairs of the source's split, by each statistic's name,
+          and with `_joint` added for the joint matrix;
+        - `overlap_area`, `density` and `coverage` against the same pairs (`evaluation.statistics`).
+
+        Intervals resample clusters. The last three have none: a resample repeats pairs, and so is
+        less diverse than the set it is drawn from. A pair with a distance that is not finite, as
+        where a latent is not, is excluded, and counted in `excluded`; so are, from the correlations
+        and the last three, pairs with a half that has no notes.
         """
-        finite = torch.isfinite(torch.cat(step.outputs, 1)).all(1).numpy()
-        shared = {**label, "source": source.name, "iteration": step.iteration}
-        shared |= {"n": int(finite.sum()), "excluded": int((~finite).sum())}
-        calls = {"metric": "classifier_calls", "value": float(step.classifier_calls)}
-        for metric in (calls, *self._metrics(source, step.outputs, finite)):
-            yield _row(shared, metric)
+        before = self._decode(source.inputs)
+        reference = self._references[source.split]
+        rows, records = [], []
+        for step in steps:
+            shared = {**label, "source": source.name, "iteration": step.iteration}
+            notes, columns = self._outcomes(source, before, step)
+            frame = _frame({name: shared.get(name) for name in OUTCOMES} | columns)
+            rows += [{**shared, **metric} for metric in self._metrics(frame, notes, reference)]
+            records.append(frame)
+        return rows, pl.concat(records)
+
+    def real_outcomes(self, split: int) -> pl.DataFrame:
+        """Records of all real adjacent pairs of a split, as notes that were never encoded.
+
+        Their method is "real", and their clusters are songs. There are no distances.
+        """
+        rows = self.corpus.pairs_of(split)
+        notes = self._notes(self._tokens(rows))
+        left, right = (self.core.encode_mean(half) for half in notes.tokens)
+        name = {TEST: "test", VALIDATION: "validation"}[split]
+        shared = {"trial": "real", "method": "real", "source": name, "iteration": 0}
+        columns = self._coherency(notes, split, self.corpus.song[rows[:, 0]])
+        columns["search_classifier"] = self._searched((left, right))
+        return _frame(shared | columns)
+
+    def song_distances(self, split: int, count: int) -> pl.DataFrame:
+        """z-distances of `count` random pairs of segments of one song, and as many of two.
+
+        Equation 7 of one half. Columns: `kind` ("same song", "different songs"), `z_distance`.
+        Segments of one song may overlap in time, but are never the same.
+        """
+        random = np.random.default_rng(derive(self.seed, "song distances", split))
+        rows = self.corpus.segments(split)
+        songs = self.corpus.song[rows]
+        _, which, sizes = np.unique(songs, return_inverse=True, return_counts=True)
+        order, first = np.argsort(songs, kind="stable"), np.cumsum(sizes) - sizes
+        one = random.choice(np.flatnonzero(sizes[which] > 1), count)
+        place = np.argsort(order)[one] - first[which[one]]
+        other = (place + 1 + random.integers(0, sizes[which[one]] - 1)) % sizes[which[one]]
+        same = np.stack((rows[one], rows[order[first[which[one]] + other]]), 1)
+        different, _ = unpaired(self.corpus, split, count, random)
+        return pl.concat(
+            [
+                pl.DataFrame({"kind": [kind] * count, "z_distance": self._apart(pairs)})
+                for kind, pairs in (("same song", same), ("different songs", different))
+            ]
+        )
+
+    def _apart(self, rows: Integer[np.ndarray, "P 2"]) -> Float64[np.ndarray, "P"]:
+        """Equation 7 between the two segments of each row."""
+        one, other = (self.core.encode_mean(half) for half in self._tokens(rows))
+        distances: np.ndarray = z_distance((one, one), (other, one), self.core.sigma_bar).numpy()
+        return distances.astype(np.float64)
 
     def references_rows(self, source: Source) -> Iterator[dict[str, Any]]:
-        """Rows of the floor and the ceiling of the six coherency metrics for one source.
+        """Rows of the floor and the ceiling of the metrics that are no distance, for one source.
 
         The floor is a fresh draw of untransformed inputs of the source's kind. The ceiling is one
         half of the real adjacent pairs, at most as many as there are inputs, against the other
@@ -147,20 +262,23 @@ class Evaluator:
         if source.songs[0, 0] < 0:
             noise = random_generator(self.seed, "floor", source.name)
             z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
-            floor = self._decode((z_left, z_right))
-            clusters = np.arange(len(z_left))
+            floor, clusters = self._decode((z_left, z_right)), np.arange(len(z_left))
         else:
-            rows = unpaired(self.corpus, source.split, self.pairs, random)
-            floor, clusters = self._reconstructed(rows), self.corpus.song[rows[:, 0]]
-        yield from self._reference("floor", source, floor, clusters, self.references[source.split])
-        real = self.corpus.pairs_of(source.split)
-        shuffled = random.permutation(real)
+            rows, clusters = unpaired(self.corpus, source.split, self.pairs, random)
+            floor = self._reconstructed(rows)
+        shuffled = random.permutation(self.corpus.pairs_of(source.split))
         half = len(shuffled) // 2
-        chosen = shuffled[:half][: self.pairs]
-        others = self._bins(*self._tokens(shuffled[half:]))
-        clusters = self.corpus.song[chosen[:, 0]]
-        ceiling = self._reconstructed(chosen)
-        yield from self._reference("ceiling", source, ceiling, clusters, others)
+        chosen, others = shuffled[:half][: self.pairs], shuffled[half:]
+        ceiling, songs = self._reconstructed(chosen), self.corpus.song[chosen[:, 0]]
+        for name, tokens, clustered, reference in (
+            ("floor", floor, clusters, self._references[source.split]),
+            ("ceiling", ceiling, songs, self._reference(others, random)),
+        ):
+            shared = {"trial": name, "method": name, "source": source.name, "iteration": 0}
+            notes = self._notes(tokens)
+            frame = _frame(self._coherency(notes, source.split, clustered))
+            for metric in self._metrics(frame, notes, reference):
+                yield {**shared, **metric}
 
     def style_diversity(
         self,
@@ -180,13 +298,11 @@ class Evaluator:
         pair = source.inputs[0][:DIVERSITY_INPUTS], source.inputs[1][:DIVERSITY_INPUTS]
         random = random_generator(self.seed, "diversity")
         drawn = torch.rand(styles, generator.style_dim, generator=random)
-        outputs = [
-            {
-                step.iteration: self._decode(step.outputs)
-                for step in fusion(generator, pair, style.expand(len(pair[0]), -1), counts, weight)
-            }
-            for style in drawn
-        ]
+        outputs = []
+        for style in drawn:
+            fusion = Fusion(generator, style.expand(len(pair[0]), -1), weight)
+            steps = fusion(pair, counts, random)
+            outputs.append({step.iteration: self._decode(step.outputs) for step in steps})
         return {
             count: float(
                 np.mean(
@@ -200,85 +316,151 @@ class Evaluator:
             for count in counts
         }
 
-    def _reference(
-        self,
-        name: str,
-        source: Source,
-        tokens: TokenPairs,
-        clusters: Int[np.ndarray, "B"],
-        reference: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    ) -> Iterator[dict[str, Any]]:
-        shared = {"trial": name, "method": name, "source": source.name, "iteration": 0}
-        shared |= {"n": len(clusters), "excluded": 0}
-        weights = self._weights(clusters)
-        for metric in self._coherency(source.split, tokens, reference, weights):
-            yield _row(shared, metric)
+    @cached_property
+    def _training(self) -> Statistics:
+        tokens = self.corpus.tokens[self.corpus.segments(TRAIN)]
+        return segment_statistics(tokens, self.corpus.form)
 
-    def _metrics(
-        self, source: Source, after: Pair, finite: Bool[np.ndarray, "B"]
-    ) -> Iterator[dict[str, Any]]:
-        if not finite.any():
-            return
-        kept = torch.as_tensor(finite)
-        inputs: Pair = (source.inputs[0][kept], source.inputs[1][kept])
-        outputs: Pair = (after[0][kept], after[1][kept])
-        before, tokens = self._decode(inputs), self._decode(outputs)
-        clusters = source.clusters[finite]
-        weights = self._weights(clusters)
-        yield from self._coherency(source.split, tokens, self.references[source.split], weights)
-        edits = [edit_distance(before[half], tokens[half]) for half in (0, 1)]
-        with torch.no_grad():
-            means = {
-                "search_classifier": torch.sigmoid(self.classifier(outputs)).numpy(),
-                "z_distance": z_distance(inputs, outputs, self.core.sigma_bar).numpy(),
-                "z_weighted": z_weighted(inputs, outputs, self.core.sigma_bar).numpy(),
-                "edit_distance": edits[0] + edits[1],
-            }
-        for metric, values in means.items():
-            yield _mean_row(metric, values, weights)
+    @cached_property
+    def _deviations(self) -> dict[str, float]:
+        return {name: float(np.nanstd(values)) for name, values in self._training.items()}
+
+    @cached_property
+    def _references(self) -> dict[int, _Reference]:
+        """By split, what its real adjacent pairs are like."""
+        return {
+            split: self._reference(
+                self.corpus.pairs_of(split),
+                np.random.default_rng(derive(self.seed, "real pairs", split)),
+            )
+            for split in (VALIDATION, TEST)
+        }
+
+    def _reference(
+        self, rows: Integer[np.ndarray, "P 2"], random: np.random.Generator
+    ) -> _Reference:
+        notes = self._notes(self._tokens(rows))
+        bins = self._bins(notes)
+        counts = {name: pair_counts(*bins[name], self.bins.count(name)) for name in STATISTICS}
+        features = pair_features(*notes.statistics, self._deviations)
+        drawn = random.permutation(len(rows))[:REAL_PAIRS]
+        return _Reference(counts, notes.statistics, Neighbourhoods.fit(features[drawn]))
+
+    def _outcomes(
+        self, source: Source, before: TokenPairs, step: Step
+    ) -> tuple[_Notes, dict[str, Any]]:
+        """The outputs as notes, and the columns of their records that follow from them."""
+        inputs, outputs, sigma_bar = source.inputs, step.outputs, self.core.sigma_bar
+        weighted = z_weighted(inputs, outputs, sigma_bar)
+        finite = torch.isfinite(weighted)
+        # A row that is not finite is measured as if it were its input, and then struck out.
+        left, right = (
+            torch.where(finite[:, None], after, z) for z, after in zip(inputs, outputs, strict=True)
+        )
+        notes = self._notes(self._decode((left, right)))
+        edits = [edit_distance(*halves) for halves in zip(before, notes.tokens, strict=True)]
+        columns = self._coherency(notes, source.split, source.clusters) | {
+            "search_classifier": self._searched((left, right)),
+            "z_distance": z_distance(inputs, outputs, sigma_bar).numpy(),
+            "z_weighted": weighted.numpy(),
+            "edit_distance": edits[0] + edits[1],
+        }
+        kept = finite.numpy()
+        for name in columns.keys() - {"pair", "cluster"}:
+            columns[name] = np.where(kept, columns[name], np.nan if name in MEANS else -1)
+        return notes, columns
 
     def _coherency(
-        self,
-        split: int,
-        tokens: TokenPairs,
-        reference: Mapping[str, tuple[np.ndarray, np.ndarray]],
-        weights: Float64[np.ndarray, "R B"] | None,
-    ) -> Iterator[dict[str, Any]]:
-        yield _mean_row("judge", self.judges[split].probability(*tokens), weights)
-        bins = self._bins(*tokens)
-        for statistic in STATISTICS:
-            count = self.bins.count(statistic)
-            left, right = bins[statistic]
-            silent = int(((left < 0) | (right < 0)).sum())
-            for metric, matrix in (
-                (statistic, transition_matrix),
-                (f"{statistic}_joint", joint_matrix),
-            ):
-                real = matrix(*reference[statistic], count)
-                value = float(correlation(matrix(*bins[statistic], count), real))
-                low, high = (
-                    bootstrap_correlations(*bins[statistic], real, weights, matrix)
-                    if weights is not None
-                    else (None, None)
-                )
-                yield {
-                    "metric": metric, "value": value, "low": low, "high": high, "silent": silent
-                }  # fmt: skip
+        self, notes: _Notes, split: int, clusters: Int[np.ndarray, "B"]
+    ) -> dict[str, Any]:
+        """The columns of the records that are known of any pairs of notes."""
+        columns = {
+            "pair": np.arange(len(clusters)),
+            "cluster": clusters,
+            "judge": self.judges[split].probability(*notes.tokens),
+        }
+        for name, (left, right) in self._bins(notes).items():
+            columns |= {f"{name}_left": left, f"{name}_right": right}
+        return columns
 
-    def _weights(self, clusters: Int[np.ndarray, "B"]) -> Float64[np.ndarray, "R B"] | None:
-        if len(np.unique(clusters)) < 2:
+    def _metrics(
+        self, records: pl.DataFrame, notes: _Notes, reference: _Reference
+    ) -> Iterator[dict[str, Any]]:
+        """Metrics of pairs, from their records; those of sets, from their notes."""
+        finite = records["judge"].is_finite().to_numpy()
+        kept, notes = records.filter(finite), notes[finite]
+        if kept.is_empty():
+            return
+        resamples = self._resamples(kept["cluster"])
+        for name in MEANS:
+            if kept[name].null_count() == 0:
+                yield _mean(name, kept[name].to_numpy(), resamples, records.height)
+        yield from self._novelty(kept, notes, min(records.height, NOVELTY_PAIRS))
+        yield from self._correlations(kept, reference, resamples, records.height)
+        yield from self._of_sets(notes, reference, records.height)
+
+    def _novelty(self, kept: pl.DataFrame, notes: _Notes, pairs: int) -> Iterator[dict[str, Any]]:
+        first = (kept["pair"] < pairs).to_numpy()
+        if not first.any():
+            return
+        resamples = self._resamples(kept["cluster"].filter(first))
+        nearest = np.stack([self.training_segments.nearest(half[first]) for half in notes.tokens])
+        yield _mean("novelty", nearest.mean(axis=0), resamples, pairs)
+        yield _mean("copied", (nearest == 0).mean(axis=0), resamples, pairs)
+
+    def _correlations(
+        self,
+        kept: pl.DataFrame,
+        reference: _Reference,
+        resamples: Resamples | None,
+        pairs: int,
+    ) -> Iterator[dict[str, Any]]:
+        for name in STATISTICS:
+            left, right = (kept[f"{name}_{half}"].to_numpy() for half in ("left", "right"))
+            k = self.bins.count(name)
+            counts = pair_counts(left, right, k)
+            resampled = None if resamples is None else resamples.pair_counts(left, right, k)
+            for metric, matrix in ((name, row_stochastic), (f"{name}_joint", joint)):
+                real = matrix(reference.counts[name])
+                value = float(correlation(matrix(counts), real))
+                samples = None if resampled is None else correlation(matrix(resampled), real)
+                yield _row(metric, value, samples, int(counts.sum()), pairs)
+
+    def _of_sets(
+        self, notes: _Notes, reference: _Reference, pairs: int
+    ) -> Iterator[dict[str, Any]]:
+        sounding = notes[notes.sounding]
+        n = len(sounding.tokens[0])
+        if n == 0:
+            return
+        halves = zip(sounding.statistics, reference.statistics, strict=True)
+        areas = [overlap_area(ours, theirs) for ours, theirs in halves]
+        features = pair_features(*sounding.statistics, self._deviations)
+        density, coverage = reference.neighbourhoods.density_and_coverage(features)
+        yield _row("overlap_area", float(np.mean(areas)), None, n, pairs)
+        yield _row("density", density, None, n, pairs)
+        yield _row("coverage", coverage, None, n, pairs)
+
+    def _resamples(self, clusters: pl.Series) -> Resamples | None:
+        if clusters.n_unique() < 2:
             return None
         random = np.random.default_rng(derive(self.seed, "bootstrap"))
-        return resampling_weights(clusters, self.resamples, random)
+        return Resamples.draw(clusters.to_numpy(), self.resamples, random)
 
-    def _bins(
-        self, left: Integer[np.ndarray, "B T"], right: Integer[np.ndarray, "B T"]
-    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        values = [segment_statistics(half, self.corpus.form) for half in (left, right)]
+    def _notes(self, tokens: TokenPairs) -> _Notes:
+        left, right = (segment_statistics(half, self.corpus.form) for half in tokens)
+        return _Notes(tokens, (left, right))
+
+    def _bins(self, notes: _Notes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        left, right = notes.statistics
         return {
-            name: (self.bins.assign(name, values[0][name]), self.bins.assign(name, values[1][name]))
+            name: (self.bins.assign(name, left[name]), self.bins.assign(name, right[name]))
             for name in STATISTICS
         }
+
+    def _searched(self, pair: Pair) -> Float[np.ndarray, "B"]:
+        with torch.no_grad():
+            return torch.sigmoid(self.classifier(pair)).numpy()
 
     def _decode(self, pair: Pair) -> TokenPairs:
         return self.core.decode_tokens(pair[0]), self.core.decode_tokens(pair[1])
@@ -292,16 +474,33 @@ class Evaluator:
         return self.corpus.tokens[rows[:, 0]], self.corpus.tokens[rows[:, 1]]
 
 
-def _row(shared: Mapping[str, Any], metric: dict[str, Any]) -> dict[str, Any]:
-    """One row; pairs with a silent half, which enter no matrix, count as excluded."""
-    silent = metric.pop("silent", 0)
-    row = {**shared, **metric}
-    return row | {"n": row["n"] - silent, "excluded": row["excluded"] + silent}
+def _frame(columns: Mapping[str, Any]) -> pl.DataFrame:
+    """Records of pairs; what is not given is null."""
+    return pl.DataFrame(
+        {name: columns.get(name) for name in OUTCOMES}, schema=OUTCOMES, strict=False
+    )
 
 
-def _mean_row(
-    metric: str, values: Float[np.ndarray, "B"] | Int[np.ndarray, "B"], weights: np.ndarray | None
+def _mean(
+    metric: str,
+    values: Float[np.ndarray, "B"],
+    resamples: Resamples | None,
+    pairs: int,
 ) -> dict[str, Any]:
     exact = values.astype(np.float64)
-    low, high = bootstrap_mean(exact, weights) if weights is not None else (None, None)
-    return {"metric": metric, "value": float(exact.mean()), "low": low, "high": high}
+    samples = None if resamples is None else resamples.means(exact)
+    return _row(metric, float(exact.mean()), samples, len(exact), pairs)
+
+
+def _row(
+    metric: str,
+    value: float,
+    samples: Float64[np.ndarray, "R"] | None,
+    n: int,
+    pairs: int,
+) -> dict[str, Any]:
+    """One metric of `n` of so many pairs, with the interval of its resampled values."""
+    low, high = (None, None) if samples is None else percentile_interval(samples)
+    return {
+        "metric": metric, "value": value, "low": low, "high": high, "n": n, "excluded": pairs - n
+    }  # fmt: skip

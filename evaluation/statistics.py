@@ -10,11 +10,12 @@ pairs left out are to be counted and shown.
 Letters in shapes: `B` segments, `T` steps, `n` pairs, `K` bins, `R` resamples.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64, Integer
+from scipy.spatial.distance import cdist
 
 from cf_core.errors import UserError
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
@@ -29,6 +30,19 @@ STATISTICS: tuple[str, ...] = (
 
 QUANTILE_BINS = 8
 PITCH_CLASSES = 12
+
+CELLS: dict[str, float] = {
+    "mean_pitch": 1.0,
+    "pitch_range": 1.0,
+    "note_count": 1.0,
+    "mean_duration": 1 / 8,
+    "pitch_class": 1.0,
+}
+"""Width of the cells of a statistic's density, in its own units: semitones, notes, quarter notes.
+"""
+
+NEIGHBOURS = 5
+"""`k` of density and coverage."""
 
 
 def segment_statistics(
@@ -122,35 +136,36 @@ class Bins:
         return np.where(np.isnan(values), -1, bins)
 
 
-def transition_matrix(
-    left: Int64[np.ndarray, "n"],
-    right: Int64[np.ndarray, "n"],
-    k: int,
-    weights: Float64[np.ndarray, "*R n"] | None = None,
-) -> Float64[np.ndarray, "*R K K"]:
+def pair_counts(
+    left: Integer[np.ndarray, "n"], right: Integer[np.ndarray, "n"], k: int
+) -> Float64[np.ndarray, "K K"]:
+    """How many pairs go from bin `i` to bin `j`; those with a bin of -1 are left out."""
+    one_cluster = np.zeros(len(left), np.int64)
+    counts: np.ndarray = _clustered_counts(left, right, k, one_cluster, 1)[0]
+    return counts
+
+
+def row_stochastic(counts: Float64[np.ndarray, "*R K K"]) -> Float64[np.ndarray, "*R K K"]:
     """How often bin `j` follows bin `i`, among the pairs whose left half is in bin `i`.
 
-    Rows sum to 1: every cell starts with a count of 1/K, so a row never seen is uniform. Pairs with
-    a bin of -1 are left out. `weights` count each pair that many times, one matrix per leading row.
+    Rows sum to 1: every cell starts with a count of 1/K, so a row never seen is uniform.
     """
-    counts = _pair_counts(left, right, k, weights) + 1 / k
-    matrix: np.ndarray = counts / counts.sum(axis=-1, keepdims=True)
+    smoothed = counts + 1 / counts.shape[-1]
+    matrix: np.ndarray = smoothed / smoothed.sum(axis=-1, keepdims=True)
     return matrix
 
 
-def joint_matrix(
-    left: Int64[np.ndarray, "n"],
-    right: Int64[np.ndarray, "n"],
-    k: int,
-    weights: Float64[np.ndarray, "*R n"] | None = None,
-) -> Float64[np.ndarray, "*R K K"]:
-    """Share of all pairs that go from bin `i` to bin `j`, not smoothed; all 0 without pairs.
-
-    Arguments as for `transition_matrix`.
-    """
-    counts = _pair_counts(left, right, k, weights)
+def joint(counts: Float64[np.ndarray, "*R K K"]) -> Float64[np.ndarray, "*R K K"]:
+    """Share of all pairs that go from bin `i` to bin `j`, not smoothed; all 0 without pairs."""
     total = counts.sum(axis=(-2, -1), keepdims=True)
     return counts / np.where(total > 0, total, 1)
+
+
+def transition_matrix(
+    left: Integer[np.ndarray, "n"], right: Integer[np.ndarray, "n"], k: int
+) -> Float64[np.ndarray, "K K"]:
+    """The `row_stochastic` matrix of pairs by their bins, of which there are `k`."""
+    return row_stochastic(pair_counts(left, right, k))
 
 
 def correlation(
@@ -170,62 +185,143 @@ def correlation(
     return np.asarray(np.clip(a @ b / norms, -1, 1))
 
 
+@dataclass(frozen=True)
+class Resamples:
+    """Bootstrap resamples of `n` pairs in which whole clusters are drawn with replacement.
+
+    Pairs of one cluster (that share songs) come and go together. One set of resamples serves every
+    metric of the same pairs.
+    """
+
+    cluster: Int64[np.ndarray, "n"]
+    """Number of each pair's cluster, 0 to C - 1."""
+    draws: Float64[np.ndarray, "R C"]
+    """How often each cluster is in each resample."""
+
+    @classmethod
+    def draw(
+        cls, clusters: Integer[np.ndarray, "n"], resamples: int, generator: np.random.Generator
+    ) -> "Resamples":
+        """Draw as many clusters as there are, that many times; `clusters` names each pair's own.
+
+        ValueError with fewer than two clusters, from which no spread can be learned.
+        """
+        names, cluster = np.unique(clusters, return_inverse=True)
+        if names.size < 2:
+            raise ValueError("clusters: at least two are needed for an interval")
+        equal = np.full(names.size, 1 / names.size)
+        draws = generator.multinomial(names.size, equal, size=resamples)
+        return cls(cluster.astype(np.int64), draws.astype(np.float64))
+
+    def means(self, values: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "R"]:
+        """Mean of `values` in each resample."""
+        sums = self.draws @ np.bincount(self.cluster, values)
+        means: np.ndarray = sums / (self.draws @ np.bincount(self.cluster))
+        return means
+
+    def pair_counts(
+        self, left: Integer[np.ndarray, "n"], right: Integer[np.ndarray, "n"], k: int
+    ) -> Float64[np.ndarray, "R K K"]:
+        """`pair_counts` of each resample."""
+        by_cluster = _clustered_counts(left, right, k, self.cluster, self.draws.shape[1])
+        return np.tensordot(self.draws, by_cluster, 1)
+
+
 def resampling_weights(
-    clusters: Int64[np.ndarray, "n"], resamples: int, generator: np.random.Generator
+    clusters: Integer[np.ndarray, "n"], resamples: int, generator: np.random.Generator
 ) -> Float64[np.ndarray, "R n"]:
-    """How often each of `n` items occurs when whole clusters are drawn with replacement.
+    """How often each of `n` items is in each resample: for what is no sum over clusters.
 
-    `clusters` names the cluster (the song) of each item; items of one cluster come and go together.
-    One call serves every metric of the same items. ValueError with fewer than two clusters, from
-    which no spread can be learned.
+    Arguments as for `Resamples.draw`.
     """
-    names, cluster = np.unique(clusters, return_inverse=True)
-    if names.size < 2:
-        raise ValueError("clusters: at least two are needed for an interval")
-    draws = generator.multinomial(names.size, np.full(names.size, 1 / names.size), size=resamples)
-    return draws[:, cluster].astype(np.float64)
+    drawn = Resamples.draw(clusters, resamples, generator)
+    return drawn.draws[:, drawn.cluster]
 
 
-def bootstrap_mean(
-    values: Float64[np.ndarray, "n"], weights: Float64[np.ndarray, "R n"]
-) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values`, by weights of `resampling_weights`."""
-    return _percentile_interval(weights @ values / weights.sum(axis=1))
-
-
-def bootstrap_correlations(
-    left: Int64[np.ndarray, "n"],
-    right: Int64[np.ndarray, "n"],
-    reference: Float64[np.ndarray, "K K"],
-    weights: Float64[np.ndarray, "R n"],
-    matrix: Callable[..., Float64[np.ndarray, "R K K"]] = transition_matrix,
-) -> tuple[float, float]:
-    """95 % percentile interval of the correlation with `reference`, which is held fixed.
-
-    `matrix` is what `reference` was made by: `transition_matrix` or `joint_matrix`. Resamples whose
-    matrix is constant are left out; NaN bounds if all are.
-    """
-    resampled = matrix(left, right, len(reference), weights)
-    return _percentile_interval(correlation(resampled, reference))
-
-
-def _pair_counts(
-    left: Int64[np.ndarray, "n"],
-    right: Int64[np.ndarray, "n"],
-    k: int,
-    weights: Float64[np.ndarray, "*R n"] | None,
-) -> Float64[np.ndarray, "*R K K"]:
-    if weights is None:
-        weights = np.ones(len(left))
-    present = (left >= 0) & (right >= 0)
-    cells = left[present] * k + right[present]
-    counts: np.ndarray = weights[..., present] @ np.eye(k * k)[cells]
-    return counts.reshape(*weights.shape[:-1], k, k)
-
-
-def _percentile_interval(samples: Float64[np.ndarray, "R"]) -> tuple[float, float]:
+def percentile_interval(samples: Float64[np.ndarray, "R"]) -> tuple[float, float]:
+    """95 % interval of resampled values; those that are not finite are left out, NaN if all are."""
     samples = samples[np.isfinite(samples)]
     if samples.size == 0:
         return np.nan, np.nan
     low, high = np.quantile(samples, [0.025, 0.975])
     return float(low), float(high)
+
+
+def overlap_area(
+    one: Mapping[str, Float64[np.ndarray, "n"]], other: Mapping[str, Float64[np.ndarray, "m"]]
+) -> float:
+    """Area that the densities of two sets of segments share, mean over the statistics, 0 to 1.
+
+    The "overlapped area" of Yang & Lerch (2020). Densities are histograms on one grid for both
+    sets, with cells as wide as `CELLS` says: sets that lie apart share nothing, whatever their
+    shapes. Two finite samples of one distribution stay below 1, the smaller the further. All values
+    must be finite.
+    """
+    areas = []
+    for statistic, width in CELLS.items():
+        values = np.concatenate((one[statistic], other[statistic]))
+        cell = np.unique(np.floor(values / width), return_inverse=True)[1]
+        sizes = len(one[statistic]), len(other[statistic])
+        shares = (
+            np.bincount(part, minlength=cell.max() + 1) / len(part)
+            for part in np.split(cell, sizes[:1])
+        )
+        areas.append(np.minimum(*shares).sum())
+    return float(np.mean(areas))
+
+
+def pair_features(
+    left: Mapping[str, Float64[np.ndarray, "n"]],
+    right: Mapping[str, Float64[np.ndarray, "n"]],
+    deviations: Mapping[str, float],
+) -> Float64[np.ndarray, "n D"]:
+    """Pairs as points of 12 dimensions: the statistics of both halves, in comparable units.
+
+    Each statistic is divided by its deviation over the training segments; the pitch class, of which
+    the last is next to the first, is two dimensions, a point of the unit circle.
+    """
+    columns = []
+    for half in (left, right):
+        columns += [half[name] / (deviations[name] or 1.0) for name in STATISTICS[:-1]]
+        angle = half["pitch_class"] * (2 * np.pi / PITCH_CLASSES)
+        columns += [np.cos(angle), np.sin(angle)]
+    return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class Neighbourhoods:
+    """Balls around real points; each reaches to the point's `NEIGHBOURS`-th nearest other one."""
+
+    centres: Float64[np.ndarray, "N D"]
+    radii: Float64[np.ndarray, "N"]
+
+    @classmethod
+    def fit(cls, real: Float64[np.ndarray, "N D"]) -> "Neighbourhoods":
+        """The balls of the real points; of too few points the farthest other one is taken."""
+        nearest_first = np.sort(cdist(real, real), axis=1)  # the point itself, then the others
+        return cls(real, nearest_first[:, min(NEIGHBOURS, len(real) - 1)])
+
+    def density_and_coverage(self, points: Float64[np.ndarray, "M D"]) -> tuple[float, float]:
+        """Density (0 and up) and coverage (0 to 1) of generated points (Naeem et al. 2020).
+
+        Density is the number of balls that a point lies in, mean over the points, over
+        `NEIGHBOURS`: near 1 where real and generated points are alike, more where the latter crowd
+        the densest places. Coverage is the share of balls with a point; it rises with the number of
+        points. Balls are closed, as real music repeats itself and a radius can be 0.
+        """
+        inside = cdist(self.centres, points) <= self.radii[:, None]
+        return float(inside.sum(axis=0).mean() / NEIGHBOURS), float(inside.any(axis=1).mean())
+
+
+def _clustered_counts(
+    left: Integer[np.ndarray, "n"],
+    right: Integer[np.ndarray, "n"],
+    k: int,
+    cluster: Int64[np.ndarray, "n"],
+    clusters: int,
+) -> Float64[np.ndarray, "C K K"]:
+    present = (left >= 0) & (right >= 0)
+    # Bins may come in 8 bits, in which the number of a cell would overflow.
+    cells = (cluster * k + left) * k + right
+    counts = np.bincount(cells[present], minlength=clusters * k * k)
+    return counts.reshape(clusters, k, k).astype(np.float64)

@@ -5,10 +5,10 @@ Each command of `cf-study` is one call here:
 | Command | Call |
 |---|---|
 | `ingest` | `ingest(source, output)` |
-| `run` | `run_study(load_config("quickstart"), Reporter())`, and `plan_study(config)` |
+| `run` | `run_studies(load_configs("quickstart"), Reporter())`, and `plan_study(config)` |
 | `status` | `study_status(open_study("results/quickstart"))` |
 | `query` | `open_study("results/quickstart").sql("SELECT * FROM metrics")` |
-| `frontier` | `draw_frontier(open_study("results/quickstart"))` |
+| `frontier` | `draw_figures(open_study("results/quickstart"))` |
 | `select` | `select_bundle(store, "judge", ["z_distance <= 3.0"], output)` |
 | `fuse` | `fuse_files(left, right, load_bundle())`, `write_midi(...)`, `write_wav(...)` |
 
@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from cf_core.fuse import fuse_files
     from cf_core.render import write_midi, write_wav
     from study.config import load as load_config
+    from study.config import load_all as load_configs
+    from study.findings import draw as draw_figures
     from study.progress import Reporter
-    from study.run import draw as draw_frontier
     from study.run import plan as plan_study
     from study.run import run as run_study
+    from study.run import run_all as run_studies
     from study.select import select as select_bundle
     from study.select import status as study_status
     from study.store import open as open_study
@@ -36,13 +38,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Reporter",
     "UserError",
-    "draw_frontier",
+    "draw_figures",
     "fuse_files",
     "ingest",
     "load_bundle",
     "load_config",
+    "load_configs",
     "open_study",
     "plan_study",
+    "run_studies",
     "run_study",
     "select_bundle",
     "study_status",
@@ -53,13 +57,15 @@ __all__ = [
 _HOMES = {
     "Reporter": "study.progress:Reporter",
     "UserError": "cf_core.errors:UserError",
-    "draw_frontier": "study.run:draw",
+    "draw_figures": "study.findings:draw",
     "fuse_files": "cf_core.fuse:fuse_files",
     "ingest": "cf_core.corpus:ingest",
     "load_bundle": "cf_core.bundle:load_bundle",
     "load_config": "study.config:load",
+    "load_configs": "study.config:load_all",
     "open_study": "study.store:open",
     "plan_study": "study.run:plan",
+    "run_studies": "study.run:run_all",
     "run_study": "study.run:run",
     "select_bundle": "study.select:select",
     "study_status": "study.select:status",

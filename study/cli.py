@@ -98,12 +98,12 @@ def run(
 ) -> None:
     """Run a study, or go on with it where it stopped."""
     overrides = [] if address is None else [f"execution.address={json.dumps(address)}"]
-    config = study.load_config(source, [*(settings or []), *overrides])
+    configs = study.load_configs(source, [*(settings or []), *overrides])
     if dry_run:
-        _say(study.plan_study(config))
+        _say("\n\n".join(map(study.plan_study, configs)))
         return
     with study.Reporter() as reporter:
-        study.run_study(config, reporter)
+        study.run_studies(configs, reporter)
 
 
 @app.command(epilog="Example: cf-study status quickstart")
@@ -125,7 +125,7 @@ def query(
         Path | None, typer.Option(help="File to write instead; must end in .csv or .parquet.")
     ] = None,
 ) -> None:
-    """Query the tables trials, curves, latents, metrics, frontier and matched."""
+    """Query the tables: trials, curves, latents, outcomes, metrics, verdicts and more."""
     if output is not None and output.suffix not in (".csv", ".parquet"):
         raise UserError(f"--output {output}: must end in .csv or .parquet")
     frame = _open(folder).sql(sql)
@@ -138,8 +138,8 @@ def query(
 
 @app.command(epilog="Example: cf-study frontier quickstart")
 def frontier(folder: Folder) -> None:
-    """Draw the frontiers of a study again, from its tables alone."""
-    for path in study.draw_frontier(_open(folder)):
+    """Draw all figures of a study again, from its tables alone."""
+    for path in study.draw_figures(_open(folder)):
         _say(f"wrote {path}")
 
 
@@ -160,13 +160,7 @@ def select(
     """Choose a trial on validation songs, and write it as a bundle for fuse."""
     store = _open(folder)
     choice = study.select_bundle(store, maximise, where, output or store.root / "bundle")
-    interval = "" if choice.low is None else f", 95 % interval {choice.low:.4g}…{choice.high:.4g}"
-    _say(
-        f"{choice.trial} at λ {choice.weight:g} after {choice.iterations} iterations:"
-        f" {maximise} {choice.value:.4g}{interval}",
-        f"the best of {choice.ranked.height} with {' and '.join(where)}, on validation songs",
-        f"wrote {choice.bundle}",
-    )
+    _say(*choice.lines(), f"wrote {choice.bundle}")
 
 
 @app.command(epilog="Example: cf-study fuse a.mid b.abc --lambda 0.1 --output ab.mid")

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import sha256
@@ -56,6 +56,12 @@ def _weights(values: tuple[float | str, ...]) -> tuple[float | str, ...]:
     return numbers + words
 
 
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("no name may be given twice")
+    return names
+
+
 def _interval(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] >= bounds[1]:
         raise ValueError("the first number must be below the second")
@@ -91,6 +97,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Condition = Annotated[str, AfterValidator(_condition)]
 Grid = Annotated[tuple[Number, ...], Field(min_length=1), AfterValidator(_ascending)]
+Rival = Literal["lp", "gradient", "cmaes", "best_of_n", "slerp", "retrieval"]
 Interval = Annotated[tuple[Positive, Positive], AfterValidator(_interval)]
 
 
@@ -158,12 +165,61 @@ class SearchSpace(_Section):
 
 
 class LPPlan(_Section):
-    """The latent-search baseline."""
+    """Latent search: proposals `z + η ε`, kept where the search classifier rises."""
 
     step_sizes: Grid[Positive] = (0.1, 0.2, 0.4)
     """η, the standard deviation of a proposal."""
+    proposals: Count = 1
+    """Proposals per iteration, of which the best counts."""
+    scaled: bool = False
+    """Whether proposals are scaled by σ̄, dimension by dimension."""
     iterations: Grid[Count] = (1, 3, 10, 30, 100, 300, 600, 1000)
-    """Numbers of proposals after which outputs are kept."""
+    """Numbers of iterations after which outputs are kept."""
+
+
+class GradientPlan(_Section):
+    """Gradient search on the search classifier, with λ times equation 7 as penalty."""
+
+    lambda_: Grid[Positive] = Field((1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), alias="lambda")
+    """λ of the penalty."""
+    learning_rate: Positive = 0.03
+    """Learning rate of Adam on the latents."""
+    iterations: Grid[Count] = (3, 10, 30, 100, 300)
+    """Numbers of steps after which outputs are kept."""
+
+
+class CMAESPlan(_Section):
+    """CMA-ES (with a diagonal covariance) on the objective of the gradient search."""
+
+    lambda_: Grid[Positive] = Field((0.003, 0.03, 0.3, 3.0), alias="lambda")
+    """λ of the penalty."""
+    step_size: Positive = 0.1
+    """Standard deviation of the first generation."""
+    iterations: Grid[Count] = (1, 2, 4, 8, 12, 20, 30, 45, 65, 100)
+    """Numbers of generations after which outputs are kept."""
+
+
+class BestOfNPlan(_Section):
+    """The best by the search classifier of N draws around the input."""
+
+    step_sizes: Grid[Positive] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    """η, the standard deviation of a draw."""
+    iterations: Grid[Count] = (1, 3, 10, 30, 100, 300, 1000, 3000)
+    """Numbers of draws."""
+
+
+class SlerpPlan(_Section):
+    """The halves moved towards each other, on the sphere and straight."""
+
+    iterations: Grid[Count] = tuple(range(1, 21))
+    """Numbers of steps after which outputs are kept; after the largest the halves meet."""
+
+
+class RetrievalPlan(_Section):
+    """A real adjacent pair of the training songs near the input."""
+
+    iterations: Grid[Count] = (*range(1, 21), *range(25, 125, 5))
+    """Numbers of nearest pairs, of which the best by the search classifier is taken."""
 
 
 class MatchedPlan(_Section):
@@ -186,10 +242,25 @@ class EvaluationPlan(_Section):
     """λ at which conditional trials are read."""
     styles: Annotated[int, Field(ge=2)] = 4
     """Styles per input in the measure of style diversity."""
-    resamples: Count = 200
-    """Bootstrap resamples behind an interval."""
+    resamples: Annotated[int, Field(ge=2)] = 200
+    """Bootstrap resamples behind an interval of a metric."""
+    verdict_resamples: Annotated[int, Field(ge=2)] = 10_000
+    """Bootstrap resamples behind a verdict."""
+    rivals: Annotated[tuple[Rival, ...], AfterValidator(_each_once)] = ("lp",)
+    """What fusion is compared with: `lp`, `gradient`, `cmaes`, `best_of_n`, `slerp`, `retrieval`.
+    The sections below say how each is run; those not named here are not."""
     lp: LPPlan = LPPlan()
-    """The latent-search baseline."""
+    """Latent search: proposals `z + η ε`, kept where the search classifier rises."""
+    gradient: GradientPlan = GradientPlan()
+    """Gradient search on the search classifier, with λ times equation 7 as penalty."""
+    cmaes: CMAESPlan = CMAESPlan()
+    """CMA-ES (with a diagonal covariance) on the objective of the gradient search."""
+    best_of_n: BestOfNPlan = BestOfNPlan()
+    """The best by the search classifier of N draws around the input."""
+    slerp: SlerpPlan = SlerpPlan()
+    """The halves moved towards each other, on the sphere and straight."""
+    retrieval: RetrievalPlan = RetrievalPlan()
+    """A real adjacent pair of the training songs near the input."""
     matched: MatchedPlan = MatchedPlan()
     """The range of distances of the comparison at matched similarity."""
 
@@ -239,6 +310,24 @@ class TrialSpec:
         return f"{kind}-style{self.style_dim}-seed{self.seed}"
 
 
+@dataclass(frozen=True)
+class RivalSpec:
+    """One setting of a rival: what the tables call a trial of it."""
+
+    method: str
+    step_size: float | None = None
+    lambda_: float | None = None
+    straight: bool = False
+    """Whether interpolation goes straight and not on the sphere."""
+
+    @property
+    def id(self) -> str:
+        """Name of the setting, such as "lp-eta0.1"."""
+        marks = {"eta": self.step_size, "lambda": self.lambda_}
+        parts = [f"{name}{value!r}" for name, value in marks.items() if value is not None]
+        return "-".join([self.method, *parts, *(["straight"] if self.straight else [])])
+
+
 class StudyConfig(_Section):
     """One study: its identity, and how it is run."""
 
@@ -285,6 +374,21 @@ class StudyConfig(_Section):
             )
         return self
 
+    @classmethod
+    def restored(cls, record: Mapping[str, Any]) -> Self:
+        """Settings that records belong to, as `study.json` holds them.
+
+        Those outside the identity are defaults. Raises `UserError` for settings of another release.
+        """
+        settings = {**record["identity"], "name": record["name"], "corpus": {}}
+        try:
+            return cls.model_validate_json(json.dumps(settings), strict=True)
+        except ValidationError as error:
+            raise UserError(
+                f"study.json of {record['name']}: holds settings that this release does not know;"
+                " read it with the release that wrote it"
+            ) from error
+
     def identity(self, corpus_hash: str) -> dict[str, Any]:
         """Everything that changes results, as JSON values.
 
@@ -307,12 +411,39 @@ class StudyConfig(_Section):
             for seed, style_dim, lambda_ in product(space.seeds, space.style_dim, space.lambda_)
         ]
 
+    def rivals(self) -> list[RivalSpec]:
+        """List every setting of every rival."""
+        plan = self.evaluation
+        settings = {
+            "lp": [RivalSpec("lp", step_size=size) for size in plan.lp.step_sizes],
+            "gradient": [RivalSpec("gradient", lambda_=x) for x in plan.gradient.lambda_],
+            "cmaes": [RivalSpec("cmaes", lambda_=x) for x in plan.cmaes.lambda_],
+            "best_of_n": [RivalSpec("best_of_n", step_size=x) for x in plan.best_of_n.step_sizes],
+            "slerp": [RivalSpec("slerp", straight=straight) for straight in (False, True)],
+            "retrieval": [RivalSpec("retrieval")],
+        }
+        return [setting for name in plan.rivals for setting in settings[name]]
+
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read the study of a YAML file, or a built-in one by its name.
 
     An override is `dotted.key=value`, the value in YAML: `search.lambda=[0.1, 1]`.
-    Raises `UserError` for whatever is wrong in either.
+    Raises `UserError` for whatever is wrong in either, and for a file that asks for the study of
+    several corpora.
+    """
+    studies = load_all(source, overrides)
+    if len(studies) > 1:
+        names = ", ".join(study.name for study in studies)
+        raise UserError(f"{source}: holds the studies of several corpora ({names}), not of one")
+    return studies[0]
+
+
+def load_all(source: str | Path, overrides: Sequence[str] = ()) -> list[StudyConfig]:
+    """Read the studies of a YAML file: one, or one for each of its `corpora`.
+
+    `corpora` maps names to the settings that differ; the study of each is named so, and kept in the
+    folder that the file's `name` says. Arguments and errors are those of `load`.
     """
     path = _find(source)
     try:
@@ -326,13 +457,37 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
             raise UserError(f'override "{override}": write dotted.key=value')
         parsed = _parse(value.encode(), f'override "{override}"')
         settings = _replaced(settings, key.strip().split("."), parsed)
+    if not isinstance(settings, dict) or "corpora" not in settings:
+        return [_checked(settings, str(path))]
+    corpora = settings.pop("corpora")
+    if not isinstance(corpora, dict) or not corpora:
+        raise UserError(f"{path}: corpora: must be a mapping of names to settings")
+    whole = _checked(settings, str(path))
+    below = {"results": str(Path(whole.execution.results) / whole.name)}
+    return [
+        _checked(
+            _merged(_merged(settings, own or {}), {"name": name, "execution": below}),
+            f"{path}: corpora.{name}",
+        )
+        for name, own in corpora.items()
+    ]
+
+
+def _checked(settings: Any, where: str) -> StudyConfig:
     try:
         # As JSON, since strict validation then still takes lists for tuples and 1 for 1.0.
         return StudyConfig.model_validate_json(json.dumps(settings, allow_nan=False), strict=True)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
+        raise UserError(f"{where}: {_first_problem(error)}") from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: holds what no setting can be: {error}") from None
+        raise UserError(f"{where}: holds what no setting can be: {error}") from None
+
+
+def _merged(settings: Any, own: Any) -> Any:
+    """The settings with those of `own` in their places, mapping by mapping."""
+    if not isinstance(settings, dict) or not isinstance(own, dict):
+        return own
+    return settings | {key: _merged(settings.get(key), value) for key, value in own.items()}
 
 
 def builtin_names() -> list[str]:
@@ -348,6 +503,11 @@ def reference() -> str:
         "A study is one YAML file. Only `name` is required. Unknown keys are refused. Numbers and"
         " words are those of YAML 1.2 (`1e-3` is a number, `on` is a word). Any key can be set from"
         " the command line as `dotted.key=value`.",
+        "",
+        "A file may ask for the studies of several corpora: `corpora` then maps their names to the"
+        " settings in which they differ (`corpora: {jigs: {corpus: {source: jigs.zip}}}`). The"
+        " study of each is kept in a folder of its name below that of the file's `name`, where"
+        " their verdicts are joined.",
         "",
         "A study's identity is everything but `name`, `core_gate`, `selection` and `execution`,"
         " with the corpus known by its content and not by its path.",

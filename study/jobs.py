@@ -1,30 +1,45 @@
-"""What a worker does: a pack of trials, or one setting of the latent search. Knows no Ray."""
+"""What a worker does: a pack of trials, or some settings of a rival. Knows no Ray."""
 
 import json
 import platform
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Generator as Steps
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cf_core.corpus import TEST, VALIDATION
 from cf_core.fusion import FusionSettings, Generator, Latents
 from cf_core.pack import PackTrainer, Trial
 from cf_core.seeding import generator
 from cf_core.training import Progress, peak_memory_mb, save_tensors, train, weights
 from evaluation.metrics import DIVERSITY_INPUTS, Evaluator, Source
-from evaluation.transforms import Step, fusion, identity, latent_search
-from study.config import EvaluationPlan, StudyConfig, TrialSpec
+from evaluation.transforms import (
+    CMAES,
+    BestOfN,
+    Fusion,
+    GradientSearch,
+    Identity,
+    Interpolation,
+    LatentSearch,
+    Retrieval,
+    Step,
+    Transform,
+)
+from study.config import EvaluationPlan, RivalSpec, StudyConfig, TrialSpec
 from study.store import Store
 
 FINAL = ("done", "diverged")
@@ -53,23 +68,32 @@ class PackSpec:
 
 
 @dataclass(frozen=True)
-class LPSpec:
-    """One setting of the latent search."""
+class RivalJob:
+    """Settings of one rival that run in one batch."""
 
-    step_size: float
+    settings: tuple[RivalSpec, ...]
 
     @property
     def id(self) -> str:
-        """Name of the setting, such as "lp-eta0.1"."""
-        return f"lp-eta{self.step_size!r}"
+        """Name of the method, or of the one setting."""
+        return self.settings[0].id if len(self.settings) == 1 else self.settings[0].method
 
     @property
-    def parts(self) -> tuple["LPSpec"]:
+    def parts(self) -> tuple[RivalSpec, ...]:
         """What is recorded by itself."""
-        return (self,)
+        return self.settings
 
 
-Spec = PackSpec | LPSpec
+Spec = PackSpec | RivalJob
+
+_BATCHED = ("lp", "gradient", "best_of_n")
+"""Rivals of which all settings run in one batch; each setting of the others is a job."""
+
+SONG_DISTANCES = 4096
+"""Pairs of segments of either kind whose distances are recorded."""
+
+_PROGRESS_EVERY = 25
+"""Iterations of a rival between two reports."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +121,23 @@ class Reading:
 
 def job_steps(spec: Spec, bench: Workbench) -> int:
     """Steps that a job counts up to in its reports."""
-    return bench.fusion.steps if isinstance(spec, PackSpec) else max(bench.plan.lp.iterations)
+    if isinstance(spec, PackSpec):
+        return bench.fusion.steps
+    return max(_counts(spec.settings[0].method, bench.plan))
 
 
-def planned(config: StudyConfig) -> list[TrialSpec | LPSpec]:
-    """What a study's records will hold: its trials, then the settings of the latent search."""
-    return [*config.trials(), *lp_jobs(config.evaluation)]
+def planned(config: StudyConfig) -> list[TrialSpec | RivalSpec]:
+    """What a study's records will hold: its trials, then the settings of its rivals."""
+    return [*config.trials(), *config.rivals()]
 
 
-def lp_jobs(plan: EvaluationPlan) -> list[LPSpec]:
-    """The settings of the latent search."""
-    return [LPSpec(size) for size in plan.lp.step_sizes]
+def rival_jobs(settings: Sequence[RivalSpec]) -> list[RivalJob]:
+    """The jobs that run these settings."""
+    jobs = []
+    for method, group in groupby(settings, lambda setting: setting.method):
+        whole = tuple(group)
+        jobs += [RivalJob(whole)] if method in _BATCHED else [RivalJob((one,)) for one in whole]
+    return jobs
 
 
 def pack_trainer(trials: Sequence[TrialSpec], bench: Workbench) -> PackTrainer:
@@ -127,7 +157,7 @@ def run_job(
     any error is recorded as "failed" and raised. `attempts` holds the number of this attempt.
     """
     recorder = _Recorder(bench, store, attempts)
-    work = _pack(spec, recorder) if isinstance(spec, PackSpec) else _lp(spec, recorder)
+    work = _pack(spec, recorder) if isinstance(spec, PackSpec) else _rival(spec, recorder)
     try:
         yield from work
     except Exception as error:
@@ -149,17 +179,25 @@ def record_failures(
 
 
 def record_references(bench: Workbench, store: Store) -> None:
-    """Record the identity, and the floor and the ceiling of each source."""
+    """Record the identity, the floor and the ceiling of each source, and the real pairs."""
     evaluator, label = bench.evaluator, {"trial": "identity", "method": "identity"}
-    rows = [
-        row
-        for source in bench.sources
-        for rows in (
-            evaluator.rows(label, source, next(identity(source.inputs))),
-            evaluator.references_rows(source),
-        )
-        for row in rows
-    ]
+    rows, outcomes = [], [evaluator.real_outcomes(split) for split in (VALIDATION, TEST)]
+    random = generator(bench.seed, "identity")
+    for source in bench.sources:
+        measured, pairs = evaluator.evaluate(label, source, Identity()(source.inputs, [0], random))
+        rows += [*measured, *evaluator.references_rows(source)]
+        outcomes.append(pairs)
+    store.write("outcomes", "references", pl.concat(outcomes))
+    store.write("song_distances", "all", evaluator.song_distances(TEST, SONG_DISTANCES))
+    store.write(
+        "bins",
+        "all",
+        [
+            {"statistic": statistic, "bin": index, "lower": lower}
+            for statistic, edges in evaluator.bins.to_dict().items()
+            for index, lower in enumerate((None, *edges))
+        ],
+    )
     store.write("metrics", "references", rows)
 
 
@@ -211,15 +249,13 @@ def _finish(
     path = generator_path(store, trial.id)
     save_tensors(weights(generator), path)
     styles = {source.name: _styles(source, trial.style_dim, bench) for source in bench.sources}
-    readings, rows = [], []
+    readings, diversity = [], []
     for weight in bench.plan.lambda_ if trial.lambda_ is None else (trial.lambda_,):
         reading = _read(trial, generator, weight, styles, bench)
         readings.append(reading)
-        rows += _metric_rows(reading, bench)
-        rows += _diversity_rows(reading, generator, weight, bench)
+        diversity += _diversity_rows(reading, generator, weight, bench)
+    for _ in _record_readings(trial.id, readings, diversity, recorder):
         yield Progress(steps, steps, {})
-    _write_latents(trial.id, readings, bench, store)
-    store.write("metrics", trial.id, rows)
     relative = str(path.relative_to(store.root))
     recorder.record(trial, {"status": "done", "steps": steps, "checkpoint": relative})
 
@@ -232,9 +268,12 @@ def _read(
     bench: Workbench,
 ) -> Reading:
     """A trial's outputs at one λ."""
+    random = torch.Generator()  # the map draws nothing
     steps = {
         source.name: list(
-            fusion(generator, source.inputs, styles[source.name], bench.plan.iterations, weight)
+            Fusion(generator, styles[source.name], weight)(
+                source.inputs, bench.plan.iterations, random
+            )
         )
         for source in bench.sources
     }
@@ -262,27 +301,103 @@ def _diversity_rows(
     ]
 
 
-def _lp(spec: LPSpec, recorder: "_Recorder") -> Steps[Progress, None, None]:
-    bench, store = recorder.bench, recorder.store
-    counts, sources = bench.plan.lp.iterations, bench.sources
-    random = generator(bench.seed, "lp", repr(spec.step_size))
-    joined = (
-        torch.cat([source.inputs[0] for source in sources]),
-        torch.cat([source.inputs[1] for source in sources]),
-    )
-    steps: dict[str, list[Step]] = {source.name: [] for source in sources}
-    search = latent_search(bench.evaluator.classifier, joined, spec.step_size, counts, random)
-    for step in search:
-        left, right = (half.split(bench.evaluator.pairs) for half in step.outputs)
-        for source, *pair in zip(sources, left, right, strict=True):
-            outputs = (pair[0], pair[1])
-            steps[source.name].append(Step(step.iteration, outputs, step.classifier_calls))
-        yield Progress(step.iteration, max(counts), {})
+def _rival(job: RivalJob, recorder: "_Recorder") -> Steps[Progress, None, None]:
+    """Run some settings in one batch of all sources, and record each."""
+    bench = recorder.bench
+    sources, settings = bench.sources, job.settings
+    inputs = [torch.cat([source.inputs[half] for source in sources]) for half in (0, 1)]
+    rows, total = len(inputs[0]), job_steps(job, bench)
+    joined = inputs[0].repeat(len(settings), 1), inputs[1].repeat(len(settings), 1)
+    transform, counts = _transform(job, rows, bench), _counts(settings[0].method, bench.plan)
+    random = generator(bench.seed, "rival", job.id)
+    steps: dict[tuple[RivalSpec, str], list[Step]] = defaultdict(list)
+    seen = sorted({*counts, *range(_PROGRESS_EVERY, total, _PROGRESS_EVERY)})
+    for step in transform(joined, seen, random):
+        if step.iteration in counts:
+            left, right = (half.split(bench.evaluator.pairs) for half in step.outputs)
+            parts = zip(product(settings, sources), left, right, strict=True)
+            for (setting, source), *pair in parts:
+                part = replace(step, outputs=(pair[0], pair[1]), seconds=step.seconds / len(left))
+                steps[setting, source.name].append(part)
+        yield Progress(step.iteration, total, {})
     styles = {source.name: torch.empty(len(source.songs), 0) for source in sources}
-    reading = Reading(_label(spec), steps, styles)
-    _write_latents(spec.id, [reading], bench, store)
-    store.write("metrics", spec.id, _metric_rows(reading, bench))
-    recorder.record(spec, {"status": "done", "steps": max(counts)})
+    for setting in settings:
+        own = {source.name: steps[setting, source.name] for source in sources}
+        reading = Reading(_label(setting), own, styles)
+        for _ in _record_readings(setting.id, [reading], [], recorder):
+            yield Progress(total, total, {})
+        recorder.record(setting, {"status": "done", "steps": total})
+
+
+def _counts(method: str, plan: EvaluationPlan) -> tuple[int, ...]:
+    counts: tuple[int, ...] = getattr(plan, method).iterations
+    return counts
+
+
+def _transform(job: RivalJob, rows: int, bench: Workbench) -> Transform:
+    """The transform of a job, each of whose settings takes `rows` rows of the batch."""
+    method, plan, classifier = job.settings[0].method, bench.plan, bench.evaluator.classifier
+    sigma_bar = bench.latents.sigma_bar
+
+    def of_rows(name: str) -> Float[Tensor, "B"]:
+        values = [getattr(setting, name) for setting in job.settings]
+        return torch.tensor(values).repeat_interleave(rows)
+
+    match method:
+        case "lp":
+            scale = sigma_bar if plan.lp.scaled else None
+            return LatentSearch(classifier, of_rows("step_size"), plan.lp.proposals, scale)
+        case "best_of_n":
+            return BestOfN(classifier, of_rows("step_size"))
+        case "gradient":
+            rate = plan.gradient.learning_rate
+            return GradientSearch(classifier, sigma_bar, of_rows("lambda_"), rate)
+        case "cmaes":
+            return CMAES(classifier, sigma_bar, of_rows("lambda_"), plan.cmaes.step_size)
+        case "slerp":
+            straight = job.settings[0].straight
+            return Interpolation(max(plan.slerp.iterations), spherical=not straight)
+        case _:
+            left, right = bench.latents.mean[bench.latents.pairs].unbind(1)
+            return Retrieval(classifier, (left, right), sigma_bar)
+
+
+def _record_readings(
+    part: str,
+    readings: Sequence[Reading],
+    diversity: Sequence[Mapping[str, Any]],
+    recorder: "_Recorder",
+) -> Iterator[None]:
+    """Measure outputs, a source at a time, and write them with all that was found."""
+    bench, store = recorder.bench, recorder.store
+    rows, outcomes = [*diversity], []
+    for reading, source in product(readings, bench.sources):
+        measured, pairs = bench.evaluator.evaluate(
+            reading.label, source, reading.steps[source.name]
+        )
+        rows += measured
+        outcomes.append(pairs)
+        yield
+    _write_latents(part, readings, bench, store)
+    store.write("costs", part, [row for reading in readings for row in _cost_rows(reading, bench)])
+    store.write("outcomes", part, pl.concat(outcomes))
+    store.write("metrics", part, rows)
+
+
+def _cost_rows(reading: Reading, bench: Workbench) -> list[dict[str, Any]]:
+    label = {name: reading.label.get(name) for name in ("trial", "method", "lambda")}
+    return [
+        {
+            **label,
+            "iteration": steps[0].iteration,
+            "pairs": bench.evaluator.pairs * len(steps),
+            "classifier_calls": steps[0].classifier_calls,
+            "decoder_calls": steps[0].decoder_calls,
+            "seconds": sum(step.seconds for step in steps),
+            "device": steps[0].device,
+        }
+        for steps in zip(*reading.steps.values(), strict=True)
+    ]
 
 
 def _styles(source: Source, style_dim: int, bench: Workbench) -> Float[Tensor, "B S"]:
@@ -298,15 +413,6 @@ def _write_curves(trial: TrialSpec, place: int, history: Sequence[Progress], sto
         for name, values in report.losses.items()
     ]
     store.write("curves", trial.id, rows)
-
-
-def _metric_rows(reading: Reading, bench: Workbench) -> list[dict[str, Any]]:
-    return [
-        row
-        for source in bench.sources
-        for step in reading.steps[source.name]
-        for row in bench.evaluator.rows(reading.label, source, step)
-    ]
 
 
 def _write_latents(part: str, readings: Sequence[Reading], bench: Workbench, store: Store) -> None:
@@ -349,16 +455,11 @@ def _latent_columns(
     }
 
 
-def _label(spec: TrialSpec | LPSpec) -> dict[str, Any]:
-    if isinstance(spec, LPSpec):
-        return {"trial": spec.id, "method": "lp", "step_size": spec.step_size}
-    return {
-        "trial": spec.id,
-        "method": spec.method,
-        "lambda": spec.lambda_,
-        "style_dim": spec.style_dim,
-        "seed": spec.seed,
-    }
+def _label(spec: TrialSpec | RivalSpec) -> dict[str, Any]:
+    label = {"trial": spec.id, "method": spec.method, "lambda": spec.lambda_}
+    if isinstance(spec, RivalSpec):
+        return label | {"step_size": spec.step_size}
+    return label | {"style_dim": spec.style_dim, "seed": spec.seed}
 
 
 def _described(error: Exception) -> str:
@@ -372,7 +473,7 @@ class _Recorder:
         self.bench, self.store, self.attempts = bench, store, attempts
         self._started = time.monotonic()
 
-    def record(self, spec: TrialSpec | LPSpec, outcome: Mapping[str, Any]) -> None:
+    def record(self, spec: TrialSpec | RivalSpec, outcome: Mapping[str, Any]) -> None:
         """Write that a trial or a setting is over, and how."""
         commit, dirty = _git()
         row = {

@@ -26,9 +26,10 @@ from cf_core.fusion import Latents
 from cf_core.seeding import derive, generator
 from cf_core.training import Trainer, load_tensors, save_tensors, train, weights
 from cf_core.vae import MelodyVAE, VAETrainer, prior_report, reconstruction_report
-from evaluation.classifier import ClassifierTrainer, SearchClassifier, auc
+from evaluation.classifier import ClassifierTrainer, SearchClassifier
 from evaluation.judge import Judge, JudgeData, JudgeTrainer
 from evaluation.metrics import Evaluator, make_sources, unpaired
+from evaluation.reliability import Estimate, Scorer, Trial
 from study.config import StudyConfig
 from study.jobs import REPORT_EVERY, Workbench
 from study.progress import Reporter
@@ -36,6 +37,9 @@ from study.store import Store
 
 _PRIOR_SAMPLES = 16384
 """Decoded prior samples that judges are trained on."""
+
+_RESAMPLES = 1000
+"""Behind the intervals of a classifier's report."""
 
 
 def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
@@ -159,6 +163,10 @@ def _classifiers(
     store: Store,
     reporter: Reporter,
 ) -> tuple[SearchClassifier, Mapping[int, Judge]]:
+    trials = {
+        name: Trial.draw(corpus, split, config.seed)
+        for name, split in (("validation", VALIDATION), ("test", TEST))
+    }
     trainer = ClassifierTrainer(latents, config.search_classifier, config.seed)
 
     def latent_scores(rows: np.ndarray) -> np.ndarray:
@@ -167,20 +175,24 @@ def _classifiers(
             scores: np.ndarray = trainer.classifier((pair[0], pair[1])).numpy()
         return scores
 
-    name = "search_classifier"
     report = _trained(
-        name,
+        "search_classifier",
         trainer,
         trainer.classifier,
-        lambda: _auc_report(corpus, latent_scores, config),
+        lambda: _reliability(trials, latent_scores, config),
         store,
         reporter,
     )
-    _say_auc(name, report, reporter)
+    _say_reliability("search classifier", report, reporter)
     data = _judge_data(corpus, core, latents, config.seed)
-    judges = {}
-    for name, split in (("selection_judge", VALIDATION), ("reporting_judge", TEST)):
-        judges[split] = _judge(name, data, corpus, config, store, reporter)
+    judges = {
+        split: _judge(name, data, corpus, trials, config, store, reporter)
+        for name, split in (("selection_judge", VALIDATION), ("reporting_judge", TEST))
+    }
+    agreement = trials["test"].agreement(
+        _scorer(judges[VALIDATION], corpus), _scorer(judges[TEST], corpus), _RESAMPLES, config.seed
+    )
+    reporter.say(f"the two judges rank pairs of test songs alike: Spearman {agreement}")
     return trainer.classifier, judges
 
 
@@ -188,20 +200,29 @@ def _judge(
     name: str,
     data: JudgeData,
     corpus: Corpus,
+    trials: Mapping[str, Trial],
     config: StudyConfig,
     store: Store,
     reporter: Reporter,
 ) -> Judge:
     trainer = JudgeTrainer(data, config.melody, getattr(config, name), config.seed, name)
+    scores = _scorer(trainer.judge, corpus)
 
-    def scores(rows: np.ndarray) -> np.ndarray:
-        return trainer.judge.probability(corpus.tokens[rows[:, 0]], corpus.tokens[rows[:, 1]])
+    def finish() -> dict[str, Any]:
+        # Other pairs of the validation songs than those it is tried on.
+        adjacent = corpus.pairs_of(VALIDATION)
+        random = np.random.default_rng(derive(config.seed, name, "calibration"))
+        negatives, _ = unpaired(corpus, VALIDATION, len(adjacent), random)
+        trainer.judge.calibrate(scores(adjacent), scores(negatives))
+        return _reliability(trials, scores, config)
 
-    report = _trained(
-        name, trainer, trainer.judge, lambda: _auc_report(corpus, scores, config), store, reporter
-    )
-    _say_auc(name, report, reporter)
+    report = _trained(name, trainer, trainer.judge, finish, store, reporter)
+    _say_reliability(name.replace("_", " "), report, reporter)
     return trainer.judge
+
+
+def _scorer(judge: Judge, corpus: Corpus) -> Scorer:
+    return lambda rows: judge.logits(corpus.tokens[rows[:, 0]], corpus.tokens[rows[:, 1]])
 
 
 def _trained(
@@ -249,22 +270,19 @@ def _judge_data(corpus: Corpus, core: MelodyVAE, latents: Latents, seed: int) ->
     )
 
 
-def _auc_report(
-    corpus: Corpus, scores: Callable[[np.ndarray], np.ndarray], config: StudyConfig
+def _reliability(
+    trials: Mapping[str, Trial], scores: Scorer, config: StudyConfig
 ) -> dict[str, Any]:
-    """AUC on unseen songs: all adjacent pairs against as many pairs of different songs."""
-    report = {}
-    for name, split in (("validation", VALIDATION), ("test", TEST)):
-        adjacent = corpus.pairs_of(split)
-        random = np.random.default_rng(derive(config.seed, "auc", name))
-        negatives = unpaired(corpus, split, len(adjacent), random)
-        report[name] = {"auc": auc(scores(adjacent), scores(negatives)), "pairs": len(adjacent)}
-    return report
+    return {name: trial.report(scores, _RESAMPLES, config.seed) for name, trial in trials.items()}
 
 
-def _say_auc(name: str, report: Mapping[str, Any], reporter: Reporter) -> None:
-    figures = ", ".join(
-        f"{figure['auc']:.3f} on {split} songs ({figure['pairs']:,} pairs of each kind)"
-        for split, figure in report.items()
-    )
-    reporter.say(f"{name.replace('_', ' ')}: AUC {figures}")
+def _say_reliability(name: str, report: Mapping[str, Any], reporter: Reporter) -> None:
+    for split, figures in report.items():
+        told = {key: Estimate(**value) for key, value in figures.items() if "pairs" not in key}
+        same_key = (
+            f"; {told['same_key_auc']} against the same key" if "same_key_auc" in told else ""
+        )
+        reporter.say(
+            f"{name}, {split} songs: AUC {told['auc']} over {figures['pairs']:,} pairs of each"
+            f" kind{same_key}; calibration error {told['calibration_error']}"
+        )

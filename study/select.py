@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
-from pydantic import ValidationError
 from torch import nn
 
 from cf_core.bundle import Bundle, save_bundle
 from cf_core.errors import UserError
 from cf_core.training import load_tensors
 from cf_core.vae import MelodyVAE
-from evaluation.frontier import FUSIONS
+from evaluation.frontier import CONFIGURATION, FUSIONS
 from study.config import CONDITION, StudyConfig
 from study.jobs import generator_path, planned
 from study.store import Store
 
-_POINT = ["trial", "method", "lambda", "style_dim", "seed", "iteration"]
+_POINT = ["trial", "method", "lambda", "style_dim", "iteration"]
 _RUNNERS_UP = 5
+_NORMAL = 1.96
+"""Standard errors on either side of a 95 % interval."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -40,13 +41,32 @@ class Choice:
     weight: float
     """λ."""
     iterations: int
-    value: float
-    """The metric that was maximised, on validation songs."""
-    low: float | None
-    high: float | None
-    """Its 95 % interval, where one was taken."""
+    rule: str
+    """What was asked for, in words."""
+    metric: str
+    """What was maximised."""
     ranked: pl.DataFrame
-    """All that met the conditions, best first: the rows of `candidates`."""
+    """All that met the conditions: the rows of `candidates`."""
+
+    def lines(self) -> list[str]:
+        """Tell what was chosen and why, and the runners-up with their intervals."""
+        chosen = self.ranked.row(0, named=True)
+        best = self.ranked.sort(self.metric, descending=True).row(0, named=True)
+        lines = [f"{self.rule}, on validation songs: {self.ranked.height} points meet it"]
+        if best != chosen:
+            lines.append(f"highest: {self._told(best)}")
+            lines.append("within one standard error of it, the nearest to the inputs is chosen:")
+        lines.append(f"chosen: {self._told(chosen)}")
+        runners_up = self.ranked[1 : 1 + _RUNNERS_UP].iter_rows(named=True)
+        lines += [f"runner-up: {self._told(row)}" for row in runners_up]
+        return lines
+
+    def _told(self, row: dict[str, Any]) -> str:
+        interval = f" (95 % {row['low']:.3f} to {row['high']:.3f})" if row["se"] > 0 else ""
+        return (
+            f"{row['trial']}, λ {row['lambda']:g}, {row['iteration']} iterations: {self.metric}"
+            f" {row[self.metric]:.3f}{interval}, z_distance {row['z_distance']:.2f}"
+        )
 
 
 def status(store: Store) -> pl.DataFrame:
@@ -55,7 +75,7 @@ def status(store: Store) -> pl.DataFrame:
     Columns: `trial`, `status` ("done", "diverged", "failed" or "pending"), `reason` why it is not
     done, `attempt` (1 for the first) and `seconds`. Raises `UserError` for damaged records.
     """
-    config = _config(store)
+    config = StudyConfig.restored(store.record)
     names = [spec.id for spec in planned(config)]
     over = store.scan("trials").select("trial", "status", "reason", "attempt", "seconds").collect()
     return (
@@ -66,20 +86,25 @@ def status(store: Store) -> pl.DataFrame:
 
 
 def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFrame:
-    """Rank the points of finished trials that meet all conditions, best first.
+    """Rank the points that meet all conditions, the one to choose first.
 
-    A point is a trial (at one λ) after a number of iterations. `maximise` is a metric, and a
-    condition a metric, one of < <= > >= and a number: "z_distance <= 3.0". All are taken on
-    validation songs. Points where a metric in question is not finite are left out. Of equals the
-    nearest (by z-distance) comes first, then by trial, λ and iteration.
+    A point is a configuration (a trial without its seed, at one λ) after a number of iterations;
+    its values are means over its finished seeds. `maximise` is a metric, and a condition a metric,
+    one of < <= > >= and a number: "z_distance <= 3.0". All are taken on validation songs. Points
+    where a metric in question is not finite are left out.
 
-    Returned are the columns `trial`, `method`, `lambda`, `style_dim`, `seed`, `iteration`, one for
-    each metric, and the interval `low`, `high` of the one maximised. Raises `UserError` for a
-    metric that the study does not have, and where no point meets the conditions, with the nearest
-    miss.
+    First come those within one standard error of the highest, the nearest (by z-distance) in front,
+    as a simpler model is taken where a better one can't be told from it (Breiman et al. 1984); then
+    all others by their value. Of equals, by trial, λ and iteration.
+
+    Returned are the columns `trial` (without a seed), `method`, `lambda`, `style_dim`, `iteration`,
+    `seeds` (a list, the best by `maximise` first), one for each metric, and of the one maximised
+    the standard error `se` over songs and seeds (0 where it has no interval) and the 95 % interval
+    `low`, `high`. Raises `UserError` for a metric that the study does not have, and where no point
+    meets the conditions, with the nearest miss.
     """
     points = _points(store, maximise)
-    metrics = [name for name in points.columns if name not in (*_POINT, "low", "high")]
+    metrics = [name for name in points.columns if name not in (*_POINT, "seeds", *_ERRORS)]
     conditions = [_Condition.parse(text) for text in where]
     needed = {maximise, "z_distance", *(condition.metric for condition in conditions)}
     for metric in sorted(needed):
@@ -98,36 +123,49 @@ def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFram
             f" {nearest['trial']} at λ {nearest['lambda']:g} after {nearest['iteration']}"
             f" iterations with {values}: loosen the conditions"
         )
-    descending = [True, False, False, False, False]
-    return met.sort(maximise, "z_distance", "trial", "lambda", "iteration", descending=descending)
+    ties = ["trial", "lambda", "iteration"]
+    ranked = met.sort(maximise, "z_distance", *ties, descending=[True, *[False] * 4])
+    least = ranked[maximise][0] - ranked["se"][0]
+    within = ranked.filter(pl.col(maximise) >= least).sort("z_distance", *ties)
+    return pl.concat([within, ranked.filter(pl.col(maximise) < least)])
 
 
 def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> Choice:
-    """Write the best of `candidates` to a bundle folder, with a record of how it was chosen.
+    """Write the first of `candidates` to a bundle folder, with a record of how it was chosen.
 
-    An earlier bundle at `output` is replaced. Raises `UserError` as `candidates` does, where the
-    weights of the choice are missing, and where `output` can't be written.
+    Of the seeds of a configuration the one with the highest `maximise` is taken. An earlier bundle
+    at `output` is replaced. Raises `UserError` as `candidates` does, where the weights of the
+    choice are missing, and where `output` can't be written.
     """
     ranked = candidates(store, maximise, where)
     best = ranked.row(0, named=True)
-    config = _config(store)
+    seed = best["seeds"][0]
+    name = f"{best['trial']}-seed{seed}"
+    config = StudyConfig.restored(store.record)
     conditional = best["method"] == "conditional"
     core = _filled(MelodyVAE(config.melody, config.core), store.root / "core" / "core.safetensors")
     generator = _filled(
         config.fusion.generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
-        generator_path(store, best["trial"]),
+        generator_path(store, name),
     )
-    trial = store.scan("trials").filter(pl.col("trial") == best["trial"]).collect()
-    runners_up = ranked[1 : 1 + _RUNNERS_UP].select(
-        "trial", "lambda", "iteration", maximise, "z_distance"
-    )
+    trial = store.scan("trials").filter(pl.col("trial") == name).collect()
+    shown = ["trial", "lambda", "iteration", maximise, "low", "high"]
+    runners_up = ranked[1 : 1 + _RUNNERS_UP].select(*dict.fromkeys((*shown, "z_distance")))
     record = {
         "study": store.record["name"],
         "fingerprint": store.record["fingerprint"],
-        **{name: best[name] for name in ("trial", "lambda", "style_dim", "seed")},
-        "rule": {"maximise": maximise, "where": list(where)},
+        "trial": name,
+        **{key: best[key] for key in ("lambda", "style_dim")},
+        "seed": seed,
+        "rule": {
+            "maximise": maximise,
+            "where": list(where),
+            "then": "the nearest by z_distance within one standard error of the highest",
+        },
         "value": best[maximise],
+        "standard_error": best["se"],
         "interval": [best["low"], best["high"]],
+        "highest": float(ranked[maximise].max()),  # type: ignore[arg-type]
         "runners_up": runners_up.to_dicts(),
         "versions": json.loads(trial["versions"][0]),
         "git_commit": trial["git_commit"][0],
@@ -144,12 +182,11 @@ def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> C
     save_bundle(bundle, output)
     return Choice(
         bundle=output,
-        trial=best["trial"],
+        trial=name,
         weight=best["lambda"],
         iterations=best["iteration"],
-        value=best[maximise],
-        low=best["low"],
-        high=best["high"],
+        rule=f"highest {maximise} with {' and '.join(where) or 'no condition'}",
+        metric=maximise,
         ranked=ranked,
     )
 
@@ -184,8 +221,11 @@ _SIGNS: dict[str, Callable[[Any, float], pl.Expr]] = {
 }
 
 
+_ERRORS = ("se", "low", "high")
+
+
 def _points(store: Store, maximise: str) -> pl.DataFrame:
-    """All validation metrics of finished trials, a row per point and a column per metric."""
+    """Validation metrics of finished trials, a row per point and a column per metric."""
     done = [trial for trial, state in store.done_trials().items() if state == "done"]
     rows = (
         store.scan("metrics")
@@ -194,13 +234,31 @@ def _points(store: Store, maximise: str) -> pl.DataFrame:
             pl.col("source") == "validation",
             pl.col("trial").is_in(done),
         )
+        .with_columns(trial=CONFIGURATION)
         .collect()
     )
     if rows.is_empty():
         raise UserError(f"{store.root}: no trial is done yet; run the study first")
-    interval = rows.filter(pl.col("metric") == maximise).select(*_POINT, "low", "high")
-    return rows.pivot("metric", index=_POINT, values="value", sort_columns=True).join(
-        interval, on=_POINT, how="left", nulls_equal=True
+    # Seeds share their songs, so that more of them don't make the songs' part smaller.
+    songs = ((pl.col("high") - pl.col("low")) / (2 * _NORMAL)).pow(2).mean().fill_null(0.0)
+    seeds = (pl.col("value").var() / pl.len()).fill_null(0.0)
+    value = pl.col("value").mean()
+    spread = (
+        rows.filter(pl.col("metric") == maximise)
+        .sort("value", "seed", descending=[True, False])
+        .group_by(_POINT, maintain_order=True)
+        .agg(seeds="seed", se=(songs + seeds).sqrt(), middle=value)
+        .with_columns(
+            low=pl.col("middle") - _NORMAL * pl.col("se"),
+            high=pl.col("middle") + _NORMAL * pl.col("se"),
+        )
+        .drop("middle")
+    )
+    return (
+        rows.group_by(*_POINT, "metric", maintain_order=True)
+        .agg(value)
+        .pivot("metric", index=_POINT, values="value", sort_columns=True)
+        .join(spread, on=_POINT, how="left", nulls_equal=True)
     )
 
 
@@ -208,18 +266,6 @@ def _unknown(metric: str, metrics: Sequence[str]) -> str:
     near = get_close_matches(metric, metrics, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{metric}: no such metric{hint} (metrics: {', '.join(metrics)})"
-
-
-def _config(store: Store) -> StudyConfig:
-    """Restore the settings that the records belong to; those outside the identity are defaults."""
-    settings = {**store.record["identity"], "name": store.record["name"], "corpus": {}}
-    try:
-        return StudyConfig.model_validate_json(json.dumps(settings), strict=True)
-    except ValidationError as error:
-        raise UserError(
-            f"{store.root / 'study.json'}: holds settings that this release does not know; read it"
-            " with the release that wrote it"
-        ) from error
 
 
 def _filled(network: Network, path: Path) -> Network:

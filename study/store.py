@@ -24,9 +24,12 @@ from polars.datatypes import DataType, DataTypeClass
 
 from cf_core.errors import UserError
 from cf_core.files import replacing
+from evaluation.statistics import STATISTICS
 
 _TEXT, _TIME, _TRUTH = pa.string(), pa.timestamp("us", "UTC"), pa.bool_()
-_INT32, _INT64, _FLOAT32, _FLOAT64 = pa.int32(), pa.int64(), pa.float32(), pa.float64()
+_INT8, _INT32, _INT64 = pa.int8(), pa.int32(), pa.int64()
+_FLOAT32, _FLOAT64 = pa.float32(), pa.float64()
+_TOKENS = pa.list_(pa.field("element", pa.uint8()))
 _STYLE = pa.list_(pa.field("element", _FLOAT32))
 _LATENT = pa.list_(pa.field("element", _FLOAT32), 0)
 """Stands for a list of `Z` numbers, with `Z` known for each study only."""
@@ -45,7 +48,7 @@ class Table:
 
     about: str
     columns: tuple[pa.Field, ...]
-    version: int = 2
+    version: int = 3
 
     def schema(self, latent_dim: int) -> pa.Schema:
         """Arrow schema of the table's parts in a study of `latent_dim` dimensions."""
@@ -60,17 +63,42 @@ class Table:
 
 
 _TRIAL = _column("trial", _TEXT, "Trial, setting of a baseline, or name of a reference.")
-_METHOD = _column("method", _TEXT, "`fusion`, `conditional`, `lp`, `identity`; `floor`, `ceiling`.")
+_METHOD = _column(
+    "method",
+    _TEXT,
+    "`fusion` or `conditional`; a rival: `lp`, `gradient`, `cmaes`, `best_of_n`, `slerp`,"
+    " `retrieval`, `identity`; `floor`, `ceiling`, `real`.",
+)
 _LAMBDA = _column(
-    "lambda", _FLOAT64, "λ (equation 4); of a conditional trial, the one it is read at.", null=True
+    "lambda",
+    _FLOAT64,
+    "λ (equation 4); of a conditional trial, the one it is read at; of a rival, that of its"
+    " penalty.",
+    null=True,
 )
 _STYLE_DIM = _column("style_dim", _INT32, "`S` of a trial.", null=True)
 _SEED = _column("seed", _INT64, "Training seed of a trial.", null=True)
-_STEP_SIZE = _column("step_size", _FLOAT64, "η of latent search.", null=True)
+_STEP_SIZE = _column("step_size", _FLOAT64, "η of a rival.", null=True)
 _SOURCE = _column("source", _TEXT, "Origin of the input pairs, such as `test` or `prior`.")
-_ITERATION = _column("iteration", _INT32, "Number of applications or proposals; 0 for none.")
+_ITERATION = _column("iteration", _INT32, "Number of applications, steps or draws; 0 for none.")
 _METRIC = _column("metric", _TEXT, "What is measured, such as `judge` or `mean_pitch`.")
 _AXIS = _column("axis", _TEXT, "Similarity axis: `z_distance` or `edit_distance`.")
+
+_BINS = tuple(
+    _column(f"{statistic}_{half}", _INT8, f"Bin of the {half} half's {name}; -1 for none.")
+    for statistic, name in ((statistic, statistic.replace("_", " ")) for statistic in STATISTICS)
+    for half in ("left", "right")
+)
+_MEASURED = tuple(
+    _column(name, _FLOAT32, f"{meaning} NaN where a latent was not finite.", null=True)
+    for name, meaning in (
+        ("judge", "Probability of the judge."),
+        ("search_classifier", "Probability of the search classifier; null for real pairs."),
+        ("z_distance", "Equation 7 to the inputs; null for real pairs."),
+        ("z_weighted", "Weighted z-distance to the inputs; null for real pairs."),
+        ("edit_distance", "Edit distance of both halves to the inputs; null for real pairs."),
+    )
+)
 
 TABLES: dict[str, Table] = {
     "trials": Table(
@@ -139,6 +167,68 @@ TABLES: dict[str, Table] = {
             _column("z_right", _LATENT, "Right output."),
         ),
     ),
+    "outcomes": Table(
+        "What was measured of every pair of every point; method `real` is all real neighbours.",
+        (
+            _TRIAL,
+            _METHOD,
+            _LAMBDA,
+            _SEED,
+            _SOURCE,
+            _ITERATION,
+            _column("pair", _INT32, "Number of the input pair in its source."),
+            _column("cluster", _INT32, "Pairs of one cluster share songs; of others, none."),
+            *_MEASURED,
+            *_BINS,
+        ),
+    ),
+    "costs": Table(
+        "What a transform cost, over all sources.",
+        (
+            _TRIAL,
+            _METHOD,
+            _LAMBDA,
+            _ITERATION,
+            _column("pairs", _INT64, "Pairs transformed."),
+            _column(
+                "classifier_calls",
+                _FLOAT64,
+                "Calls of the search classifier per pair; one with its gradient counts as 3.",
+            ),
+            _column("decoder_calls", _FLOAT64, "Calls of the decoder per pair."),
+            _column("seconds", _FLOAT64, "Wall time for all pairs.", volatile=True),
+            _column("device", _TEXT, "Torch device.", volatile=True),
+        ),
+    ),
+    "bins": Table(
+        "Bins of the musical statistics: quantiles of the training segments.",
+        (
+            _column("statistic", _TEXT, "Name of the statistic."),
+            _column("bin", _INT32, "Number of the bin, from 0."),
+            _column("lower", _FLOAT64, "Its lower edge; null for the first, open one.", null=True),
+        ),
+    ),
+    "song_distances": Table(
+        "z-distances of segments of the test songs, of one song and of two.",
+        (
+            _column("kind", _TEXT, "`same song` or `different songs`."),
+            _column("z_distance", _FLOAT64, "Equation 7, of one half."),
+        ),
+    ),
+    "examples": Table(
+        "One input pair, and what the selected trial makes of it in several styles.",
+        (
+            _TRIAL,
+            _LAMBDA,
+            _ITERATION,
+            _column("row", _INT32, "Order of the rows; 0 is the inputs."),
+            _column("label", _TEXT, "`inputs`, or the style."),
+            _column("left_song", _TEXT, "Song of the left input."),
+            _column("right_song", _TEXT, "Song of the right input."),
+            _column("left", _TOKENS, "Tokens of the left half."),
+            _column("right", _TOKENS, "Tokens of the right half."),
+        ),
+    ),
     "metrics": Table(
         "One row per trial (and λ), baseline or reference, source, iteration and metric.",
         (
@@ -171,22 +261,61 @@ TABLES: dict[str, Table] = {
             _column("similarity", _FLOAT64, "Distance between inputs and outputs."),
             _column("coherency", _FLOAT64, "The metric."),
             _column("non_dominated", _TRUTH, "Whether no point of the method is better in both."),
-            _column("hypervolume", _FLOAT64, "Hypervolume of the method's front in this panel."),
         ),
     ),
     "matched": Table(
-        "Methods at matched similarity: chosen on validation songs, scored on test songs.",
+        "Fusion and a rival at matched similarity: chosen on validation songs, scored on test"
+        " songs.",
         (
+            _column("rival", _TEXT, "Method that fusion is compared with."),
+            _AXIS,
             _SOURCE,
             _METRIC,
-            _AXIS,
             _column("distance", _FLOAT64, "Largest mean distance allowed."),
-            _METHOD,
+            _column("method", _TEXT, "`ours` (`fusion` and `conditional`), or the rival."),
             _column("trial", _TEXT, "What was chosen: a trial without its seed, or a setting."),
             _LAMBDA,
             _ITERATION,
             _column("validation_value", _FLOAT64, "The metric on validation songs."),
             _column("value", _FLOAT64, "The metric on test songs."),
+            _column("candidates", _INT64, "Points that it was chosen from."),
+            _column("excluded", _INT64, "Points left out: unfinished or not finite."),
+        ),
+    ),
+    "verdicts": Table(
+        "Fusion less a rival at matched similarity, in every panel.",
+        (
+            _column("rival", _TEXT, "Method that fusion is compared with."),
+            _AXIS,
+            _SOURCE,
+            _METRIC,
+            _column("difference", _FLOAT64, "Mean over the distances; positive is for fusion."),
+            _column("low", _FLOAT64, "Lower end of its 95 % interval.", null=True),
+            _column("high", _FLOAT64, "Upper end of its 95 % interval.", null=True),
+            _column("p", _FLOAT64, "Two-sided p of no difference.", null=True),
+            _column("p_holm", _FLOAT64, "p, corrected over the 12 panels.", null=True),
+            _column(
+                "verdict",
+                _TEXT,
+                "`win`, `tie` or `loss` of fusion; null with one training seed.",
+                null=True,
+            ),
+            _column("songs", _INT64, "Clusters of pairs that were resampled."),
+            _column("seeds", _INT64, "Training seeds."),
+            _column("excluded", _INT64, "Pairs of the points compared that were left out."),
+            _column("candidates", _INT64, "Points that either could choose from."),
+        ),
+    ),
+    "hypervolumes": Table(
+        "Hypervolume of each method's front, by training seed.",
+        (
+            _SOURCE,
+            _METRIC,
+            _AXIS,
+            _METHOD,
+            _SEED,
+            _column("hypervolume", _FLOAT64, "Area up to the largest matched distance, above 0."),
+            _column("candidates", _INT64, "Points of the front's choice."),
         ),
     ),
 }

@@ -1,38 +1,20 @@
 """Search classifier and judges."""
 
-from itertools import product
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
+from cf_core.melody import FIRST_PITCH, MelodyFormat
 from cf_core.nets import dropout, initialise
 from cf_core.seeding import generator
 from cf_core.training import train
-from evaluation.classifier import auc
-from evaluation.judge import Judge, JudgeData, JudgeSettings, JudgeTrainer, sounding_pitch
+from cf_core.vae import VAESettings
+from evaluation.judge import Judge, JudgeData, JudgeSettings, JudgeTrainer
+from evaluation.reliability import auc
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=71)
-scores = st.lists(st.integers(0, 4), min_size=1, max_size=12)
-
-
-@given(scores, scores)
-def test_auc_is_the_share_of_pairs_in_order(positive: list[int], negative: list[int]) -> None:
-    wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p, n in product(positive, negative)]
-    expected = sum(wins) / len(wins)
-    assert auc(np.array(positive, float), np.array(negative, float)) == pytest.approx(expected)
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=10))
-def test_the_sounding_pitch_is_that_of_the_last_onset(row: list[int]) -> None:
-    expected, last = [], REST
-    for token in row:
-        last = last if token == HOLD else token
-        expected.append(last if last >= FIRST_PITCH else 0)
-    assert sounding_pitch(torch.tensor([row]))[0].tolist() == expected
 
 
 def test_units_are_dropped_only_where_a_generator_is_given() -> None:
@@ -48,14 +30,26 @@ def tokens(count: int, seed: int) -> torch.Tensor:
     return torch.as_tensor(drawn)
 
 
+SETTINGS = JudgeSettings(
+    reader=VAESettings(latent_dim=16, hidden=64, embedding=16, steps=150, batch=64),
+    members=2,
+    hidden=64,
+    steps=200,
+    batch=48,
+    dropout=0.1,
+)
+
+
 def test_each_kind_of_pair_takes_its_part_of_a_batch() -> None:
     real = torch.full((8, FORM.steps), 2)
-    data = JudgeData(real, real + 1, real + 2, torch.tensor([[0, 1]]))
-    trainer = JudgeTrainer(data, FORM, JudgeSettings(hidden=8, batch=6), 0, "judge")
-    left, right = trainer._draw(generator(0, "batch"))
-    kinds = left[:, 0].tolist()
-    assert kinds == [2, 2, 3, 3, 3, 3, 2, 2, 3, 3, 4, 4]
-    assert torch.equal(left, right)
+    data = JudgeData(real, real + 1, real[:5] + 2, torch.tensor([[0, 1], [6, 7]]))
+    trainer = JudgeTrainer(data, FORM, replace(SETTINGS, batch=6), 0, "judge")
+    rows = trainer._rows(generator(0, "batch"))
+    kinds = np.digitize(rows.numpy(), [8, 16])  # real, reconstructed, prior
+    assert (kinds[:, 0] == kinds[:, 1]).all()
+    assert kinds[:, 0].tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 1, 1, 2, 2]
+    assert {tuple(row) for row in (rows[:6] % 8).tolist()} <= {(0, 1), (6, 7)}
+    assert rows.max() < 21
 
 
 def test_a_judge_learns_what_is_adjacent_and_says_so_in_probabilities() -> None:
@@ -64,9 +58,8 @@ def test_a_judge_learns_what_is_adjacent_and_says_so_in_probabilities() -> None:
     real = torch.cat((half, half))
     rows = torch.arange(300)
     data = JudgeData(real, real, tokens(300, 1), torch.stack((rows, rows + 300), 1))
-    settings = JudgeSettings(hidden=64, steps=250, batch=48, dropout=0.1)
-    trainer = JudgeTrainer(data, FORM, settings, 0, "judge")
-    list(train(trainer, 250))
+    trainer = JudgeTrainer(data, FORM, SETTINGS, 0, "judge")
+    list(train(trainer, 350))
     unseen, other = tokens(200, 2).numpy(), tokens(200, 3).numpy()
     same = trainer.judge.probability(unseen, unseen)
     different = trainer.judge.probability(unseen, other)
@@ -74,8 +67,45 @@ def test_a_judge_learns_what_is_adjacent_and_says_so_in_probabilities() -> None:
     assert 0 <= different.min() <= same.max() <= 1
 
 
+def test_the_reader_is_left_alone_once_the_committee_learns() -> None:
+    real = tokens(60, 0)
+    data = JudgeData(real, real, real, torch.tensor([[0, 1], [2, 3]]))
+    settings = replace(SETTINGS, reader=replace(SETTINGS.reader, steps=3), steps=3)
+    trainer = JudgeTrainer(data, FORM, settings, 0, "judge")
+    steps = train(trainer, 3)
+    next(steps)
+    reader = {name: value.clone() for name, value in trainer.judge.reader.state_dict().items()}
+    members = [weight.clone() for weight in trainer.judge.members.parameters()]
+    next(steps)
+    for name, value in trainer.judge.reader.state_dict().items():
+        assert torch.equal(value, reader[name])
+    assert not torch.equal(members[0], next(trainer.judge.members.parameters()))
+
+
+def test_calibration_finds_the_scale_and_shift_that_were_hidden() -> None:
+    random = np.random.default_rng(0)
+    true = random.normal(0, 2, 200_000)
+    adjacent = random.random(200_000) < 1 / (1 + np.exp(-true))
+    shown = ((true - 1.5) / 0.5).astype(np.float32)  # true = 0.5 shown + 1.5
+    judge = Judge(FORM, SETTINGS)
+    judge.calibrate(shown[adjacent], shown[~adjacent])
+    scale, shift = judge.get_buffer("calibration").tolist()
+    assert (scale, shift) == pytest.approx((0.5, 1.5), rel=0.02)
+    # A second calibration starts from what the first one made of the logits.
+    judge.calibrate(true[adjacent].astype(np.float32), true[~adjacent].astype(np.float32))
+    assert judge.get_buffer("calibration").tolist() == pytest.approx([0.5, 1.5], rel=0.03)
+
+
+def test_calibration_of_separable_pairs_is_finite() -> None:
+    judge = Judge(FORM, SETTINGS)
+    judge.calibrate(np.full(20, 3.0, np.float32), np.full(20, -3.0, np.float32))
+    scale, shift = judge.get_buffer("calibration").tolist()
+    # By hand: both targets are met where σ(3 a + b) = 21/22 and σ(b - 3 a) = 1/22.
+    assert (scale, shift) == pytest.approx((np.log(21) / 3, 0.0), abs=1e-3)
+
+
 def test_chunks_change_nothing() -> None:
-    judge = Judge(FORM, JudgeSettings(hidden=8))
+    judge = Judge(FORM, SETTINGS)
     initialise(judge, generator(0, "judge"))
     left, right = tokens(2100, 0).numpy(), tokens(2100, 1).numpy()
     whole = judge.probability(left, right)

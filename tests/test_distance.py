@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.distance import edit_distance, z_weighted
+from evaluation.distance import SegmentBank, edit_distance, z_weighted
 
 
 def levenshtein(a: tuple[int, ...], b: tuple[int, ...]) -> int:
@@ -32,6 +32,26 @@ def test_edit_distance_worked_by_hand() -> None:
     before = np.array([[1, 2, 3, 4], [1, 2, 3, 4], [1, 1, 1, 1], [1, 2, 3, 4]])
     after = np.array([[1, 2, 3, 4], [9, 1, 2, 3], [2, 2, 2, 2], [1, 9, 3, 4]])
     assert edit_distance(before, after).tolist() == [0, 2, 4, 1]
+
+
+def test_edit_distance_of_long_segments_with_high_tokens() -> None:
+    before, after = np.full((1, 300), 130, np.uint8), np.full((1, 300), 2, np.uint8)
+    assert edit_distance(before, after).tolist() == [300]
+
+
+@given(words, words)
+def test_nearest_segment_by_looking_at_all(
+    segments: list[tuple[int, ...]], bank: list[tuple[int, ...]]
+) -> None:
+    nearest = SegmentBank(np.array(bank)).nearest(np.array(segments))
+    expected = [min(levenshtein(one, other) for other in bank) for one in segments]
+    assert nearest.tolist() == expected
+
+
+def test_segments_of_a_bank_are_at_no_distance() -> None:
+    bank = np.array([[1, 2, 3, 4], [5, 5, 5, 5], [1, 2, 3, 4]])
+    segments = np.array([[5, 5, 5, 5], [1, 2, 3, 4], [2, 3, 4, 1], [9, 9, 9, 9]])
+    assert SegmentBank(bank).nearest(segments).tolist() == [0, 0, 2, 4]
 
 
 def test_weighted_distance_worked_by_hand() -> None:

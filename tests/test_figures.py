@@ -1,28 +1,42 @@
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import matplotlib as mpl
 import numpy as np
 import polars as pl
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.collections import FillBetweenPolyCollection, LineCollection, PathCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle, StepPatch
+from matplotlib.text import Text
 
 from cf_core.errors import UserError
-from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
-from evaluation.figures import frontier_figure, piano_roll_figure, save
+from evaluation.figures import (
+    attainment_figure,
+    cost_figure,
+    frontier_figure,
+    iteration_figure,
+    save,
+    song_distance_figure,
+    transition_figure,
+    verdict_figure,
+)
+from evaluation.figures.canvas import STYLE
 from evaluation.frontier import CHOSEN_ON, COHERENCY, PANELS
+from evaluation.statistics import STATISTICS
 
-FORM = MelodyFormat(meters=("2/4",), bars_per_segment=2)
-"""Segments of two bars of 8 sixteenths."""
+COLUMNS = (*COHERENCY, "search_classifier")
 SCHEMA = {
     "trial": pl.String,
     "method": pl.String,
     "lambda": pl.Float64,
     "style_dim": pl.Int32,
+    "seed": pl.Int64,
     "step_size": pl.Float64,
     "source": pl.String,
     "iteration": pl.Int32,
@@ -30,264 +44,554 @@ SCHEMA = {
     "value": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
+    "n": pl.Int64,
+    "excluded": pl.Int64,
 }
+TRIALS: list[tuple[str, str, float | None, int | None, tuple[int, ...]]] = [
+    ("ours-a-seed0", "fusion", 0.1, 0, (1, 2, 4)),
+    ("ours-a-seed1", "fusion", 0.1, 1, (4, 1, 2)),
+    ("ours-b-seed0", "fusion", 0.0, 0, (1, 2, 4)),
+    ("all-seed0", "conditional", 0.3, 0, (1, 2)),
+    ("lp-eta0.2", "lp", None, None, (1, 10, 100)),
+    *((rival, rival, None, None, (1, 2)) for rival in ("gradient", "cmaes", "best_of_n")),
+    *((rival, rival, None, None, (1, 2)) for rival in ("slerp", "retrieval")),
+    ("identity", "identity", None, None, (0,)),
+    ("floor", "floor", None, None, (0,)),
+    ("ceiling", "ceiling", None, None, (0,)),
+]
 
 
 def metrics_table() -> pl.DataFrame:
-    """Two trials of ours, one of LP, identity, floor and ceiling; no two values alike."""
+    """Two configurations of ours, one of them with two seeds, and every rival; no values alike."""
     generator = np.random.default_rng(0)
-    trials: list[tuple[str, str, float | None, int | None, float | None, tuple[int, ...]]] = [
-        ("ours-a", "fusion", 0.1, 0, None, (1, 2, 4)),
-        ("ours-b", "fusion", 0.0, 4, None, (4, 1, 2)),
-        ("all", "conditional", 0.1, 4, None, (1, 2)),
-        ("all", "conditional", 0.3, 4, None, (1, 2)),
-        ("lp-eta0.2", "lp", None, None, 0.2, (1, 10, 100)),
-        ("identity", "identity", None, None, None, (0,)),
-        ("floor", "floor", None, None, None, (0,)),
-        ("ceiling", "ceiling", None, None, None, (0,)),
-    ]
     rows: list[tuple[Any, ...]] = []
-    for *trial, iterations in trials:
+    for trial, method, weight, seed, iterations in TRIALS:
         for source in (*CHOSEN_ON, "validation"):
             for iteration in iterations:
-                point = (*trial, source, iteration)
-                if iteration or trial[1] == "identity":
+                point = (trial, method, weight, 4, seed, None, source, iteration)
+                if method not in {"floor", "ceiling"}:
                     distance = iteration * generator.uniform(0.1, 0.2)
-                    rows.append((*point, "z_distance", distance, None, None))
-                for metric in COHERENCY:
+                    rows.append((*point, "z_distance", distance, None, None, 512, 0))
+                for metric in COLUMNS:
                     value = generator.uniform(0.3, 0.9)
-                    rows.append((*point, metric, value, value - 0.02, value + 0.03))
+                    rows.append((*point, metric, value, value - 0.02, value + 0.03, 512, 0))
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
 METRICS = metrics_table()
+COSTS = (
+    METRICS.filter(pl.col("source") == "test", pl.col("metric") == "z_distance")
+    .select("trial", "method", "lambda", "iteration")
+    .with_columns(
+        pairs=pl.lit(64),
+        seconds=0.5 * pl.col("iteration"),
+        device=pl.lit("cpu <$x_1$>"),
+    )
+)
+
+
+def bins_table() -> pl.DataFrame:
+    """Three bins of each statistic, and the twelve pitch classes."""
+    rows = [
+        (statistic, place, None if place == 0 else 60.0 + place)
+        for statistic in STATISTICS
+        for place in range(12 if statistic == "pitch_class" else 3)
+    ]
+    schema = {"statistic": pl.String, "bin": pl.Int32, "lower": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def outcomes_of(trial: str, method: str, iteration: int, left: list[int], right: list[int]) -> Any:
+    bins = {
+        f"{statistic}_{half}": pl.Series(values, dtype=pl.Int8)
+        for statistic in STATISTICS
+        for half, values in (("left", left), ("right", right))
+    }
+    return pl.DataFrame({**bins, "pair": range(len(left))}).with_columns(
+        pl.lit(trial).alias("trial"),
+        pl.lit(method).alias("method"),
+        pl.lit(None, dtype=pl.Float64).alias("lambda"),
+        pl.lit("test").alias("source"),
+        pl.lit(iteration, dtype=pl.Int32).alias("iteration"),
+    )
+
+
+BINS = bins_table()
+OUTCOMES = pl.concat(
+    [
+        outcomes_of("real", "real", 0, [0, 0, 1, 2], [0, 0, 1, 2]),
+        outcomes_of("identity", "identity", 0, [0, 1, 2], [2, 0, 1]),
+        outcomes_of("a $x_1$ <b>\n", "fusion", 1, [0, 1, 2], [0, 1, 1]),
+        outcomes_of("lp-eta0.2", "lp", 10, [0, 1, -1], [0, 1, 1]),
+    ]
+)
+POINTS = (
+    OUTCOMES.filter(pl.col("method").is_in(["fusion", "lp"]))
+    .select("method", "trial", "lambda", "iteration")
+    .unique(maintain_order=True)
+)
+SONG_DISTANCES = pl.DataFrame(
+    {
+        "kind": ["same song"] * 4 + ["different songs"] * 4,
+        "z_distance": [0.0, 1.0, 1.0, 100.0, 100.0, 100.0, 100.0, 100.0],
+    }
+)
+KINDS = {"win": 0.1, "tie": -0.001, "loss": -0.2}
+VERDICTS = pl.DataFrame(
+    [
+        {
+            "rival": rival,
+            "axis": axis,
+            "source": source,
+            "metric": metric,
+            "difference": KINDS[kind],
+            "verdict": kind,
+            "songs": 25,
+            "seeds": 5,
+            "excluded": 3,
+        }
+        for axis in ("edit_distance", "z_distance")
+        for rival in ("new $x_1$", "lp")
+        for (source, metric), kind in zip(PANELS, ["win"] * 9 + ["tie"] * 2 + ["loss"], strict=True)
+    ]
+)
+SURFACES = pl.DataFrame(
+    [
+        {
+            "source": source,
+            "metric": metric,
+            "method": method,
+            "level": level,
+            "distance": distance,
+            "coherency": coherency + shift,
+        }
+        for source, metric in PANELS
+        for method in ("ours", "lp", "gradient")
+        for level, shift in (("worst", 0.0), ("median", 0.1), ("best", 0.3))
+        for distance, coherency in ((0.5, 0.2), (2.0, 0.4))
+    ]
+)
+
+Draw = Callable[..., Figure]
+CASES: dict[str, tuple[Draw, tuple[pl.DataFrame, ...]]] = {
+    "frontier": (frontier_figure, (METRICS,)),
+    "iteration": (iteration_figure, (METRICS,)),
+    "attainment": (attainment_figure, (SURFACES,)),
+    "cost": (lambda metrics, costs: cost_figure(metrics, costs, 100.0), (METRICS, COSTS)),
+    "transition": (transition_figure, (OUTCOMES, BINS, POINTS)),
+    "songs": (song_distance_figure, (SONG_DISTANCES,)),
+    "verdict": (verdict_figure, (VERDICTS,)),
+}
+EVERY = pytest.mark.parametrize("name", CASES)
 
 
 @pytest.fixture(scope="module")
-def frontier() -> Figure:
-    return frontier_figure(METRICS)
+def figures() -> dict[str, Figure]:
+    """Every figure, drawn once and laid out."""
+    drawn = {name: draw(*frames) for name, (draw, frames) in CASES.items()}
+    with mpl.rc_context(STYLE):
+        for figure in drawn.values():
+            figure.draw_without_rendering()
+    return drawn
 
 
-def panels(figure: Figure) -> Iterator[tuple[tuple[str, str], Axes]]:
-    assert len(figure.axes) == len(PANELS)
-    yield from zip(PANELS, figure.axes, strict=True)
-
-
-def drawn_line(panel: Axes, label: str) -> list[tuple[float, float]]:
+def curve(panel: Axes, label: str) -> list[tuple[float, float]]:
     (line,) = [line for line in panel.lines if line.get_label() == label]
     return [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
 
 
-def recorded(source: str, metric: str, trial: str) -> list[float]:
-    rows = METRICS.filter(source=source, metric=metric, trial=trial)
-    return rows.sort("iteration")["value"].to_list()
+def cloud(panel: Axes, label: str) -> PathCollection:
+    (found,) = [each for each in panel.collections if each.get_label() == label]
+    assert isinstance(found, PathCollection)
+    return found
 
 
-def test_lines_are_the_tables_numbers(frontier: Figure) -> None:
-    for (source, metric), panel in panels(frontier):
-        for trial in ("ours-a", "ours-b", "lp-eta0.2", "identity"):
-            expected = zip(
-                recorded(source, "z_distance", trial), recorded(source, metric, trial), strict=True
-            )
-            assert drawn_line(panel, trial) == list(expected)
+def segments(panel: Axes) -> list[list[list[float]]]:
+    """Lower and upper end of each whisker."""
+    found = [each for each in panel.collections if isinstance(each, LineCollection)]
+    return [np.asarray(ends).tolist() for each in found for ends in each.get_segments()]
 
 
-def test_floor_and_ceiling_are_at_their_heights_and_named(frontier: Figure) -> None:
-    for (source, metric), panel in panels(frontier):
-        names = {text.get_text(): text for text in panel.texts}
-        for level in ("floor", "ceiling"):
-            (height,) = recorded(source, metric, level)
-            assert [y for _, y in drawn_line(panel, level)] == [height, height]
-            assert names[level].xy[1] == height  # type: ignore[attr-defined]
-
-
-def markers(panel: Axes, trial: str) -> PathCollection:
-    """The markers of a trial: those drawn on its line's points."""
-    line = drawn_line(panel, trial)
-    clouds = [cloud for cloud in panel.collections if isinstance(cloud, PathCollection)]
-    (cloud,) = [cloud for cloud in clouds if np.array_equal(np.asarray(cloud.get_offsets()), line)]
-    return cloud
-
-
-def test_lambda_is_colour_and_iterations_are_size_or_for_lp_colour(frontier: Figure) -> None:
-    colours = {
-        trial: {
-            tuple(colour)
-            for _, panel in panels(frontier)
-            for colour in np.asarray(markers(panel, trial).get_facecolor()).tolist()
-        }
-        for trial in ("ours-a", "ours-b")
-    }
-    assert [len(each) for each in colours.values()] == [1, 1]
-    assert colours["ours-a"] != colours["ours-b"]
-    ours, other, lp = (
-        markers(frontier.axes[0], trial) for trial in ("ours-a", "ours-b", "lp-eta0.2")
+def recorded(source: str, metric: str, trial: str) -> dict[int, float]:
+    rows = METRICS.filter(
+        pl.col("source") == source, pl.col("metric") == metric, pl.col("trial") == trial
     )
-    assert np.all(np.diff(ours.get_sizes()) > 0)
-    assert not np.array_equal(ours.get_paths()[0].vertices, other.get_paths()[0].vertices)
-    lightness = np.asarray(lp.get_edgecolor())[:, :3].sum(axis=1)
-    assert np.all(np.diff(lightness) < 0)
+    return dict(rows.select("iteration", "value").iter_rows())
 
 
-def test_sources_of_one_metric_share_their_scales(frontier: Figure) -> None:
-    above, below = np.array(frontier.axes).reshape(2, 6)
+def seed_mean(source: str, metric: str, iteration: int) -> float:
+    first, second = (
+        recorded(source, metric, trial)[iteration] for trial in ("ours-a-seed0", "ours-a-seed1")
+    )
+    return (first + second) / 2
+
+
+def panels(figure: Figure, metrics: tuple[str, ...]) -> Iterator[tuple[tuple[str, str], Axes]]:
+    names = [(source, metric) for source in CHOSEN_ON for metric in metrics]
+    yield from zip(names, figure.axes, strict=True)
+
+
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """By definition: no other point is as near and as coherent, and better in one."""
+    return sorted(
+        (d, c)
+        for d, c in points
+        if not any(e <= d and v >= c and (e, v) != (d, c) for e, v in points)
+    )
+
+
+def same_places(drawn: list[tuple[float, float]], expected: list[tuple[float, float]]) -> None:
+    np.testing.assert_allclose(drawn, expected, rtol=1e-12)
+
+
+def ours(source: str, metric: str) -> list[tuple[float, float]]:
+    means = [
+        (seed_mean(source, "z_distance", count), seed_mean(source, metric, count))
+        for count in (1, 2, 4)
+    ]
+    for trial in ("ours-b-seed0", "all-seed0"):
+        distance = recorded(source, "z_distance", trial)
+        means += [(distance[k], value) for k, value in recorded(source, metric, trial).items()]
+    return means
+
+
+def test_frontiers_join_the_points_that_none_dominates(figures: dict[str, Figure]) -> None:
+    for (source, metric), panel in panels(figures["frontier"], COLUMNS):
+        same_places(curve(panel, "ours"), front(ours(source, metric)))
+        for rival in ("lp-eta0.2", "gradient", "cmaes", "best_of_n", "slerp", "retrieval"):
+            distance = recorded(source, "z_distance", rival)
+            points = [(distance[k], value) for k, value in recorded(source, metric, rival).items()]
+            assert curve(panel, rival.split("-")[0]) == front(points)
+        assert curve(panel, "identity") == [(0, recorded(source, metric, "identity")[0])]
+
+
+def test_all_points_of_ours_and_of_lp_are_behind_their_frontiers(
+    figures: dict[str, Figure],
+) -> None:
+    for (source, metric), panel in panels(figures["frontier"], COLUMNS):
+        drawn = [cloud(panel, f"{method} points") for method in ("fusion", "conditional")]
+        places = np.concatenate([np.asarray(each.get_offsets()) for each in drawn])
+        same_places(sorted(map(tuple, places)), sorted(ours(source, metric)))
+        lp = np.asarray(cloud(panel, "lp points").get_offsets())
+        assert lp[:, 1].tolist() == list(recorded(source, metric, "lp-eta0.2").values())
+
+
+def test_lambda_is_the_colour_of_ours_and_iterations_darken_lp(figures: dict[str, Figure]) -> None:
+    panel = figures["frontier"].axes[0]
+    shades = np.asarray(cloud(panel, "fusion points").get_facecolor())
+    heights = np.asarray(cloud(panel, "fusion points").get_offsets())[:, 1]
+    of_b = np.isin(heights, list(recorded("test", "judge", "ours-b-seed0").values()))
+    assert of_b.sum() == 3
+    assert [len(np.unique(shades[rows], axis=0)) for rows in (of_b, ~of_b)] == [1, 1]
+    assert len(np.unique(shades, axis=0)) == 2
+    lp = np.asarray(cloud(panel, "lp points").get_edgecolor())[:, :3].sum(axis=1)
+    assert np.all(np.diff(lp) < 0)
+
+
+def test_whiskers_reach_from_the_lowest_seed_to_the_highest(figures: dict[str, Figure]) -> None:
+    expected = []
+    for count in (1, 2, 4):
+        seeds = [recorded("test", "judge", f"ours-a-seed{seed}")[count] for seed in (0, 1)]
+        distance = seed_mean("test", "z_distance", count)
+        expected.append([[distance, min(seeds)], [distance, max(seeds)]])
+    drawn = segments(figures["iteration"].axes[0])
+    assert np.ravel(drawn) == pytest.approx(np.ravel(expected))  # the other has one seed
+
+
+def test_iterated_lines_are_the_means_in_the_order_of_iteration(
+    figures: dict[str, Figure],
+) -> None:
+    for (source, metric), panel in panels(figures["iteration"], COHERENCY):
+        expected = [
+            (seed_mean(source, "z_distance", count), seed_mean(source, metric, count))
+            for count in (1, 2, 4)
+        ]
+        same_places(curve(panel, "ours-a"), expected)
+        distance = recorded(source, "z_distance", "all-seed0")
+        values = recorded(source, metric, "all-seed0")
+        assert curve(panel, "all") == [(distance[k], values[k]) for k in (1, 2)]
+        assert {line.get_label() for line in panel.lines} >= {"identity", "floor", "ceiling"}
+        assert "lp" not in {line.get_label() for line in panel.lines}
+        clouds = [each for each in panel.collections if isinstance(each, PathCollection)]
+        sizes = [np.asarray(each.get_sizes()) for each in clouds]
+        by_count = [each for each in sizes if len(each) == 3]
+        assert len(by_count) == 2
+        assert all(np.all(np.diff(each) > 0) for each in by_count)
+
+
+@pytest.mark.parametrize("name", ["frontier", "iteration"])
+def test_floor_and_ceiling_are_at_their_heights(name: str, figures: dict[str, Figure]) -> None:
+    columns = COLUMNS if name == "frontier" else COHERENCY
+    for (source, metric), panel in panels(figures[name], columns):
+        for level in ("floor", "ceiling"):
+            height = recorded(source, metric, level)[0]
+            assert [y for _, y in curve(panel, level)] == [height, height]
+
+
+@pytest.mark.parametrize(("name", "count"), [("frontier", 7), ("iteration", 6)])
+def test_sources_of_one_metric_share_their_scales(
+    name: str, count: int, figures: dict[str, Figure]
+) -> None:
+    above, below = np.array(figures[name].axes).reshape(2, count)
     for test, prior in zip(above, below, strict=True):
         assert (test.get_xlim(), test.get_ylim()) == (prior.get_xlim(), prior.get_ylim())
     assert above[0].get_ylim() != above[1].get_ylim()
+    assert above[0].get_ylabel() == "coherency, test inputs"
+    assert below[0].get_ylabel() == "coherency, prior inputs"
 
 
-def test_whiskers_are_the_tables_intervals(frontier: Figure) -> None:
-    (whiskers,) = [
-        [(low[1], high[1]) for low, high in cloud.get_segments()]
-        for cloud in frontier.axes[0].collections
-        if isinstance(cloud, LineCollection)
-        and cloud.get_segments()[0][0][0] == drawn_line(frontier.axes[0], "ours-a")[0][0]
-    ]
-    rows = METRICS.filter(source="test", metric="judge", trial="ours-a").sort("iteration")
-    assert whiskers == rows.select("low", "high").rows()
+def test_panels_say_what_they_measure(figures: dict[str, Figure]) -> None:
+    titles = [panel.get_title() for panel in figures["frontier"].axes[:7]]
+    assert titles[0] == "judge\nprobability"
+    assert titles[5] == "pitch class\ncorrelation"
+    assert titles[6] == "search\nclassifier\n(LP climbs it)"
 
 
-def test_panels_are_titled_by_metric_and_source(frontier: Figure) -> None:
-    assert frontier.axes[0].get_title() == "judge\nprobability"
-    assert frontier.axes[5].get_title() == "pitch class\ncorrelation"
-    assert frontier.axes[0].get_ylabel() == "coherency, test inputs"
-    assert frontier.axes[6].get_ylabel() == "coherency, prior inputs"
-
-
-def test_legend_names_every_level_and_covers_no_panel(frontier: Figure) -> None:
-    frontier.draw_without_rendering()
-    (legend,) = frontier.legends
-    texts = [text.get_text() for text in legend.get_texts() if text.get_text()]
-    assert texts == [
-        *("fusion: λ", "0", "0.1", "0.3", "dotted: one for all"),
-        *("fusion: style dim.", "0", "4"),
-        *("fusion: iterations", "1", "2", "4"),
-        *("LP: step size η", "0.2"),
+def test_legend_names_every_level_and_states_the_numbers(figures: dict[str, Figure]) -> None:
+    (legend,) = figures["frontier"].legends
+    assert [text.get_text() for text in legend.get_texts() if text.get_text()] == [
+        *("ours: λ", "0", "0.1", "0.3"),
+        *("ours", "frontier", "one λ per trial", "λ as input"),
+        *("frontier of", "LP", "gradient search", "CMA-ES", "best of N", "slerp", "retrieval"),
+        "identity",
         *("LP: iterations", "1", "10", "100"),
-        *("neither", "identity", "floor, ceiling"),
+        *("references", "floor: other inputs", "ceiling: real pairs"),
     ]
-    box = legend.get_window_extent()
-    for panel in frontier.axes:
-        panel_box = panel.get_tightbbox()
-        assert panel_box is not None
-        assert not box.overlaps(panel_box)
-
-
-def test_points_that_are_not_finite_are_counted_and_not_drawn() -> None:
-    spoiled = (pl.col("trial") == "ours-a") & (pl.col("source") == "test")
-    value = (
-        pl.when(spoiled & (pl.col("metric") == "judge") & (pl.col("iteration") == 2))
-        .then(math.nan)
-        .when(spoiled & (pl.col("metric") == "z_distance") & (pl.col("iteration") == 4))
-        .then(math.inf)
-        .otherwise("value")
+    assert legend.get_title().get_text() == (
+        "mean over 1 to 2 training seeds (whiskers: lowest and highest), 512 pairs a point"
     )
-    for panel, axes in panels(frontier_figure(METRICS.with_columns(value=value))):
-        notes = [text.get_text() for text in axes.texts if "finite" in text.get_text()]
-        excluded = {("test", "judge"): 2}.get(panel, 1 if panel[0] == "test" else 0)
-        assert len(drawn_line(axes, "ours-a")) == 3 - excluded
-        assert notes == ([f"{excluded} not finite"] if excluded else [])
+
+
+def test_what_is_left_out_is_counted_and_not_drawn() -> None:
+    spoiled = (
+        (pl.col("trial") == "ours-b-seed0")
+        & (pl.col("source") == "test")
+        & (pl.col("iteration") > 1)
+    )
+    broken = pl.when(spoiled & (pl.col("metric") == "judge"))
+    frame = METRICS.with_columns(
+        value=broken.then(pl.lit(math.nan)).otherwise("value"),
+        n=broken.then(500).otherwise("n"),
+        excluded=broken.then(12).otherwise("excluded"),
+    )
+    figure = iteration_figure(frame)
+    for panel, axes in panels(figure, COHERENCY):
+        notes = [text.get_text() for text in axes.texts]
+        assert notes == (["left out 2 | 12"] if panel == ("test", "judge") else [])
+        assert len(curve(axes, "ours-b")) == (1 if panel == ("test", "judge") else 3)
+    (legend,) = figure.legends
+    note = legend.get_title().get_text()
+    assert note.endswith(
+        "512 pairs a point; left out: points not finite | pairs, at most of one point"
+    )
 
 
 def test_sources_that_were_not_evaluated_take_no_room() -> None:
-    figure = frontier_figure(METRICS.filter(source="test"))
+    figure = iteration_figure(METRICS.filter(pl.col("source") == "test"))
     assert len(figure.axes) == len(COHERENCY)
-    assert all(panel.lines for panel in figure.axes)
 
 
-def test_nothing_to_draw_is_said_in_one_line() -> None:
-    with pytest.raises(UserError, match="choose one of z_distance, z_weighted") as raised:
-        frontier_figure(METRICS, "loudness")
-    assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match="evaluate first"):
-        frontier_figure(METRICS.clear())
+def test_attainment_is_drawn_as_steps_with_a_band_of_ours(figures: dict[str, Figure]) -> None:
+    for _, panel in panels(figures["attainment"], COHERENCY):
+        for method in ("ours", "lp", "gradient"):
+            same_places(curve(panel, method), [(0.5, 0.3), (2, 0.5), (4, 0.5)])
+        assert {line.get_drawstyle() for line in panel.lines} == {"steps-post"}
+        (band,) = panel.collections
+        assert isinstance(band, FillBetweenPolyCollection)
+        box = band.get_datalim(panel.transData)
+        assert (box.x0, box.x1, box.y0) == pytest.approx((0.5, 4, 0.2))
+        assert box.y1 == pytest.approx(0.7)
 
 
-def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
-    one_metric = METRICS.filter(pl.col("metric").is_in(["judge", "z_distance"]))
-    first = save(frontier_figure(one_metric), tmp_path / "a")
-    second = save(frontier_figure(one_metric), tmp_path / "b")
+def test_costs_are_seconds_per_pair_with_and_without_training(figures: dict[str, Figure]) -> None:
+    (panel,) = figures["cost"].axes
+    judge = {trial: recorded("test", "judge", trial) for trial in ("lp-eta0.2", "all-seed0")}
+    lp = [(0.5 * count / 64, value) for count, value in judge["lp-eta0.2"].items()]
+    same_places(curve(panel, "lp"), front(lp))
+    alone = [(0.5 * count / 64, value) for count, value in judge["all-seed0"].items()]
+    trained = [((0.5 * count + 100) / 64, value) for count, value in judge["all-seed0"].items()]
+    same_places(curve(panel, "conditional"), front(alone))
+    same_places(curve(panel, "conditional with training"), front(trained))
+    free = recorded("test", "judge", "identity")[0]
+    assert [y for _, y in curve(panel, "identity")] == [free, free]
+    (legend,) = figures["cost"].legends
+    assert legend.get_title().get_text() == "measured on cpu <$x_1$>"
+
+
+def test_transition_matrices_are_smoothed_shares_of_rows(figures: dict[str, Figure]) -> None:
+    grid = np.array([axes for axes in figures["transition"].axes if axes.images])
+    grid = grid.reshape(len(STATISTICS), 4)
+    real, inputs, _, lp = (np.asarray(axes.images[0].get_array()) for axes in grid[0])
+    # K = 3: every cell starts at 1/3. Two pairs 0 to 0, and one each 1 to 1 and 2 to 2.
+    assert real == pytest.approx(np.array([[7, 1, 1], [1.5, 6, 1.5], [1.5, 1.5, 6]]) / 9)
+    assert inputs == pytest.approx(np.array([[1, 1, 4], [4, 1, 1], [1, 4, 1]]) / 6)
+    assert lp[2] == pytest.approx([1 / 3] * 3)  # its only pair from bin 2 has a silent half
+    titles = [axes.get_title() for axes in grid[0]]
+    assert titles[0] == "r = 1.00"
+    assert titles[1] == f"r = {np.corrcoef(real.ravel(), inputs.ravel())[0, 1]:.2f}"
+    assert titles[3].endswith(" (1 left out)")
+    for row in grid:
+        limits = {axes.images[0].get_clim() for axes in row}
+        assert limits == {(0, max(np.max(axes.images[0].get_array()) for axes in row))}
+
+
+def test_transitions_name_their_columns_and_bins(figures: dict[str, Figure]) -> None:
+    grid = [axes for axes in figures["transition"].axes if axes.images]
+    headings = [axes.texts[0].get_text() for axes in grid[:4]]
+    assert headings[:2] == ["test data\n4 pairs", "inputs\n3 pairs"]
+    assert headings[2] == "ours\na $x_1$ <b>�\n1 iteration"
+    assert headings[3] == "LP\nlp-eta0.2\n10 iterations"
+    edges = {text.get_text(): x for text, x in zip(grid[0].get_xticklabels(), grid[0].get_xticks())}  # noqa: B905
+    assert edges == {"61": 0.5, "62": 1.5}
+    assert [text.get_text() for text in grid[-1].get_xticklabels()] == list("CDEFGAB")
+    assert grid[-1].get_xticks().tolist() == [0, 2, 4, 5, 7, 9, 11]
+
+
+def test_a_point_without_outcomes_is_named() -> None:
+    points = POINTS.with_columns(iteration=pl.lit(7, dtype=pl.Int32))
+    with pytest.raises(UserError, match=r"no test pairs of a .* after 7 iterations; evaluate"):
+        transition_figure(OUTCOMES, BINS, points)
+
+
+def test_song_distances_are_shares_that_overlap_as_stated(figures: dict[str, Figure]) -> None:
+    (panel,) = figures["songs"].axes
+    outlines = [p for p in panel.patches if isinstance(p, StepPatch) and p.get_label()]
+    same, different = (np.asarray(outline.get_data()[0]) for outline in outlines)
+    assert (same[0], same[-1], same.sum()) == (0.5, 0.25, 0.75)  # a quarter lies at 0
+    assert (different[-1], different.sum()) == (1, 1)
+    assert panel.get_title() == "overlap 0.250"
+    assert [outline.get_label() for outline in outlines] == [
+        "same song (4 pairs, 25.0% at 0)",
+        "different songs (4 pairs)",
+    ]
+
+
+def test_song_distances_that_are_not_finite_are_counted() -> None:
+    extra = pl.DataFrame({"kind": ["same song"] * 2, "z_distance": [math.nan, None]})
+    figure = song_distance_figure(pl.concat([SONG_DISTANCES, extra]))
+    assert figure.axes[0].get_title() == "overlap 0.250 (2 not finite, left out)"
+
+
+def cells(figure: Figure) -> dict[tuple[float, float], Any]:
+    """Colour of each cell by its left and upper edge."""
+    boxes = [box for box in figure.axes[0].patches if isinstance(box, Rectangle)]
+    return {(box.get_x(), box.get_y()): box.get_facecolor() for box in boxes}
+
+
+def test_verdicts_are_told_by_symbol_colour_and_count(figures: dict[str, Figure]) -> None:
+    figure = figures["verdict"]
+    texts = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+    colours = cells(figure)
+    assert len(colours) == 2 * 2 * 12
+    for top in (1, 2, 4, 5):
+        row = [texts[left + 0.5, top + 0.5] for left in range(12)]
+        assert row == ["▲ +0.10"] * 9 + ["= +0.00"] * 2 + ["▼ −0.20"]
+        found = [colours[left, top] for left in range(12)]
+        assert len(set(found)) == 3
+        assert found[9] == to_rgba("white")
+    assert [t for t in texts.values() if "wins" in t] == ["9 wins, 2 ties, 1 loss"] * 4
+    names = [name for (x, y), name in texts.items() if x < 0 and y < 6]
+    assert names == [
+        *("at matched z-distance, ours less", "LP", "new $x_1$"),
+        *("at matched edit distance, ours less", "LP", "new $x_1$"),
+    ]
+    foot = next(text for text in texts.values() if "Training seeds" in text)
+    assert foot.endswith("Training seeds: 5; clusters of songs: 25; left out of a comparison: 3.")
+
+
+def test_without_a_test_verdicts_are_open() -> None:
+    unknown = VERDICTS.with_columns(verdict=pl.lit(None, dtype=pl.String))
+    texts = [text.get_text() for text in verdict_figure(unknown).axes[0].texts]
+    assert "? +0.10" in texts
+    assert texts.count("12 open") == 4
+    missing = VERDICTS.with_columns(
+        difference=pl.when(pl.col("verdict") == "loss").then(None).otherwise("difference")
+    )
+    assert [t.get_text() for t in verdict_figure(missing).axes[0].texts].count("NaN") == 4
+
+
+def svg(figure: Figure, folder: Path) -> bytes:
+    """The figure without its layout, which takes most of the time of saving."""
+    figure.set_layout_engine("none")
+    with mpl.rc_context(STYLE):
+        figure.savefig(folder / "figure.svg", metadata={"Date": None})
+    return (folder / "figure.svg").read_bytes()
+
+
+@EVERY
+def test_the_order_of_rows_changes_nothing(name: str, tmp_path: Path) -> None:
+    draw, every = CASES[name]
+    frames = [
+        frame.filter(pl.col("source") == "test") if "source" in frame.columns else frame
+        for frame in every
+    ]
+    shuffled = [frame.sample(fraction=1, shuffle=True, seed=1) for frame in frames]
+    first = svg(draw(*frames), tmp_path)
+    assert svg(draw(*shuffled), tmp_path) == first
+    ET.fromstring(first)  # noqa: S314
+
+
+def test_equal_figures_are_saved_as_equal_bytes(tmp_path: Path) -> None:
+    first, second = (
+        save(song_distance_figure(SONG_DISTANCES), tmp_path / name) for name in ("a", "b")
+    )
     assert [path.name for path in first] == ["a.svg", "a.png"]
-    for one, other in zip(first, second, strict=True):
-        assert one.read_bytes() == other.read_bytes()
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-C4, E4, G5 = (FIRST_PITCH + pitch - FORM.lowest for pitch in (60, 64, 79))
-INPUTS = np.array([[C4, HOLD, HOLD, HOLD, REST, E4, E4, HOLD] + [REST] * 8, [HOLD] * 15 + [G5]])
-OUTPUTS = np.array([[REST] * 16, [C4] + [HOLD] * 15])
+@EVERY
+def test_nothing_to_draw_is_said_in_one_line(name: str) -> None:
+    draw, frames = CASES[name]
+    numbers = ("value", "coherency", "z_distance", "difference")
+    hollow = frames[0].with_columns(
+        pl.lit(math.nan).alias(column) for column in frames[0].columns if column in numbers
+    )
+    for spoiled in (frames[0].clear(), hollow):
+        if spoiled.equals(frames[0]):
+            continue  # outcomes hold bins, which can't be NaN
+        with pytest.raises(UserError, match="evaluate") as raised:
+            draw(spoiled, *frames[1:])
+        assert "\n" not in str(raised.value)
 
 
-def blocks(panel: Axes) -> list[tuple[float, float, float]]:
-    """Onset, pitch and duration of each block that is not an onset's edge."""
-    boxes = [bar for group in panel.containers for bar in group]
-    return [
-        (box.get_x(), box.get_y() + box.get_height() / 2, box.get_width())
-        for box in boxes
-        if box.get_facecolor() != (0, 0, 0, 1)
-    ]
+def test_a_distance_that_is_none_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UserError, match="choose one of z_distance, z_weighted, edit_distance"):
+        frontier_figure(METRICS, "loudness")
 
 
-def test_piano_roll_draws_the_notes_on_one_time_line() -> None:
-    above, below = piano_roll_figure(INPUTS, OUTPUTS, FORM).axes
-    assert blocks(above) == [
-        (0, 60, 1),
-        (1.25, 64, 0.25),
-        (1.5, 64, 0.5),
-        (4 + 3.75, 79, 0.25),  # the right half starts after four quarter notes
-    ]
-    assert blocks(below) == [(4, 60, 4)]
+def visible(figure: Figure) -> set[Text]:
+    """All text but labels of ticks that lie beyond their axis, which are not drawn."""
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    beyond = {
+        tick.label1
+        for axis in axes
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        if not np.ptp([*axis.get_view_interval(), tick.get_loc()])
+        <= np.ptp(axis.get_view_interval())
+    }
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    return {text for text in texts if text.get_visible() and text.get_text().strip()} - beyond
 
 
-def test_piano_roll_shows_onsets_bars_seam_and_pitch_names() -> None:
-    above, _ = piano_roll_figure(INPUTS, OUTPUTS, FORM).axes
-    edges = [
-        bar.get_x()
-        for group in above.containers
-        for bar in group
-        if bar.get_facecolor() == (0, 0, 0, 1)
-    ]
-    assert edges == [0, 1.25, 1.5, 7.75]
-    bars = {float(np.asarray(line.get_xdata())[0]): line.get_linewidth() for line in above.lines}
-    assert list(bars) == [0, 2, 4, 6, 8]
-    assert max(bars, key=lambda bar: bars[bar]) == 4
-    named = {text.get_text(): y for text, y in zip(above.get_yticklabels(), above.get_yticks())}  # noqa: B905
-    assert named["C4"] == 60
-    assert named["G5"] == 79
+@EVERY
+def test_text_is_legible_and_inside_the_figure(name: str, figures: dict[str, Figure]) -> None:
+    page = figures[name].bbox.padded(0.5)
+    texts = visible(figures[name])
+    assert texts
+    for text in texts:
+        assert float(text.get_fontsize()) >= 6
+        assert not text.get_parse_math()
+        box = text.get_window_extent()
+        assert page.contains(box.x0, box.y0), text
+        assert page.contains(box.x1, box.y1), text
 
 
-def test_piano_roll_of_silence_is_drawn() -> None:
-    silence = np.zeros((2, 16), np.int64)
-    assert [blocks(panel) for panel in piano_roll_figure(silence, silence, FORM).axes] == [[], []]
-
-
-def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
-    names = (r"<script>alert(1)</script> $\frac{$", "--> a\nb\x00c \udc80 " + "x" * 80)
-    figure = piano_roll_figure(INPUTS, OUTPUTS, FORM, names)
-    svg, png = save(figure, tmp_path / "lambda0.1 & more")
-    assert svg.name == "lambda0.1 & more.svg"
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert "<script" not in svg.read_text()
-    ET.parse(svg)  # noqa: S314
-    left, right = (text.get_text() for text in figure.axes[0].texts)
-    assert left == names[0]
-    assert right.startswith("--> a�b�c � x")
-    assert len(right) == 40
-
-
-def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = piano_roll_figure(INPUTS, OUTPUTS, FORM)
-
-    def full_disk(partial: Path, **_: object) -> None:
-        partial.write_text("<svg")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(figure, "savefig", full_disk)
-    with pytest.raises(UserError, match=r"roll\.svg: can't be written \(No space left"):
-        save(figure, tmp_path / "roll")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="choose another place"):
-        save(piano_roll_figure(INPUTS, OUTPUTS, FORM), tmp_path / "file" / "roll")
+@EVERY
+def test_panels_and_legend_cover_nothing(name: str, figures: dict[str, Figure]) -> None:
+    boxes = [panel.get_tightbbox() for panel in figures[name].axes]
+    boxes += [legend.get_window_extent() for legend in figures[name].legends]
+    for index, box in enumerate(boxes):
+        for other in boxes[:index]:
+            assert box is not None
+            assert other is not None
+            assert not box.padded(-1.5).overlaps(other.padded(-1.5))

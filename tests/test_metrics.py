@@ -4,12 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
 from cf_core.fusion import Generator
-from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
+from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import initialise
 from cf_core.seeding import generator
 from cf_core.vae import MelodyVAE, VAESettings
@@ -17,12 +18,19 @@ from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.distance import edit_distance
 from evaluation.frontier import COHERENCY
 from evaluation.judge import Judge, JudgeSettings
-from evaluation.metrics import Evaluator, Source, make_sources, unpaired
-from evaluation.statistics import STATISTICS, segment_statistics
-from evaluation.transforms import Step, identity
+from evaluation.metrics import MEANS, OUTCOMES, Evaluator, Source, make_sources, unpaired
+from evaluation.statistics import (
+    STATISTICS,
+    Neighbourhoods,
+    overlap_area,
+    pair_features,
+    segment_statistics,
+)
+from evaluation.transforms import Identity, Step
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=83)
-LABEL = {"trial": "x", "method": "fusion"}
+LABEL = {"trial": "x", "method": "fusion", "lambda": 0.5, "style_dim": 2, "seed": 3}
+SETS = ("overlap_area", "density", "coverage")
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +58,14 @@ def corpus() -> Corpus:
     )
 
 
+JUDGE = JudgeSettings(reader=VAESettings(latent_dim=4, hidden=8, embedding=4), members=2, hidden=8)
+
+
 @pytest.fixture(scope="module")
 def evaluator(corpus: Corpus) -> Evaluator:
     core = MelodyVAE(FORM, VAESettings(latent_dim=4, hidden=16, embedding=8))
     classifier = SearchClassifier(4, ClassifierSettings(hidden=8))
-    judges = {split: Judge(FORM, JudgeSettings(hidden=8)) for split in (VALIDATION, TEST)}
+    judges = {split: Judge(FORM, JUDGE) for split in (VALIDATION, TEST)}
     for index, network in enumerate((core, classifier, *judges.values())):
         initialise(network, generator(index, "weights"))
     core.measure_sigma_bar(corpus.tokens)
@@ -66,15 +77,23 @@ def sources(corpus: Corpus, evaluator: Evaluator) -> dict[str, Source]:
     return {s.name: s for s in make_sources(corpus, evaluator.core, 40, 0)}
 
 
-def by_metric(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+Rows = dict[str, dict[str, Any]]
+
+
+def evaluated(evaluator: Evaluator, source: Source, step: Step) -> tuple[Rows, pl.DataFrame]:
+    rows, records = evaluator.evaluate(LABEL, source, [step])
+    return by_metric(rows), records
+
+
+def by_metric(rows: list[dict[str, Any]]) -> Rows:
     found = {row["metric"]: row for row in rows}
     assert len(found) == len(rows)
     return found
 
 
-def moved(source: Source) -> Step:
-    noise = torch.randn(2, *source.inputs[0].shape, generator=generator(0, "move"))
-    return Step(3, (source.inputs[0] + noise[0], source.inputs[1] + noise[1]), 7)
+def moved(source: Source, iteration: int = 3) -> Step:
+    noise = torch.randn(2, *source.inputs[0].shape, generator=generator(iteration, "move"))
+    return Step(iteration, (source.inputs[0] + noise[0], source.inputs[1] + noise[1]), 7)
 
 
 def test_inputs_pair_different_songs_of_one_split(
@@ -85,19 +104,55 @@ def test_inputs_pair_different_songs_of_one_split(
         songs = sources[name].songs
         assert (songs[:, 0] != songs[:, 1]).all()
         assert set(corpus.split[songs.ravel()]) == {split}
-        assert sources[name].clusters.tolist() == songs[:, 0].tolist()
     for name in ("prior", "validation_prior"):
         assert (sources[name].songs == -1).all()
-        assert len(set(sources[name].clusters.tolist())) == 40
+        assert sources[name].clusters.tolist() == list(range(40))
     assert not torch.equal(sources["prior"].inputs[0], sources["validation_prior"].inputs[0])
     assert not torch.equal(sources["prior"].inputs[0], sources["prior"].inputs[1])
 
 
-def test_unpaired_draws_are_uniform_over_segments(corpus: Corpus) -> None:
-    rows = unpaired(corpus, TEST, 6000, np.random.default_rng(0))
-    counts = np.bincount(rows[:, 0], minlength=180)[corpus.segments(TEST)]
-    assert counts.min() > 60
-    assert counts.max() < 145
+def test_every_song_is_in_one_couple(corpus: Corpus, sources: dict[str, Source]) -> None:
+    rows, couples = unpaired(corpus, TEST, 2000, np.random.default_rng(0))
+    assert rows.shape == (2000, 2)
+    assert sorted(set(couples.tolist())) == list(range(5))
+    members = {
+        couple: {frozenset(pair) for pair in corpus.song[rows[couples == couple]].tolist()}
+        for couple in range(5)
+    }
+    assert all(len(pairs) == 1 for pairs in members.values())
+    songs = [song for pairs in members.values() for pair in pairs for song in pair]
+    assert sorted(songs) == list(range(20, 30))
+    source = sources["test"]
+    for cluster in set(source.clusters.tolist()):
+        assert len(set(source.songs[source.clusters == cluster].ravel().tolist())) == 2
+
+
+def test_of_an_odd_number_one_song_is_left_out(corpus: Corpus) -> None:
+    split = corpus.split.copy()
+    split[29] = TRAIN
+    rows, couples = unpaired(replace(corpus, split=split), TEST, 2000, np.random.default_rng(0))
+    assert len(set(corpus.song[rows].ravel().tolist())) == 8
+    assert set(couples.tolist()) == set(range(4))
+
+
+def test_halves_are_drawn_uniformly(corpus: Corpus) -> None:
+    """Over all segments on the left, over the partner's on the right: 6 of each song here."""
+    kept = np.ones(len(corpus.tokens), bool)
+    kept[121:126] = False  # song 20 keeps one segment of six
+    smaller = replace(
+        corpus, tokens=corpus.tokens[kept], song=corpus.song[kept], bar=corpus.bar[kept]
+    )
+    rows, _ = unpaired(smaller, TEST, 11000, np.random.default_rng(0))
+    left, right = (np.bincount(half, minlength=175)[120:] for half in rows.T)
+    assert len(left) == 55
+    assert left.min() > 140
+    assert left.max() < 270  # 200 each
+    partner = smaller.song[rows[smaller.song[rows[:, 0]] == 20, 1]][0]
+    ordinary = ~np.isin(smaller.song[120:], [20, partner])
+    assert right[ordinary].min() > 140
+    assert right[ordinary].max() < 270
+    assert right[0] > 1000  # all of the partner's 1,200 right halves
+    assert right[smaller.song[120:] == partner].max() < 70  # a sixth of 200
 
 
 def test_means_are_those_of_each_pair_by_itself(
@@ -105,25 +160,84 @@ def test_means_are_those_of_each_pair_by_itself(
 ) -> None:
     source = sources["test"]
     step = moved(source)
-    rows = by_metric(list(evaluator.rows(LABEL, source, step)))
+    rows, records = evaluated(evaluator, source, step)
     core, judge = evaluator.core, evaluator.judges[TEST]
-    judged, edits, distances, weighted = [], [], [], []
+    expected: dict[str, list[float]] = {name: [] for name in MEANS}
     for i in range(40):
         before = [core.decode_tokens(half[i : i + 1]) for half in source.inputs]
         after = [core.decode_tokens(half[i : i + 1]) for half in step.outputs]
-        judged.append(judge.probability(after[0], after[1])[0])
-        edits.append(sum(int(edit_distance(b, a)[0]) for b, a in zip(before, after, strict=True)))
+        edits = sum(int(edit_distance(b, a)[0]) for b, a in zip(before, after, strict=True))
         gap = torch.stack([a[i] - b[i] for b, a in zip(source.inputs, step.outputs, strict=True)])
         sigma = core.sigma_bar
-        distances.append(float((torch.log(1 + gap**2) / sigma**2).sum() / 4))
-        weighted.append(float((gap / sigma).square().sum() / 8))
-    assert rows["judge"]["value"] == pytest.approx(np.mean(judged), rel=1e-5)
-    assert rows["edit_distance"]["value"] == pytest.approx(np.mean(edits))
-    assert rows["z_distance"]["value"] == pytest.approx(np.mean(distances), rel=1e-5)
-    assert rows["z_weighted"]["value"] == pytest.approx(np.mean(weighted), rel=1e-5)
-    assert rows["classifier_calls"]["value"] == 7
+        with torch.no_grad():
+            logit = evaluator.classifier((step.outputs[0][i : i + 1], step.outputs[1][i : i + 1]))
+        expected["judge"].append(judge.probability(after[0], after[1])[0])
+        expected["search_classifier"].append(float(torch.sigmoid(logit)))
+        expected["edit_distance"].append(edits)
+        expected["z_distance"].append(float((torch.log(1 + gap**2) / sigma**2).sum() / 4))
+        expected["z_weighted"].append(float((gap / sigma).square().sum() / 8))
+    for name, values in expected.items():
+        assert records[name].to_list() == pytest.approx(values, rel=1e-5)
+        assert rows[name]["value"] == pytest.approx(np.mean(values), rel=1e-5)
+    assert "classifier_calls" not in rows
     for row in rows.values():
         assert (row["trial"], row["source"], row["iteration"], row["n"]) == ("x", "test", 3, 40)
+
+
+def test_records_name_pairs_and_what_was_evaluated(
+    evaluator: Evaluator, sources: dict[str, Source]
+) -> None:
+    source = sources["test"]
+    steps = [moved(source, 2), moved(source, 5)]
+    rows, records = evaluator.evaluate(LABEL, source, steps)
+    assert records.schema == OUTCOMES
+    assert records["iteration"].to_list() == [2] * 40 + [5] * 40
+    assert records["pair"].to_list() == list(range(40)) * 2
+    assert records["cluster"].to_list() == source.clusters.tolist() * 2
+    described = records.select("trial", "method", "lambda", "seed", "source").unique()
+    assert described.rows() == [("x", "fusion", 0.5, 3, "test")]
+    apart = [evaluator.evaluate(LABEL, source, [step]) for step in steps]
+    assert rows == [row for own, _ in apart for row in own]
+    assert records.equals(pl.concat([own for _, own in apart]))
+
+
+def test_metrics_follow_from_the_records(evaluator: Evaluator, sources: dict[str, Source]) -> None:
+    source = sources["prior"]
+    rows, records = evaluated(evaluator, source, moved(source))
+    for name in MEANS:
+        assert rows[name]["value"] == pytest.approx(records[name].cast(pl.Float64).mean())
+    real = evaluator.real_outcomes(TEST)
+    for name in STATISTICS:
+        tables = []
+        for frame in (records, real):
+            table = np.zeros((evaluator.bins.count(name),) * 2)
+            for i, j in frame.select(f"{name}_left", f"{name}_right").iter_rows():
+                if i >= 0 and j >= 0:
+                    table[i, j] += 1
+            tables.append(table.ravel())
+        expected = np.corrcoef(tables[0], tables[1])[0, 1]
+        assert rows[f"{name}_joint"]["value"] == pytest.approx(expected)
+        assert rows[name]["n"] == tables[0].sum()
+
+
+def test_real_pairs_are_recorded_as_notes(corpus: Corpus, evaluator: Evaluator) -> None:
+    records = evaluator.real_outcomes(VALIDATION)
+    pairs = corpus.pairs_of(VALIDATION)
+    assert records.schema == OUTCOMES
+    assert records["pair"].to_list() == list(range(len(pairs))) == list(range(50))
+    assert records["cluster"].to_list() == corpus.song[pairs[:, 0]].tolist()
+    described = records.select("trial", "method", "source", "iteration").unique()
+    assert described.rows() == [("real", "real", "validation", 0)]
+    for half, rows in zip(("left", "right"), pairs.T, strict=True):
+        values = segment_statistics(corpus.tokens[rows], FORM)
+        for name in STATISTICS:
+            bins = evaluator.bins.assign(name, values[name])
+            assert records[f"{name}_{half}"].to_list() == bins.tolist()
+    left, right = corpus.tokens[pairs[:, 0]], corpus.tokens[pairs[:, 1]]
+    judged = evaluator.judges[VALIDATION].probability(left, right)
+    assert records["judge"].to_list() == judged.tolist()
+    for name in ("z_distance", "z_weighted", "edit_distance", "lambda", "seed"):
+        assert records[name].null_count() == 50
 
 
 def counted(evaluator: Evaluator, name: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -142,7 +256,7 @@ def test_correlations_with_matrices_counted_one_by_one(
 ) -> None:
     source = sources["validation"]
     step = moved(source)
-    rows = by_metric(list(evaluator.rows(LABEL, source, step)))
+    rows, _ = evaluated(evaluator, source, step)
     outputs = [evaluator.core.decode_tokens(half) for half in step.outputs]
     real = corpus.pairs_of(VALIDATION)
     for name in STATISTICS:
@@ -156,29 +270,110 @@ def test_correlations_with_matrices_counted_one_by_one(
         assert rows[name]["value"] == pytest.approx(stochastic)
 
 
+def test_novelty_looks_the_first_pairs_up_among_the_training_segments(
+    corpus: Corpus,
+    evaluator: Evaluator,
+    sources: dict[str, Source],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("evaluation.metrics.NOVELTY_PAIRS", 15)
+    source = sources["test"]
+    step = moved(source)
+    outputs = np.stack([evaluator.core.decode_tokens(half) for half in step.outputs])[:, :15]
+    # Three of the 30 halves become training segments.
+    known = replace(corpus, tokens=corpus.tokens.copy())
+    known.tokens[[0, 7, 13]] = outputs[[0, 0, 1], [2, 4, 9]]
+    rows, _ = evaluated(replace(evaluator, corpus=known), source, step)
+    bank = np.unique(known.tokens[known.segments(TRAIN)], axis=0)
+    distances = [
+        min(int(edit_distance(segment[None], other[None])[0]) for other in bank)
+        for half in outputs
+        for segment in half
+    ]
+    assert rows["novelty"]["value"] == pytest.approx(np.mean(distances))
+    assert rows["copied"]["value"] == pytest.approx(distances.count(0) / 30)
+    assert distances.count(0) >= 3
+    for name in ("novelty", "copied"):
+        assert (rows[name]["n"], rows[name]["excluded"]) == (15, 0)
+        assert rows[name]["low"] <= rows[name]["value"] <= rows[name]["high"]
+
+
+def test_sets_are_held_against_the_real_pairs_of_their_split(
+    corpus: Corpus,
+    evaluator: Evaluator,
+    sources: dict[str, Source],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Outputs are unpaired training segments, two of 80 made silent, so that all are varied."""
+    tokens = corpus.tokens.copy()
+    tokens[[3, 44]] = REST
+    monkeypatch.setattr(MelodyVAE, "decode_tokens", lambda _, z: tokens[z[:, 0].long().abs()])
+    left, right = torch.arange(80.0).reshape(2, 40, 1).expand(-1, -1, 4)
+    ours = [segment_statistics(tokens[rows], FORM) for rows in np.arange(80).reshape(2, 40)]
+    sounding = np.setdiff1d(np.arange(40), [3, 4])
+    ours = [{key: values[sounding] for key, values in half.items()} for half in ours]
+    training = segment_statistics(corpus.tokens[corpus.segments(TRAIN)], FORM)
+    deviations = {key: float(values.std()) for key, values in training.items()}
+    for name, split in (("validation", VALIDATION), ("prior", TEST)):
+        rows, _ = evaluated(evaluator, sources[name], Step(1, (left, right)))
+        pairs = corpus.pairs_of(split)
+        theirs = [segment_statistics(corpus.tokens[half], FORM) for half in pairs.T]
+        area = np.mean([overlap_area(a, b) for a, b in zip(ours, theirs, strict=True)])
+        balls = Neighbourhoods.fit(pair_features(theirs[0], theirs[1], deviations))
+        density, coverage = balls.density_and_coverage(pair_features(ours[0], ours[1], deviations))
+        assert 0.2 < coverage < 1
+        for metric, expected in zip(SETS, (area, density, coverage), strict=True):
+            assert rows[metric]["value"] == pytest.approx(expected)
+            assert (rows[metric]["n"], rows[metric]["excluded"]) == (38, 2)
+            assert rows[metric]["low"] is rows[metric]["high"] is None
+        assert (rows["mean_pitch"]["n"], rows["mean_pitch"]["excluded"]) == (38, 2)
+        assert rows["note_count"]["n"] == rows["judge"]["n"] == 40
+
+
 def test_outputs_that_are_not_finite_are_counted_and_left_out(
     evaluator: Evaluator, sources: dict[str, Source]
 ) -> None:
     source = sources["test"]
     step = moved(source)
     left = step.outputs[0].clone()
-    left[5, 2], left[9] = torch.nan, torch.inf
-    rows = list(evaluator.rows(LABEL, source, Step(3, (left, step.outputs[1]))))
-    assert {(row["n"], row["excluded"]) for row in rows} == {(38, 2)}
-    assert all(np.isfinite(row["value"]) for row in rows)
-    kept = [i for i in range(40) if i not in (5, 9)]
+    left[5, 2], left[9], left[11, 0] = torch.nan, torch.inf, 1e30
+    rows, records = evaluated(evaluator, source, Step(3, (left, step.outputs[1])))
+    assert all(row["n"] + row["excluded"] == 40 for row in rows.values())
+    assert {rows[metric]["excluded"] for metric in MEANS} == {3}
+    assert all(np.isfinite(row["value"]) for row in rows.values())
+    gone = [5, 9, 11]
+    bins = [f"{name}_{half}" for name in STATISTICS for half in ("left", "right")]
+    assert records.filter(pl.col("judge").is_nan())["pair"].to_list() == gone
+    assert records[gone].select(MEANS).to_numpy() == pytest.approx(np.nan, nan_ok=True)
+    assert (records[gone].select(bins).to_numpy() == -1).all()
+    kept = [i for i in range(40) if i not in gone]
     smaller = replace(
         source,
         inputs=(source.inputs[0][kept], source.inputs[1][kept]),
         songs=source.songs[kept],
+        clusters=source.clusters[kept],
     )
-    same = evaluator.rows(LABEL, smaller, Step(3, (left[kept], step.outputs[1][kept])))
-    assert [row["value"] for row in same] == [row["value"] for row in rows]
+    same, _ = evaluated(evaluator, smaller, Step(3, (left[kept], step.outputs[1][kept])))
+    for metric, row in rows.items():
+        bounds = ("value", "low", "high")
+        assert [row[b] for b in bounds] == pytest.approx([same[metric][b] for b in bounds])
+
+
+def test_a_step_of_which_nothing_is_finite_has_records_but_no_metrics(
+    evaluator: Evaluator, sources: dict[str, Source]
+) -> None:
+    source = sources["test"]
+    nothing = torch.full_like(source.inputs[0], torch.nan)
+    rows, records = evaluator.evaluate(LABEL, source, [Step(1, (nothing, nothing))])
+    assert rows == []
+    assert records.height == 40
+    assert records["judge"].is_nan().all()
 
 
 def test_the_identity_is_at_no_distance(evaluator: Evaluator, sources: dict[str, Source]) -> None:
     for source in sources.values():
-        rows = by_metric(list(evaluator.rows(LABEL, source, next(identity(source.inputs)))))
+        (step,) = Identity()(source.inputs, [1], generator(0, "none"))
+        rows, _ = evaluated(evaluator, source, step)
         for metric in ("z_distance", "z_weighted", "edit_distance"):
             assert rows[metric]["value"] == 0
 
@@ -192,9 +387,7 @@ def test_validation_is_scored_by_the_selection_judge_alone(
     )
     for name in ("test", "validation"):
         step = moved(sources[name])
-        one, other = (
-            by_metric(list(e.rows(LABEL, sources[name], step))) for e in (evaluator, swapped)
-        )
+        one, other = (evaluated(e, sources[name], step)[0] for e in (evaluator, swapped))
         changed = {metric for metric in one if one[metric]["value"] != other[metric]["value"]}
         assert changed == {"judge"}
 
@@ -206,18 +399,39 @@ def test_floor_and_ceiling_are_given_for_every_panel(
         rows = list(evaluator.references_rows(source))
         for level in ("floor", "ceiling"):
             metrics = {row["metric"] for row in rows if row["trial"] == level}
-            assert metrics >= set(COHERENCY)
+            assert metrics >= {*COHERENCY, *SETS}
+            assert not metrics & {"z_distance", "z_weighted", "edit_distance"}
         assert rows == list(evaluator.references_rows(source))
 
 
 def test_intervals_hold_the_value_and_repeat(
-    evaluator: Evaluator, sources: dict[str, Source]
+    corpus: Corpus, evaluator: Evaluator, sources: dict[str, Source]
 ) -> None:
     source = sources["prior"]
     step = moved(source)
-    rows = by_metric(list(evaluator.rows(LABEL, source, step)))
+    rows, records = evaluated(evaluator, source, step)
     assert rows["judge"]["low"] < rows["judge"]["value"] < rows["judge"]["high"]
-    assert by_metric(list(evaluator.rows(LABEL, source, step))) == rows
+    fresh = replace(evaluator, corpus=replace(corpus))
+    again, same_records = evaluated(fresh, source, step)
+    assert again == rows
+    assert same_records.equals(records)
+
+
+def test_intervals_resample_clusters(evaluator: Evaluator, sources: dict[str, Source]) -> None:
+    """With all pairs in one cluster there is no interval; in few clusters it is another."""
+    source = sources["prior"]
+    step = moved(source)
+    one = replace(source, clusters=np.zeros(40, np.int64))
+    rows, _ = evaluated(evaluator, one, step)
+    assert {row["low"] for row in rows.values()} == {None}
+    four = replace(source, clusters=np.arange(40) % 4)
+    values = torch.tensor([0.2, -0.3, 0.9, -0.8])[np.arange(40) % 4][:, None]
+    outputs = (source.inputs[0] + values, source.inputs[1])
+    clustered, apart = (
+        evaluated(evaluator, s, Step(1, outputs))[0]["z_distance"] for s in (four, source)
+    )
+    assert clustered["value"] == apart["value"]
+    assert clustered["high"] - clustered["low"] > 1.5 * (apart["high"] - apart["low"])
 
 
 def test_style_diversity_is_the_mean_over_pairs_of_styles(

@@ -11,14 +11,21 @@ from hypothesis.extra.numpy import arrays
 from cf_core.errors import UserError
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, to_notes
 from evaluation.statistics import (
+    CELLS,
+    NEIGHBOURS,
     PITCH_CLASSES,
     STATISTICS,
     Bins,
-    bootstrap_correlations,
-    bootstrap_mean,
+    Neighbourhoods,
+    Resamples,
     correlation,
-    joint_matrix,
+    joint,
+    overlap_area,
+    pair_counts,
+    pair_features,
+    percentile_interval,
     resampling_weights,
+    row_stochastic,
     segment_statistics,
     transition_matrix,
 )
@@ -54,6 +61,27 @@ def test_holds_after_a_rest_or_at_the_start_sound_nothing() -> None:
         "mean_pitch": 67,
         "pitch_range": 0,
         "note_count": 1,
+        "mean_duration": 0.25,
+        "pitch_class": 7,
+    }
+
+
+def test_one_note_that_fills_its_segment() -> None:
+    assert statistics_of(onset(59 + 12), *[HOLD] * 7) == {
+        "mean_pitch": 71,
+        "pitch_range": 0,
+        "note_count": 1,
+        "mean_duration": 2,
+        "pitch_class": 11,
+    }
+
+
+def test_notes_of_the_whole_range_at_every_step() -> None:
+    # The lowest and the highest pitch in turns: G3 and A flat 5, of which G is lower as a class.
+    assert statistics_of(*[onset(55), onset(80)] * 4) == {
+        "mean_pitch": 67.5,
+        "pitch_range": 25,
+        "note_count": 8,
         "mean_duration": 0.25,
         "pitch_class": 7,
     }
@@ -148,27 +176,24 @@ RIGHT = np.array([0, 1, 1, 0, 1, -1])
 def test_matrices_worked_by_hand() -> None:
     # Counts 0->0: 1, 0->1: 2, 1->0: 1, and half a pair is added to each cell; the two pairs with a
     # silent half count nowhere; the third bin is never seen on the left.
-    np.testing.assert_allclose(
-        transition_matrix(LEFT, RIGHT, 2), [[1.5 / 4, 2.5 / 4], [1.5 / 2, 0.5 / 2]]
-    )
+    counts = pair_counts(LEFT, RIGHT, 2)
+    assert counts.tolist() == [[1, 2], [1, 0]]
+    stochastic = [[1.5 / 4, 2.5 / 4], [1.5 / 2, 0.5 / 2]]
+    np.testing.assert_allclose(row_stochastic(counts), stochastic)
+    np.testing.assert_allclose(transition_matrix(LEFT, RIGHT, 2), stochastic)
     np.testing.assert_allclose(transition_matrix(LEFT, RIGHT, 3)[2], [1 / 3] * 3)
-    np.testing.assert_allclose(joint_matrix(LEFT, RIGHT, 2), [[1 / 4, 2 / 4], [1 / 4, 0]])
+    np.testing.assert_allclose(joint(counts), [[1 / 4, 2 / 4], [1 / 4, 0]])
 
 
 def test_joint_matrix_of_no_pairs_is_zero() -> None:
     nobody = np.array([-1])
-    assert joint_matrix(nobody, nobody, 2).tolist() == [[0, 0], [0, 0]]
+    assert joint(pair_counts(nobody, nobody, 2)).tolist() == [[0, 0], [0, 0]]
 
 
-def test_a_weight_counts_a_pair_that_many_times() -> None:
-    generator = np.random.default_rng(3)
-    left, right = generator.integers(-1, 4, (2, 30))
-    weights = generator.integers(0, 3, (5, 30))
-    for matrix in (transition_matrix, joint_matrix):
-        batched = matrix(left, right, 4, weights.astype(float))
-        for row, times in zip(batched, weights, strict=True):
-            repeated = matrix(np.repeat(left, times), np.repeat(right, times), 4)
-            np.testing.assert_allclose(row, repeated)
+def test_bins_of_8_bits_are_counted_in_full() -> None:
+    counts = pair_counts(np.array([11, 11], np.int8), np.array([11, 10], np.int8), 12)
+    assert counts[11, 11] == counts[11, 10] == 1
+    assert counts.sum() == 2
 
 
 def test_correlation_is_pearsons() -> None:
@@ -203,19 +228,38 @@ def test_whole_clusters_are_drawn() -> None:
 
 def test_one_cluster_gives_no_interval() -> None:
     with pytest.raises(ValueError, match="at least two"):
-        resampling_weights(np.zeros(5, np.int64), 10, np.random.default_rng(0))
+        Resamples.draw(np.zeros(5, np.int64), 10, np.random.default_rng(0))
 
 
-def test_same_seed_same_interval() -> None:
+def test_a_resample_repeats_the_pairs_of_its_clusters() -> None:
+    """Against the literal bootstrap: clusters drawn, their pairs gathered, one at a time."""
+    generator = np.random.default_rng(6)
+    clusters, values = generator.choice([3, 8, 5, 90, 41], 60), generator.normal(size=60)
+    left, right = generator.integers(-1, 4, (2, 60)).astype(np.int8)
+    resamples = Resamples.draw(clusters, 50, np.random.default_rng(1))
+    weights = resampling_weights(clusters, 50, np.random.default_rng(1)).astype(int)
+    means, counts = resamples.means(values), resamples.pair_counts(left, right, 4)
+    for times, mean, counted in zip(weights, means, counts, strict=True):
+        drawn = np.repeat(np.arange(60), times)
+        assert mean == pytest.approx(values[drawn].mean())
+        np.testing.assert_array_equal(counted, pair_counts(left[drawn], right[drawn], 4))
+
+
+def test_same_seed_same_resamples() -> None:
     values, clusters = np.random.default_rng(0).random(50), np.arange(50)
 
     def interval(seed: int) -> tuple[float, float]:
-        return bootstrap_mean(
-            values, resampling_weights(clusters, 100, np.random.default_rng(seed))
-        )
+        resamples = Resamples.draw(clusters, 100, np.random.default_rng(seed))
+        return percentile_interval(resamples.means(values))
 
     assert interval(1) == interval(1)
     assert interval(1) != interval(2)
+
+
+def test_intervals_are_percentiles_of_what_is_finite() -> None:
+    samples = np.array([*range(41), math.nan])
+    assert percentile_interval(samples) == (1, 39)
+    assert np.isnan(percentile_interval(np.full(3, math.nan))).all()
 
 
 def test_intervals_of_means_cover_the_truth_when_songs_agree_within() -> None:
@@ -225,32 +269,107 @@ def test_intervals_of_means_cover_the_truth_when_songs_agree_within() -> None:
     covered = 0
     for _ in range(300):
         values = np.repeat(generator.normal(size=40), 10) + 0.1 * generator.normal(size=400)
-        low, high = bootstrap_mean(values, resampling_weights(clusters, 200, generator))
+        resamples = Resamples.draw(clusters, 200, generator)
+        low, high = percentile_interval(resamples.means(values))
         covered += low <= 0 <= high
     assert 0.89 <= covered / 300 <= 0.98
 
 
-def test_intervals_of_correlations_are_those_of_resampled_songs() -> None:
-    """Against the literal bootstrap: songs drawn, their pairs gathered, one matrix at a time."""
-    generator = np.random.default_rng(6)
-    left = generator.integers(0, 3, 60)
-    right = np.where(generator.random(60) < 0.6, left, generator.integers(0, 3, 60))
-    clusters = np.repeat(np.arange(20), 3)
-    weights = resampling_weights(clusters, 200, np.random.default_rng(1))
-    for matrix in (transition_matrix, joint_matrix):
-        reference = matrix(left[::-1].copy(), right, 3)
-        literal = []
-        for times in weights.astype(int):
-            drawn = np.repeat(np.arange(60), times)
-            resampled = matrix(left[drawn], right[drawn], 3)
-            literal.append(np.corrcoef(resampled.ravel(), reference.ravel())[0, 1])
-        expected = tuple(np.percentile(literal, [2.5, 97.5]))
-        assert bootstrap_correlations(left, right, reference, weights, matrix) == pytest.approx(
-            expected
+Statistics = dict[str, np.ndarray]
+
+
+def random_statistics(count: int, seed: int) -> Statistics:
+    """Values as they occur: whole numbers, but for means of pitch and duration."""
+    generator = np.random.default_rng(seed)
+    notes = generator.integers(2, 16, count)
+    return {
+        "mean_pitch": 60 + generator.integers(0, 200, count) / notes,
+        "pitch_range": generator.integers(0, 20, count).astype(float),
+        "note_count": notes.astype(float),
+        "mean_duration": generator.integers(8, 33, count) / notes / 4,
+        "pitch_class": generator.integers(0, 12, count).astype(float),
+    }
+
+
+def test_overlap_worked_by_hand() -> None:
+    plain = {name: np.zeros(4) for name in STATISTICS}
+    # Shares by cell of a quarter's eighth, 0 to 4: (1/4, 1/4, 2/4, 0, 0), (0, 1/2, 0, 0, 1/2).
+    one = plain | {"mean_duration": np.array([0.1, 0.125, 0.25, 0.3])}
+    other = plain | {"mean_duration": np.array([0.2, 0.6, 0.24, 0.5])}
+    assert overlap_area(one, other) == pytest.approx((4 + 1 / 4) / 5)
+
+
+def test_overlap_counted_cell_by_cell() -> None:
+    one, other = random_statistics(70, 0), random_statistics(45, 1)
+    areas = []
+    for name, width in CELLS.items():
+        ours, theirs = (
+            Counter(math.floor(value / width) for value in values[name]) for values in (one, other)
         )
+        areas.append(sum(min(ours[c] / 70, theirs[c] / 45) for c in ours))
+    assert overlap_area(one, other) == pytest.approx(np.mean(areas))
+    assert overlap_area(other, one) == overlap_area(one, other)
 
 
-def test_interval_without_any_correlation_is_nan() -> None:
-    same = np.zeros(4, np.int64)
-    weights = resampling_weights(np.arange(4), 10, np.random.default_rng(0))
-    assert np.isnan(bootstrap_correlations(same, same, np.ones((1, 1)), weights)).all()
+def test_overlap_sees_a_shift_and_nothing_between_equal_sets() -> None:
+    """A set and itself ten units on have one shape: densities on grids of their own would agree."""
+    generator = np.random.default_rng(0)
+    one = {name: generator.normal(5, 1, 400) for name in STATISTICS}
+    shifted = {name: values + 10 for name, values in one.items()}
+    assert overlap_area(one, shifted) == 0
+    assert overlap_area(one, {name: values[::-1] for name, values in one.items()}) == 1
+    half = {name: np.tile(values, 2) for name, values in one.items()}
+    assert overlap_area(one, half) == pytest.approx(1)
+
+
+def test_features_scale_statistics_and_close_the_circle_of_pitch_classes() -> None:
+    left, right = random_statistics(3, 0), random_statistics(3, 1)
+    left["pitch_class"], right["pitch_class"] = np.array([0.0, 3, 6]), np.array([11.0, 0, 1])
+    deviations = dict.fromkeys(STATISTICS, 2.0) | {"pitch_range": 0.0}
+    features = pair_features(left, right, deviations)
+    assert features.shape == (3, 12)
+    np.testing.assert_allclose(features[:, 0], left["mean_pitch"] / 2)
+    np.testing.assert_allclose(features[:, 7], right["pitch_range"])  # constant: in its own units
+    np.testing.assert_allclose(features[:, 4:6], [[1, 0], [0, 1], [-1, 0]], atol=1e-12)
+    steps = np.linalg.norm(np.diff(features[:, 10:], axis=0), axis=1)
+    assert steps[0] == pytest.approx(steps[1])  # B to C is as far as C to C sharp
+
+
+def density_and_coverage(real: np.ndarray, points: np.ndarray) -> tuple[float, float]:
+    """Literally as Naeem et al. (2020) define them, with closed balls."""
+    inside = 0
+    covered = 0
+    for centre in real:
+        others = sorted(math.dist(centre, other) for other in real)[1:]
+        radius = others[NEIGHBOURS - 1]
+        near = sum(math.dist(centre, point) <= radius for point in points)
+        inside += near
+        covered += near > 0
+    return inside / (NEIGHBOURS * len(points)), covered / len(real)
+
+
+def test_density_and_coverage_ball_by_ball() -> None:
+    generator = np.random.default_rng(2)
+    for shift in (0.0, 1.5):
+        real, points = generator.normal(size=(40, 3)), generator.normal(shift, 1, (25, 3))
+        expected = density_and_coverage(real, points)
+        assert 0 < expected[1] < 1
+        assert Neighbourhoods.fit(real).density_and_coverage(points) == pytest.approx(expected)
+
+
+def test_density_and_coverage_of_equal_and_of_distant_sets() -> None:
+    real = np.random.default_rng(3).normal(size=(64, 4))
+    density, coverage = Neighbourhoods.fit(real).density_and_coverage(real)
+    assert (density, coverage) == (1 + 1 / NEIGHBOURS, 1)  # each ball holds its centre, and k more
+    assert Neighbourhoods.fit(real).density_and_coverage(real + 99) == (0, 0)
+    collapsed = np.repeat(real[:1], 64, axis=0)
+    density, coverage = Neighbourhoods.fit(real).density_and_coverage(collapsed)
+    assert coverage < 0.5
+    repeated = np.repeat(real[:4], 16, axis=0)
+    assert Neighbourhoods.fit(repeated).density_and_coverage(real[:4])[1] == 1
+
+
+def test_neighbourhoods_of_few_points_reach_the_farthest() -> None:
+    few = Neighbourhoods.fit(np.array([[0.0], [1.0], [4.0]]))
+    assert few.radii.tolist() == [4, 3, 4]
+    assert Neighbourhoods.fit(np.zeros((1, 2))).radii.tolist() == [0]

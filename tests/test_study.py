@@ -1,5 +1,6 @@
 """A tiny complete study through Ray: its tables, its stops, its failures."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +21,20 @@ from cf_core.fuse import fuse_files
 from cf_core.melody import Note
 from cf_core.render import write_midi
 from evaluation.frontier import COHERENCY, PANELS
+from evaluation.metrics import MEANS
 from study import jobs
 from study.config import StudyConfig, TrialSpec
+from study.findings import CSV_COLUMNS, draw, tabulate, verdict_lines
 from study.prepare import find_corpus, prepare
 from study.progress import Job, Reporter
-from study.run import draw, panels_led, plan, run
+from study.run import plan, run, run_all
 from study.store import TABLES, Store, comparable
 
 GATES = ("token_accuracy", "onset_pitch_recall", "exact_segments", "valid_prior")
+JUDGE = {
+    "reader": {"latent_dim": 8, "hidden": 16, "embedding": 8, "steps": 40, "batch": 16},
+    "members": 2, "hidden": 16, "steps": 40, "batch": 12,
+}  # fmt: skip
 SOURCES = ("test", "prior", "validation", "validation_prior")
 
 
@@ -58,22 +65,45 @@ def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
         "core": {"latent_dim": 8, "hidden": 32, "embedding": 8, "steps": 120, "batch": 32},
         "core_gate": dict.fromkeys(GATES, 0),
         "search_classifier": {"hidden": 16, "steps": 30, "batch": 16},
-        "selection_judge": {"hidden": 16, "steps": 60, "batch": 12},
-        "reporting_judge": {"hidden": 24, "steps": 60, "batch": 12},
+        "selection_judge": JUDGE,
+        "reporting_judge": JUDGE | {"hidden": 24},
         "fusion": {"hidden": 16, "steps": 250, "batch": 8},
-        "search": {"lambda": [0.1, 1.0, "conditional"], "style_dim": [0, 2], "seeds": [0]},
+        "search": {"lambda": [0.1, "conditional"], "style_dim": [0, 2], "seeds": [0, 1]},
         "evaluation": {
             "pairs": 24,
             "iterations": [1, 2],
             "lambda": [0.01, 1.0],
             "styles": 2,
             "resamples": 20,
+            "rivals": ["lp", "gradient", "cmaes", "best_of_n", "slerp", "retrieval"],
             "lp": {"step_sizes": [0.3], "iterations": [1, 5]},
+            "gradient": {"lambda": [0.1, 1.0], "iterations": [1, 3]},
+            "cmaes": {"lambda": [0.1], "iterations": [1, 2]},
+            "best_of_n": {"step_sizes": [0.1, 0.3], "iterations": [2]},
+            "slerp": {"iterations": [1, 2]},
+            "retrieval": {"iterations": [1, 4]},
+            "verdict_resamples": 50,
         },
         "selection": {"maximise": "judge", "where": []},
         "execution": {"workers": 2, "pack": 2, "results": str(results)},
     }
     return StudyConfig.model_validate(settings | changes)
+
+
+RIVALS: dict[str, tuple[float | None, tuple[int, ...]]] = {
+    "lp-eta0.3": (None, (1, 5)),
+    "gradient-lambda0.1": (0.1, (1, 3)),
+    "gradient-lambda1.0": (1.0, (1, 3)),
+    "cmaes-lambda0.1": (0.1, (1, 2)),
+    "best_of_n-eta0.1": (None, (2,)),
+    "best_of_n-eta0.3": (None, (2,)),
+    "slerp": (None, (1, 2)),
+    "slerp-straight": (None, (1, 2)),
+    "retrieval": (None, (1, 4)),
+}
+"""λ and iteration counts of each setting."""
+JOBS = 4 + 7
+RECORDS = 8 + len(RIVALS)
 
 
 class Watch(Reporter):
@@ -102,8 +132,11 @@ class Watch(Reporter):
             yield job
 
 
-def go(config: StudyConfig, stop: str = "") -> tuple[Store, list[str]]:
-    with Watch(stop) as reporter:
+def go(config: StudyConfig, stop: str = "", *, figures: bool = False) -> tuple[Store, list[str]]:
+    """Run a study; figures, which take longest, only where they are looked at."""
+    with Watch(stop) as reporter, pytest.MonkeyPatch.context() as patch:
+        if not figures:
+            patch.setattr("study.run.draw", lambda _store: [])
         return run(config, reporter), reporter.lines
 
 
@@ -112,7 +145,7 @@ def undisturbed(
     melodies: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Store, StudyConfig, list[str]]:
     config = tiny(melodies, tmp_path_factory.mktemp("results"))
-    store, lines = go(config)
+    store, lines = go(config, figures=True)
     return store, config, lines
 
 
@@ -127,7 +160,7 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
         assert frame.schema == pl.DataFrame(wanted.empty_table()).schema, name
         assert frame.height > 0, name
     trials = [spec.id for spec in config.trials()]
-    assert sorted(tables["trials"]["trial"]) == sorted([*trials, "lp-eta0.3"])
+    assert sorted(tables["trials"]["trial"]) == sorted([*trials, *RIVALS])
     assert set(tables["trials"]["status"]) == {"done"}
     points: set[tuple[str, float | None, str, int]] = {
         (spec.id, weight, source, count)
@@ -136,20 +169,33 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
         for source in SOURCES
         for count in (1, 2)
     }
-    points |= {("lp-eta0.3", None, source, count) for source in SOURCES for count in (1, 5)}
+    points |= {
+        (rival, weight, source, count)
+        for rival, (weight, counts) in RIVALS.items()
+        for source in SOURCES
+        for count in counts
+    }
     latents = tables["latents"]
     assert set(latents.select("trial", "lambda", "source", "iteration").iter_rows()) == points
     assert latents.height == len(points) * config.evaluation.pairs
     metrics = tables["metrics"]
-    for metric in (*COHERENCY, "search_classifier", "z_distance", "z_weighted", "edit_distance"):
-        methods = ["fusion", "conditional", "lp"]
-        rows = metrics.filter(pl.col("metric") == metric, pl.col("method").is_in(methods))
+    references = ["identity", "floor", "ceiling"]
+    for metric in (*COHERENCY, *MEANS[1:], "novelty", "copied", "overlap_area", "coverage"):
+        rows = metrics.filter(pl.col("metric") == metric, ~pl.col("trial").is_in(references))
         found = rows.select("trial", "lambda", "source", "iteration").iter_rows()
         assert set(found) == points, metric
         assert rows.height == len(points)
     for level in ("floor", "ceiling"):
         rows = metrics.filter(pl.col("method") == level, pl.col("metric").is_in(COHERENCY))
         assert rows.height == len(COHERENCY) * len(SOURCES)
+    outcomes = tables["outcomes"].filter(~pl.col("trial").is_in(["identity", "real"]))
+    assert set(outcomes.select("trial", "lambda", "source", "iteration").iter_rows()) == points
+    assert outcomes.height == latents.height
+    costs = tables["costs"].select("trial", "lambda", "iteration")
+    assert sorted(map(str, costs.iter_rows())) == sorted(
+        str((trial, weight, count)) for trial, weight, source, count in points if source == "test"
+    )
+    assert set(tables["costs"]["pairs"]) == {config.evaluation.pairs * len(SOURCES)}
     panels = set(tables["frontier"].select("source", "metric").unique().iter_rows())
     assert panels == set(PANELS)
     assert set(tables["curves"]["trial"]) == set(trials)
@@ -178,7 +224,7 @@ def assert_same_tables(store: Store, other: Store) -> None:
         assert ours.equals(theirs, null_equal=True), table
 
 
-@pytest.mark.parametrize("stop", ["core at 50", "selection judge at 50", ": over (2 of 4)"])
+@pytest.mark.parametrize("stop", ["core at 50", "selection judge at 50", f": over (2 of {JOBS})"])
 def test_a_stopped_study_goes_on_and_ends_with_the_same_tables(
     undisturbed: Study, melodies: Path, tmp_path: Path, stop: str
 ) -> None:
@@ -191,7 +237,7 @@ def test_a_stopped_study_goes_on_and_ends_with_the_same_tables(
     for path, written in before.items():
         assert path.stat().st_mtime_ns == written, "a finished trial was run again"
     if before:
-        assert f"{len(before)} of 7 are already done" in lines
+        assert f"{len(before)} of {RECORDS} are already done" in lines
     assert_same_tables(store, undisturbed[0])
 
 
@@ -203,7 +249,7 @@ def test_running_a_finished_study_again_changes_no_record(undisturbed: Study) ->
         for path in (store.root / table).iterdir()
     }
     _, lines = go(config)
-    assert "7 of 7 are already done" in lines
+    assert f"{RECORDS} of {RECORDS} are already done" in lines
     assert all(path.stat().st_mtime_ns == before for path, before in written.items())
 
 
@@ -272,33 +318,85 @@ def test_a_cluster_that_is_not_there_is_named(melodies: Path, tmp_path: Path) ->
 def test_figures_come_from_parquet_alone(undisturbed: Study, tmp_path: Path) -> None:
     store, _, _ = undisturbed
     copy = tmp_path / "copy"
-    (copy / "metrics").mkdir(parents=True)
-    (copy / "study.json").write_bytes((store.root / "study.json").read_bytes())
-    for part in (store.root / "metrics").iterdir():
-        (copy / "metrics" / part.name).write_bytes(part.read_bytes())
-    for path in draw(Store(copy)):
+    for table in TABLES:
+        shutil.copytree(store.root / table, copy / table)
+    shutil.copy(store.root / "study.json", copy)
+    drawn = draw(Store(copy))
+    assert {path.name for path in drawn} == {
+        path.name for path in (store.root / "figures").iterdir()
+    }
+    for path in drawn:
         assert path.read_bytes() == (store.root / "figures" / path.name).read_bytes()
 
 
-def test_panels_led_are_counted_from_the_matched_table(undisturbed: Study) -> None:
-    store, _, _ = undisturbed
-    matched = store.scan("matched").filter(pl.col("axis") == "z_distance").collect()
-    expected = 0
-    for source, metric in PANELS:
-        panel = matched.filter(pl.col("source") == source, pl.col("metric") == metric)
-        ours, lp = (
-            panel.filter(pl.col("method") == method)["value"].to_numpy().mean()
-            for method in ("fusion", "lp")
-        )
-        expected += int(ours > lp)
-    led, panels, lost = panels_led(store, "z_distance", "fusion")
-    assert (led, panels, len(lost)) == (expected, 12, 12 - expected)
+def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:
+    store, _, lines = undisturbed
+    found = store.scan("verdicts").collect()
+    rivals = {"identity", "lp", "gradient", "cmaes", "best_of_n", "slerp", "retrieval"}
+    keys = found.select("rival", "axis", "source", "metric")
+    assert set(keys.iter_rows()) == {
+        (rival, axis, *panel)
+        for rival in rivals
+        for axis in ("z_distance", "edit_distance")
+        for panel in PANELS
+    }
+    assert set(found["seeds"]) == {2}
+    matched = store.scan("matched").collect()
+    for row in found.filter(pl.col("difference").is_finite()).iter_rows(named=True):
+        panel = matched.filter(pl.all_horizontal(pl.col(key) == row[key] for key in keys.columns))
+        ours = panel.filter(pl.col("method") == "ours")["value"].mean()
+        theirs = panel.filter(pl.col("method") == row["rival"])["value"].mean()
+        assert row["difference"] == pytest.approx(ours - theirs, abs=1e-5), row  # type: ignore[operator]
+    csv = pl.read_csv(store.root / "verdicts.csv")
+    assert tuple(csv.columns) == CSV_COLUMNS
+    assert csv.height == found.height
+    assert set(csv["corpus"]) == {"tiny"}
+    for rival in rivals:
+        counted = found.filter(pl.col("rival") == rival, pl.col("axis") == "z_distance")
+        wins = counted.filter(pl.col("verdict") == "win").height
+        assert any(f"against {rival}, at matched z distance: {wins} wins" in x for x in lines)
+
+
+def test_one_seed_gives_no_verdict(undisturbed: Study, tmp_path: Path) -> None:
+    store, config, _ = undisturbed
+    copy = tmp_path / "copy"
+    shutil.copytree(store.root, copy)
+    for table in ("metrics", "outcomes", "trials"):
+        for part in (copy / table).glob("*-seed1.parquet"):
+            part.unlink()
+    tabulate(Store(copy), config.evaluation, config.seed)
+    found = Store(copy).scan("verdicts").collect()
+    assert found["difference"].is_finite().any()
+    for column in ("low", "high", "p", "p_holm", "verdict"):
+        assert found[column].null_count() == found.height
+    assert any("ahead in" in line for line in verdict_lines(Store(copy)))
+
+
+def test_two_corpora_have_a_study_each_and_one_file_of_verdicts(
+    undisturbed: Study, tmp_path: Path
+) -> None:
+    finished, config, _ = undisturbed
+    configs = []
+    for name in ("one", "two"):
+        shutil.copytree(finished.root, tmp_path / name)
+        record = json.loads((tmp_path / name / "study.json").read_text())
+        (tmp_path / name / "study.json").write_text(json.dumps(record | {"name": name}))
+        execution = config.execution.model_copy(update={"results": str(tmp_path)})
+        configs.append(config.model_copy(update={"name": name, "execution": execution}))
+    with Watch() as reporter, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("study.run.draw", lambda _store: [])
+        run_all(configs, reporter)
+    joined = pl.read_csv(tmp_path / "verdicts.csv")
+    assert set(joined["corpus"]) == {"one", "two"}
+    for name in ("one", "two"):
+        own = pl.read_csv(tmp_path / name / "verdicts.csv")
+        assert joined.filter(pl.col("corpus") == name).equals(own, null_equal=True)
 
 
 def test_the_bundle_fuses_files_and_the_example_is_complete(
     undisturbed: Study, melodies: Path
 ) -> None:
-    store, config, lines = undisturbed
+    store, config, _ = undisturbed
     bundle = load_bundle(store.root / "bundle")
     assert bundle.record["fingerprint"] == store.record["fingerprint"]
     fused = fuse_files(melodies / "tune0.mid", melodies / "tune1.mid", bundle)
@@ -309,8 +407,9 @@ def test_the_bundle_fuses_files_and_the_example_is_complete(
         "inputs.mid", "inputs.wav", "outputs.mid", "outputs.wav",
         "piano-roll.svg", "piano-roll.png",
     }  # fmt: skip
-    for method in ("fusion", "conditional"):
-        assert any(f"{method} leads LP in" in line for line in lines)
+    examples = store.scan("examples").collect()
+    assert examples["trial"].unique().to_list() == [bundle.record["trial"]]
+    assert sorted(examples["row"]) == list(range(1 + (4 if bundle.generator.style_dim else 1)))
 
 
 def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(

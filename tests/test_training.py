@@ -57,7 +57,9 @@ def judge() -> Trainer:
     real = torch.as_tensor(tokens(10))
     pairs = torch.tensor([[0, 1], [1, 2], [2, 3]])
     data = JudgeData(real, real.roll(1, 0), real.roll(2, 0), pairs)
-    return JudgeTrainer(data, FORM, JudgeSettings(hidden=8, steps=STEPS, batch=6), 1, "judge")
+    reader = VAESettings(latent_dim=4, hidden=8, embedding=4, steps=STEPS // 2, batch=6)
+    settings = JudgeSettings(reader=reader, members=2, hidden=8, steps=STEPS - STEPS // 2, batch=6)
+    return JudgeTrainer(data, FORM, settings, 1, "judge")
 
 
 TRAINERS = [vae, fusion, classifier, judge]

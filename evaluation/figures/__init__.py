@@ -1,0 +1,30 @@
+"""Figures, drawn from data frames and tokens alone, without global plotting state.
+
+Equal frames give equal bytes, in whatever order their rows are. Names that come from users' files
+are drawn as they are: never read as markup or mathematics. `UserError` says what a frame without
+anything to draw lacks.
+"""
+
+from evaluation.figures.canvas import save
+from evaluation.figures.frontiers import (
+    attainment_figure,
+    cost_figure,
+    frontier_figure,
+    iteration_figure,
+)
+from evaluation.figures.rolls import piano_roll_figure, style_figure
+from evaluation.figures.statistics import song_distance_figure, transition_figure
+from evaluation.figures.verdicts import verdict_figure
+
+__all__ = [
+    "attainment_figure",
+    "cost_figure",
+    "frontier_figure",
+    "iteration_figure",
+    "piano_roll_figure",
+    "save",
+    "song_distance_figure",
+    "style_figure",
+    "transition_figure",
+    "verdict_figure",
+]

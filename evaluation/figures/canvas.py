@@ -1,0 +1,203 @@
+"""What the figures share: style, the look of each method, panels, legends, and saving."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import ColorType, LineStyleType
+
+from cf_core.files import replacing
+from evaluation.frontier import CHOSEN_ON
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 6.5,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
+    "axes.titlepad": 4,
+    "axes.labelpad": 2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.major.pad": 2,
+    "ytick.major.pad": 2,
+    "legend.fontsize": 6.5,
+    "hatch.linewidth": 0.5,
+    "text.parse_math": False,
+    "svg.hashsalt": "connective-fusion",
+}
+WIDTH = 7.0
+"""Inches across both columns of a paper; what is drawn is meant to be printed at this size."""
+COLUMN = 3.4
+"""Inches of one column."""
+GREY = "0.35"
+
+DISTANCES = {
+    "z_distance": "z-distance",
+    "z_weighted": "weighted z-distance",
+    "edit_distance": "edit distance",
+}
+"""What the similarity axes are called."""
+
+_LEGEND_ROWS = 8
+"""Levels of one scale that the legend names; of more it names so many, evenly thinned."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn; colours are Okabe and Ito's, told apart in grey by the rest."""
+
+    label: str
+    colour: ColorType = "#999999"
+    marker: str = "."
+    dashes: LineStyleType = "-"
+
+
+_LOOKS = {
+    "ours": Look("ours", "black", "o"),
+    "fusion": Look("ours", "black", "o"),
+    "conditional": Look("ours, λ as input", "black", "D", (0.0, (1.0, 1.0))),
+    "lp": Look("LP", "#D55E00", "x", "--"),
+    "gradient": Look("gradient search", "#0072B2", "v", (0.0, (5.0, 1.0, 1.0, 1.0))),
+    "cmaes": Look("CMA-ES", "#CC79A7", "s", (0.0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0))),
+    "best_of_n": Look("best of N", "#56B4E9", "^", (0.0, (4.0, 2.0))),
+    "slerp": Look("slerp", "#009E73", "+", "-."),
+    "retrieval": Look("retrieval", "#E69F00", "p", (0.0, (2.0, 1.0))),
+    "identity": Look("identity", "black", "*", ""),
+}
+
+
+def look(method: str) -> Look:
+    """Give the look of a method; one that is not known is grey, under its own name."""
+    return _LOOKS.get(method) or Look(drawable(method))
+
+
+def in_order(methods: Collection[str]) -> list[str]:
+    """Sort methods as legends and tables list them: known ones first, others by name."""
+    known = list(_LOOKS)
+    return sorted(methods, key=lambda method: (method not in known, *_rank(known, method)))
+
+
+def _rank(known: list[str], method: str) -> tuple[int, str]:
+    return (known.index(method) if method in known else 0, method)
+
+
+def heading(metric: str) -> str:
+    """Head a panel by the name of a metric and what its numbers are."""
+    if metric == "search_classifier":
+        return "search\nclassifier\n(LP climbs it)"
+    kind = "probability" if metric == "judge" else "correlation"
+    return f"{metric.replace('_', ' ')}\n{kind}"
+
+
+def panel_grid(
+    panels: Collection[tuple[str, str]], distances: Float[np.ndarray, "n"], axis: str
+) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+    """Make a row of panels per source and a column per metric, over one distance axis.
+
+    `panels` are pairs of source and metric; metrics keep the order they come in. The axis covers
+    `distances`, of which those that are not finite are ignored.
+    """
+    sources = [source for source in CHOSEN_ON if source in {source for source, _ in panels}]
+    metrics = list(dict.fromkeys(metric for _, metric in panels))
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0)
+    figure = Figure(figsize=(WIDTH, 1.4 + 1.55 * len(sources)), layout=layout)
+    grid = figure.subplots(len(sources), len(metrics), sharex=True, sharey="col", squeeze=False)
+    for row, source in zip(grid, sources, strict=True):
+        row[0].set_ylabel(f"coherency, {source} inputs")
+    for column, metric in zip(grid.T, metrics, strict=True):
+        column[0].set_title(heading(metric), pad=9)  # room for a line of small print
+        column[0].yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        column[-1].set_xlabel(DISTANCES.get(axis, axis))
+    _scale_distance(grid[0, 0], distances)
+    places = [(source, metric) for source in sources for metric in metrics]
+    return figure, dict(zip(places, grid.flat, strict=True))
+
+
+def _scale_distance(panel: Axes, distances: Float[np.ndarray, "n"]) -> None:
+    """Make the shared axis logarithmic over at most three decades, and linear from there to 0."""
+    positive = distances[(distances > 0) & np.isfinite(distances)]
+    if positive.size == 0:
+        return
+    largest = positive.max()
+    lowest_decade = np.round(np.log10(max(positive.min(), largest / 300)))
+    decades = 10.0 ** np.arange(lowest_decade, np.log10(largest) + 1e-9)
+    panel.set_xscale("symlog", linthresh=10**lowest_decade, linscale=0.8)
+    panel.set_xticks([0, *decades], ["0", *(_short(decade) for decade in decades)])
+    panel.set_xticks([], minor=True)
+    panel.set_xlim(-0.4 * 10**lowest_decade, 1.5 * largest)
+
+
+def _short(number: float) -> str:
+    """Write a number between 0 and 1 without its leading zero: panels are narrow."""
+    text = f"{number:g}"
+    return text.removeprefix("0") if "." in text else text
+
+
+def key(
+    colour: ColorType, dashes: LineStyleType = "", marker: str = "", size: float = 4.0
+) -> Line2D:
+    """Make the sign of one legend entry; without dashes it is a marker alone."""
+    return Line2D([], [], color=colour, linestyle=dashes, marker=marker, markersize=size, lw=1.2)
+
+
+def legend_below(
+    figure: Figure, columns: Mapping[str, Sequence[tuple[str, Line2D]]], note: str
+) -> None:
+    """Draw one legend below the panels, under `note`: a headed column for each scale."""
+    filled = {heading: _thinned(entries) for heading, entries in columns.items() if entries}
+    height = max(len(entries) for entries in filled.values())
+    blank = key(GREY)
+    padded = [
+        [(heading, blank), *entries, *[("", blank)] * (height - len(entries))]
+        for heading, entries in filled.items()
+    ]
+    labels, keys = zip(*(entry for column in padded for entry in column), strict=True)
+    figure.legend(
+        keys, labels, loc="outside lower center", ncols=len(filled), frameon=False,
+        handlelength=2.4, columnspacing=1.6, labelspacing=0.25, title=note, title_fontsize=6.5,
+    )  # fmt: skip
+
+
+def _thinned(entries: Sequence[tuple[str, Line2D]]) -> list[tuple[str, Line2D]]:
+    kept = np.linspace(0, len(entries) - 1, min(len(entries), _LEGEND_ROWS)).round().astype(int)
+    return [entries[index] for index in kept]
+
+
+def colours(levels: Sequence[Any], name: str, low: float, high: float) -> dict[Any, ColorType]:
+    """Give each level its shade of a colour map, between `low` and `high` of it."""
+    shades = mpl.colormaps[name](np.linspace(low, high, len(levels)))
+    return {level: tuple(shade) for level, shade in zip(levels, shades, strict=True)}
+
+
+def drawable(name: str, longest: int = 40) -> str:
+    """Make a name fit one line of a figure, and an XML file."""
+    line = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name
+    )
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write `stem` with .svg and with .png added to its name; equal figures give equal bytes.
+
+    Each appears whole or not at all. UserError if it can't be written.
+    """
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png")]
+    for path, metadata in zip(paths, ({"Date": None}, {"Software": None}), strict=True):
+        with replacing(path) as temporary, mpl.rc_context(STYLE):
+            figure.savefig(temporary, format=path.suffix[1:], dpi=200, metadata=metadata)
+    return paths

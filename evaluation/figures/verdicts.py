@@ -1,0 +1,116 @@
+"""The table of wins, ties and losses, as a figure."""
+
+from collections import Counter
+from math import isfinite, nan
+
+import matplotlib as mpl
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from cf_core.errors import UserError
+from evaluation.figures.canvas import DISTANCES, STYLE, WIDTH, drawable, in_order, look
+from evaluation.frontier import CHOSEN_ON, COHERENCY, PANELS
+
+_LOOKS: dict[str | None, tuple[str, str]] = {
+    "win": ("▲", "#9ECAE9"),
+    "tie": ("=", "white"),
+    "loss": ("▼", "#F0A868"),
+    None: ("?", "0.9"),
+}
+"""Symbol and colour of a verdict; of none where nothing can be said, as with one seed."""
+_PLURALS = {"win": "wins", "tie": "ties", "loss": "losses", None: "open"}
+_LEFT, _RIGHT = 1.9, 2.8
+"""Room beside the cells for names and counts; a cell is 1 wide and 1 high."""
+
+
+def verdict_figure(verdicts: pl.DataFrame) -> Figure:
+    """Draw the study's table `verdicts`: a row per axis and rival, a column per panel.
+
+    A cell holds the mean difference, ours less the rival; symbol and colour say whether that is a
+    win (▲), a tie (=), a loss (▼) or open (?), as all are with one seed. At the right they are
+    counted. "NaN" is a difference that is not finite, and no cell a panel that was not compared.
+    Numbers of seeds and clusters of songs, and the most points left out of a comparison, stand
+    below. UserError if no panel has a finite difference.
+    """
+    columns = {panel: column for column, panel in enumerate(PANELS)}
+    known = verdicts.filter(
+        pl.col("source").is_in(CHOSEN_ON), pl.col("metric").is_in(COHERENCY)
+    ).with_columns(pl.col("difference").fill_null(nan))
+    if not known["difference"].is_finite().any():
+        raise UserError("verdicts: no panel has a finite difference; evaluate first")
+    lines: list[tuple[str, str | None]] = []
+    for axis in sorted(known["axis"].unique(), reverse=True):  # z-distance comes first
+        rivals = known.filter(pl.col("axis") == axis)["rival"].unique().to_list()
+        lines += [(axis, None), *((axis, rival) for rival in in_order(rivals))]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.19 * (len(lines) + 4)), layout="constrained")
+        panel = figure.subplots()
+        panel.set_axis_off()
+        panel.set_xlim(-_LEFT, len(PANELS) + _RIGHT)
+        panel.set_ylim(len(lines) + 1.6, -2.4)
+        _draw_head(panel)
+        for top, (axis, rival) in enumerate(lines):
+            if rival is None:
+                name = drawable(DISTANCES.get(axis, axis))
+                panel.text(
+                    -_LEFT, top + 0.6, f"at matched {name}, ours less", va="center", weight="bold"
+                )
+                continue
+            rows = known.filter(pl.col("axis") == axis, pl.col("rival") == rival)
+            rows = rows.sort("source", "metric")
+            panel.text(-_LEFT, top + 0.5, look(rival).label, va="center")
+            for row in rows.iter_rows(named=True):
+                left = columns[row["source"], row["metric"]]
+                _draw_cell(panel, left, top, row["difference"], row["verdict"])
+            panel.text(len(PANELS) + 0.15, top + 0.5, _counts(rows), va="center")
+        panel.text(-_LEFT, len(lines) + 0.3, _foot(known), va="top", linespacing=1.4)
+    return figure
+
+
+def _draw_head(panel: Axes) -> None:
+    for source, first in zip(CHOSEN_ON, (0, len(COHERENCY)), strict=True):
+        middle = first + len(COHERENCY) / 2
+        panel.text(middle, -1.75, f"{source} inputs", ha="center", va="center", weight="bold")
+        panel.plot([first + 0.05, first + len(COHERENCY) - 0.05], [-1.35] * 2, "k-", lw=0.6)
+    for column, (_, metric) in enumerate(PANELS):
+        panel.text(
+            column + 0.5, -0.3, metric.replace("_", "\n"), ha="center", va="baseline", linespacing=1
+        )
+
+
+def _draw_cell(panel: Axes, left: int, top: int, difference: float, verdict: str | None) -> None:
+    symbol, colour = _LOOKS[verdict]
+    panel.add_patch(Rectangle((left, top), 1, 1, facecolor=colour, edgecolor="0.5", lw=0.5))
+    # Adding 0 to what is rounded makes a negative zero positive.
+    text = (
+        f"{symbol} {round(difference, 2) + 0:+.2f}".replace("-", "−")
+        if isfinite(difference)
+        else "NaN"
+    )
+    panel.text(left + 0.5, top + 0.5, text, ha="center", va="center")
+
+
+def _counts(rows: pl.DataFrame) -> str:
+    found = Counter(rows["verdict"])
+    kinds = [kind for kind in _LOOKS if found[kind]]
+    return ", ".join(
+        f"{found[kind]} {_PLURALS[kind] if found[kind] > 1 else kind or 'open'}" for kind in kinds
+    )
+
+
+def _foot(known: pl.DataFrame) -> str:
+    """Say what the symbols mean, and on how many seeds, songs and points the table rests."""
+    ranges = {
+        name: " to ".join(str(count) for count in dict.fromkeys((numbers.min(), numbers.max())))
+        for name, numbers in known.select("seeds", "songs", "excluded").to_dict().items()
+    }
+    excluded = (
+        f"; left out of a comparison: {ranges['excluded']}" if known["excluded"].sum() else ""
+    )
+    return (
+        "▲ win   = tie   ▼ loss: Holm-corrected over the 12 panels at 5 %.   ? open: no test with"
+        " one seed.\n"
+        f"Training seeds: {ranges['seeds']}; clusters of songs: {ranges['songs']}{excluded}."
+    )

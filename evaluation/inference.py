@@ -1,0 +1,354 @@
+"""Verdicts: whether ours is better than a rival, beyond what other songs and seeds could change.
+
+Letters in shapes: `B` pairs of a source, `C` their clusters (couples of songs), `n` training seeds,
+`R` resamples, `K` bins, `N` any number of comparisons.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float, Float32, Float64, Integer
+from scipy import stats
+
+from evaluation.frontier import (
+    CHOSEN_ON,
+    COHERENCY,
+    CONFIGURATION,
+    DISTANCES,
+    FUSIONS,
+    OURS,
+    REAL,
+    matched_similarity,
+)
+from evaluation.statistics import Resamples, correlation, transition_matrix
+
+SIGNIFICANCE = 0.05
+"""A win or a loss has a Holm-corrected p below this."""
+
+_Point = tuple[str, float | None, int]
+"""Trial, λ and iteration."""
+_SETTING = ["trial", "lambda", "iteration"]
+_PANEL = ["rival", "axis", "source", "metric"]
+_SCHEMA = pl.Schema(
+    {
+        **dict.fromkeys(_PANEL, pl.String),
+        **dict.fromkeys(("difference", "low", "high", "p", "p_holm"), pl.Float64),
+        "verdict": pl.String,
+        **dict.fromkeys(("songs", "seeds", "excluded", "candidates"), pl.Int64),
+    }
+)
+
+
+def verdicts(
+    metrics: pl.DataFrame,
+    outcomes: pl.DataFrame,
+    bins: Mapping[str, int],
+    bounds: Mapping[str, tuple[float, float]],
+    resamples: int,
+    random: np.random.Generator,
+) -> pl.DataFrame:
+    """Ours against every rival, in every panel and along every axis.
+
+    What is compared is what `evaluation.frontier.matched_similarity` chose from `metrics` within
+    `bounds`. `difference` is the mean over its distances of ours less the rival's, and ours the
+    mean over training seeds. It is taken from `outcomes` (one row per pair of every point): the
+    judge's mean, and the correlations with the transition matrices of the real pairs of test songs;
+    `bins` holds the number of bins of each statistic. Pairs without a value are left out and
+    counted in `excluded`, over all points that a row compares.
+
+    `low`, `high` (95 %) and `p` (two-sided) are those of `crossed_interval`, songs and seeds
+    resampled together; `songs` is the number of clusters. `p_holm` is corrected over the panels of
+    one rival and axis. `verdict` is "win" or "loss" where `p_holm` is below `SIGNIFICANCE`, else
+    "tie". All five are null with one seed or one cluster, from which nothing can be said of others,
+    and where the difference is not finite. `candidates` is the number of ours that were chosen
+    from.
+
+    Held fixed, so that nothing is said of others: the core, the judges, the choice of
+    configurations, the real pairs of the reference, the inputs that were drawn from each song, and
+    the one run of each rival.
+
+    Raises ValueError where `outcomes` lacks what `metrics` has, and where the pairs of one source
+    differ between its points.
+    """
+    matched = matched_similarity(metrics, bounds)
+    trials = _trials(metrics)
+    real = outcomes.filter(pl.col("method") == REAL, pl.col("source") == "test")
+    references = {
+        statistic: transition_matrix(*_bins(real, statistic), count)
+        for statistic, count in bins.items()
+    }
+    rows = []
+    for source in CHOSEN_ON:
+        panels = matched.filter(pl.col("source") == source).partition_by(
+            "rival", "axis", "metric", maintain_order=True
+        )
+        contrasts = [_contrast(panel, trials) for panel in panels]
+        needed = {point for contrast in contrasts for point in contrast}
+        pairs = _Pairs.of(outcomes, source, needed, resamples, random)
+        for metric in COHERENCY:
+            scores = _Scores(pairs, metric, references.get(metric))
+            rows += [
+                panel.select(*_PANEL, "candidates").row(0, named=True) | _compared(contrast, scores)
+                for panel, contrast in zip(panels, contrasts, strict=True)
+                if panel["metric"][0] == metric
+            ]
+    families = pl.DataFrame(rows, _SCHEMA).partition_by("rival", "axis", maintain_order=True)
+    return pl.concat(map(_decided, families)).sort("rival", "axis", maintain_order=True)
+
+
+def crossed_interval(
+    by_seed: Float64[np.ndarray, "*N n"],
+    resampled: Float[np.ndarray, "*N n R"],
+    clusters: int,
+) -> tuple[Float64[np.ndarray, "*N"], Float64[np.ndarray, "*N"], Float64[np.ndarray, "*N"]]:
+    """95 % interval (low, high) and two-sided p of a mean over seeds, for other songs and seeds.
+
+    `by_seed` holds the estimate of each of at least two seeds on the same pairs, `resampled` the
+    same with whole clusters drawn again, each draw shared by all seeds.
+
+    Songs and seeds are crossed: every seed is tested on the same songs. The variance of the mean is
+    then that of songs, plus that of seeds, plus that of their interaction (with the noise of single
+    pairs). Three mean squares estimate it:
+
+    - A, over resamples, of the mean of all seeds: songs + interaction;
+    - S, s²/n over the seeds' own estimates: seeds + interaction;
+    - I, over resamples, of the seeds' deviations from their mean, over n (n - 1): interaction.
+
+    A + S would count the interaction twice; A + S - I is the variance for two-way clusters of
+    Cameron, Gelbach & Miller (2011), Owen's (2007) for crossed effects. It is noisy, so it is not
+    let below A or S, either of which is a part of what it estimates. A and I have the factor
+    C/(C - 1) that a bootstrap of few clusters lacks. Degrees of freedom are Satterthwaite's (1946),
+    of C - 1, n - 1 and their product.
+
+    Without any variance the interval is the mean itself, and p 1 where that is 0, else 0.
+    """
+    n = by_seed.shape[-1]
+    mean = by_seed.mean(axis=-1)
+    correction = clusters / (clusters - 1)
+    songs = correction * resampled.mean(axis=-2, dtype=np.float64).var(axis=-1)
+    each = correction * resampled.var(axis=-1, dtype=np.float64).mean(axis=-1)
+    seeds = by_seed.var(axis=-1, ddof=1) / n
+    interaction = (each - songs) / (n - 1)
+    variance = np.maximum(songs + seeds - interaction, np.maximum(songs, seeds))
+    known = variance == 0
+    spread = (
+        songs**2 / (clusters - 1) + seeds**2 / (n - 1) + interaction**2 / ((clusters - 1) * (n - 1))
+    )
+    freedom = np.where(known, 1, variance**2) / np.where(known, 1, spread)
+    error = np.sqrt(variance)
+    reach = stats.t.ppf(1 - SIGNIFICANCE / 2, freedom) * error
+    p = 2 * stats.t.sf(np.abs(mean) / np.where(known, 1, error), freedom)
+    p = np.where(known, mean == 0, p)
+    return np.asarray(mean - reach), np.asarray(mean + reach), np.asarray(p, np.float64)
+
+
+def holm(p: Float64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
+    """P-values corrected over all of them (Holm, 1979). NaN stays NaN, and counts as 1."""
+    order = np.argsort(np.nan_to_num(p, nan=1.0), kind="stable")
+    steps = np.nan_to_num(p[order], nan=1.0) * np.arange(len(p), 0, -1)
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return np.where(np.isnan(p), np.nan, corrected)
+
+
+def probability_of_improvement(
+    ours: Float64[np.ndarray, "n"], rival: Float64[np.ndarray, "m"]
+) -> float:
+    """Chance that a random one of `ours` is above a random one of `rival`, equal ones half counted.
+
+    Agarwal et al., "Deep RL at the edge of the statistical precipice" (2021). NaN where one is
+    empty.
+    """
+    if not (ours.size and rival.size):
+        return np.nan
+    above, equal = ours[:, None] > rival, ours[:, None] == rival
+    return float((above + 0.5 * equal).mean())
+
+
+@dataclass(frozen=True)
+class _Score:
+    """A metric of one point: on all pairs, in each resample, and how many pairs have none."""
+
+    value: float
+    resampled: Float32[np.ndarray, "R"]
+    excluded: int
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The outcomes of some points of one source, and resamples of its clusters."""
+
+    points: Mapping[_Point, pl.DataFrame]
+    cluster: Integer[np.ndarray, "B"]
+    """Number of each pair's cluster, 0 to C - 1."""
+    draws: Float32[np.ndarray, "R C"]
+    """How often each cluster is in each resample; no resamples of a single cluster."""
+
+    @classmethod
+    def of(
+        cls,
+        outcomes: pl.DataFrame,
+        source: str,
+        points: set[_Point],
+        resamples: int,
+        random: np.random.Generator,
+    ) -> "_Pairs":
+        keys = pl.DataFrame(
+            list(points),
+            {"trial": pl.String, "lambda": pl.Float64, "iteration": pl.Int32},
+            orient="row",
+        )
+        found = (
+            outcomes.filter(pl.col("source") == source, pl.col("method") != REAL)
+            .join(keys, on=keys.columns, how="semi", nulls_equal=True)
+            .sort("pair", maintain_order=True)
+            .partition_by(keys.columns, as_dict=True)
+        )
+        if missing := points - found.keys():
+            raise ValueError(f"outcomes: {min(missing, key=str)} of {source} is missing")
+        one = next(iter(found.values()))["pair", "cluster"]
+        if not all(own["pair", "cluster"].equals(one) for own in found.values()):
+            raise ValueError(f"outcomes: the points of {source} differ in their pairs")
+        cluster = one["cluster"].to_numpy()
+        if one["cluster"].n_unique() < 2:
+            return cls(found, np.zeros(len(cluster), np.int64), np.zeros((0, 1), np.float32))
+        drawn = Resamples.draw(cluster, resamples, random)
+        return cls(found, drawn.cluster, drawn.draws.astype(np.float32))
+
+
+class _Scores(dict[_Point, _Score]):
+    """One metric of the points of a source, each worked out when it is first asked for."""
+
+    def __init__(
+        self, pairs: _Pairs, metric: str, reference: Float64[np.ndarray, "K K"] | None
+    ) -> None:
+        self.pairs, self.metric, self.reference = pairs, metric, reference
+
+    def __missing__(self, point: _Point) -> _Score:
+        outcomes = self.pairs.points[point]
+        if self.reference is None:
+            self[point] = self._mean(outcomes[self.metric].to_numpy().astype(np.float64))
+        else:
+            self[point] = self._correlation(*_bins(outcomes, self.metric), self.reference)
+        return self[point]
+
+    def _mean(self, values: Float64[np.ndarray, "B"]) -> _Score:
+        cluster, draws = self.pairs.cluster, self.pairs.draws
+        present = np.isfinite(values)
+        if not present.any():
+            return _Score(np.nan, np.full(len(draws), np.nan, np.float32), len(values))
+        parts = [
+            np.bincount(cluster[present], weights, draws.shape[1])
+            for weights in (values[present], None)
+        ]
+        total, count = (draws @ np.stack(parts, axis=1).astype(np.float32)).T
+        resampled = np.where(count > 0, total, np.nan) / np.maximum(count, 1)
+        return _Score(float(values[present].mean()), resampled, int((~present).sum()))
+
+    def _correlation(
+        self,
+        left: Integer[np.ndarray, "B"],
+        right: Integer[np.ndarray, "B"],
+        reference: Float64[np.ndarray, "K K"],
+    ) -> _Score:
+        cluster, draws, k = self.pairs.cluster, self.pairs.draws, len(reference)
+        present = (left >= 0) & (right >= 0)
+        cells = (cluster * k + left)[present] * k + right[present]
+        counts = np.bincount(cells, minlength=draws.shape[1] * k * k).reshape(-1, k, k)
+        value = correlation(transition_matrix(left, right, k), reference)
+        resampled = resampled_correlations(counts.astype(np.float32), draws, reference)
+        return _Score(float(value), resampled, int((~present).sum()))
+
+
+def resampled_correlations(
+    counts: Float32[np.ndarray, "C K K"],
+    draws: Float32[np.ndarray, "R C"],
+    reference: Float64[np.ndarray, "K K"],
+) -> Float32[np.ndarray, "R"]:
+    """`correlation` of the `row_stochastic` matrix of each resample with `reference`.
+
+    The same in fewer steps: rows sum to 1, so the mean of such a matrix is 1/K whatever the counts,
+    and it need not be made. NaN where it is constant.
+    """
+    k = len(reference)
+    centred = (reference - reference.mean()).astype(np.float32)
+    drawn = (draws @ counts.reshape(-1, k * k)).reshape(-1, k, k)
+    drawn += 1 / k
+    total = drawn @ np.ones(k, np.float32)
+    product = (np.einsum("rij,ij->ri", drawn, centred) / total).sum(axis=1)
+    square = (np.einsum("rij,rij->ri", drawn, drawn) / total**2).sum(axis=1) - 1
+    norm = np.sqrt(np.maximum(square, 0)) * np.linalg.norm(centred)
+    constant = norm < 1e-6
+    return np.where(constant, np.nan, product) / np.where(constant, 1, norm)
+
+
+def _trials(metrics: pl.DataFrame) -> dict[str, list[str]]:
+    """The trials of each configuration of ours that has all seeds, in the order of seeds."""
+    ours = metrics.filter(pl.col("method").is_in(FUSIONS))
+    unique = ours.select(CONFIGURATION.alias("configuration"), "seed", "trial").unique()
+    trials = unique.sort("seed").group_by("configuration").agg("trial")
+    finished = trials.filter(pl.col("trial").list.len() == unique["seed"].n_unique())
+    return dict(finished.iter_rows())
+
+
+def _contrast(
+    panel: pl.DataFrame, trials: Mapping[str, list[str]]
+) -> dict[_Point, Float64[np.ndarray, "n"]]:
+    """What the score of each point counts in the difference of each seed, as a whole number."""
+    seeds = max(map(len, trials.values()), default=1)
+    contrast: dict[_Point, Float64[np.ndarray, "n"]] = defaultdict(lambda: np.zeros(seeds))
+    for method, trial, *setting in panel.select("method", *_SETTING).iter_rows():
+        own = trials.get(trial, [trial] * seeds) if method == OURS else [trial] * seeds
+        for seed, name in enumerate(own):
+            contrast[name, *setting][seed] += 1 if method == OURS else -1
+    return contrast
+
+
+def _compared(
+    contrast: Mapping[_Point, Float64[np.ndarray, "n"]], scores: _Scores
+) -> dict[str, Any]:
+    """The columns of a verdict that one comparison alone decides."""
+    weights = np.stack(list(contrast.values()), axis=1) / DISTANCES
+    points = [scores[point] for point in contrast]
+    by_seed = weights @ np.array([point.value for point in points])
+    resampled = weights.astype(np.float32) @ np.stack([point.resampled for point in points])
+    resampled = resampled[:, np.isfinite(resampled).all(axis=0)]
+    songs = scores.pairs.draws.shape[1]
+    row: dict[str, Any] = {
+        "difference": float(by_seed.mean()),
+        "songs": songs,
+        "seeds": len(by_seed),
+        "excluded": sum(point.excluded for point in points),
+    }
+    if np.isfinite(row["difference"]) and len(by_seed) > 1 and resampled.shape[1] > 1:
+        interval = crossed_interval(by_seed, resampled, songs)
+        row |= dict(zip(("low", "high", "p"), map(float, interval), strict=True))
+    return row
+
+
+def _decided(family: pl.DataFrame) -> pl.DataFrame:
+    """The verdicts of one rival and axis, corrected over all its panels."""
+    corrected = holm(family["p"].fill_null(np.nan).to_numpy())
+    significant = pl.col("p_holm") < SIGNIFICANCE
+    return family.with_columns(p_holm=pl.Series(corrected).fill_nan(None)).with_columns(
+        verdict=pl.when(pl.col("p_holm").is_null())
+        .then(None)
+        .when(significant & (pl.col("difference") > 0))
+        .then(pl.lit("win"))
+        .when(significant)
+        .then(pl.lit("loss"))
+        .otherwise(pl.lit("tie"))
+    )
+
+
+def _bins(
+    outcomes: pl.DataFrame, statistic: str
+) -> tuple[Integer[np.ndarray, "B"], Integer[np.ndarray, "B"]]:
+    left, right = (
+        outcomes[f"{statistic}_{half}"].to_numpy().astype(np.int64) for half in ("left", "right")
+    )
+    return left, right

@@ -1,0 +1,228 @@
+"""How far a classifier of pairs can be trusted on songs that it has never seen.
+
+Letters in shapes: `T` steps, `P` adjacent pairs, `N` negatives, `B` pairs of both kinds, `S` songs,
+`R` resamples.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int, Integer
+from scipy.stats import rankdata
+from torch import Tensor
+
+from cf_core.corpus import Corpus
+from cf_core.melody import FIRST_PITCH, HOLD
+from cf_core.seeding import derive
+from evaluation.metrics import unpaired
+from evaluation.statistics import PITCH_CLASSES, resampling_weights
+
+Scorer = Callable[[Integer[np.ndarray, "B 2"]], Float[np.ndarray, "B"]]
+"""Gives logits of rows of segments."""
+
+CALIBRATION_BINS = 10
+"""Bins of equal width in the calibration error."""
+
+# Krumhansl & Kessler (1982): how well each pitch class, from the tonic up, fits a key.
+_PROFILES = (
+    (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
+    (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a classifier is tried on: adjacent pairs of unseen songs, and as many of other kinds.
+
+    Pairs of one cluster share songs, and are resampled as one.
+    """
+
+    adjacent: Integer[np.ndarray, "P 2"]
+    unpaired: Integer[np.ndarray, "P 2"]
+    """Of different songs."""
+    same_key: Integer[np.ndarray, "N 2"]
+    """Left halves of adjacent pairs, with a half of another song in the same key. At most `P`: a
+    song that is alone in its key has none."""
+    clusters: tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"], Int[np.ndarray, "N"]]
+
+    @classmethod
+    def draw(cls, corpus: Corpus, split: int, seed: int) -> "Trial":
+        """Draw the trial of a split; equal for equal seeds."""
+        random = np.random.default_rng(derive(seed, "reliability", split))
+        adjacent = corpus.pairs_of(split)
+        negatives, couples = unpaired(corpus, split, len(adjacent), random)
+        same_key = _same_key_pairs(corpus, split, adjacent, random)
+        # A song outside of all couples is a cluster of its own.
+        couple_of = -1 - np.arange(len(corpus.song_ids))
+        couple_of[corpus.song[negatives]] = couples[:, None]
+        clusters = [couple_of[corpus.song[rows[:, 0]]] for rows in (adjacent, negatives, same_key)]
+        return cls(adjacent, negatives, same_key, (clusters[0], clusters[1], clusters[2]))
+
+    def report(
+        self,
+        logits: Scorer,
+        resamples: int,
+        seed: int,
+    ) -> dict[str, dict[str, float] | int]:
+        """`auc`, `same_key_auc` (where there are such pairs), `calibration_error`, as JSON values.
+
+        `logits` scores rows of segments. The intervals resample couples of songs (of negatives in
+        the same key, only the left half's), with the classifier held fixed.
+        """
+        scores = [logits(rows) for rows in (self.adjacent, self.unpaired, self.same_key)]
+        weights = self._weights(resamples, seed)
+        both = np.concatenate(scores[:2])
+        is_adjacent = np.arange(len(both)) < len(self.adjacent)
+        probability = 1 / (1 + np.exp(-both.astype(np.float64)))
+        figures = {
+            "auc": _estimate(
+                auc(scores[0], scores[1]), auc_resampled(scores[0], scores[1], *weights[:2])
+            ),
+            "calibration_error": _estimate(
+                float(calibration_error(probability, is_adjacent, np.ones((1, len(both))))[0]),
+                calibration_error(probability, is_adjacent, np.hstack(weights[:2])),
+            ),
+        }
+        if len(self.same_key):
+            figures["same_key_auc"] = _estimate(
+                auc(scores[0], scores[2]), auc_resampled(scores[0], scores[2], *weights[::2])
+            )
+        counts = {"pairs": len(self.adjacent), "same_key_pairs": len(self.same_key)}
+        return counts | {name: asdict(figure) for name, figure in figures.items()}
+
+    def agreement(
+        self,
+        logits: Scorer,
+        others: Scorer,
+        resamples: int,
+        seed: int,
+    ) -> Estimate:
+        """Spearman's rank correlation of two classifiers over adjacent and unpaired pairs.
+
+        Interval as for `report`, with each pair's rank held fixed.
+        """
+        rows = np.concatenate((self.adjacent, self.unpaired))
+        a, b = (rankdata(score(rows)) for score in (logits, others))
+        weights = np.hstack(self._weights(resamples, seed)[:2])
+        once = np.ones((1, len(rows)))
+        return _estimate(float(_correlation(a, b, once)[0]), _correlation(a, b, weights))
+
+    def _weights(self, resamples: int, seed: int) -> list[Float64[np.ndarray, "R B"]]:
+        """How often each pair of each kind occurs in each resample."""
+        random = np.random.default_rng(derive(seed, "reliability", "resamples"))
+        drawn = resampling_weights(np.concatenate(self.clusters), resamples, random)
+        sizes = np.cumsum([len(clusters) for clusters in self.clusters])[:-1]
+        return np.split(drawn, sizes, axis=1)
+
+
+def auc(positive: Float[np.ndarray, "P"], negative: Float[np.ndarray, "N"]) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative (ties half)."""
+    once = np.ones((1, len(positive))), np.ones((1, len(negative)))
+    return float(auc_resampled(positive, negative, *once)[0])
+
+
+def auc_resampled(
+    positive: Float[np.ndarray, "P"],
+    negative: Float[np.ndarray, "N"],
+    positive_weights: Float64[np.ndarray, "R P"],
+    negative_weights: Float64[np.ndarray, "R N"],
+) -> Float64[np.ndarray, "R"]:
+    """AUC where each score counts as often as its weight says, for each row of weights.
+
+    NaN where all weights of either kind are 0.
+    """
+    order = np.argsort(negative)
+    ordered = negative[order]
+    total = np.cumsum(negative_weights[:, order], axis=1)
+    total = np.hstack((np.zeros((len(total), 1)), total))
+    below = total[:, np.searchsorted(ordered, positive, side="left")]
+    not_above = total[:, np.searchsorted(ordered, positive, side="right")]
+    wins = (positive_weights * (below + not_above) / 2).sum(1)
+    pairs = positive_weights.sum(1) * total[:, -1]
+    return np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
+
+
+def calibration_error(
+    probability: Float64[np.ndarray, "B"],
+    is_adjacent: Bool[np.ndarray, "B"],
+    weights: Float64[np.ndarray, "R B"],
+) -> Float64[np.ndarray, "R"]:
+    """Expected calibration error (Guo et al. 2017), 0 to 1, for each row of weights.
+
+    The mean over `CALIBRATION_BINS` bins of equal width, weighted by what is in them, of how far
+    the mean probability is from the share of adjacent pairs.
+    """
+    place = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    bins = np.eye(CALIBRATION_BINS)[place]
+    gaps = np.abs(weights @ (bins * (probability - is_adjacent)[:, None]))
+    return np.asarray(gaps.sum(1) / weights.sum(1))
+
+
+def song_keys(corpus: Corpus) -> Int[np.ndarray, "S"]:
+    """The key of each song: 0 (C) to 11 (B) major, 12 to 23 minor.
+
+    That whose profile of Krumhansl & Kessler correlates best with how long each pitch class sounds
+    (Krumhansl 1990). Of a song that never sounds, C major.
+    """
+    sounding = sounding_pitch(torch.as_tensor(corpus.tokens).long()).numpy()
+    segment, step = np.nonzero(sounding)
+    pitch = sounding[segment, step] - FIRST_PITCH + corpus.form.lowest
+    songs = len(corpus.song_ids)
+    cells = corpus.song[segment].astype(np.int64) * PITCH_CLASSES + pitch % PITCH_CLASSES
+    durations = np.bincount(cells, minlength=songs * PITCH_CLASSES).reshape(songs, PITCH_CLASSES)
+    profiles = np.stack([np.roll(mode, tonic) for mode in _PROFILES for tonic in range(12)])
+    centred = [x - x.mean(1, keepdims=True) for x in (durations.astype(float), profiles)]
+    scale = np.linalg.norm(centred[1], axis=1)
+    return np.asarray((centred[0] @ centred[1].T / scale).argmax(1))
+
+
+def sounding_pitch(tokens: Integer[Tensor, "B T"]) -> Integer[Tensor, "B T"]:
+    """The onset token of the note that sounds at each step; 0 (rest) where none does."""
+    steps = torch.arange(tokens.shape[1])
+    fresh = torch.where(tokens != HOLD, steps, 0).cummax(1).values
+    last = tokens.gather(1, fresh)
+    return torch.where(last >= FIRST_PITCH, last, 0)
+
+
+def _correlation(
+    a: Float64[np.ndarray, "B"], b: Float64[np.ndarray, "B"], weights: Float64[np.ndarray, "R B"]
+) -> Float64[np.ndarray, "R"]:
+    """Pearson's correlation where each pair counts as often as its weight says."""
+    share = weights / weights.sum(1, keepdims=True)
+    x, y = (values - share @ values[:, None] for values in (a, b))
+    variances = (share * x**2).sum(1) * (share * y**2).sum(1)
+    return np.asarray((share * x * y).sum(1) / np.sqrt(variances))
+
+
+def _same_key_pairs(
+    corpus: Corpus, split: int, adjacent: Integer[np.ndarray, "P 2"], random: np.random.Generator
+) -> Int[np.ndarray, "N 2"]:
+    keys, rows = song_keys(corpus), corpus.segments(split)
+    songs = corpus.song[rows]
+    pairs = []
+    for left in adjacent[:, 0]:
+        song = corpus.song[left]
+        others = rows[(keys[songs] == keys[song]) & (songs != song)]
+        if len(others):
+            pairs.append((left, random.choice(others)))
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _estimate(value: float, resampled: Float64[np.ndarray, "R"]) -> Estimate:
+    # A resample can draw no song of one kind of pair.
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return Estimate(value, float(low), float(high))

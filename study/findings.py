@@ -1,0 +1,237 @@
+"""What a study's records say: tables, figures and words made of other tables alone."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from cf_core.files import replacing
+from cf_core.seeding import derive
+from evaluation.figures import (
+    attainment_figure,
+    cost_figure,
+    frontier_figure,
+    iteration_figure,
+    save,
+    song_distance_figure,
+    style_figure,
+    transition_figure,
+    verdict_figure,
+)
+from evaluation.frontier import (
+    FUSIONS,
+    LEVELS,
+    OURS,
+    PANELS,
+    attainment,
+    hypervolumes,
+    matched_similarity,
+    non_dominated,
+    panel_points,
+    rivals,
+)
+from evaluation.inference import probability_of_improvement, verdicts
+from study.config import EvaluationPlan, StudyConfig
+from study.store import Store
+
+AXES = ("z_distance", "edit_distance")
+"""Metrics that can be the distance of a frontier."""
+
+CSV_COLUMNS = (
+    "corpus", "rival", "axis", "source", "metric", "difference", "low", "high", "p_holm", "verdict",
+)  # fmt: skip
+"""Columns of `verdicts.csv`."""
+
+_SHOWN_DISTANCE = 6
+"""Which of the ten matched distances the figure of transition matrices compares at."""
+
+
+def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
+    """Write the tables `frontier`, `matched`, `hypervolumes` and `verdicts`."""
+    metrics = _finished(store, "metrics")
+    bounds = _bounds(evaluation)
+    fronts = [
+        _front(group).with_columns(source=pl.lit(source), metric=pl.lit(metric), axis=pl.lit(axis))
+        for (source, metric), axis in product(PANELS, bounds)
+        for _, group in panel_points(metrics, source, metric, axis)
+        .filter(pl.col("distance").is_finite(), pl.col("value").is_finite())
+        .group_by("method", maintain_order=True)
+    ]
+    store.write("frontier", "all", pl.concat(fronts))
+    store.write("matched", "all", matched_similarity(metrics, bounds))
+    store.write("hypervolumes", "all", hypervolumes(metrics, bounds))
+    found = verdicts(
+        metrics,
+        _finished(store, "outcomes"),
+        dict(store.scan("bins").group_by("statistic").len().collect().iter_rows()),
+        bounds,
+        evaluation.verdict_resamples,
+        np.random.default_rng(derive(seed, "verdicts")),
+    )
+    store.write("verdicts", "all", found)
+
+
+def draw(store: Store) -> list[Path]:
+    """Draw all figures again, from the tables alone; each as SVG and PNG.
+
+    Those that a study has nothing for (verdicts with one seed say nothing) are left out.
+    """
+    return [
+        path
+        for name, figure in _figures(store).items()
+        for path in save(figure, store.root / "figures" / name)
+    ]
+
+
+def write_verdicts(stores: Sequence[Store], path: Path) -> None:
+    """Write the verdicts of several studies as one CSV file; a study's name is its corpus."""
+    tables = [
+        store.scan("verdicts").with_columns(corpus=pl.lit(store.record["name"])).collect()
+        for store in stores
+    ]
+    with replacing(path) as temporary:
+        pl.concat(tables).select(CSV_COLUMNS).write_csv(temporary)
+
+
+def verdict_lines(store: Store) -> list[str]:
+    """Count wins, ties and losses against each rival, along each axis; say what lacks."""
+    found = store.scan("verdicts").collect()
+    lines = []
+    for panels in found.partition_by("rival", "axis", maintain_order=True):
+        rival, axis = panels.select("rival", "axis").row(0)
+        against = f"against {rival}, at matched {axis.replace('_', ' ')}:"
+        if panels["verdict"].null_count() == panels.height:
+            led = panels.filter(pl.col("difference") > 0).height
+            lines.append(f"{against} ahead in {led} of {panels.height} panels")
+            continue
+        counts = [panels.filter(pl.col("verdict") == x).height for x in ("win", "tie", "loss")]
+        lost = panels.filter(pl.col("verdict") == "loss").select("metric", "source")
+        named = ", ".join(f"{metric} ({source})" for metric, source in lost.iter_rows())
+        wins, ties, losses = counts
+        lines.append(
+            f"{against} {wins} wins, {ties} ties, {losses} losses" + (f": {named}" if named else "")
+        )
+    if found["seeds"].max() == 1:
+        lines.append("(ahead: a count, no test; one training seed says nothing of others)")
+    lines += _agreement(_finished(store, "metrics"))
+    excluded = _finished(store, "metrics")["excluded"].sum()
+    if excluded:
+        lines.append(f"left out, as not finite or silent: {excluded:,} pairs, summed over metrics")
+    return lines
+
+
+def improvement_lines(store: Store) -> list[str]:
+    """Say how often a seed's hypervolume is above that of each rival, on average over panels."""
+    areas = store.scan("hypervolumes").collect()
+    panel = ["source", "metric", "axis"]
+    chances: dict[str, list[float]] = {}
+    for group in areas.partition_by(panel, maintain_order=True):
+        by_method = {
+            own["method"][0]: own["hypervolume"].to_numpy()
+            for own in group.partition_by("method", maintain_order=True)
+        }
+        for rival, values in by_method.items():
+            if rival != OURS and OURS in by_method:
+                chance = probability_of_improvement(by_method[OURS], values)
+                chances.setdefault(rival, []).append(chance)
+    said = ", ".join(f"{rival} {np.mean(found):.2f}" for rival, found in chances.items())
+    return [f"chance of a larger hypervolume, mean over panels and axes: {said}"] if said else []
+
+
+def _figures(store: Store) -> dict[str, Figure]:
+    config = StudyConfig.restored(store.record)
+    metrics, found = _finished(store, "metrics"), store.scan("verdicts").collect()
+    outcomes = _finished(store, "outcomes")
+    figures = {
+        f"{name}-{axis}": drawn(metrics, axis)
+        for axis in AXES
+        for name, drawn in (("frontier", frontier_figure), ("iterations", iteration_figure))
+    }
+    methods = [OURS, *(name for name in rivals(metrics) if name in ("lp", "gradient"))]
+    surfaces = [
+        attainment(metrics, source, metric, "z_distance", methods).with_columns(
+            source=pl.lit(source), metric=pl.lit(metric)
+        )
+        for source, metric in PANELS
+    ]
+    figures["attainment"] = attainment_figure(pl.concat(surfaces), "z_distance")
+    figures["verdicts"] = verdict_figure(found)
+    figures["transitions"] = transition_figure(
+        outcomes, store.scan("bins").collect(), _shown_points(store, metrics)
+    )
+    figures["song-distances"] = song_distance_figure(store.scan("song_distances").collect())
+    costs, trials = store.scan("costs").collect(), store.scan("trials").collect()
+    training = trials.filter(pl.col("method").is_in(FUSIONS))["seconds"].mean()
+    figures["cost"] = cost_figure(metrics, costs, float(training or 0.0))  # type: ignore[arg-type]
+    examples = store.scan("examples").collect()
+    if not examples.is_empty():
+        figures["styles"] = style_figure(examples, config.melody)
+    return figures
+
+
+def _shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
+    """The points of ours (of the lowest seed) and of LP that are compared by the judge."""
+    matched = store.scan("matched").filter(
+        pl.col("rival") == "lp",
+        pl.col("axis") == "z_distance",
+        pl.col("source") == "test",
+        pl.col("metric") == "judge",
+    )
+    chosen = matched.sort("distance").collect()
+    distances = chosen["distance"].unique().sort()
+    shown = chosen.filter(pl.col("distance") == distances[_SHOWN_DISTANCE])
+    seed = metrics["seed"].min()
+    points = shown.with_columns(
+        trial=pl.when(pl.col("method") == OURS)
+        .then(pl.concat_str("trial", pl.lit(f"-seed{seed!r}")))
+        .otherwise("trial")
+    )
+    named = metrics.select("trial", true_method="method").unique()
+    return points.join(named, on="trial", how="left").select(
+        "trial", "lambda", "iteration", method="true_method"
+    )
+
+
+def _agreement(metrics: pl.DataFrame) -> list[str]:
+    """Say how alike the two judges rank the points: validation songs' against test songs'."""
+    point = ["method", "trial", "lambda", "iteration"]
+    judged = metrics.filter(pl.col("metric") == "judge", ~pl.col("method").is_in(LEVELS))
+    by_source = [
+        judged.filter(pl.col("source") == source).select(*point, pl.col("value").alias(source))
+        for source in ("validation", "test")
+    ]
+    both = by_source[0].join(by_source[1], on=point, nulls_equal=True).drop_nulls().drop_nans()
+    if both.height < 3:
+        return []
+    rank = float(spearmanr(both["validation"], both["test"]).statistic)
+    return [
+        f"the selection judge (validation songs) and the reporting judge (test songs) rank"
+        f" {both.height} points alike: Spearman {rank:.3f}"
+    ]
+
+
+def _finished(store: Store, table: str) -> pl.DataFrame:
+    """A table without what an unfinished job may have left in it."""
+    unfinished = [trial for trial, status in store.done_trials().items() if status != "done"]
+    return store.scan(table).filter(~pl.col("trial").is_in(unfinished)).collect()
+
+
+def _bounds(evaluation: EvaluationPlan) -> Mapping[str, tuple[float, float]]:
+    return {axis: getattr(evaluation.matched, axis) for axis in AXES}
+
+
+def _front(points: pl.DataFrame) -> pl.DataFrame:
+    distance, value = points["distance"].to_numpy(), points["value"].to_numpy()
+    return points.select(
+        "method",
+        "trial",
+        "lambda",
+        "iteration",
+        similarity="distance",
+        coherency="value",
+        non_dominated=pl.Series(non_dominated(distance, value)),
+    )

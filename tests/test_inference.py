@@ -1,0 +1,275 @@
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from evaluation.frontier import CHOSEN_ON, OURS, PANELS, matched_similarity
+from evaluation.inference import (
+    crossed_interval,
+    holm,
+    probability_of_improvement,
+    resampled_correlations,
+    verdicts,
+)
+from evaluation.statistics import (
+    STATISTICS,
+    Resamples,
+    correlation,
+    row_stochastic,
+    transition_matrix,
+)
+
+SONGS, SEEDS = 25, 5
+
+
+@pytest.mark.parametrize(
+    ("song", "seed", "interaction", "pair"),
+    [
+        pytest.param(0.05, 0.015, 0.03, 0.25, id="realistic"),
+        pytest.param(0.05, 0.02, 0.05, 0.1, id="songs and seeds alike"),
+        pytest.param(0.02, 0.1, 0.03, 0.25, id="seeds dominate"),
+        pytest.param(0.1, 0.0, 0.05, 0.1, id="seeds alike"),
+    ],
+)
+def test_intervals_cover_what_they_say(
+    song: float, seed: float, interaction: float, pair: float
+) -> None:
+    """Standard deviations of a known law, with 20 pairs of each couple of songs."""
+    random, simulations, pairs = np.random.default_rng(7), 4_000, 20
+    truth = 0.03
+    by_cluster = (
+        truth
+        + random.normal(0, song, (simulations, 1, SONGS))
+        + random.normal(0, seed, (simulations, SEEDS, 1))
+        + random.normal(0, interaction, (simulations, SEEDS, SONGS))
+        + random.normal(0, pair / np.sqrt(pairs), (simulations, SEEDS, SONGS))
+    )
+    draws = Resamples.draw(np.arange(SONGS), 600, random).draws / SONGS
+    covered, rejected = 0, 0
+    for part in np.split(by_cluster, 8):
+        low, high, p = crossed_interval(part.mean(axis=2), part @ draws.T, SONGS)
+        covered += int(((low <= truth) & (truth <= high)).sum())
+        low, high, p = crossed_interval(part.mean(axis=2) - truth, part @ draws.T, SONGS)
+        rejected += int((p < 0.05).sum())
+        assert (((low > 0) | (high < 0)) == (p < 0.05)).all()
+    assert 0.93 <= covered / simulations <= 0.98
+    assert rejected == simulations - covered
+
+
+def test_with_no_variance_of_songs_it_is_the_t_test_of_seeds() -> None:
+    by_seed = np.array([0.1, 0.3, 0.2, 0.25])
+    resampled = np.repeat(by_seed[:, None], 10, axis=1)
+    test = stats.ttest_1samp(by_seed, 0)
+    low, high, p = crossed_interval(by_seed, resampled, SONGS)
+    assert (low, high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert p == pytest.approx(test.pvalue)
+
+
+def test_with_no_variance_of_seeds_it_is_the_t_test_of_songs() -> None:
+    """Resamples of few clusters vary too little, by (C - 1)/C."""
+    songs = np.random.default_rng(0).normal(0.2, 1, 8)
+    draws = Resamples.draw(np.arange(8), 200_000, np.random.default_rng(1)).draws / 8
+    test = stats.ttest_1samp(songs, 0)
+    low, high, p = crossed_interval(
+        np.repeat(songs.mean(), 3), np.repeat((draws @ songs)[None], 3, axis=0), 8
+    )
+    assert (low, high) == pytest.approx(tuple(test.confidence_interval(0.95)), rel=0.01)
+    assert p == pytest.approx(test.pvalue, rel=0.01)
+
+
+def test_without_variance_nothing_is_left_to_chance() -> None:
+    by_seed = np.array([[0.0, 0.0], [0.5, 0.5]])
+    low, high, p = crossed_interval(by_seed, np.repeat(by_seed[..., None], 4, axis=2), 9)
+    assert low.tolist() == high.tolist() == [0, 0.5]
+    assert p.tolist() == [1, 0]
+
+
+def test_holm_worked_by_hand() -> None:
+    found = holm(np.array([0.03, np.nan, 0.01, 0.04, 0.6]))
+    # 5 of 0.01, 4 of 0.03, 3 of 0.04 (not below the one before), 2 of 0.6 (at most 1).
+    np.testing.assert_allclose(found, [0.12, np.nan, 0.05, 0.12, 1.0])
+
+
+def test_probability_of_improvement_worked_by_hand() -> None:
+    ours, rival = np.array([1.0, 3.0]), np.array([0.0, 1.0, 4.0])
+    # 1 is above 0 and equals 1; 3 is above 0 and 1.
+    assert probability_of_improvement(ours, rival) == pytest.approx((1 + 0.5 + 2) / 6)
+    assert probability_of_improvement(rival, ours) == pytest.approx(1 - (1 + 0.5 + 2) / 6)
+    assert np.isnan(probability_of_improvement(ours, rival[:0]))
+
+
+def test_resampled_correlations_are_those_of_the_matrices() -> None:
+    random, k = np.random.default_rng(0), 5
+    left, right = random.integers(-1, k, (2, 60))
+    clusters = random.integers(0, 7, 60)
+    resamples = Resamples.draw(clusters, 50, random)
+    reference = transition_matrix(random.integers(0, k, 40), random.integers(0, k, 40), k)
+    slow = correlation(row_stochastic(resamples.pair_counts(left, right, k)), reference)
+    counts = np.zeros((7, k, k), np.float32)
+    for cluster, one, other in zip(resamples.cluster, left, right, strict=True):
+        if one >= 0 and other >= 0:
+            counts[cluster, one, other] += 1
+    fast = resampled_correlations(counts, resamples.draws.astype(np.float32), reference)
+    np.testing.assert_allclose(fast, slow, atol=1e-5)
+
+
+BINS = dict.fromkeys(STATISTICS, 4)
+BOUNDS = {"z_distance": (0.5, 5.0), "edit_distance": (1.0, 10.0)}
+PAIRS = 60
+
+
+def study(seeds: int, clusters: int = 12) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Metrics and outcomes of ours (good, as far as 3 away), LP (bad) and the identity.
+
+    LP has a judge that is NaN for its last pair, and silent halves.
+    """
+    random = np.random.default_rng(0)
+    points: list[tuple[str, str, float | None, int | None, int, float, float]] = [
+        (
+            "fusion",
+            f"lambda{weight}-style0-seed{seed}",
+            weight,
+            seed,
+            count,
+            count + 0.1 / weight,
+            0.9,
+        )
+        for seed in range(seeds)
+        for weight in (0.1, 0.3)
+        for count in (1, 2)
+    ]
+    points += [("lp", "lp-eta0.1", None, None, n, float(n), 0.3) for n in (1, 2, 4)]
+    points.append(("identity", "identity", None, None, 0, 0.0, 0.2))
+    real = _bins(random, 300, 0.9) | {"pair": np.arange(300), "cluster": np.arange(300) // 3}
+    rows = [pl.DataFrame(real).with_columns(**_labels("real", "real", None, None, "test", 0))]
+    references = {name: _matrix(rows[0], name) for name in STATISTICS}
+    metrics = []
+    for method, trial, weight, seed, count, distance, quality in points:
+        for source in (*CHOSEN_ON, *CHOSEN_ON.values()):
+            label = _labels(method, trial, weight, seed, source, count)
+            judge = random.normal(quality, 0.05, PAIRS)
+            columns = _bins(random, PAIRS, quality) | {"judge": judge.astype(np.float32)}
+            if method == "lp":
+                columns["judge"][-1] = np.nan
+                columns["mean_pitch_left"][:2] = -1
+            columns |= {"pair": np.arange(PAIRS), "cluster": np.arange(PAIRS) % clusters}
+            frame = pl.DataFrame(columns).with_columns(**label)
+            rows.append(frame)
+            values = {"z_distance": distance, "edit_distance": 2 * distance}
+            values["judge"] = float(np.nanmean(columns["judge"].astype(np.float64)))
+            for name in STATISTICS:
+                values[name] = float(correlation(_matrix(frame, name), references[name]))
+            metrics += [
+                pl.DataFrame({"metric": name, "value": value}).with_columns(**label)
+                for name, value in values.items()
+            ]
+    return pl.concat(metrics), pl.concat(rows, how="diagonal")
+
+
+def _labels(
+    method: str, trial: str, weight: float | None, seed: int | None, source: str, count: int
+) -> dict[str, pl.Expr]:
+    return {
+        "method": pl.lit(method),
+        "trial": pl.lit(trial),
+        "lambda": pl.lit(weight, pl.Float64),
+        "seed": pl.lit(seed, pl.Int64),
+        "source": pl.lit(source),
+        "iteration": pl.lit(count, pl.Int32),
+    }
+
+
+def _bins(random: np.random.Generator, count: int, same: float) -> dict[str, np.ndarray]:
+    """Right halves that are in the left one's bin with that probability."""
+    columns = {}
+    for name in STATISTICS:
+        left, other = random.integers(0, 4, (2, count)).astype(np.int8)
+        columns[f"{name}_left"] = left
+        columns[f"{name}_right"] = np.where(random.random(count) < same, left, other)
+    return columns
+
+
+def _matrix(outcomes: pl.DataFrame, name: str) -> np.ndarray:
+    left, right = (outcomes[f"{name}_{half}"].to_numpy() for half in ("left", "right"))
+    return transition_matrix(left.astype(np.int64), right.astype(np.int64), 4)
+
+
+def judged(metrics: pl.DataFrame, outcomes: pl.DataFrame) -> pl.DataFrame:
+    return verdicts(metrics, outcomes, BINS, BOUNDS, 300, np.random.default_rng(3))
+
+
+def test_verdicts_are_about_the_differences_at_matched_similarity() -> None:
+    metrics, outcomes = study(seeds=3)
+    found = judged(metrics, outcomes)
+    assert found.height == 2 * 2 * len(PANELS)
+    keys = ["rival", "axis", "source", "metric"]
+    sign = pl.when(method=OURS).then(1).otherwise(-1)
+    expected = (
+        matched_similarity(metrics, BOUNDS)
+        .group_by(keys)
+        .agg((pl.col("value") * sign).sum() / 10)
+        .join(found, on=keys)
+    )
+    np.testing.assert_allclose(expected["difference"], expected["value"], atol=1e-6)
+    assert ((found["low"] <= found["difference"]) & (found["difference"] <= found["high"])).all()
+    assert found.filter(rival="lp", metric="judge")["verdict"].to_list() == ["win"] * 4
+    assert found["songs"].unique().to_list() == [12]
+    assert found["seeds"].unique().to_list() == [3]
+    # 3 of LP's 3 candidates, to which the 4 of ours are thinned; all 4 against the identity.
+    assert found.filter(rival="lp")["candidates"].unique().to_list() == [3]
+    assert found.filter(rival="identity")["candidates"].unique().to_list() == [4]
+    for (rival, axis), family in found.group_by("rival", "axis"):
+        np.testing.assert_allclose(family["p_holm"], holm(family["p"].to_numpy()), err_msg=axis)
+        assert family.height == len(PANELS), rival
+
+
+def test_pairs_without_a_value_are_counted() -> None:
+    metrics, outcomes = study(seeds=2)
+    found = judged(metrics, outcomes).filter(rival="lp", axis="z_distance", source="test")
+    excluded = dict(found.select("metric", "excluded").iter_rows())
+    chosen = matched_similarity(metrics, BOUNDS).filter(
+        rival="lp", axis="z_distance", source="test", method="lp", trial="lp-eta0.1"
+    )
+    points = {name: own["iteration"].n_unique() for (name,), own in chosen.group_by("metric")}
+    assert excluded["judge"] == points["judge"] > 0
+    assert excluded["mean_pitch"] == 2 * points["mean_pitch"] > 0
+    assert excluded["note_count"] == 0
+
+
+def test_what_is_worse_loses() -> None:
+    metrics, outcomes = study(seeds=3)
+    ours = pl.col("method") == "fusion"
+    metrics = metrics.with_columns(
+        pl.when(ours & (pl.col("metric") == "judge"))
+        .then(1 - pl.col("value"))
+        .otherwise("value")
+        .alias("value")
+    )
+    outcomes = outcomes.with_columns(
+        judge=pl.when(ours).then(1 - pl.col("judge")).otherwise("judge")
+    )
+    found = judged(metrics, outcomes).filter(metric="judge")
+    assert found["verdict"].to_list() == ["loss"] * 8
+
+
+def test_one_seed_or_one_cluster_says_nothing_of_others() -> None:
+    for metrics, outcomes in (study(seeds=1), study(seeds=2, clusters=1)):
+        found = judged(metrics, outcomes)
+        assert found["difference"].is_finite().all()
+        for column in ("low", "high", "p", "p_holm", "verdict"):
+            assert found[column].is_null().all()
+
+
+def test_verdicts_do_not_depend_on_the_order_of_rows() -> None:
+    metrics, outcomes = study(seeds=2)
+    shuffled = (frame.sample(fraction=1, shuffle=True, seed=5) for frame in (metrics, outcomes))
+    assert judged(*shuffled).equals(judged(metrics, outcomes))
+
+
+def test_outcomes_must_be_those_of_the_metrics() -> None:
+    metrics, outcomes = study(seeds=2)
+    with pytest.raises(ValueError, match="lp"):
+        judged(metrics, outcomes.filter(pl.col("method") != "lp"))
+    cut = outcomes.filter((pl.col("method") != "identity") | (pl.col("pair") > 0))
+    with pytest.raises(ValueError, match="pairs"):
+        judged(metrics, cut)

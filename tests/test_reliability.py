@@ -1,0 +1,145 @@
+"""AUC, calibration and keys against slow definitions, and what a report holds."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cf_core.corpus import TEST, Corpus
+from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
+from evaluation.reliability import (
+    Trial,
+    auc,
+    auc_resampled,
+    calibration_error,
+    song_keys,
+    sounding_pitch,
+)
+
+FORM = MelodyFormat(bars_per_segment=1, lowest=48, highest=84)
+scores = st.lists(st.integers(0, 4), min_size=1, max_size=12)
+
+
+@given(scores, scores)
+def test_auc_is_the_share_of_pairs_in_order(positive: list[int], negative: list[int]) -> None:
+    wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p, n in product(positive, negative)]
+    expected = sum(wins) / len(wins)
+    assert auc(np.array(positive, float), np.array(negative, float)) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=10))
+def test_the_sounding_pitch_is_that_of_the_last_onset(row: list[int]) -> None:
+    expected, last = [], REST
+    for token in row:
+        last = last if token == HOLD else token
+        expected.append(last if last >= FIRST_PITCH else 0)
+    assert sounding_pitch(torch.tensor([row]))[0].tolist() == expected
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=8),
+)
+def test_weights_count_a_score_as_often_as_they_say(
+    positive: list[tuple[int, int]], negative: list[tuple[int, int]]
+) -> None:
+    repeated = [
+        [score for score, times in own for _ in range(times)] for own in (positive, negative)
+    ]
+    if not all(repeated):
+        return
+    (a, wa), (b, wb) = (np.array(own, float).T for own in (positive, negative))
+    found = auc_resampled(a, b, wa[None], wb[None])[0]
+    assert found == pytest.approx(auc(*(np.array(own, float) for own in repeated)))
+
+
+def test_calibration_error_worked_by_hand() -> None:
+    # Bin 0.1-0.2: two of 0.15, one adjacent: gap 0.35. Bin 0.9-1: 0.9 and 1.0, both adjacent: 0.05.
+    probability = np.array([0.15, 0.15, 0.9, 1.0])
+    adjacent = np.array([True, False, True, True])
+    once = np.ones((1, 4))
+    assert calibration_error(probability, adjacent, once)[0] == pytest.approx(
+        0.5 * 0.35 + 0.5 * 0.05
+    )
+    # The last pair thrice: the upper bin's gap is (0.1 + 3 * 0) / 4, and it holds 4 of 6.
+    thrice = np.array([[1.0, 1, 1, 3]])
+    expected = 2 / 6 * 0.35 + 4 / 6 * (0.1 / 4)
+    assert calibration_error(probability, adjacent, thrice)[0] == pytest.approx(expected)
+
+
+def scale(tonic: int, steps: tuple[int, ...], longest: int) -> list[int]:
+    """A bar that plays a scale from C4 up, its tonic longest."""
+    row = [FIRST_PITCH - FORM.lowest + 60 + tonic] + [HOLD] * longest
+    row += [FIRST_PITCH - FORM.lowest + 60 + tonic + step for step in steps]
+    return row + [REST] * (FORM.steps - len(row))
+
+
+def corpus(rows: list[list[int]], songs: list[int], pairs: list[tuple[int, int]]) -> Corpus:
+    count = max(songs) + 1
+    return Corpus(
+        form=FORM,
+        tokens=np.array(rows, np.uint8),
+        song=np.array(songs),
+        bar=np.arange(len(rows)),
+        song_ids=tuple(map(str, range(count))),
+        split=np.full(count, TEST),
+        pairs=np.array(pairs, dtype=np.int64).reshape(-1, 2),
+        struck_again=0,
+        content_hash="0",
+    )
+
+
+MAJOR, MINOR = (2, 4, 5, 7, 9, 11, 7, 4, 0), (2, 3, 5, 7, 8, 11, 7, 3, 0)
+
+
+@pytest.mark.parametrize("tonic", range(12))
+def test_scales_have_their_keys(tonic: int) -> None:
+    rows = [scale(tonic, MAJOR, 3), scale(tonic, MINOR, 3)]
+    assert song_keys(corpus(rows, [0, 1], [])).tolist() == [tonic, 12 + tonic]
+
+
+def test_negatives_of_the_same_key_are_of_another_song_in_that_key() -> None:
+    # Songs 0 and 1 in C, 2 and 3 in D, 4 alone in F sharp minor.
+    keys = [(0, MAJOR), (0, MAJOR), (2, MAJOR), (2, MAJOR), (6, MINOR)]
+    rows = [scale(tonic, steps, 3) for tonic, steps in keys for _ in range(2)]
+    songs = [song for song in range(5) for _ in range(2)]
+    trial = Trial.draw(corpus(rows, songs, [(2 * s, 2 * s + 1) for s in range(5)]), TEST, 0)
+    song = np.array(songs)
+    pairs = {tuple(pair) for pair in song[trial.same_key].tolist()}
+    assert pairs == {(0, 1), (1, 0), (2, 3), (3, 2)}
+    assert (song[trial.unpaired[:, 0]] != song[trial.unpaired[:, 1]]).all()
+    # Pairs of one cluster share songs, and those of different clusters none.
+    owner: dict[int, int] = {}
+    for rows_of, clusters in zip((trial.adjacent, trial.unpaired), trial.clusters, strict=False):
+        for row, cluster in zip(song[rows_of], clusters, strict=True):
+            for one in row:
+                assert owner.setdefault(int(one), int(cluster)) == cluster
+
+
+def test_a_report_of_a_classifier_that_knows_and_of_one_that_guesses() -> None:
+    keys = [0] * 12
+    rows = [scale(tonic, MAJOR, 3) for tonic in keys for _ in range(4)]
+    songs = [song for song in range(12) for _ in range(4)]
+    pairs = [(4 * s + i, 4 * s + i + 1) for s in range(12) for i in range(3)]
+    trial, song = Trial.draw(corpus(rows, songs, pairs), TEST, 0), np.array(songs)
+
+    def knows(of: np.ndarray) -> np.ndarray:
+        return np.where(song[of[:, 0]] == song[of[:, 1]], 9.0, -9.0).astype(np.float32)
+
+    def guesses(of: np.ndarray) -> np.ndarray:
+        return np.zeros(len(of), np.float32)
+
+    sure, unsure = (trial.report(scores, 200, 0) for scores in (knows, guesses))
+    assert sure["pairs"] == 36
+    assert sure["auc"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert unsure["auc"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert unsure["same_key_auc"]["value"] == 0.5  # type: ignore[index]
+    error = unsure["calibration_error"]
+    assert error["value"] == pytest.approx(0.0)  # type: ignore[index]
+    assert trial.agreement(knows, knows, 50, 0).low == pytest.approx(1.0)
+    against = trial.agreement(knows, lambda of: -knows(of), 50, 0)
+    assert against.value == pytest.approx(-1.0)
+    assert trial.report(knows, 200, 0) == sure
