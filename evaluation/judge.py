@@ -25,7 +25,17 @@ from cf_core.training import Trainer, warmup_cosine
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
 from evaluation.classifier import adamw, logistic_step
 
-_READER = VAESettings(latent_dim=48, hidden=384, steps=800)
+
+@dataclass(frozen=True)
+class ReaderSettings(VAESettings):
+    """The judge's own VAE, of which it uses the encoder."""
+
+    latent_dim: int = 48
+    """Dimensions of a segment's latent."""
+    hidden: int = 384
+    """Width of the encoder and the decoder."""
+    steps: int = 800
+    """Training steps."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,8 @@ class JudgeSettings(Settings):
 
     shares = ("dropout",)
 
-    reader: VAESettings = _READER
-    """The judge's own VAE, of which it keeps the encoder: with few songs, an encoder that learns
+    reader: ReaderSettings = ReaderSettings()
+    """The judge's own VAE, of which it uses the encoder: with few songs, an encoder that learns
     from the judge's task alone learns the songs by heart."""
     members: int = 4
     """Networks on top of the encoder, whose logits are averaged."""

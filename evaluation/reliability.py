@@ -153,7 +153,7 @@ def auc_resampled(
     not_above = total[:, np.searchsorted(ordered, positive, side="right")]
     wins = (positive_weights * (below + not_above) / 2).sum(1)
     pairs = positive_weights.sum(1) * total[:, -1]
-    return np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
+    return np.asarray(np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0))
 
 
 def calibration_error(

@@ -462,6 +462,9 @@ def load_all(source: str | Path, overrides: Sequence[str] = ()) -> list[StudyCon
     corpora = settings.pop("corpora")
     if not isinstance(corpora, dict) or not corpora:
         raise UserError(f"{path}: corpora: must be a mapping of names to settings")
+    for name, own in corpora.items():
+        if own is not None and not isinstance(own, dict):
+            raise UserError(f"{path}: corpora.{name}: must be a mapping, got {json.dumps(own)}")
     whole = _checked(settings, str(path))
     below = {"results": str(Path(whole.execution.results) / whole.name)}
     return [
@@ -623,7 +626,8 @@ def _keys() -> Iterator[tuple[str, dict[str, Any], bool]]:
 
 
 def _text(schema: dict[str, Any]) -> str:
-    return " ".join(schema["description"].split())
+    # Fields that a section inherits have no text of their own; only readers inherit, from the VAE.
+    return " ".join(schema.get("description", "As in `core`.").split())
 
 
 def _type(schema: dict[str, Any]) -> str:

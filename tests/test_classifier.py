@@ -10,8 +10,7 @@ from cf_core.melody import FIRST_PITCH, MelodyFormat
 from cf_core.nets import dropout, initialise
 from cf_core.seeding import generator
 from cf_core.training import train
-from cf_core.vae import VAESettings
-from evaluation.judge import Judge, JudgeData, JudgeSettings, JudgeTrainer
+from evaluation.judge import Judge, JudgeData, JudgeSettings, JudgeTrainer, ReaderSettings
 from evaluation.reliability import auc
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=71)
@@ -31,7 +30,7 @@ def tokens(count: int, seed: int) -> torch.Tensor:
 
 
 SETTINGS = JudgeSettings(
-    reader=VAESettings(latent_dim=16, hidden=64, embedding=16, steps=150, batch=64),
+    reader=ReaderSettings(latent_dim=16, hidden=64, embedding=16, steps=150, batch=64),
     members=2,
     hidden=64,
     steps=200,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cf_core.errors import UserError
 from study import config
-from study.config import StudyConfig, TrialSpec, builtin_names, load
+from study.config import StudyConfig, TrialSpec, builtin_names, load, load_all
 from study.store import differences
 
 ROOT = Path(__file__).parent.parent
@@ -55,6 +55,8 @@ def other(key: str, value: Any) -> Any:
         "fusion.lambda_range": [0.0001, 100.0],
         "search.lambda": [0.5],
         "evaluation.lambda": [0.5],
+        "evaluation.rivals": ["slerp", "lp"],
+        "evaluation.lp.scaled": True,
         "execution.pack": 3,
     }
     if key in special:
@@ -182,7 +184,70 @@ def test_a_later_override_wins(write: Any) -> None:
 
 @pytest.mark.parametrize("name", builtin_names())
 def test_builtin_studies_load_by_name_and_are_named_as_their_file(name: str) -> None:
-    assert load(name).name == name
+    studies = load_all(name)
+    if len(studies) == 1:
+        assert studies == [load(name)]
+        assert studies[0].name == name
+    else:
+        assert {study.execution.results for study in studies} == {f"results/{name}"}
+
+
+CORPORA = """
+    name: both
+    seed: 3
+    evaluation: {pairs: 64, lp: {step_sizes: [0.5]}}
+    execution: {results: here}
+    corpora:
+      jigs: {corpus: {source: jigs.zip}, evaluation: {lp: {iterations: [7]}}}
+      reels: {corpus: {source: reels.zip}, seed: 4}
+"""
+
+
+def test_corpora_differ_from_the_whole_in_what_they_say(write: Any) -> None:
+    jigs, reels = load_all(write(CORPORA), ["evaluation.pairs=32", "name=mine"])
+    assert (jigs.name, reels.name) == ("jigs", "reels")
+    assert (jigs.corpus.source, reels.corpus.source) == ("jigs.zip", "reels.zip")
+    assert jigs.execution.results == reels.execution.results == "here/mine"
+    assert (jigs.seed, reels.seed) == (3, 4)
+    assert jigs.evaluation.pairs == reels.evaluation.pairs == 32
+    assert jigs.evaluation.lp.step_sizes == (0.5,)
+    assert jigs.evaluation.lp.iterations == (7,)
+    assert reels.evaluation.lp == config.LPPlan(step_sizes=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: s\ncorpora: 3", r"corpora: must be a mapping of names to settings"),
+        ("name: s\ncorpora: {}", r"corpora: must be a mapping of names to settings"),
+        ("name: s\ncorpora: {a: {seeed: 1}}", r"corpora\.a: unknown key seeed; did you mean seed"),
+        ("name: s\ncorpora: {a/b: {}}", r"corpora\.a/b: name: must match pattern"),
+        ("name: s\ncorpora: {a: 3}", r"corpora\.a: must be a mapping, got 3"),
+    ],
+)
+def test_corpora_that_make_no_sense(write: Any, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_all(write(text))
+
+
+def test_one_study_is_not_several(write: Any) -> None:
+    with pytest.raises(UserError, match=r"several corpora \(jigs, reels\)"):
+        load(write(CORPORA))
+
+
+def test_rivals_have_names_of_their_own(write: Any) -> None:
+    study = load(
+        write("""
+        name: s
+        evaluation:
+          rivals: [slerp, lp, gradient, retrieval]
+          lp: {step_sizes: [0.4, 0.1]}
+          gradient: {lambda: [0.5]}
+        """)
+    )
+    assert [rival.id for rival in study.rivals()] == [
+        "slerp", "slerp-straight", "lp-eta0.1", "lp-eta0.4", "gradient-lambda0.5", "retrieval",
+    ]  # fmt: skip
 
 
 def test_corpus_path_expands_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

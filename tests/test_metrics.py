@@ -17,7 +17,7 @@ from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.distance import edit_distance
 from evaluation.frontier import COHERENCY
-from evaluation.judge import Judge, JudgeSettings
+from evaluation.judge import Judge, JudgeSettings, ReaderSettings
 from evaluation.metrics import MEANS, OUTCOMES, Evaluator, Source, make_sources, unpaired
 from evaluation.statistics import (
     STATISTICS,
@@ -58,7 +58,9 @@ def corpus() -> Corpus:
     )
 
 
-JUDGE = JudgeSettings(reader=VAESettings(latent_dim=4, hidden=8, embedding=4), members=2, hidden=8)
+JUDGE = JudgeSettings(
+    reader=ReaderSettings(latent_dim=4, hidden=8, embedding=4), members=2, hidden=8
+)
 
 
 @pytest.fixture(scope="module")

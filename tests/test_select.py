@@ -28,6 +28,8 @@ CONFIG = StudyConfig.model_validate(
     }
 )
 A, B, C, D = (spec.id for spec in CONFIG.trials())
+SE = 0.2 / (2 * 1.96)
+"""Standard error of every metric below."""
 RULE = ["z_distance <= 3.0"]
 
 # trial, iteration, judge, z-distance: all on validation songs.
@@ -108,13 +110,16 @@ def trained(store: Store) -> Store:
 
 
 def _points(ranked: pl.DataFrame) -> list[tuple[str, int]]:
-    return ranked.select("trial", "iteration").rows()
+    """Trials by their whole name again; all have seed 0."""
+    return [
+        (f"{trial}-seed0", count) for trial, count in ranked.select("trial", "iteration").rows()
+    ]
 
 
 def test_ranking_worked_by_hand(store: Store) -> None:
     ranked = candidates(store, "judge", RULE)
-    # Three points of 0.7: the nearest first, then by trial. A after 4 is too far, C has no finite
-    # judge or distance, D failed.
+    # Three points of 0.7: the nearest first, then by trial. 0.5 is more than a standard error
+    # below. A after 4 is too far, C has no finite judge or distance, D failed.
     assert _points(ranked) == [(B, 1), (A, 2), (B, 2), (A, 1)]
     assert ranked["judge"].to_list() == [0.7, 0.7, 0.7, 0.5]
     assert ranked["low"].to_list() == pytest.approx([0.6, 0.6, 0.6, 0.4])
@@ -166,9 +171,8 @@ def test_the_nearest_miss_is_named(store: Store) -> None:
         candidates(store, "judge", ["z_distance >= 30", "judge <= 0.3"])
     # Relative to the bounds, A after 1 misses by 29/30 + 0.2/0.3, A after 4 by 26.9/30 + 0.6/0.3;
     # unscaled, the latter would be nearer.
-    assert f"the nearest is {A} at λ 0.1 after 1 iterations with z_distance 1, judge 0.5" in str(
-        caught.value
-    )
+    named = f"the nearest is {A.removesuffix('-seed0')} at λ 0.1 after 1 iterations"
+    assert f"{named} with z_distance 1, judge 0.5" in str(caught.value)
 
 
 def test_a_study_without_a_finished_trial(tmp_path: Path) -> None:
@@ -180,8 +184,13 @@ def test_a_study_without_a_finished_trial(tmp_path: Path) -> None:
 
 def test_the_bundle_holds_the_chosen_weights(trained: Store, tmp_path: Path) -> None:
     choice = select(trained, "judge", RULE, tmp_path / "bundle")
-    assert (choice.trial, choice.iterations, choice.value) == (B, 1, 0.7)
-    assert (choice.low, choice.high) == pytest.approx((0.6, 0.8))
+    assert (choice.trial, choice.iterations) == (B, 1)
+    told = choice.lines()
+    assert told[1] == (
+        f"chosen: {B.removesuffix('-seed0')}, λ 1, 1 iterations: judge 0.700"
+        " (95 % 0.600 to 0.800), z_distance 2.50"
+    )
+    assert [line.partition(":")[0] for line in told[2:]] == ["runner-up"] * 3
     bundle = load_bundle(choice.bundle)
     assert bundle.iterations == 1
     assert bundle.form == CONFIG.melody
@@ -192,10 +201,70 @@ def test_the_bundle_holds_the_chosen_weights(trained: Store, tmp_path: Path) -> 
     record = bundle.record
     assert (record["study"], record["trial"], record["seed"]) == ("tiny", B, 0)
     assert record["fingerprint"] == CONFIG.fingerprint("abc")
-    assert record["rule"] == {"maximise": "judge", "where": RULE}
+    assert record["rule"] == {
+        "maximise": "judge",
+        "where": RULE,
+        "then": "the nearest by z_distance within one standard error of the highest",
+    }
+    assert record["standard_error"] == pytest.approx(SE)
+    assert (record["value"], record["highest"]) == (0.7, 0.7)
     assert record["interval"] == pytest.approx([0.6, 0.8])
     assert record["versions"] == {"torch": "2"}
-    assert [(r["trial"], r["iteration"]) for r in record["runners_up"]] == [(A, 2), (B, 2), (A, 1)]
+    runners_up = [(f"{r['trial']}-seed0", r["iteration"]) for r in record["runners_up"]]
+    assert runners_up == [(A, 2), (B, 2), (A, 1)]
+    assert [r["low"] for r in record["runners_up"]] == pytest.approx([0.6, 0.6, 0.4])
+
+
+def test_the_nearest_within_one_standard_error_is_chosen(store: Store) -> None:
+    values = {
+        1: (0.70, 0.9),
+        2: (0.80 - 1.01 * SE, 0.5),
+        3: (0.80 - 0.99 * SE, 1.5),
+        4: (0.80, 2.9),
+    }
+    _rewrite(store, A, [(0, count, *point) for count, point in values.items()])
+    ranked = candidates(store, "judge", ["z_distance <= 3.0", "judge >= 0.7"])
+    assert [count for trial, count in _points(ranked) if trial == A] == [3, 4, 2, 1]
+    assert ranked["se"][0] == pytest.approx(SE)
+
+
+def test_seeds_are_replicates_of_one_configuration(store: Store) -> None:
+    # Seeds 0 and 1 give 0.9 and 0.7 at z 1 and 5: mean 0.8 at z 3.
+    _rewrite(store, A, [(0, 1, 0.7, 5.0), (1, 1, 0.9, 1.0)])
+    ranked = candidates(store, "judge", RULE).filter(pl.col("seeds").list.len() == 2)
+    (row,) = ranked.to_dicts()
+    assert (row["judge"], row["z_distance"]) == pytest.approx((0.8, 3.0))
+    assert row["seeds"] == [1, 0], "the better seed first"
+    # s² of (0.7, 0.9) is 0.02, and the songs are the same for both.
+    assert row["se"] == pytest.approx(math.sqrt(SE**2 + 0.02 / 2))
+    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * row["se"])
+    assert candidates(store, "judge", ["z_distance < 3.0"])["seeds"].list.len().max() == 1
+
+
+def test_a_metric_without_interval_is_chosen_by_its_value_alone(store: Store) -> None:
+    rows = [
+        _metric(A, count, "coverage", value, "validation") | {"low": None, "high": None}
+        for count, value in ((1, 0.5), (2, 0.6))
+    ]
+    store.write("metrics", "coverage", rows)
+    ranked = candidates(store, "coverage", RULE)
+    assert _points(ranked) == [(A, 2), (A, 1)]
+    assert ranked["se"].to_list() == [0.0, 0.0]
+
+
+def _rewrite(store: Store, trial: str, points: list[tuple[int, int, float, float]]) -> None:
+    """Give a trial other points: seed, iteration, judge, z-distance."""
+    (store.root / "metrics" / f"{trial}.parquet").unlink()
+    for seed in {point[0] for point in points}:
+        name = trial.replace("seed0", f"seed{seed}")
+        rows = [
+            _metric(trial, count, metric, value, "validation") | {"trial": name, "seed": seed}
+            for own, count, *values in points
+            for metric, value in zip(("judge", "z_distance"), values, strict=True)
+            if own == seed
+        ]
+        store.write("metrics", name, rows)
+        store.write("trials", name, [_over(trial, "done") | {"trial": name, "seed": seed}])
 
 
 def test_a_conditional_trial_is_chosen_at_one_of_its_weights(tmp_path: Path) -> None:
@@ -224,7 +293,7 @@ def test_a_conditional_trial_is_chosen_at_one_of_its_weights(tmp_path: Path) -> 
     initialise(generator, torch.Generator().manual_seed(2))
     save_tensors(weights(generator), generator_path(store, spec.id))
     choice = select(store, "judge", RULE, tmp_path / "bundle")
-    assert (choice.trial, choice.weight, choice.value) == (spec.id, 1.0, 0.7)
+    assert (choice.trial, choice.weight, choice.iterations) == (spec.id, 1.0, 1)
     bundle = load_bundle(choice.bundle)
     assert (bundle.weight, bundle.lambda_range) == (1.0, config.fusion.lambda_range)
     assert torch.equal(bundle.generator.net.weights[0], generator.net.weights[0])

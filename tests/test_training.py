@@ -16,7 +16,7 @@ from cf_core.seeding import derive, generator
 from cf_core.training import Progress, Trainer, load_tensors, save_tensors, train, warmup_cosine
 from cf_core.vae import VAESettings, VAETrainer
 from evaluation.classifier import ClassifierSettings, ClassifierTrainer
-from evaluation.judge import JudgeData, JudgeSettings, JudgeTrainer
+from evaluation.judge import JudgeData, JudgeSettings, JudgeTrainer, ReaderSettings
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=72)
 STEPS = 7
@@ -57,7 +57,7 @@ def judge() -> Trainer:
     real = torch.as_tensor(tokens(10))
     pairs = torch.tensor([[0, 1], [1, 2], [2, 3]])
     data = JudgeData(real, real.roll(1, 0), real.roll(2, 0), pairs)
-    reader = VAESettings(latent_dim=4, hidden=8, embedding=4, steps=STEPS // 2, batch=6)
+    reader = ReaderSettings(latent_dim=4, hidden=8, embedding=4, steps=STEPS // 2, batch=6)
     settings = JudgeSettings(reader=reader, members=2, hidden=8, steps=STEPS - STEPS // 2, batch=6)
     return JudgeTrainer(data, FORM, settings, 1, "judge")
 
