@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test docs bundle bench-core clean
+.PHONY: quickstart test docs bundle bench-core bench-evaluation clean
 
 # The whole study on the built-in tunes: sets itself up, then runs one command.
 quickstart: .venv/ready
@@ -28,6 +28,10 @@ bundle: .venv/ready
 # How fast the model trains, decodes and loads; DEVICE=cuda adds what a GPU is for.
 bench-core: .venv/ready
 	$(BIN)/python -m benchmarks.core
+
+# How fast rivals are searched, outputs measured and verdicts reached.
+bench-evaluation: .venv/ready
+	$(BIN)/python -m benchmarks.evaluation
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

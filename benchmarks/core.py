@@ -1,35 +1,27 @@
 """`python -m benchmarks.core`: how fast the model trains, decodes and loads.
 
-Prints one table and writes `benchmarks/out/core.json`. What is compared is run in turns, so that
-whatever else the machine does falls on both alike; times are medians, and a ratio is the median of
-the rounds' ratios. `DEVICE=cuda` adds what a GPU is for.
+Prints one table and writes `benchmarks/out/core.json`. `DEVICE=cuda` adds what a GPU is for.
 """
 
-import json
 import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from itertools import cycle
-from math import ceil
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
-from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks import HAS_SAFETENSORS
 from benchmarks.eager import EagerTrial
+from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell, threads
 from benchmarks.products import Product, bare, decoding, fusion_step, vae_step
-from cf_core.files import replacing
 from cf_core.fusion import FusionSettings, Generator, Latents
 from cf_core.melody import MelodyFormat
 from cf_core.pack import PackTrainer, Trial
@@ -41,28 +33,6 @@ SEGMENTS = 10_000
 STYLE_DIM, WEIGHT = 4, 0.1
 PACK = 16
 DECODED = 4096
-
-Action = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One figure; without a `target` it is only reported."""
-
-    name: str
-    value: float
-    unit: str
-    target: float | None
-    better: Literal["higher", "lower"]
-
-    @property
-    def verdict(self) -> str:
-        """How the value stands to its target."""
-        if self.target is None:
-            return "reported"
-        met = self.value >= self.target if self.better == "higher" else self.value <= self.target
-        sign = ">=" if self.better == "higher" else "<="
-        return f"{sign} {self.target:g}: {'met' if met else 'MISSED'}"
 
 
 @dataclass(frozen=True)
@@ -99,15 +69,8 @@ class Shape:
         return f"batch {self.batch}, Z {self.latent_dim}, hidden {self.hidden}"
 
 
-@dataclass(frozen=True)
-class Bench:
-    """How thoroughly to measure, and on how small a scale."""
-
-    repeats: int
-    seconds: float
-    """Least length of one timing."""
-    scale: int
-    """All sizes are divided by it."""
+class Bench(Rounds):
+    """Rounds of what trains, and its sizes."""
 
     def shape(self, batch: int, latent_dim: int, hidden: int) -> Shape:
         """Sizes of a fusion trial, to scale."""
@@ -120,17 +83,6 @@ class Bench:
         sizes["batch"] = full.batch
         return VAESettings(**{name: size // self.scale for name, size in sizes.items()})
 
-    def take_turns(self, *actions: Action) -> NDArray[np.float64]:
-        """Seconds that one call of each action takes, a row per round: `[repeats, actions]`."""
-        for action in actions:
-            _timed(action, 1)
-        calls = [max(1, ceil(self.seconds / _timed(action, 1))) for action in actions]
-        rounds = [
-            [_timed(action, count) / count for action, count in zip(actions, calls, strict=True)]
-            for _ in range(self.repeats)
-        ]
-        return np.array(rounds)
-
 
 def main(repeats: int = 15, seconds: float = 0.2, scale: int = 1, output: Path = OUTPUT) -> None:
     """Measure everything, print the table and write it to `output`."""
@@ -138,8 +90,7 @@ def main(repeats: int = 15, seconds: float = 0.2, scale: int = 1, output: Path =
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit(f"DEVICE={device}: PyTorch finds no GPU here; leave DEVICE out")
     bench = Bench(repeats, seconds, scale)
-    print(f"{_processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads;", end=" ")
-    print(f"torch {torch.__version__}; medians of {repeats} rounds")
+    introduce(repeats)
     measures = [*step(bench), *packs(bench), *core(bench)]
     if HAS_SAFETENSORS:
         measures += bundle(bench)
@@ -149,19 +100,15 @@ def main(repeats: int = 15, seconds: float = 0.2, scale: int = 1, output: Path =
         measures += cuda(bench, device)
     else:
         print("cuda_… are left out: they take DEVICE=cuda")
-    print()
-    for measure in measures:
-        print(f"{measure.name:32} {measure.value:12.4g} {measure.unit:12} {measure.verdict}")
-    with replacing(output) as temporary:
-        temporary.write_text(json.dumps([asdict(measure) for measure in measures], indent=1) + "\n")
+    publish(measures, output)
 
 
 def step(bench: Bench) -> Iterator[Measure]:
     """One trial's step against the matrix products that it must do."""
     shape = bench.shape(256, 64, 512)
     seconds = bench.take_turns(partial(_advance, shape.pack([0])), bare(shape.products()))
-    _tell(f"step, {shape}", seconds, ("step", "products"))
-    yield Measure("step_vs_matmul_h512", _ratio(seconds, 0, 1), "×", 1.5, "lower")
+    tell(f"step, {shape}", seconds, ("step", "products"))
+    yield Measure("step_vs_matmul_h512", ratio(seconds, 0, 1), "×", 1.5, "lower")
 
 
 def packs(bench: Bench) -> Iterator[Measure]:
@@ -169,7 +116,7 @@ def packs(bench: Bench) -> Iterator[Measure]:
 
     No two trials share a seed, hence none shares its batches with another. One thread each.
     """
-    with _threads(1), _crew() as (work, workers):
+    with threads(1), _crew() as (work, workers):
         for name, sizes, target in (("h64", (32, 16, 64), 3.0), ("h256", (256, 64, 256), 0.95)):
             shape = bench.shape(*sizes)
             alone = cycle([shape.pack([seed]) for seed in range(PACK)])
@@ -179,11 +126,11 @@ def packs(bench: Bench) -> Iterator[Measure]:
                 partial(work, shape, PACK),
             )
             what = (f"pack of {PACK}", f"{PACK} steps alone", f"{workers} processes × {PACK}")
-            _tell(f"packs, {shape}, one thread each", seconds, what)
+            tell(f"packs, {shape}, one thread each", seconds, what)
             yield Measure(
-                f"pack{PACK}_vs_serial_{name}", _ratio(seconds, 1, 0), "×", target, "higher"
+                f"pack{PACK}_vs_serial_{name}", ratio(seconds, 1, 0), "×", target, "higher"
             )
-            gain = workers * _ratio(seconds, 1, 2)
+            gain = workers * ratio(seconds, 1, 2)
             yield Measure(f"processes_vs_serial_{name}", gain, "×", None, "higher")
 
 
@@ -202,11 +149,11 @@ def core(bench: Bench) -> Iterator[Measure]:
     )
     shape = f"Z {settings.latent_dim}, hidden {settings.hidden}, embedding {settings.embedding}"
     what = ("step", "products", f"decode of {count}", "products")
-    _tell(f"core, batch {settings.batch}, {shape}", seconds, what)
-    yield Measure("vae_train_vs_matmul", _ratio(seconds, 0, 1), "×", 2.0, "lower")
+    tell(f"core, batch {settings.batch}, {shape}", seconds, what)
+    yield Measure("vae_train_vs_matmul", ratio(seconds, 0, 1), "×", 2.0, "lower")
     rate = count / float(np.median(seconds[:, 2]))
     yield Measure("decode_segments_per_s", rate, "segments/s", None, "higher")
-    yield Measure("decode_vs_matmul", _ratio(seconds, 2, 3), "×", None, "lower")
+    yield Measure("decode_vs_matmul", ratio(seconds, 2, 3), "×", None, "lower")
 
 
 def bundle(bench: Bench) -> Iterator[Measure]:
@@ -228,8 +175,8 @@ def bundle(bench: Bench) -> Iterator[Measure]:
             lambda: [sha256(file.read_bytes()).digest() for file in files],
         )
         size = sum(file.stat().st_size for file in files) / 1e6
-    _tell(f"bundle, {size:.1f} MB in {len(files)} files", seconds, ("load", "read and hash"))
-    yield Measure("bundle_load_vs_hash", _ratio(seconds, 0, 1), "×", 2.0, "lower")
+    tell(f"bundle, {size:.1f} MB in {len(files)} files", seconds, ("load", "read and hash"))
+    yield Measure("bundle_load_vs_hash", ratio(seconds, 0, 1), "×", 2.0, "lower")
 
 
 def cuda(bench: Bench, device: str) -> Iterator[Measure]:
@@ -246,17 +193,17 @@ def cuda(bench: Bench, device: str) -> Iterator[Measure]:
     what = (f"pack of {some}", "one in plain PyTorch", "pack of one", f"products of {some}")
     precision = torch.get_float32_matmul_precision()
     name = torch.cuda.get_device_name(device)
-    _tell(f"{name}, {shape}, float32 products in {precision!r} precision", seconds, what)
-    gain, gain_one = some * _ratio(seconds, 1, 0), some * _ratio(seconds, 2, 0)
+    tell(f"{name}, {shape}, float32 products in {precision!r} precision", seconds, what)
+    gain, gain_one = some * ratio(seconds, 1, 0), some * ratio(seconds, 2, 0)
     yield Measure("cuda_pack64_vs_eager_h512", gain, "×", 30.0, "higher")
     yield Measure("cuda_pack64_vs_one_h512", gain_one, "×", None, "higher")
-    yield Measure("cuda_pack_matmul_share", _ratio(seconds, 3, 0), "share", None, "higher")
+    yield Measure("cuda_pack_matmul_share", ratio(seconds, 3, 0), "share", None, "higher")
     del pack
     with suppress(torch.OutOfMemoryError):
         large = shape.pack(range(many), device)
         seconds = bench.take_turns(partial(_advance, large), plain.update)
-        _tell(f"{name}, {shape}", seconds, (f"pack of {many}", "one in plain PyTorch"))
-        gain = many * _ratio(seconds, 1, 0)
+        tell(f"{name}, {shape}", seconds, (f"pack of {many}", "one in plain PyTorch"))
+        gain = many * ratio(seconds, 1, 0)
         yield Measure("cuda_pack256_vs_eager_h512", gain, "×", None, "higher")
 
 
@@ -268,39 +215,6 @@ def _advance(trainer: Trainer, steps: int = 1) -> None:
 
 def _advance_next(trainers: Iterator[Trainer], steps: int) -> None:
     _advance(next(trainers), steps)
-
-
-def _timed(action: Action, calls: int) -> float:
-    _wait()
-    start = perf_counter()
-    for _ in range(calls):
-        action()
-    _wait()
-    return perf_counter() - start
-
-
-def _wait() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
-def _ratio(seconds: NDArray[np.float64], above: int, below: int) -> float:
-    return float(np.median(seconds[:, above] / seconds[:, below]))
-
-
-def _tell(title: str, seconds: NDArray[np.float64], what: Sequence[str]) -> None:
-    times = zip(what, 1e3 * np.median(seconds, axis=0), strict=True)
-    print(f"{title}: " + ", ".join(f"{name} {time:.4g} ms" for name, time in times))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -339,14 +253,6 @@ def _serve(orders: Connection, seed: int) -> None:
             trainers[shape] = shape.pack([seed])
         _advance(trainers[shape], steps)
         orders.send(None)
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,54 +1,273 @@
-"""`python -m benchmarks.evaluation`: how fast the rivals are searched.
+"""`python -m benchmarks.evaluation`: how fast rivals are searched, outputs measured and judged.
 
 Prints one table and writes `benchmarks/out/evaluation.json`, as `benchmarks.core` does.
 """
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import torch
 
-from benchmarks.core import Bench, Measure, _ratio, _tell, _threads
+from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell, threads
 from benchmarks.products import bare, forward
-from cf_core.files import replacing
+from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
+from cf_core.fusion import FusionSettings, Generator, Latents
+from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 from cf_core.nets import initialise
+from cf_core.pack import PackTrainer, Trial
 from cf_core.seeding import generator
+from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
-from evaluation.transforms import LatentSearch
+from evaluation.inference import verdicts
+from evaluation.judge import Judge, JudgeSettings
+from evaluation.metrics import Evaluator, make_sources
+from evaluation.statistics import STATISTICS, Bins, segment_statistics, transition_matrix
+from evaluation.transforms import Fusion, LatentSearch
+from study.config import StudyConfig, load_all
+from study.findings import finished
+from study.store import Store
 
 OUTPUT = Path(__file__).parent / "out" / "evaluation.json"
-PAIRS, LATENT_DIM, ITERATIONS = 512, 64, 100
+PAIRS, LATENT_DIM, ITERATIONS, SEGMENTS = 512, 64, 100, 100_000
+COUNTS, WEIGHT, STYLE_DIM = (1, 2, 4, 8, 16, 32), 0.1, 4
+FORM = MelodyFormat()
 
 
 def main(repeats: int = 15, seconds: float = 0.2, scale: int = 1, output: Path = OUTPUT) -> None:
     """Measure everything, print the table and write it to `output`."""
-    bench = Bench(repeats, seconds, scale)
-    measures = [*latent_search(bench)]
-    for measure in measures:
-        print(f"{measure.name:32} {measure.value:12.4g} {measure.unit:12} {measure.verdict}")
-    with replacing(output) as temporary:
-        temporary.write_text(json.dumps([asdict(measure) for measure in measures], indent=1) + "\n")
+    rounds = Rounds(repeats, seconds, scale)
+    introduce(repeats)
+    few = Rounds(min(3, repeats), 0.0, scale)
+    publish([*latent_search(rounds), *statistics(few), *panels(few), *verdict_table(few)], output)
 
 
-def latent_search(bench: Bench) -> Iterator[Measure]:
+def latent_search(rounds: Rounds) -> Iterator[Measure]:
     """The latent search against the matrix products of the classifier that it climbs."""
-    pairs, latent_dim = PAIRS // bench.scale, LATENT_DIM // bench.scale
-    settings = ClassifierSettings(hidden=256 // bench.scale)
+    pairs, latent_dim = PAIRS // rounds.scale, LATENT_DIM // rounds.scale
+    settings = ClassifierSettings(hidden=256 // rounds.scale)
     classifier = SearchClassifier(latent_dim, settings)
     initialise(classifier, generator(0, "weights"))
     left, right = torch.randn(2, pairs, latent_dim, generator=generator(0, "pairs"))
     search = LatentSearch(classifier, torch.full((pairs,), 0.1))
     sizes = [2 * latent_dim, *[settings.hidden] * (settings.depth + 1), 1]
-    with _threads(1):
-        seconds = bench.take_turns(
+    with threads(1):
+        seconds = rounds.take_turns(
             lambda: list(search((left, right), [ITERATIONS], generator(0, "search"))),
             bare((ITERATIONS + 1) * forward(sizes, pairs)),
         )
     shape = f"{pairs} pairs, Z {latent_dim}, hidden {settings.hidden}, one thread"
-    _tell(f"LP, {ITERATIONS} iterations of {shape}", seconds, ("search", "products"))
-    yield Measure("lp_matmul_share", _ratio(seconds, 1, 0), "share", 0.6, "higher")
+    tell(f"LP, {ITERATIONS} iterations of {shape}", seconds, ("search", "products"))
+    yield Measure("lp_matmul_share", ratio(seconds, 1, 0), "share", 0.6, "higher")
+
+
+def statistics(rounds: Rounds) -> Iterator[Measure]:
+    """All five statistics and their matrices against decoding the same segments."""
+    core = MelodyVAE(FORM, VAESettings())
+    initialise(core, generator(0, "core"))
+    count = SEGMENTS // rounds.scale
+    z = torch.randn(count, LATENT_DIM, generator=generator(0, "latents"))
+    tokens = core.decode_tokens(z)
+    bins = Bins.fit(segment_statistics(_tunes(2000), FORM))
+
+    def matrices() -> None:
+        values = segment_statistics(tokens, FORM)
+        for name in STATISTICS:
+            of = bins.assign(name, values[name])
+            transition_matrix(of[: count // 2], of[count // 2 :], bins.count(name))
+
+    with threads(1):
+        seconds = rounds.take_turns(matrices, lambda: core.decode_tokens(z))
+    tell(f"{count} segments, one thread", seconds, ("statistics", "decoding"))
+    yield Measure("statistics_vs_decode", ratio(seconds, 0, 1), "×", 0.5, "lower")
+
+
+def panels(rounds: Rounds) -> Iterator[Measure]:
+    """Measuring one trial, two sources after six counts, against its training at the defaults."""
+    corpus, pairs = _corpus(10_000 // rounds.scale), PAIRS // rounds.scale
+    core = MelodyVAE(FORM, VAESettings())
+    classifier = SearchClassifier(LATENT_DIM, ClassifierSettings())
+    judges = {split: Judge(FORM, JudgeSettings()) for split in (VALIDATION, TEST)}
+    settings = FusionSettings()
+    fusion = settings.generator(LATENT_DIM, STYLE_DIM, conditional=True)
+    for network in (core, classifier, *judges.values(), fusion):
+        initialise(network, generator(0, "weights"))
+    evaluator = Evaluator(corpus, core, classifier, judges, pairs, 200, 0)
+    sources = make_sources(corpus, core, pairs, 0)[:2]
+    style = torch.rand(pairs, STYLE_DIM, generator=generator(0, "style"))
+    trainer = _trainer(corpus, core, settings)
+
+    def measured() -> None:
+        for source in sources:
+            transform = Fusion(_held_near(fusion), style, WEIGHT)
+            steps = transform(source.inputs, COUNTS, generator(0, "fusion"))
+            evaluator.evaluate({"trial": "x", "method": "conditional"}, source, steps)
+
+    with threads(1):
+        seconds = rounds.take_turns(measured, trainer.update)
+    seconds[:, 1] *= settings.steps
+    tell(f"{pairs} pairs, {settings.steps} steps, one thread", seconds, ("panels", "training"))
+    yield Measure("panels_share_of_training", ratio(seconds, 0, 1), "share", 0.1, "lower")
+
+
+def verdict_table(rounds: Rounds) -> Iterator[Measure]:
+    """The verdicts of the study `poster-small` against the time that its jobs took.
+
+    Where it has not been run, made-up tables of its size, against the training of its trials alone
+    (on as many workers): that overstates the share.
+    """
+    configs = load_all("poster-small")
+    stores = [Store(Path(c.execution.results) / c.name) for c in configs]
+    if rounds.scale == 1 and all(store.has("verdicts", "all") for store in stores):
+        tables = [_recorded(store) for store in stores]
+        whole = sum(_job_seconds(store) for store in stores)
+        what = "of results/poster-small"
+    else:
+        tables = [_made_up(config, rounds.scale) for config in configs]
+        whole = sum(_training_seconds(config, rounds.scale) for config in configs)
+        what = "made up; its training alone"
+    plan = configs[0].evaluation
+
+    def decide() -> None:
+        for metrics, outcomes, bins in tables:
+            bounds = {"z_distance": (0.03, 6.0), "edit_distance": (0.1, 28.0)}
+            resamples = plan.verdict_resamples // rounds.scale
+            verdicts(metrics, outcomes, bins, bounds, resamples, np.random.default_rng(0))
+
+    (seconds,) = Rounds(1, 0.0, rounds.scale).take_turns(decide)
+    share = float(seconds[0]) / whole
+    print(f"verdicts, {what}: {seconds[0]:.1f} s of {whole:.0f} s")
+    yield Measure("bootstrap_share", share, "share", 0.02, "lower")
+
+
+def _recorded(store: Store) -> tuple[pl.DataFrame, pl.DataFrame, Mapping[str, int]]:
+    bins = dict(store.scan("bins").group_by("statistic").len().collect().iter_rows())
+    return finished(store, "metrics"), finished(store, "outcomes"), bins
+
+
+def _job_seconds(store: Store) -> float:
+    """From the start of a study's first job to the end of its last."""
+    ends = pl.col("finished_at").dt.timestamp("ms") / 1e3
+    trials = store.scan("trials").select(start=ends - pl.col("seconds"), end=ends).collect()
+    return float(trials["end"].max()) - float(trials["start"].min())  # type: ignore[arg-type]
+
+
+def _training_seconds(config: StudyConfig, scale: int) -> float:
+    corpus, core = _corpus(10_000 // scale), MelodyVAE(FORM, VAESettings())
+    initialise(core, generator(0, "weights"))
+    with threads(1):
+        (seconds,) = Rounds(1, 0.0, scale).take_turns(_trainer(corpus, core, config.fusion).update)
+    rounds = -(-len(config.trials()) // config.execution.workers)
+    return float(seconds[0]) * config.fusion.steps * rounds
+
+
+def _trainer(corpus: Corpus, core: MelodyVAE, settings: FusionSettings) -> PackTrainer:
+    rows = corpus.segments(TRAIN)
+    mean, deviation = core.posteriors(corpus.tokens[rows])
+    pairs = torch.as_tensor(np.searchsorted(rows, corpus.pairs_of(TRAIN)))
+    latents = Latents(mean, deviation, pairs, core.sigma_bar)
+    return PackTrainer(latents, settings, [Trial(None, STYLE_DIM, 0, settings.learning_rate)])
+
+
+def _held_near(fusion: Generator) -> Generator:
+    """Untrained maps grow without bound when iterated; a tenth of the weights keeps them finite."""
+    with torch.no_grad():
+        for weight in fusion.net.weights:
+            weight.clamp_(-0.02, 0.02)
+    return fusion
+
+
+def _tunes(count: int) -> np.ndarray:
+    """Segments of random notes, each held for about two and a half steps."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(FIRST_PITCH + 20, FIRST_PITCH + 45, (count, FORM.steps))
+    tokens[random.random(tokens.shape) < 0.6] = HOLD
+    tokens[:, 0] = FIRST_PITCH + 30
+    return tokens.astype(np.uint8)
+
+
+def _corpus(segments: int) -> Corpus:
+    """Songs of 20 segments, each followed by the next; eight of ten for training."""
+    songs, length = max(30, segments // 20), 20
+    song = np.repeat(np.arange(songs), length)
+    rows = np.arange(len(song) - 1)
+    return Corpus(
+        form=FORM,
+        tokens=_tunes(len(song)),
+        song=song,
+        bar=np.tile(np.arange(length), songs),
+        song_ids=tuple(map(str, range(songs))),
+        split=np.resize([TRAIN] * 8 + [VALIDATION, TEST], songs),
+        pairs=np.stack((rows, rows + 1), 1)[song[:-1] == song[1:]],
+        struck_again=0,
+        content_hash="",
+    )
+
+
+def _made_up(
+    config: StudyConfig, scale: int
+) -> tuple[pl.DataFrame, pl.DataFrame, Mapping[str, int]]:
+    """Random metrics and outcomes, of as many points and pairs as a study has."""
+    random, plan, count = np.random.default_rng(0), config.evaluation, config.evaluation.pairs
+    count //= scale
+    points: list[tuple[str, str, float | None, int | None, int]] = [
+        ("conditional", trial.id, weight, trial.seed, iteration)
+        for trial, weight, iteration in product(config.trials(), plan.lambda_, plan.iterations)
+    ]
+    points += [
+        (rival.method, rival.id, rival.lambda_, None, iteration)
+        for rival in config.rivals()
+        for iteration in getattr(plan, rival.method).iterations
+    ]
+    points += [("identity", "identity", None, None, 0), ("real", "real", None, None, 0)]
+    bins = {name: 12 if name == "pitch_class" else 8 for name in STATISTICS}
+    rows, pairs = [], []
+    for point, (source, clusters) in product(
+        points, {"test": 27, "validation": 27, "prior": count, "validation_prior": count}.items()
+    ):
+        if point[0] == "real" and source != "test":
+            continue
+        distance = 0.0 if point[0] == "identity" else float(random.uniform(0.02, 8))
+        columns = {
+            name: random.random(count, np.float32) for name in ("judge", "search_classifier")
+        }
+        columns |= dict.fromkeys(
+            ("z_distance", "z_weighted", "edit_distance"), np.full(count, distance, np.float32)
+        )
+        columns |= {
+            f"{name}_{half}": random.integers(0, size, count).astype(np.int8)
+            for name, size in bins.items()
+            for half in ("left", "right")
+        }
+        label = dict(zip(("method", "trial", "lambda", "seed", "iteration"), point, strict=True))
+        frame = pl.DataFrame(
+            {"pair": np.arange(count), "cluster": np.arange(count) % clusters, **columns}
+        )
+        pairs.append(
+            frame.with_columns(
+                source=pl.lit(source),
+                **{name: pl.lit(value, _KINDS[name]) for name, value in label.items()},
+            )
+        )
+        values = {"judge": random.random(), "z_distance": distance, "edit_distance": 4 * distance}
+        values |= dict(zip(STATISTICS, random.random(len(STATISTICS)), strict=True))
+        rows += [
+            {**label, "source": source, "metric": metric, "value": value}
+            for metric, value in values.items()
+            if point[0] != "real"
+        ]
+    return pl.DataFrame(rows, infer_schema_length=None), pl.concat(pairs), bins
+
+
+_KINDS = {
+    "method": pl.String,
+    "trial": pl.String,
+    "lambda": pl.Float64,
+    "seed": pl.Int64,
+    "iteration": pl.Int32,
+}
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Step:
 
 
 class Transform(ABC):
-    """Maps pairs to pairs, and times itself."""
+    """Maps pairs to pairs without gradients, and times itself."""
 
     def __call__(
         self, pair: Pair, counts: Sequence[int], random: torch.Generator
@@ -59,7 +59,8 @@ class Transform(ABC):
         steps = self._steps(pair, counts, random)
         while True:
             start = time.perf_counter()
-            step = next(steps, None)
+            with torch.no_grad():
+                step = next(steps, None)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds += time.perf_counter() - start
@@ -94,7 +95,6 @@ class Fusion(Transform):
     style: Float[Tensor, "B S"]
     weight: float | None = None
 
-    @torch.no_grad()
     def _steps(
         self, pair: Pair, counts: Sequence[int], _random: torch.Generator, /
     ) -> Iterator[Step]:
@@ -175,7 +175,6 @@ class GradientSearch(_Penalised):
 
     learning_rate: float
 
-    @torch.no_grad()
     def _steps(
         self, pair: Pair, counts: Sequence[int], _random: torch.Generator, /
     ) -> Iterator[Step]:
@@ -201,7 +200,6 @@ class CMAES(_Penalised):
 
     step_size: float
 
-    @torch.no_grad()
     def _steps(
         self, pair: Pair, counts: Sequence[int], random: torch.Generator, /
     ) -> Iterator[Step]:
@@ -268,7 +266,6 @@ class Retrieval(Transform):
     bank: Pair
     sigma_bar: Float[Tensor, "Z"]
 
-    @torch.no_grad()
     def _steps(
         self, pair: Pair, counts: Sequence[int], _random: torch.Generator, /
     ) -> Iterator[Step]:
@@ -293,7 +290,6 @@ class Retrieval(Transform):
         return torch.cat(nearest)
 
 
-@torch.no_grad()
 def _random_search(
     classifier: SearchClassifier,
     best: Float[Tensor, "B Z2"],

@@ -52,7 +52,7 @@ _SHOWN_DISTANCE = 6
 
 def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
     """Write the tables `frontier`, `matched`, `hypervolumes` and `verdicts`."""
-    metrics = _finished(store, "metrics")
+    metrics = finished(store, "metrics")
     bounds = _bounds(evaluation)
     fronts = [
         _front(group).with_columns(source=pl.lit(source), metric=pl.lit(metric), axis=pl.lit(axis))
@@ -66,7 +66,7 @@ def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
     store.write("hypervolumes", "all", hypervolumes(metrics, bounds))
     found = verdicts(
         metrics,
-        _finished(store, "outcomes"),
+        finished(store, "outcomes"),
         dict(store.scan("bins").group_by("statistic").len().collect().iter_rows()),
         bounds,
         evaluation.verdict_resamples,
@@ -117,8 +117,8 @@ def verdict_lines(store: Store) -> list[str]:
         )
     if found["seeds"].max() == 1:
         lines.append("(ahead: a count, no test; one training seed says nothing of others)")
-    lines += _agreement(_finished(store, "metrics"))
-    excluded = _finished(store, "metrics")["excluded"].sum()
+    lines += _agreement(finished(store, "metrics"))
+    excluded = finished(store, "metrics")["excluded"].sum()
     if excluded:
         lines.append(f"left out, as not finite or silent: {excluded:,} pairs, summed over metrics")
     return lines
@@ -144,8 +144,8 @@ def improvement_lines(store: Store) -> list[str]:
 
 def _figures(store: Store) -> dict[str, Figure]:
     config = StudyConfig.restored(store.record)
-    metrics, found = _finished(store, "metrics"), store.scan("verdicts").collect()
-    outcomes = _finished(store, "outcomes")
+    metrics, found = finished(store, "metrics"), store.scan("verdicts").collect()
+    outcomes = finished(store, "outcomes")
     figures = {
         f"{name}-{axis}": drawn(metrics, axis)
         for axis in AXES
@@ -214,7 +214,7 @@ def _agreement(metrics: pl.DataFrame) -> list[str]:
     ]
 
 
-def _finished(store: Store, table: str) -> pl.DataFrame:
+def finished(store: Store, table: str) -> pl.DataFrame:
     """A table without what an unfinished job may have left in it."""
     unfinished = [trial for trial, status in store.done_trials().items() if status != "done"]
     return store.scan(table).filter(~pl.col("trial").is_in(unfinished)).collect()

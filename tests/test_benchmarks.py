@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.core import STYLE_DIM, WEIGHT, Bench, Measure, Shape, cuda
+from benchmarks import evaluation
+from benchmarks.core import STYLE_DIM, WEIGHT, Bench, Shape, cuda
 from benchmarks.eager import Batch, EagerTrial
+from benchmarks.measuring import Measure
 from benchmarks.products import Product, decoding, vae_step
 from cf_core.melody import MelodyFormat
 from cf_core.nets import MLP
@@ -169,3 +171,19 @@ def test_the_benchmark_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
         assert measure["value"] > 0
         assert measure["better"] in {"higher", "lower"}
         assert measure["name"] in run.stdout
+
+
+def test_the_evaluation_benchmark_names_what_it_promises(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out" / "evaluation.json"
+    evaluation.main(repeats=1, seconds=0.0, scale=16, output=output)
+    measures = json.loads(output.read_text())
+    assert {measure["name"]: (measure["target"], measure["better"]) for measure in measures} == {
+        "lp_matmul_share": (0.6, "higher"),
+        "statistics_vs_decode": (0.5, "lower"),
+        "panels_share_of_training": (0.1, "lower"),
+        "bootstrap_share": (0.02, "lower"),
+    }
+    shown = capsys.readouterr().out
+    assert all(measure["value"] > 0 and measure["name"] in shown for measure in measures)
