@@ -7,8 +7,9 @@ columns `method`, `trial`, `lambda`, `seed`, `source`, `iteration`, `metric` and
 
 What is chosen is chosen on validation songs (`CHOSEN_ON`) and scored on test songs. The candidates
 of a choice are configurations (a trial without its seed) at one λ and iteration, with their means
-over training seeds. One that is not finished for all seeds of our trials, or whose validation value
-or distance is not finite in every seed, is no candidate.
+over training seeds. One that is not finished for all seeds that any of our trials is finished for,
+or whose validation value or distance is not finite in every seed, is no candidate; nor, at matched
+similarity, is one beyond the largest distance.
 
 More candidates can only help, so methods that are compared have equal numbers: each is thinned to
 the smaller number, evenly by rank of validation distance. Its nearest and its farthest are kept; of
@@ -135,9 +136,10 @@ def matched_similarity(
 def hypervolumes(metrics: pl.DataFrame, bounds: Mapping[str, tuple[float, float]]) -> pl.DataFrame:
     """Hypervolume of each method (ours pooled) in every panel, for each training seed.
 
-    That of the points which no other of the method and seed dominates on validation songs, at their
-    distances and values on test songs; those that are not finite there add nothing. The reference
-    point is the axis's largest distance in `bounds` and a coherency of 0.
+    That of the points which no other of the method and seed (or the identity, from which all start)
+    dominates on validation songs, at their distances and values on test songs; those that are not
+    finite there add nothing. The reference point is the axis's largest distance in `bounds` and a
+    coherency of 0.
 
     All methods are thinned to the smallest number of candidates, but those with fewer than 5, such
     as the identity. Columns: `source`, `metric`, `axis`, `method`, `seed` (null for a method that
@@ -254,7 +256,8 @@ def _compared(
     if identity.height != 1:
         raise ValueError(f"metrics: a panel needs one point of identity, not {identity.height}")
     pools = {name: configurations.filter(pl.col("method") == name) for name in (OURS, rival)}
-    candidates = {name: pool.filter("is_candidate") for name, pool in pools.items()}
+    within = pl.col("is_candidate") & (pl.col("validation_distance") <= limits[1])
+    candidates = {name: pool.filter(within) for name, pool in pools.items()}
     count = min(own.height for name, own in candidates.items() if name != "identity")
     chosen = []
     for name, own in candidates.items():
@@ -264,7 +267,7 @@ def _compared(
                 rival=pl.lit(rival),
                 method=pl.lit(name),
                 candidates=pl.lit(kept.height, pl.Int64),
-                excluded=pl.lit(pools[name].height - own.height, pl.Int64),
+                excluded=pl.lit(pools[name].filter(~pl.col("is_candidate")).height, pl.Int64),
             )
         )
     return pl.concat(chosen)
@@ -294,17 +297,25 @@ def _fronts(
 ) -> list[pl.DataFrame]:
     """By method and seed the points that no other dominates on validation songs, equally thinned.
 
-    Methods without a candidate have none.
+    The identity, from which all methods start, is a point of every front. Methods without a
+    candidate have none.
     """
     points = _seeded_points(metrics, source, metric, axis)
     candidates = _configurations(points).filter("is_candidate", pl.col("method").is_in(methods))
     pools = [candidates.filter(pl.col("method") == method) for method in methods]
     count = min((pool.height for pool in pools if pool.height >= _FEWEST), default=_FEWEST)
+    start = points.filter(pl.col("method") == "identity")
     fronts = []
-    for pool in pools:
+    for method, pool in zip(methods, pools, strict=True):
         kept = _thinned(pool, count)
         own = points.join(kept.select(_POINT), on=_POINT, how="semi", nulls_equal=True)
-        for _, seed in own.group_by("seed", maintain_order=True):
+        for (number,), of_seed in own.group_by("seed", maintain_order=True):
+            named = {"method": pl.lit(method), "seed": pl.lit(number, pl.Int64)}
+            seed = (
+                of_seed
+                if method == "identity"
+                else pl.concat([of_seed, start.with_columns(**named)])
+            )
             validation = seed.select("validation_distance", "validation_value").to_numpy().T
             front = seed.filter(pl.Series(non_dominated(*validation)))
             fronts.append(front.with_columns(candidates=pl.lit(kept.height, pl.Int64)))

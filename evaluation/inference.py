@@ -64,8 +64,8 @@ def verdicts(
     resampled together; `songs` is the number of clusters. `p_holm` is corrected over the panels of
     one rival and axis. `verdict` is "win" or "loss" where `p_holm` is below `SIGNIFICANCE`, else
     "tie". All five are null with one seed or one cluster, from which nothing can be said of others,
-    and where the difference is not finite. `candidates` is the number of ours that were chosen
-    from.
+    where the difference is not finite, and where ours or the rival has no candidate. `candidates`
+    is the number of ours that were chosen from.
 
     Held fixed, so that nothing is said of others: the core, the judges, the choice of
     configurations, the real pairs of the reference, the inputs that were drawn from each song, and
@@ -331,7 +331,14 @@ def _compared(
 
 
 def _decided(family: pl.DataFrame) -> pl.DataFrame:
-    """The verdicts of one rival and axis, corrected over all its panels."""
+    """The verdicts of one rival and axis, corrected over all its panels.
+
+    None where either had no candidate, and the identity would be compared with itself.
+    """
+    known = pl.when(pl.col("candidates") > 0)
+    family = family.with_columns(
+        known.then(pl.col(name)).alias(name) for name in ("low", "high", "p")
+    )
     corrected = holm(family["p"].fill_null(np.nan).to_numpy())
     significant = pl.col("p_holm") < SIGNIFICANCE
     return family.with_columns(p_holm=pl.Series(corrected).fill_nan(None)).with_columns(

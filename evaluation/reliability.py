@@ -92,7 +92,8 @@ class Trial:
             "auc": _estimate(
                 auc(scores[0], scores[1]), auc_resampled(scores[0], scores[1], *weights[:2])
             ),
-            "calibration_error": _estimate(
+            # Resampling adds to the error what sampling has added once: hence the reflection.
+            "calibration_error": _reflected(
                 float(calibration_error(probability, is_adjacent, np.ones((1, len(both))))[0]),
                 calibration_error(probability, is_adjacent, np.hstack(weights[:2])),
             ),
@@ -220,6 +221,12 @@ def _same_key_pairs(
         if len(others):
             pairs.append((left, random.choice(others)))
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _reflected(value: float, resampled: Float64[np.ndarray, "R"]) -> Estimate:
+    """With the basic bootstrap interval (Davison & Hinkley 1997), of what is at least 0."""
+    percentiles = _estimate(value, resampled)
+    return Estimate(value, max(0.0, 2 * value - percentiles.high), 2 * value - percentiles.low)
 
 
 def _estimate(value: float, resampled: Float64[np.ndarray, "R"]) -> Estimate:

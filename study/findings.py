@@ -27,6 +27,7 @@ from evaluation.frontier import (
     LEVELS,
     OURS,
     PANELS,
+    REAL,
     attainment,
     hypervolumes,
     matched_similarity,
@@ -88,13 +89,17 @@ def draw(store: Store) -> list[Path]:
 
 
 def write_verdicts(stores: Sequence[Store], path: Path) -> None:
-    """Write the verdicts of several studies as one CSV file; a study's name is its corpus."""
+    """Write the verdicts of several studies as one CSV file; a study's name is its corpus.
+
+    Axes are called `z` and `edit`.
+    """
     tables = [
         store.scan("verdicts").with_columns(corpus=pl.lit(store.record["name"])).collect()
         for store in stores
     ]
     with replacing(path) as temporary:
-        pl.concat(tables).select(CSV_COLUMNS).write_csv(temporary)
+        short = pl.col("axis").str.strip_suffix("_distance")
+        pl.concat(tables).with_columns(axis=short).select(CSV_COLUMNS).write_csv(temporary)
 
 
 def verdict_lines(store: Store) -> list[str]:
@@ -112,15 +117,40 @@ def verdict_lines(store: Store) -> list[str]:
         lost = panels.filter(pl.col("verdict") == "loss").select("metric", "source")
         named = ", ".join(f"{metric} ({source})" for metric, source in lost.iter_rows())
         wins, ties, losses = counts
+        undecided = panels["verdict"].null_count()
         lines.append(
-            f"{against} {wins} wins, {ties} ties, {losses} losses" + (f": {named}" if named else "")
+            f"{against} {wins} wins, {ties} ties, {losses} losses"
+            + (f", {undecided} undecided" if undecided else "")
+            + (f"; lost: {named}" if named else "")
         )
     if found["seeds"].max() == 1:
         lines.append("(ahead: a count, no test; one training seed says nothing of others)")
     lines += _agreement(finished(store, "metrics"))
+    lines += _left_out(store)
     excluded = finished(store, "metrics")["excluded"].sum()
     if excluded:
         lines.append(f"left out, as not finite or silent: {excluded:,} pairs, summed over metrics")
+    return lines
+
+
+def _left_out(store: Store) -> list[str]:
+    """Say where the comparison has less than was planned, or than it seems to have."""
+    planned = len(StudyConfig.restored(store.record).search.seeds)
+    seeds = store.scan("verdicts").select(pl.col("seeds").max()).collect().item()
+    matched = store.scan("matched").filter(pl.col("rival") != "identity").collect()
+    stands_in = (
+        matched.group_by("method", maintain_order=True)
+        .agg(10 * (pl.col("trial") == "identity").mean())
+        .filter(pl.col("trial") > 0)
+    )
+    told = ", ".join(f"{row['method']} {row['trial']:.1f}" for row in stands_in.to_dicts())
+    lines = []
+    if seeds < planned:
+        lines.append(f"only {seeds} of {planned} training seeds are finished")
+    if unfinished := max(matched["excluded"].to_list(), default=0):
+        lines.append(f"up to {unfinished} points of a panel are unfinished or not finite: left out")
+    if told:
+        lines.append(f"of ten distances, the inputs stand in for want of a nearer point at: {told}")
     return lines
 
 
@@ -160,9 +190,9 @@ def _figures(store: Store) -> dict[str, Figure]:
     ]
     figures["attainment"] = attainment_figure(pl.concat(surfaces), "z_distance")
     figures["verdicts"] = verdict_figure(found)
-    figures["transitions"] = transition_figure(
-        outcomes, store.scan("bins").collect(), _shown_points(store, metrics)
-    )
+    shown = _shown_points(store, metrics)
+    if not shown.is_empty():
+        figures["transitions"] = transition_figure(outcomes, store.scan("bins").collect(), shown)
     figures["song-distances"] = song_distance_figure(store.scan("song_distances").collect())
     costs, trials = store.scan("costs").collect(), store.scan("trials").collect()
     training = trials.filter(pl.col("method").is_in(FUSIONS))["seconds"].mean()
@@ -174,7 +204,7 @@ def _figures(store: Store) -> dict[str, Figure]:
 
 
 def _shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
-    """The points of ours (of the lowest seed) and of LP that are compared by the judge."""
+    """The points of ours (of the lowest seed) and of LP that are compared by the judge; or none."""
     matched = store.scan("matched").filter(
         pl.col("rival") == "lp",
         pl.col("axis") == "z_distance",
@@ -182,11 +212,13 @@ def _shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
         pl.col("metric") == "judge",
     )
     chosen = matched.sort("distance").collect()
+    if chosen.is_empty():
+        return chosen
     distances = chosen["distance"].unique().sort()
     shown = chosen.filter(pl.col("distance") == distances[_SHOWN_DISTANCE])
     seed = metrics["seed"].min()
     points = shown.with_columns(
-        trial=pl.when(pl.col("method") == OURS)
+        trial=pl.when(pl.col("method") == OURS, pl.col("trial") != "identity")
         .then(pl.concat_str("trial", pl.lit(f"-seed{seed!r}")))
         .otherwise("trial")
     )
@@ -216,8 +248,9 @@ def _agreement(metrics: pl.DataFrame) -> list[str]:
 
 def finished(store: Store, table: str) -> pl.DataFrame:
     """A table without what an unfinished job may have left in it."""
-    unfinished = [trial for trial, status in store.done_trials().items() if status != "done"]
-    return store.scan(table).filter(~pl.col("trial").is_in(unfinished)).collect()
+    done = [trial for trial, status in store.done_trials().items() if status == "done"]
+    references = (*LEVELS, "identity", REAL)
+    return store.scan(table).filter(pl.col("trial").is_in([*done, *references])).collect()
 
 
 def _bounds(evaluation: EvaluationPlan) -> Mapping[str, tuple[float, float]]:

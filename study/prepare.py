@@ -60,6 +60,12 @@ def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
             for line in str(report).splitlines():
                 reporter.say(line)
     corpus = load_corpus(path, config.melody, config.seed)
+    for name, split in (("validation", VALIDATION), ("test", TEST)):
+        if (songs := len(np.unique(corpus.song[corpus.segments(split)]))) < 3:
+            raise UserError(
+                f"corpus.source: only {songs} songs are left for {name}, and 3 are needed to"
+                " resample them; add melodies"
+            )
     sizes = ", ".join(
         f"{len(corpus.segments(split)):,} for {name}"
         for split, name in ((TRAIN, "training"), (VALIDATION, "validation"), (TEST, "test"))
@@ -209,7 +215,7 @@ def _judge(
     scores = _scorer(trainer.judge, corpus)
 
     def finish() -> dict[str, Any]:
-        # Other pairs of the validation songs than those it is tried on.
+        # On validation songs: the report's calibration error is that of unseen songs for test only.
         adjacent = corpus.pairs_of(VALIDATION)
         random = np.random.default_rng(derive(config.seed, name, "calibration"))
         negatives, _ = unpaired(corpus, VALIDATION, len(adjacent), random)

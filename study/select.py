@@ -253,12 +253,13 @@ def _points(store: Store, maximise: str) -> pl.DataFrame:
             high=pl.col("middle") + _NORMAL * pl.col("se"),
         )
         .drop("middle")
+        .filter(pl.col("seeds").list.len() == rows["seed"].n_unique())
     )
     return (
         rows.group_by(*_POINT, "metric", maintain_order=True)
         .agg(value)
         .pivot("metric", index=_POINT, values="value", sort_columns=True)
-        .join(spread, on=_POINT, how="left", nulls_equal=True)
+        .join(spread, on=_POINT, how="inner", nulls_equal=True)
     )
 
 

@@ -269,7 +269,7 @@ def seeded(
     return [IDENTITY, *ours, *more, *lp]
 
 
-def attains(front: Sequence[tuple[int, int]], distance: float, coherency: float) -> bool:
+def attains(front: Sequence[tuple[float, float]], distance: float, coherency: float) -> bool:
     return any(d <= distance and c >= coherency for d, c in front)
 
 
@@ -287,8 +287,11 @@ def test_attainment_by_definition(
             assert steps["distance"].is_sorted()
             for distance in range(6):
                 reached = steps.filter(pl.col("distance") <= distance)["coherency"].to_list()
+                started = [[*front, (0, 0.41)] for front in sets]  # from the identity
                 expected = [
-                    c for c in range(1, 5) if sum(attains(s, distance, c) for s in sets) >= least
+                    c
+                    for c in (0.41, 1, 2, 3, 4)
+                    if sum(attains(front, distance, c) for front in started) >= least
                 ]
                 assert reached[-1:] == expected[-1:]  # the last step is the highest
     rectangles = attainment_difference(metrics, "test", "judge", AXIS, "ours", "lp")
@@ -328,17 +331,33 @@ def test_hypervolumes_worked_by_hand() -> None:
     areas = {(m, s): (v, n) for m, s, v, n in found.select(
         "method", "seed", "hypervolume", "candidates").iter_rows()}  # fmt: skip
     # Of ours 1, 3, 5, 7, 9 are kept, with 1, 3, 5, 7, 9 at seed 0: steps of 2 from there to 10.
+    # Before the first there is the identity, of 0.41.
     assert areas == {
-        ("ours", 0): (1 * 9 + 2 * (7 + 5 + 3 + 1), 5),
-        ("ours", 1): (2 * 9 + 2 * (7 + 5 + 3 + 1), 5),
-        ("lp", None): (9 + 8 + 7 + 6 + 5, 5),
-        ("slerp", None): (9 + 8 + 7, 4),
+        ("ours", 0): (pytest.approx(0.41 + 1 * 9 + 2 * (7 + 5 + 3 + 1)), 5),
+        ("ours", 1): (pytest.approx(0.41 + 2 * 9 + 2 * (7 + 5 + 3 + 1)), 5),
+        ("lp", None): (pytest.approx(0.41 + 9 + 8 + 7 + 6 + 5), 5),
+        ("slerp", None): (pytest.approx(0.41 + 9 + 8 + 7), 4),
         ("identity", None): (pytest.approx(10 * 0.41), 1),
     }
 
 
-def test_a_front_that_is_not_finite_on_test_songs_is_empty() -> None:
+def test_of_a_front_that_is_not_finite_on_test_songs_the_identity_is_left() -> None:
     rows: list[Row] = [IDENTITY, ("fusion", "a-seed0", 0.1, 0, 1, 1.0, 0.9, math.nan)]
     found = hypervolumes(metrics_of(rows), {AXIS: (0.5, 2.0)}).filter(method="ours")
-    assert found["hypervolume"].to_list() == [0.0] * 12
-    assert attainment(metrics_of(rows), "test", "judge", AXIS, ["ours"]).is_empty()
+    assert found["hypervolume"].to_list() == pytest.approx([2.0 * 0.41] * 12)
+    surfaces = attainment(metrics_of(rows), "test", "judge", AXIS, ["ours"])
+    assert set(surfaces.select("distance", "coherency").iter_rows()) == {(0.0, 0.41)}
+
+
+def test_candidates_beyond_the_largest_distance_count_for_nothing() -> None:
+    near: list[Row] = [
+        ("lp", f"lp{i}", None, None, 1, 0.1 * (i + 1), 0.5, 0.5 + i / 100) for i in range(4)
+    ]
+    far: list[Row] = [("lp", f"far{i}", None, None, 1, 5.0 + i, 0.9, 0.9) for i in range(20)]
+    ours: list[Row] = [
+        ("fusion", f"a{i}-seed0", 0.1, 0, 1, 0.1 * (i + 1), 0.6, 0.6) for i in range(4)
+    ]
+    limits = {AXIS: (0.1, 2.0)}
+    alone = matched_similarity(metrics_of([IDENTITY, *near, *ours]), limits)
+    crowded = matched_similarity(metrics_of([IDENTITY, *near, *far, *ours]), limits)
+    assert crowded.equals(alone)

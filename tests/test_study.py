@@ -152,6 +152,13 @@ def undisturbed(
 Study = tuple[Store, StudyConfig, list[str]]
 
 
+@pytest.fixture
+def results(undisturbed: Study, tmp_path: Path) -> Path:
+    """An empty results folder, but for the melodies, which are read before."""
+    shutil.copytree(undisturbed[0].root.parent / ".corpora", tmp_path / ".corpora")
+    return tmp_path
+
+
 def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -> None:
     store, config, _ = undisturbed
     tables = {name: store.scan(name).collect() for name in TABLES}
@@ -226,12 +233,12 @@ def assert_same_tables(store: Store, other: Store) -> None:
 
 @pytest.mark.parametrize("stop", ["core at 50", "selection judge at 50", f": over (2 of {JOBS})"])
 def test_a_stopped_study_goes_on_and_ends_with_the_same_tables(
-    undisturbed: Study, melodies: Path, tmp_path: Path, stop: str
+    undisturbed: Study, melodies: Path, results: Path, stop: str
 ) -> None:
-    config = tiny(melodies, tmp_path)
+    config = tiny(melodies, results)
     with pytest.raises(KeyboardInterrupt):
         go(config, stop)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("trials/*.parquet")}
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("trials/*.parquet")}
     assert (len(before) >= 2) == ("over" in stop)
     store, lines = go(config)
     for path, written in before.items():
@@ -267,20 +274,18 @@ def test_a_plan_is_refused_where_the_melodies_are_not(tmp_path: Path) -> None:
         plan(tiny(tmp_path / "nowhere.zip", tmp_path))
 
 
-def test_a_core_below_its_gate_stops_the_study(melodies: Path, tmp_path: Path) -> None:
+def test_a_core_below_its_gate_stops_the_study(melodies: Path, results: Path) -> None:
     gate = dict.fromkeys(GATES, 0) | {"token_accuracy": 1.0}
-    config = tiny(melodies, tmp_path, core_gate=gate)
+    config = tiny(melodies, results, core_gate=gate)
     with pytest.raises(UserError, match=r"token_accuracy 0\.\d+ on validation songs, 0\.\d+ below"):
         go(config)
-    assert not (tmp_path / "tiny" / "trials").exists()
+    assert not (results / "tiny" / "trials").exists()
 
 
-def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(
-    melodies: Path, tmp_path: Path
-) -> None:
+def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(melodies: Path, results: Path) -> None:
     config = tiny(
         melodies,
-        tmp_path,
+        results,
         search={"lambda": [0.1, 1e38], "style_dim": [0], "seeds": [0]},
     )
     store, lines = go(config)
@@ -294,12 +299,12 @@ def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(
 
 
 def test_a_study_uses_a_cluster_that_is_there_and_leaves_it_running(
-    undisturbed: Study, melodies: Path, tmp_path: Path
+    undisturbed: Study, melodies: Path, results: Path
 ) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
-        execution = {"workers": 2, "results": str(tmp_path), "address": cluster.address}
-        store, _ = go(tiny(melodies, tmp_path, execution=execution))
+        execution = {"workers": 2, "results": str(results), "address": cluster.address}
+        store, _ = go(tiny(melodies, results, execution=execution))
         assert len(cluster.list_all_nodes()) == 1
         ray.init(address=cluster.address, log_to_driver=False)
         assert ray.cluster_resources()["CPU"] == 2
@@ -309,10 +314,10 @@ def test_a_study_uses_a_cluster_that_is_there_and_leaves_it_running(
     assert_same_tables(store, undisturbed[0])
 
 
-def test_a_cluster_that_is_not_there_is_named(melodies: Path, tmp_path: Path) -> None:
-    execution = {"workers": 2, "results": str(tmp_path), "address": "127.0.0.1:1"}
+def test_a_cluster_that_is_not_there_is_named(melodies: Path, results: Path) -> None:
+    execution = {"workers": 2, "results": str(results), "address": "127.0.0.1:1"}
     with pytest.raises(UserError, match=r"127\.0\.0\.1:1.*execution\.address"):
-        go(tiny(melodies, tmp_path, execution=execution))
+        go(tiny(melodies, results, execution=execution))
 
 
 def test_figures_come_from_parquet_alone(undisturbed: Study, tmp_path: Path) -> None:
