@@ -23,6 +23,7 @@ from evaluation.figures import (
     verdict_figure,
 )
 from evaluation.frontier import (
+    DISTANCES,
     FUSIONS,
     LEVELS,
     OURS,
@@ -140,17 +141,19 @@ def _left_out(store: Store) -> list[str]:
     matched = store.scan("matched").filter(pl.col("rival") != "identity").collect()
     stands_in = (
         matched.group_by("method", maintain_order=True)
-        .agg(10 * (pl.col("trial") == "identity").mean())
-        .filter(pl.col("trial") > 0)
+        .agg(share=DISTANCES * (pl.col("trial") == "identity").mean())
+        .filter(pl.col("share") > 0)
     )
-    told = ", ".join(f"{row['method']} {row['trial']:.1f}" for row in stands_in.to_dicts())
+    told = ", ".join(f"{row['method']} {row['share']:.1f}" for row in stands_in.to_dicts())
     lines = []
     if seeds < planned:
         lines.append(f"only {seeds} of {planned} training seeds are finished")
     if unfinished := max(matched["excluded"].to_list(), default=0):
         lines.append(f"up to {unfinished} points of a panel are unfinished or not finite: left out")
     if told:
-        lines.append(f"of ten distances, the inputs stand in for want of a nearer point at: {told}")
+        lines.append(
+            f"of {DISTANCES} distances, the inputs stand in for want of a point so near at: {told}"
+        )
     return lines
 
 
