@@ -301,9 +301,11 @@ def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(melodies: Path, res
 def test_a_study_uses_a_cluster_that_is_there_and_leaves_it_running(
     undisturbed: Study, melodies: Path, results: Path
 ) -> None:
+    undisturbed_store, config, _ = undisturbed
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
-        execution = {"workers": 2, "results": str(results), "address": cluster.address}
+        place = {"results": str(results), "address": cluster.address}
+        execution = config.execution.model_dump() | place
         store, _ = go(tiny(melodies, results, execution=execution))
         assert len(cluster.list_all_nodes()) == 1
         ray.init(address=cluster.address, log_to_driver=False)
@@ -311,7 +313,7 @@ def test_a_study_uses_a_cluster_that_is_there_and_leaves_it_running(
     finally:
         ray.shutdown()
         cluster.shutdown()
-    assert_same_tables(store, undisturbed[0])
+    assert_same_tables(store, undisturbed_store)
 
 
 def test_a_cluster_that_is_not_there_is_named(melodies: Path, results: Path) -> None:

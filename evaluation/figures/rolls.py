@@ -81,7 +81,7 @@ def _rolls(
     panels = figure.subplots(len(pairs), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for panel, (label, pair) in zip(panels, pairs, strict=True):
         panel.set_title(drawable(label), loc="left", fontsize=6.5)
-        _draw_grid(panel, form, min(pitches) - 2, max(pitches) + 2)
+        _draw_grid(panel, form, min(pitches) - 2, max(pitches) + 2, height)
         _draw_pair(panel, pair, form)
     length = form.steps / form.steps_per_beat
     for start, name in zip((0, length), names, strict=True):
@@ -103,9 +103,13 @@ def _draw_pair(panel: Axes, pair: Sequence[Sequence[Note]], form: MelodyFormat) 
         panel.barh(pitches, 0.07, 0.8, onsets, color="black", zorder=3)
 
 
-def _draw_grid(panel: Axes, form: MelodyFormat, lowest: int, highest: int) -> None:
-    """Draw what the notes lie on: rows of black keys, pitch names, bar lines and the seam."""
-    shown = "CDEFGAB" if highest - lowest <= 20 else "CG"
+def _draw_grid(panel: Axes, form: MelodyFormat, lowest: int, highest: int, height: float) -> None:
+    """Draw what the notes lie on: rows of black keys, pitch names, bar lines and the seam.
+
+    As many pitches are named as there is room for in `height` inches.
+    """
+    points = 72 * height / (highest - lowest + 1)  # of a semitone
+    shown = "CDEFGAB" if points > 5.5 else "CG" if points > 1.5 else "C"
     names = {}
     for pitch in range(lowest, highest + 1):
         key = _WHITE_KEYS.get(pitch % 12)

@@ -9,7 +9,7 @@ import polars as pl
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from cf_core.errors import UserError
 from evaluation.figures.canvas import COLUMN, STYLE, drawable, look
@@ -149,7 +149,10 @@ def song_distance_figure(song_distances: pl.DataFrame) -> Figure:
                 share, edges, color=colour, ls=dashes, lw=1.2, zorder=3,
                 label=f"{kind} ({len(kinds[kind]):,} pairs{zero})",
             )  # fmt: skip
+        decades = np.log10(edges[-1] / edges[0])
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
         left_out = song_distances.height - finite.height
         panel.set_title(
             f"overlap {overlap:.3f}" + (f" ({left_out} not finite, left out)" if left_out else "")
