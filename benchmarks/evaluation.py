@@ -27,7 +27,7 @@ from evaluation.metrics import Evaluator, make_sources
 from evaluation.statistics import STATISTICS, Bins, segment_statistics, transition_matrix
 from evaluation.transforms import Fusion, LatentSearch
 from study.config import StudyConfig, load_all
-from study.findings import finished
+from study.findings import bin_counts, finished
 from study.store import Store
 
 OUTPUT = Path(__file__).parent / "out" / "evaluation.json"
@@ -143,8 +143,7 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
 
 
 def _recorded(store: Store) -> tuple[pl.DataFrame, pl.DataFrame, Mapping[str, int]]:
-    bins = dict(store.scan("bins").group_by("statistic").len().collect().iter_rows())
-    return finished(store, "metrics"), finished(store, "outcomes"), bins
+    return finished(store, "metrics"), finished(store, "outcomes"), bin_counts(store)
 
 
 def _job_seconds(store: Store) -> float:
@@ -219,7 +218,7 @@ def _made_up(
     points += [
         (rival.method, rival.id, rival.lambda_, None, iteration)
         for rival in config.rivals()
-        for iteration in getattr(plan, rival.method).iterations
+        for iteration in plan.counts(rival.method)
     ]
     points += [("identity", "identity", None, None, 0), ("real", "real", None, None, 0)]
     bins = {name: 12 if name == "pitch_class" else 8 for name in STATISTICS}

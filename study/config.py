@@ -264,6 +264,11 @@ class EvaluationPlan(_Section):
     matched: MatchedPlan = MatchedPlan()
     """The range of distances of the comparison at matched similarity."""
 
+    def counts(self, rival: str) -> tuple[int, ...]:
+        """Iteration counts after which the outputs of a rival are kept."""
+        kept: tuple[int, ...] = getattr(self, rival).iterations
+        return kept
+
 
 class Selection(_Section):
     """Which trial is deployed, decided on validation songs."""

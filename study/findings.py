@@ -69,7 +69,7 @@ def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
     found = verdicts(
         metrics,
         finished(store, "outcomes"),
-        dict(store.scan("bins").group_by("statistic").len().collect().iter_rows()),
+        bin_counts(store),
         bounds,
         evaluation.verdict_resamples,
         np.random.default_rng(derive(seed, "verdicts")),
@@ -126,10 +126,10 @@ def verdict_lines(store: Store) -> list[str]:
         )
     if found["seeds"].max() == 1:
         lines.append("(ahead: a count, no test; one training seed says nothing of others)")
-    lines += _agreement(finished(store, "metrics"))
+    metrics = finished(store, "metrics")
+    lines += _agreement(metrics)
     lines += _left_out(store)
-    excluded = finished(store, "metrics")["excluded"].sum()
-    if excluded:
+    if excluded := metrics["excluded"].sum():
         lines.append(f"left out, as not finite or silent: {excluded:,} pairs, summed over metrics")
     return lines
 
@@ -254,6 +254,11 @@ def finished(store: Store, table: str) -> pl.DataFrame:
     done = [trial for trial, status in store.done_trials().items() if status == "done"]
     references = (*LEVELS, "identity", REAL)
     return store.scan(table).filter(pl.col("trial").is_in([*done, *references])).collect()
+
+
+def bin_counts(store: Store) -> dict[str, int]:
+    """Number of bins of each statistic."""
+    return dict(store.scan("bins").group_by("statistic").len().collect().iter_rows())
 
 
 def _bounds(evaluation: EvaluationPlan) -> Mapping[str, tuple[float, float]]:

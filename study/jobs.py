@@ -123,7 +123,7 @@ def job_steps(spec: Spec, bench: Workbench) -> int:
     """Steps that a job counts up to in its reports."""
     if isinstance(spec, PackSpec):
         return bench.fusion.steps
-    return max(_counts(spec.settings[0].method, bench.plan))
+    return max(bench.plan.counts(spec.settings[0].method))
 
 
 def planned(config: StudyConfig) -> list[TrialSpec | RivalSpec]:
@@ -308,7 +308,7 @@ def _rival(job: RivalJob, recorder: "_Recorder") -> Steps[Progress, None, None]:
     inputs = [torch.cat([source.inputs[half] for source in sources]) for half in (0, 1)]
     rows, total = len(inputs[0]), job_steps(job, bench)
     joined = inputs[0].repeat(len(settings), 1), inputs[1].repeat(len(settings), 1)
-    transform, counts = _transform(job, rows, bench), _counts(settings[0].method, bench.plan)
+    transform, counts = _transform(job, rows, bench), bench.plan.counts(settings[0].method)
     random = generator(bench.seed, "rival", job.id)
     steps: dict[tuple[RivalSpec, str], list[Step]] = defaultdict(list)
     seen = sorted({*counts, *range(_PROGRESS_EVERY, total, _PROGRESS_EVERY)})
@@ -327,11 +327,6 @@ def _rival(job: RivalJob, recorder: "_Recorder") -> Steps[Progress, None, None]:
         for _ in _record_readings(setting.id, [reading], [], recorder):
             yield Progress(total, total, {})
         recorder.record(setting, {"status": "done", "steps": total})
-
-
-def _counts(method: str, plan: EvaluationPlan) -> tuple[int, ...]:
-    counts: tuple[int, ...] = getattr(plan, method).iterations
-    return counts
 
 
 def _transform(job: RivalJob, rows: int, bench: Workbench) -> Transform:

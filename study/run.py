@@ -51,7 +51,7 @@ def plan(config: StudyConfig) -> str:
     readings = sum(1 if trial.lambda_ is not None else len(evaluation.lambda_) for trial in trials)
     points = readings * len(evaluation.iterations)
     rivals = config.rivals()
-    compared = sum(len(getattr(evaluation, rival.method).iterations) for rival in rivals)
+    compared = sum(len(evaluation.counts(rival.method)) for rival in rivals)
     rows = evaluation.pairs * 4 * (points + compared)
     megabytes = rows * 4 * 4 * config.core.latent_dim / 1e6
     space = config.search
