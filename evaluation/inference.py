@@ -1,7 +1,7 @@
 """Verdicts: whether ours is better than a rival, beyond what other songs and seeds could change.
 
-Letters in shapes: `B` pairs of a source, `C` their clusters (couples of songs), `n` training seeds,
-`R` resamples, `K` bins, `N` any number of comparisons.
+Letters in shapes: `B` pairs of a source, `C` clusters of them (songs, or blocks of pairs), `n`
+training seeds, `R` resamples, `K` bins, `N` any number of comparisons.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float, Float32, Float64, Integer
+from jaxtyping import Float, Float32, Float64, Int64, Integer
 from scipy import stats
 
 from evaluation.frontier import (
@@ -61,11 +61,11 @@ def verdicts(
     counted in `excluded`, over all points that a row compares.
 
     `low`, `high` (95 %) and `p` (two-sided) are those of `crossed_interval`, songs and seeds
-    resampled together; `songs` is the number of clusters. `p_holm` is corrected over the panels of
-    one rival and axis. `verdict` is "win" or "loss" where `p_holm` is below `SIGNIFICANCE`, else
-    "tie". All five are null with one seed or one cluster, from which nothing can be said of others,
-    where the difference is not finite, and where ours or the rival has no candidate. `candidates`
-    is the number of ours that were chosen from.
+    resampled together; `songs` is the number of clusters that were drawn from. `p_holm` is
+    corrected over the panels of one rival and axis. `verdict` is "win" or "loss" where `p_holm` is
+    below `SIGNIFICANCE`, else "tie". All five are null with one seed or one song, from which
+    nothing can be said of others, where the difference is not finite, and where ours or the rival
+    has no candidate. `candidates` is the number of ours that were chosen from.
 
     Held fixed, so that nothing is said of others: the core, the judges, the choice of
     configurations, the real pairs of the reference, the inputs that were drawn from each song, and
@@ -103,40 +103,42 @@ def verdicts(
 def crossed_interval(
     by_seed: Float64[np.ndarray, "*N n"],
     resampled: Float[np.ndarray, "*N n R"],
-    clusters: int,
+    resamples: Resamples,
 ) -> tuple[Float64[np.ndarray, "*N"], Float64[np.ndarray, "*N"], Float64[np.ndarray, "*N"]]:
     """95 % interval (low, high) and two-sided p of a mean over seeds, for other songs and seeds.
 
     `by_seed` holds the estimate of each of at least two seeds on the same pairs, `resampled` the
-    same with whole clusters drawn again, each draw shared by all seeds.
+    same in `resamples`, each shared by all seeds.
 
     Songs and seeds are crossed: every seed is tested on the same songs. The variance of the mean is
     then that of songs, plus that of seeds, plus that of their interaction (with the noise of single
     pairs). Three mean squares estimate it:
 
-    - A, over resamples, of the mean of all seeds: songs + interaction;
+    - A, over resamples (`Resamples.variance`), of the mean of all seeds: songs + interaction;
     - S, s²/n over the seeds' own estimates: seeds + interaction;
     - I, over resamples, of the seeds' deviations from their mean, over n (n - 1): interaction.
 
     A + S would count the interaction twice; A + S - I is the variance for two-way clusters of
     Cameron, Gelbach & Miller (2011), Owen's (2007) for crossed effects. It is noisy, so it is not
-    let below A or S, either of which is a part of what it estimates. A and I have the factor
-    C/(C - 1) that a bootstrap of few clusters lacks. Degrees of freedom are Satterthwaite's (1946),
-    of C - 1, n - 1 and their product.
+    let below A or S, either of which is a part of what it estimates. Degrees of freedom are
+    Satterthwaite's (1946), of those of A, n - 1 and their product.
 
     Without any variance the interval is the mean itself, and p 1 where that is 0, else 0.
     """
     n = by_seed.shape[-1]
+    shared = np.isfinite(resampled).all(axis=-2, keepdims=True)
+    resampled = np.where(shared, resampled, np.nan)
     mean = by_seed.mean(axis=-1)
-    correction = clusters / (clusters - 1)
-    songs = correction * resampled.mean(axis=-2, dtype=np.float64).var(axis=-1)
-    each = correction * resampled.var(axis=-1, dtype=np.float64).mean(axis=-1)
+    songs, freedom_of_songs = resamples.variance(resampled.mean(axis=-2, dtype=np.float64))
+    each = resamples.variance(resampled)[0].mean(axis=-1)
     seeds = by_seed.var(axis=-1, ddof=1) / n
     interaction = (each - songs) / (n - 1)
     variance = np.maximum(songs + seeds - interaction, np.maximum(songs, seeds))
     known = variance == 0
     spread = (
-        songs**2 / (clusters - 1) + seeds**2 / (n - 1) + interaction**2 / ((clusters - 1) * (n - 1))
+        songs**2 / freedom_of_songs
+        + seeds**2 / (n - 1)
+        + interaction**2 / (freedom_of_songs * (n - 1))
     )
     freedom = np.where(known, 1, variance**2) / np.where(known, 1, spread)
     error = np.sqrt(variance)
@@ -169,6 +171,10 @@ def probability_of_improvement(
     return float((above + 0.5 * equal).mean())
 
 
+_NONE = np.zeros(0, np.float32)
+"""Values of a score in no resamples."""
+
+
 @dataclass(frozen=True)
 class _Score:
     """A metric of one point: on all pairs, in each resample, and how many pairs have none."""
@@ -180,13 +186,10 @@ class _Score:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The outcomes of some points of one source, and resamples of its clusters."""
+    """The outcomes of some points of one source, and resamples of them; none of a single song."""
 
     points: Mapping[_Point, pl.DataFrame]
-    cluster: Integer[np.ndarray, "B"]
-    """Number of each pair's cluster, 0 to C - 1."""
-    draws: Float32[np.ndarray, "R C"]
-    """How often each cluster is in each resample; no resamples of a single cluster."""
+    resamples: Resamples | None
 
     @classmethod
     def of(
@@ -210,14 +213,13 @@ class _Pairs:
         )
         if missing := points - found.keys():
             raise ValueError(f"outcomes: {min(missing, key=str)} of {source} is missing")
-        one = next(iter(found.values()))["pair", "cluster"]
-        if not all(own["pair", "cluster"].equals(one) for own in found.values()):
+        named = ["pair", "left_song", "right_song"]
+        one = next(iter(found.values())).select(named)
+        if not all(own.select(named).equals(one) for own in found.values()):
             raise ValueError(f"outcomes: the points of {source} differ in their pairs")
-        cluster = one["cluster"].to_numpy()
-        if one["cluster"].n_unique() < 2:
-            return cls(found, np.zeros(len(cluster), np.int64), np.zeros((0, 1), np.float32))
-        drawn = Resamples.draw(cluster, resamples, random)
-        return cls(found, drawn.cluster, drawn.draws.astype(np.float32))
+        songs = _numbered(one)
+        single = songs.min() >= 0 and len(np.unique(songs)) < 2
+        return cls(found, None if single else Resamples.draw(songs, resamples, random))
 
 
 class _Scores(dict[_Point, _Score]):
@@ -237,17 +239,15 @@ class _Scores(dict[_Point, _Score]):
         return self[point]
 
     def _mean(self, values: Float64[np.ndarray, "B"]) -> _Score:
-        cluster, draws = self.pairs.cluster, self.pairs.draws
-        present = np.isfinite(values)
-        if not present.any():
-            return _Score(np.nan, np.full(len(draws), np.nan, np.float32), len(values))
-        parts = [
-            np.bincount(cluster[present], weights, draws.shape[1])
-            for weights in (values[present], None)
-        ]
-        total, count = (draws @ np.stack(parts, axis=1).astype(np.float32)).T
-        resampled = np.where(count > 0, total, np.nan) / np.maximum(count, 1)
-        return _Score(float(values[present].mean()), resampled, int((~present).sum()))
+        present, resamples = np.isfinite(values), self.pairs.resamples
+        excluded = int((~present).sum())
+        mean = float(values[present].mean()) if present.any() else np.nan
+        if resamples is None:
+            return _Score(mean, _NONE, excluded)
+        known = np.where(present, values, 0), present.astype(np.float64)
+        sums = np.stack([resamples.sums_by_cluster(part) for part in known], axis=1)
+        total, count = (resamples.draws @ sums.astype(np.float32)).T
+        return _Score(mean, np.where(count > 0, total, np.nan) / np.maximum(count, 0.5), excluded)
 
     def _correlation(
         self,
@@ -255,13 +255,13 @@ class _Scores(dict[_Point, _Score]):
         right: Integer[np.ndarray, "B"],
         reference: Float64[np.ndarray, "K K"],
     ) -> _Score:
-        cluster, draws, k = self.pairs.cluster, self.pairs.draws, len(reference)
-        present = (left >= 0) & (right >= 0)
-        cells = (cluster * k + left)[present] * k + right[present]
-        counts = np.bincount(cells, minlength=draws.shape[1] * k * k).reshape(-1, k, k)
-        value = correlation(transition_matrix(left, right, k), reference)
-        resampled = resampled_correlations(counts.astype(np.float32), draws, reference)
-        return _Score(float(value), resampled, int((~present).sum()))
+        k, resamples = len(reference), self.pairs.resamples
+        value = float(correlation(transition_matrix(left, right, k), reference))
+        excluded = int(((left < 0) | (right < 0)).sum())
+        if resamples is None:
+            return _Score(value, _NONE, excluded)
+        counts = resamples.counts_by_cluster(left, right, k).astype(np.float32)
+        return _Score(value, resampled_correlations(counts, resamples.draws, reference), excluded)
 
 
 def resampled_correlations(
@@ -315,17 +315,16 @@ def _compared(
     weights = np.stack(list(contrast.values()), axis=1) / DISTANCES
     points = [scores[point] for point in contrast]
     by_seed = weights @ np.array([point.value for point in points])
-    resampled = weights.astype(np.float32) @ np.stack([point.resampled for point in points])
-    resampled = resampled[:, np.isfinite(resampled).all(axis=0)]
-    songs = scores.pairs.draws.shape[1]
+    resamples = scores.pairs.resamples
     row: dict[str, Any] = {
         "difference": float(by_seed.mean()),
-        "songs": songs,
+        "songs": 1 if resamples is None else resamples.songs,
         "seeds": len(by_seed),
         "excluded": sum(point.excluded for point in points),
     }
-    if np.isfinite(row["difference"]) and len(by_seed) > 1 and resampled.shape[1] > 1:
-        interval = crossed_interval(by_seed, resampled, songs)
+    if np.isfinite(row["difference"]) and len(by_seed) > 1 and resamples is not None:
+        resampled = weights.astype(np.float32) @ np.stack([point.resampled for point in points])
+        interval = crossed_interval(by_seed, resampled, resamples)
         row |= dict(zip(("low", "high", "p"), map(float, interval), strict=True))
     return row
 
@@ -359,3 +358,10 @@ def _bins(
         outcomes[f"{statistic}_{half}"].to_numpy().astype(np.int64) for half in ("left", "right")
     )
     return left, right
+
+
+def _numbered(pairs: pl.DataFrame) -> Int64[np.ndarray, "B 2"]:
+    """The songs of each pair as numbers from 0; -1 for none."""
+    halves = pl.concat([pairs["left_song"], pairs["right_song"]])
+    numbers = halves.rank("dense").cast(pl.Int64).fill_null(0).to_numpy() - 1
+    return np.asarray(numbers.reshape(2, -1).T)

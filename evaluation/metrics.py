@@ -33,7 +33,6 @@ from evaluation.statistics import (
     overlap_area,
     pair_counts,
     pair_features,
-    percentile_interval,
     row_stochastic,
     segment_statistics,
 )
@@ -49,8 +48,11 @@ REAL_PAIRS = 512
 
 TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
 Statistics = Mapping[str, Float64[np.ndarray, "B"]]
+_Interval = tuple[float | None, float | None]
 
-MEANS = ("judge", "search_classifier", "z_distance", "z_weighted", "edit_distance")
+MEANS = (
+    "judge", "search_classifier", "halves_distance", "z_distance", "z_weighted", "edit_distance"
+)  # fmt: skip
 """Columns of `OUTCOMES` that are numbers of a pair, and metrics by their mean."""
 OUTCOMES: dict[str, type[pl.DataType]] = {
     "trial": pl.String,
@@ -60,7 +62,8 @@ OUTCOMES: dict[str, type[pl.DataType]] = {
     "source": pl.String,
     "iteration": pl.Int32,
     "pair": pl.Int32,
-    "cluster": pl.Int32,
+    "left_song": pl.String,
+    "right_song": pl.String,
     **dict.fromkeys(MEANS, pl.Float32),
     **{f"{name}_{half}": pl.Int8 for name in STATISTICS for half in ("left", "right")},
 }
@@ -72,58 +75,49 @@ class Source:
     """Input pairs of one kind, the same for every trial and baseline of a study.
 
     `songs` holds the song of either half as indices into the corpus's song ids, or -1 for the
-    prior. Pairs of one of the `clusters` share songs and are resampled as one; those of different
-    clusters share none. `split` says which songs' statistics and which judge the outputs are held
-    against.
+    prior. `split` says which songs' statistics and which judge the outputs are held against.
     """
 
     name: str
     split: int
     inputs: Pair
     songs: Integer[np.ndarray, "B 2"]
-    clusters: Int[np.ndarray, "B"]
 
 
 def unpaired(
     corpus: Corpus, split: int, count: int, random: np.random.Generator
-) -> tuple[Int[np.ndarray, "B 2"], Int[np.ndarray, "B"]]:
-    """Rows of `count` random pairs of segments of different songs of one split, and their couples.
+) -> Int[np.ndarray, "B 2"]:
+    """Rows of `count` random pairs of segments of different songs of one split.
 
-    The songs are coupled at random, each with one other, so that couples share no song; of an odd
-    number one is left out. A left half is drawn among all segments of coupled songs, its right half
-    among those of the song's partner.
+    Both halves are drawn among all segments, independently but for the songs' being different.
     """
     rows = corpus.segments(split)
-    shuffled = random.permutation(np.unique(corpus.song[rows]))
-    coupled = shuffled[: len(shuffled) // 2 * 2].reshape(-1, 2)
-    couple, partner = np.full((2, len(corpus.song_ids)), -1)
-    couple[coupled] = np.arange(len(coupled))[:, None]
-    partner[coupled] = coupled[:, ::-1]
-    by_song = rows[np.argsort(corpus.song[rows], kind="stable")]
-    songs = corpus.song[by_song]
-    left = random.choice(by_song[couple[songs] >= 0], count)
-    other = partner[corpus.song[left]]
-    first, last = (np.searchsorted(songs, other, side) for side in ("left", "right"))
-    right = by_song[random.integers(first, last)]
-    return np.stack((left, right), 1), couple[corpus.song[left]]
+    pairs = random.choice(rows, (count, 2))
+    while (same := np.equal(*corpus.song[pairs].T)).any():
+        pairs[same] = random.choice(rows, (int(same.sum()), 2))
+    return pairs
 
 
-def make_sources(corpus: Corpus, core: MelodyVAE, count: int, seed: int) -> tuple[Source, ...]:
-    """The four sources: unpaired test songs and prior samples, and their validation twins."""
+def make_sources(
+    corpus: Corpus, core: MelodyVAE, counts: Mapping[int, int], seed: int
+) -> tuple[Source, ...]:
+    """The four sources: unpaired test songs and prior samples, and their validation twins.
+
+    `counts` holds how many pairs the two sources of each split have.
+    """
     sources = []
     for name, prior_name, split in (
         ("test", "prior", TEST),
         ("validation", "validation_prior", VALIDATION),
     ):
-        random = np.random.default_rng(derive(seed, "inputs", name))
-        rows, couples = unpaired(corpus, split, count, random)
+        random, count = np.random.default_rng(derive(seed, "inputs", name)), counts[split]
+        rows = unpaired(corpus, split, count, random)
         left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
-        sources.append(Source(name, split, (left, right), corpus.song[rows], couples))
+        sources.append(Source(name, split, (left, right), corpus.song[rows]))
         z_left, z_right = torch.randn(
             (2, *left.shape), generator=random_generator(seed, "inputs", prior_name)
         )
-        none = np.full((count, 2), -1)
-        sources.append(Source(prior_name, split, (z_left, z_right), none, np.arange(count)))
+        sources.append(Source(prior_name, split, (z_left, z_right), np.full((count, 2), -1)))
     return tuple(sources)
 
 
@@ -163,7 +157,6 @@ class Evaluator:
     classifier: SearchClassifier
     judges: Mapping[int, Judge]
     """By split: the selection judge for validation songs, the reporting judge for test songs."""
-    pairs: int
     resamples: int
     seed: int
 
@@ -191,10 +184,10 @@ class Evaluator:
           and with `_joint` added for the joint matrix;
         - `overlap_area`, `density` and `coverage` against the same pairs (`evaluation.statistics`).
 
-        Intervals resample clusters. The last three have none: a resample repeats pairs, and so is
-        less diverse than the set it is drawn from. A pair with a distance that is not finite, as
-        where a latent is not, is excluded, and counted in `excluded`; so are, from the correlations
-        and the last three, pairs with a half that has no notes.
+        Intervals resample songs (of a prior, pairs). The last three have none: a resample repeats
+        pairs, and so is less diverse than the set it is drawn from. A pair with a distance that is
+        not finite, as where a latent is not, is excluded, and counted in `excluded`; so are, from
+        the correlations and the last three, pairs with a half that has no notes.
         """
         before = self._decode(source.inputs)
         reference = self._references[source.split]
@@ -203,21 +196,22 @@ class Evaluator:
             shared = {**label, "source": source.name, "iteration": step.iteration}
             notes, columns = self._outcomes(source, before, step)
             frame = _frame({name: shared.get(name) for name in OUTCOMES} | columns)
-            rows += [{**shared, **metric} for metric in self._metrics(frame, notes, reference)]
+            measured = self._metrics(frame, source.songs, notes, reference)
+            rows += [{**shared, **metric} for metric in measured]
             records.append(frame)
         return rows, pl.concat(records)
 
     def real_outcomes(self, split: int) -> pl.DataFrame:
         """Records of all real adjacent pairs of a split, as notes that were never encoded.
 
-        Their method is "real", and their clusters are songs. There are no distances.
+        Their method is "real". There are no distances to inputs.
         """
         rows = self.corpus.pairs_of(split)
         notes = self._notes(self._tokens(rows))
         left, right = (self.core.encode_mean(half) for half in notes.tokens)
         name = {TEST: "test", VALIDATION: "validation"}[split]
         shared = {"trial": "real", "method": "real", "source": name, "iteration": 0}
-        columns = self._coherency(notes, split, self.corpus.song[rows[:, 0]])
+        columns = self._coherency(notes, split, self.corpus.song[rows])
         columns["search_classifier"] = self._searched((left, right))
         return _frame(shared | columns)
 
@@ -236,7 +230,7 @@ class Evaluator:
         place = np.argsort(order)[one] - first[which[one]]
         other = (place + 1 + random.integers(0, sizes[which[one]] - 1)) % sizes[which[one]]
         same = np.stack((rows[one], rows[order[first[which[one]] + other]]), 1)
-        different, _ = unpaired(self.corpus, split, count, random)
+        different = unpaired(self.corpus, split, count, random)
         return pl.concat(
             [
                 pl.DataFrame({"kind": [kind] * count, "z_distance": self._apart(pairs)})
@@ -258,26 +252,29 @@ class Evaluator:
         half. Both are encoded and decoded, as all outputs are. The halves of the ceiling share
         songs, and even bars: it is a generous one.
         """
-        random = np.random.default_rng(derive(self.seed, "references", source.name))
+        random, count = (
+            np.random.default_rng(derive(self.seed, "references", source.name)),
+            len(source.songs),
+        )
         if source.songs[0, 0] < 0:
             noise = random_generator(self.seed, "floor", source.name)
             z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
-            floor, clusters = self._decode((z_left, z_right)), np.arange(len(z_left))
+            floor, songs = self._decode((z_left, z_right)), source.songs
         else:
-            rows, clusters = unpaired(self.corpus, source.split, self.pairs, random)
-            floor = self._reconstructed(rows)
+            rows = unpaired(self.corpus, source.split, count, random)
+            floor, songs = self._reconstructed(rows), self.corpus.song[rows]
         shuffled = random.permutation(self.corpus.pairs_of(source.split))
         half = len(shuffled) // 2
-        chosen, others = shuffled[:half][: self.pairs], shuffled[half:]
-        ceiling, songs = self._reconstructed(chosen), self.corpus.song[chosen[:, 0]]
-        for name, tokens, clustered, reference in (
-            ("floor", floor, clusters, self._references[source.split]),
-            ("ceiling", ceiling, songs, self._reference(others, random)),
+        chosen, others = shuffled[:half][:count], shuffled[half:]
+        ceiling, own_songs = self._reconstructed(chosen), self.corpus.song[chosen]
+        for name, tokens, owners, reference in (
+            ("floor", floor, songs, self._references[source.split]),
+            ("ceiling", ceiling, own_songs, self._reference(others, random)),
         ):
             shared = {"trial": name, "method": name, "source": source.name, "iteration": 0}
             notes = self._notes(tokens)
-            frame = _frame(self._coherency(notes, source.split, clustered))
-            for metric in self._metrics(frame, notes, reference):
+            frame = _frame(self._coherency(notes, source.split, owners))
+            for metric in self._metrics(frame, owners, notes, reference):
                 yield {**shared, **metric}
 
     def style_diversity(
@@ -359,54 +356,66 @@ class Evaluator:
         )
         notes = self._notes(self._decode((left, right)))
         edits = [edit_distance(*halves) for halves in zip(before, notes.tokens, strict=True)]
-        columns = self._coherency(notes, source.split, source.clusters) | {
+        columns = self._coherency(notes, source.split, source.songs) | {
             "search_classifier": self._searched((left, right)),
             "z_distance": z_distance(inputs, outputs, sigma_bar).numpy(),
             "z_weighted": weighted.numpy(),
             "edit_distance": edits[0] + edits[1],
         }
         kept = finite.numpy()
-        for name in columns.keys() - {"pair", "cluster"}:
+        for name in columns.keys() - {"pair", "left_song", "right_song"}:
             columns[name] = np.where(kept, columns[name], np.nan if name in MEANS else -1)
         return notes, columns
 
     def _coherency(
-        self, notes: _Notes, split: int, clusters: Int[np.ndarray, "B"]
+        self, notes: _Notes, split: int, songs: Integer[np.ndarray, "B 2"]
     ) -> dict[str, Any]:
         """The columns of the records that are known of any pairs of notes."""
+        ids = self.corpus.song_ids
+        left, right = ([None if song < 0 else ids[song] for song in half] for half in songs.T)
         columns = {
-            "pair": np.arange(len(clusters)),
-            "cluster": clusters,
+            "pair": np.arange(len(songs)),
+            "left_song": left,
+            "right_song": right,
             "judge": self.judges[split].probability(*notes.tokens),
+            "halves_distance": edit_distance(*notes.tokens),
         }
-        for name, (left, right) in self._bins(notes).items():
-            columns |= {f"{name}_left": left, f"{name}_right": right}
+        for name, bins in self._bins(notes).items():
+            columns |= {f"{name}_left": bins[0], f"{name}_right": bins[1]}
         return columns
 
     def _metrics(
-        self, records: pl.DataFrame, notes: _Notes, reference: _Reference
+        self,
+        records: pl.DataFrame,
+        songs: Integer[np.ndarray, "B 2"],
+        notes: _Notes,
+        reference: _Reference,
     ) -> Iterator[dict[str, Any]]:
         """Metrics of pairs, from their records; those of sets, from their notes."""
         finite = records["judge"].is_finite().to_numpy()
         kept, notes = records.filter(finite), notes[finite]
         if kept.is_empty():
             return
-        resamples = self._resamples(kept["cluster"])
+        resamples = self._resamples(songs[finite])
         for name in MEANS:
             if kept[name].null_count() == 0:
                 yield _mean(name, kept[name].to_numpy(), resamples, records.height)
-        yield from self._novelty(kept, notes, min(records.height, NOVELTY_PAIRS))
+        yield from self._novelty(songs, finite, notes)
         yield from self._correlations(kept, reference, resamples, records.height)
         yield from self._of_sets(notes, reference, records.height)
 
-    def _novelty(self, kept: pl.DataFrame, notes: _Notes, pairs: int) -> Iterator[dict[str, Any]]:
-        first = (kept["pair"] < pairs).to_numpy()
-        if not first.any():
+    def _novelty(
+        self, songs: Integer[np.ndarray, "B 2"], finite: Bool[np.ndarray, "B"], notes: _Notes
+    ) -> Iterator[dict[str, Any]]:
+        """Of the first pairs; `notes` holds those that are finite."""
+        first = finite[:NOVELTY_PAIRS]
+        count = int(first.sum())
+        if count == 0:
             return
-        resamples = self._resamples(kept["cluster"].filter(first))
-        nearest = np.stack([self.training_segments.nearest(half[first]) for half in notes.tokens])
-        yield _mean("novelty", nearest.mean(axis=0), resamples, pairs)
-        yield _mean("copied", (nearest == 0).mean(axis=0), resamples, pairs)
+        resamples = self._resamples(songs[:NOVELTY_PAIRS][first])
+        nearest = np.stack([self.training_segments.nearest(half[:count]) for half in notes.tokens])
+        yield _mean("novelty", nearest.mean(axis=0), resamples, len(first))
+        yield _mean("copied", (nearest == 0).mean(axis=0), resamples, len(first))
 
     def _correlations(
         self,
@@ -423,8 +432,10 @@ class Evaluator:
             for metric, matrix in ((name, row_stochastic), (f"{name}_joint", joint)):
                 real = matrix(reference.counts[name])
                 value = float(correlation(matrix(counts), real))
-                samples = None if resampled is None else correlation(matrix(resampled), real)
-                yield _row(metric, value, samples, int(counts.sum()), pairs)
+                interval: _Interval = (None, None)
+                if resamples is not None and resampled is not None:
+                    interval = resamples.interval(value, correlation(matrix(resampled), real))
+                yield _row(metric, value, interval, int(counts.sum()), pairs)
 
     def _of_sets(
         self, notes: _Notes, reference: _Reference, pairs: int
@@ -437,15 +448,19 @@ class Evaluator:
         areas = [overlap_area(ours, theirs) for ours, theirs in halves]
         features = pair_features(*sounding.statistics, self._deviations)
         density, coverage = reference.neighbourhoods.density_and_coverage(features)
-        yield _row("overlap_area", float(np.mean(areas)), None, n, pairs)
-        yield _row("density", density, None, n, pairs)
-        yield _row("coverage", coverage, None, n, pairs)
+        for metric, value in (
+            ("overlap_area", float(np.mean(areas))),
+            ("density", density),
+            ("coverage", coverage),
+        ):
+            yield _row(metric, value, (None, None), n, pairs)
 
-    def _resamples(self, clusters: pl.Series) -> Resamples | None:
-        if clusters.n_unique() < 2:
+    def _resamples(self, songs: Integer[np.ndarray, "B 2"]) -> Resamples | None:
+        """None where there are too few to draw from."""
+        if len(np.unique(songs if songs.min() >= 0 else np.arange(len(songs)))) < 2:
             return None
         random = np.random.default_rng(derive(self.seed, "bootstrap"))
-        return Resamples.draw(clusters.to_numpy(), self.resamples, random)
+        return Resamples.draw(songs, self.resamples, random)
 
     def _notes(self, tokens: TokenPairs) -> _Notes:
         left, right = (segment_statistics(half, self.corpus.form) for half in tokens)
@@ -488,19 +503,16 @@ def _mean(
     pairs: int,
 ) -> dict[str, Any]:
     exact = values.astype(np.float64)
-    samples = None if resamples is None else resamples.means(exact)
-    return _row(metric, float(exact.mean()), samples, len(exact), pairs)
+    mean = float(exact.mean())
+    interval = (
+        (None, None) if resamples is None else resamples.interval(mean, resamples.means(exact))
+    )
+    return _row(metric, mean, interval, len(exact), pairs)
 
 
-def _row(
-    metric: str,
-    value: float,
-    samples: Float64[np.ndarray, "R"] | None,
-    n: int,
-    pairs: int,
-) -> dict[str, Any]:
-    """One metric of `n` of so many pairs, with the interval of its resampled values."""
-    low, high = (None, None) if samples is None else percentile_interval(samples)
+def _row(metric: str, value: float, interval: _Interval, n: int, pairs: int) -> dict[str, Any]:
+    """One metric of `n` of so many pairs."""
+    low, high = interval
     return {
         "metric": metric, "value": value, "low": low, "high": high, "n": n, "excluded": pairs - n
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """How far a classifier of pairs can be trusted on songs that it has never seen.
 
-Letters in shapes: `T` steps, `P` adjacent pairs, `N` negatives, `B` pairs of both kinds, `S` songs,
-`R` resamples.
+Letters in shapes: `T` steps, `P` adjacent pairs, `N` negatives, `B` pairs of both kinds, `M`
+segments, `S` songs, `R` resamples.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from cf_core.corpus import Corpus
 from cf_core.melody import FIRST_PITCH, HOLD
 from cf_core.seeding import derive
 from evaluation.metrics import unpaired
-from evaluation.statistics import PITCH_CLASSES, resampling_weights
+from evaluation.statistics import PITCH_CLASSES, pigeonhole_weights
 
 Scorer = Callable[[Integer[np.ndarray, "B 2"]], Float[np.ndarray, "B"]]
 """Gives logits of rows of segments."""
@@ -46,10 +46,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a classifier is tried on: adjacent pairs of unseen songs, and as many of other kinds.
-
-    Pairs of one cluster share songs, and are resampled as one.
-    """
+    """What a classifier is tried on: adjacent pairs of unseen songs, and as many of other kinds."""
 
     adjacent: Integer[np.ndarray, "P 2"]
     unpaired: Integer[np.ndarray, "P 2"]
@@ -57,20 +54,17 @@ class Trial:
     same_key: Integer[np.ndarray, "N 2"]
     """Left halves of adjacent pairs, with a half of another song in the same key. At most `P`: a
     song that is alone in its key has none."""
-    clusters: tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"], Int[np.ndarray, "N"]]
+    song: Integer[np.ndarray, "M"]
+    """The song of each segment of the corpus."""
 
     @classmethod
     def draw(cls, corpus: Corpus, split: int, seed: int) -> "Trial":
         """Draw the trial of a split; equal for equal seeds."""
         random = np.random.default_rng(derive(seed, "reliability", split))
         adjacent = corpus.pairs_of(split)
-        negatives, couples = unpaired(corpus, split, len(adjacent), random)
+        negatives = unpaired(corpus, split, len(adjacent), random)
         same_key = _same_key_pairs(corpus, split, adjacent, random)
-        # A song outside of all couples is a cluster of its own.
-        couple_of = -1 - np.arange(len(corpus.song_ids))
-        couple_of[corpus.song[negatives]] = couples[:, None]
-        clusters = [couple_of[corpus.song[rows[:, 0]]] for rows in (adjacent, negatives, same_key)]
-        return cls(adjacent, negatives, same_key, (clusters[0], clusters[1], clusters[2]))
+        return cls(adjacent, negatives, same_key, corpus.song)
 
     def report(
         self,
@@ -80,8 +74,8 @@ class Trial:
     ) -> dict[str, dict[str, float] | int]:
         """`auc`, `same_key_auc` (where there are such pairs), `calibration_error`, as JSON values.
 
-        `logits` scores rows of segments. The intervals resample couples of songs (of negatives in
-        the same key, only the left half's), with the classifier held fixed.
+        `logits` scores rows of segments. The intervals resample songs (`pigeonhole_weights`), with
+        the classifier held fixed.
         """
         scores = [logits(rows) for rows in (self.adjacent, self.unpaired, self.same_key)]
         weights = self._weights(resamples, seed)
@@ -92,8 +86,7 @@ class Trial:
             "auc": _estimate(
                 auc(scores[0], scores[1]), auc_resampled(scores[0], scores[1], *weights[:2])
             ),
-            # Resampling adds to the error what sampling has added once: hence the reflection.
-            "calibration_error": _reflected(
+            "calibration_error": _centred(
                 float(calibration_error(probability, is_adjacent, np.ones((1, len(both))))[0]),
                 calibration_error(probability, is_adjacent, np.hstack(weights[:2])),
             ),
@@ -125,9 +118,9 @@ class Trial:
     def _weights(self, resamples: int, seed: int) -> list[Float64[np.ndarray, "R B"]]:
         """How often each pair of each kind occurs in each resample."""
         random = np.random.default_rng(derive(seed, "reliability", "resamples"))
-        drawn = resampling_weights(np.concatenate(self.clusters), resamples, random)
-        sizes = np.cumsum([len(clusters) for clusters in self.clusters])[:-1]
-        return np.split(drawn, sizes, axis=1)
+        kinds = self.adjacent, self.unpaired, self.same_key
+        drawn = pigeonhole_weights(self.song[np.concatenate(kinds)], resamples, random)
+        return np.split(drawn, np.cumsum([len(rows) for rows in kinds])[:-1], axis=1)
 
 
 def auc(positive: Float[np.ndarray, "P"], negative: Float[np.ndarray, "N"]) -> float:
@@ -223,10 +216,13 @@ def _same_key_pairs(
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def _reflected(value: float, resampled: Float64[np.ndarray, "R"]) -> Estimate:
-    """With the basic bootstrap interval (Davison & Hinkley 1997), of what is at least 0."""
-    percentiles = _estimate(value, resampled)
-    return Estimate(value, max(0.0, 2 * value - percentiles.high), 2 * value - percentiles.low)
+def _centred(value: float, resampled: Float64[np.ndarray, "R"]) -> Estimate:
+    """With percentiles moved so that their mean is the value, of what is at least 0.
+
+    Resampling adds noise to what sampling has made noisy, and a mean of gaps grows with noise.
+    """
+    around = _estimate(value, resampled - resampled.mean() + value)
+    return Estimate(value, max(0.0, around.low), around.high)
 
 
 def _estimate(value: float, resampled: Float64[np.ndarray, "R"]) -> Estimate:

@@ -7,14 +7,15 @@ A segment without notes has a note count of 0 and NaN for the rest. NaN falls in
 with a half in bin -1 enters no matrix: silence can neither help nor hurt such a correlation, so the
 pairs left out are to be counted and shown.
 
-Letters in shapes: `B` segments, `T` steps, `n` pairs, `K` bins, `R` resamples.
+Letters in shapes: `B` segments, `T` steps, `n` pairs, `K` bins, `R` resamples, `C` clusters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer
+from jaxtyping import Float, Float32, Float64, Int64, Integer
+from scipy import linalg, stats
 from scipy.spatial.distance import cdist
 
 from cf_core.errors import UserError
@@ -185,66 +186,129 @@ def correlation(
     return np.asarray(np.clip(a @ b / norms, -1, 1))
 
 
+BLOCKS = 256
+"""Pairs that share no song are dealt into at most so many blocks, and blocks are resampled: no
+worse an estimate of a variance, and cheaper."""
+
+
 @dataclass(frozen=True)
 class Resamples:
-    """Bootstrap resamples of `n` pairs in which whole clusters are drawn with replacement.
+    """Bootstrap resamples of `n` pairs, for how a figure of theirs varies with songs and pairs.
 
-    Pairs of one cluster (that share songs) come and go together. One set of resamples serves every
-    metric of the same pairs.
+    Pairs of two songs each (dyads) are drawn twice over. First songs are drawn, with replacement: a
+    pair counts as often as its two songs are drawn on average. Then pairs are drawn, those of the
+    same two songs together. `variance` puts the two together: what a song adds to all its pairs,
+    plus what is a pair's own (Aronow, Samii & Assenova 2015, by a weighted bootstrap). Of pairs
+    that are each of one song, songs are drawn; of those that are of none, pairs. One set of
+    resamples serves every metric of the same pairs.
     """
 
-    cluster: Int64[np.ndarray, "n"]
-    """Number of each pair's cluster, 0 to C - 1."""
-    draws: Float64[np.ndarray, "R C"]
+    clusters: Int64[np.ndarray, "n M"]
+    """Number of each pair's clusters, 0 to C - 1: its two songs and its block, or its only one."""
+    draws: Float32[np.ndarray, "R C"]
     """How often each cluster is in each resample."""
+    songs: int
+    """Clusters that are songs, or the blocks of pairs without: the first so many."""
 
     @classmethod
     def draw(
-        cls, clusters: Integer[np.ndarray, "n"], resamples: int, generator: np.random.Generator
+        cls, songs: Integer[np.ndarray, "n 2"], resamples: int, generator: np.random.Generator
     ) -> "Resamples":
-        """Draw as many clusters as there are, that many times; `clusters` names each pair's own.
+        """Draw so many resamples of each kind; `songs` names those of each pair, -1 for none.
 
         ValueError with fewer than two clusters, from which no spread can be learned.
         """
-        names, cluster = np.unique(clusters, return_inverse=True)
-        if names.size < 2:
-            raise ValueError("clusters: at least two are needed for an interval")
-        equal = np.full(names.size, 1 / names.size)
-        draws = generator.multinomial(names.size, equal, size=resamples)
-        return cls(cluster.astype(np.int64), draws.astype(np.float64))
+        n = len(songs)
+        names, numbers = np.unique(
+            np.where(songs < 0, -1 - np.arange(n)[:, None] % BLOCKS, songs), return_inverse=True
+        )
+        numbers, count = numbers.reshape(songs.shape), names.size
+        if count < 2:
+            raise ValueError("songs: at least two are needed for an interval")
+        drawn = _drawn(count, resamples, generator)
+        if (numbers[:, 0] == numbers[:, 1]).all():
+            return cls(numbers[:, :1], drawn, count)
+        low, high = np.sort(numbers, axis=1).T
+        blocks = np.unique(low * count + high, return_inverse=True)[1] % BLOCKS
+        drawn_blocks = _drawn(int(blocks.max()) + 1, resamples, generator)
+        draws = linalg.block_diag(drawn, drawn_blocks)
+        return cls(np.column_stack((numbers, count + blocks)), draws, count)
 
     def means(self, values: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "R"]:
         """Mean of `values` in each resample."""
-        sums = self.draws @ np.bincount(self.cluster, values)
-        means: np.ndarray = sums / (self.draws @ np.bincount(self.cluster))
+        sums, sizes = (self.draws @ self.sums_by_cluster(v) for v in (values, np.ones(len(values))))
+        means: np.ndarray = sums / sizes
         return means
+
+    def sums_by_cluster(self, values: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "C"]:
+        """What each cluster adds to the sum of `values`; of two songs, half a pair each."""
+        return self._sums(lambda own, size: np.bincount(own, values, size))
 
     def pair_counts(
         self, left: Integer[np.ndarray, "n"], right: Integer[np.ndarray, "n"], k: int
     ) -> Float64[np.ndarray, "R K K"]:
         """`pair_counts` of each resample."""
-        by_cluster = _clustered_counts(left, right, k, self.cluster, self.draws.shape[1])
-        return np.tensordot(self.draws, by_cluster, 1)
+        return np.tensordot(self.draws, self.counts_by_cluster(left, right, k), 1)
+
+    def counts_by_cluster(
+        self, left: Integer[np.ndarray, "n"], right: Integer[np.ndarray, "n"], k: int
+    ) -> Float64[np.ndarray, "C K K"]:
+        """What each cluster adds to `pair_counts`; of two songs, half a pair each."""
+        return self._sums(lambda own, size: _clustered_counts(left, right, k, own, size))
+
+    def _sums(self, sums: Callable[[Int64[np.ndarray, "n"], int], np.ndarray]) -> np.ndarray:
+        size = self.draws.shape[1]
+        first, *others = (sums(own, size) for own in self.clusters.T)
+        return (first + others[0]) / 2 + others[1] if others else first
+
+    def variance(
+        self, samples: Float[np.ndarray, "*N R"]
+    ) -> tuple[Float64[np.ndarray, "*N"], Float64[np.ndarray, "*N"]]:
+        """Variance, for other songs and pairs, of what has these values in the resamples.
+
+        And its degrees of freedom. Where each pair has two songs, half of it stays while one song
+        varies, so that resamples of songs deviate half as much as songs do; and what is a pair's
+        own comes with either song, once too often. Hence four times the one variance less the
+        other, and no less than the other, with degrees of freedom by Satterthwaite (1946). Each has
+        the factor C/(C - 1) that a bootstrap of few clusters lacks. NaN without a finite value;
+        others are left out.
+        """
+        blocks = self.draws.shape[1] - self.songs
+        if blocks == 0:
+            variance = _variance(samples, self.songs)
+            return variance, np.full(variance.shape, self.songs - 1.0)
+        half = len(self.draws) // 2
+        songs = 4 * _variance(samples[..., :half], self.songs)
+        pairs = _variance(samples[..., half:], blocks)
+        variance = np.asarray(np.maximum(songs - pairs, pairs))
+        spread = songs**2 / (self.songs - 1) + pairs**2 / (blocks - 1)
+        known = spread == 0
+        freedom = np.where(known, 1, variance**2) / np.where(known, 1, spread)
+        return variance, np.asarray(freedom)
+
+    def interval(self, value: float, samples: Float[np.ndarray, "R"]) -> tuple[float, float]:
+        """95 % interval of what is `value` on all pairs: Student's t."""
+        variance, freedom = self.variance(samples)
+        reach = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+        return float(value - reach), float(value + reach)
 
 
-def resampling_weights(
-    clusters: Integer[np.ndarray, "n"], resamples: int, generator: np.random.Generator
+def pigeonhole_weights(
+    songs: Integer[np.ndarray, "n 2"], resamples: int, generator: np.random.Generator
 ) -> Float64[np.ndarray, "R n"]:
-    """How often each of `n` items is in each resample: for what is no sum over clusters.
+    """How often each of `n` pairs is in each resample, for what is no sum over songs.
 
-    Arguments as for `Resamples.draw`.
+    A pair of one song is there as often as that is drawn, a pair of two as often as the product of
+    both says: the pigeonhole bootstrap (Owen 2007), whose variance is a little too large.
+    ValueError with fewer than two songs.
     """
-    drawn = Resamples.draw(clusters, resamples, generator)
-    return drawn.draws[:, drawn.cluster]
-
-
-def percentile_interval(samples: Float64[np.ndarray, "R"]) -> tuple[float, float]:
-    """95 % interval of resampled values; those that are not finite are left out, NaN if all are."""
-    samples = samples[np.isfinite(samples)]
-    if samples.size == 0:
-        return np.nan, np.nan
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return float(low), float(high)
+    names, numbers = np.unique(songs, return_inverse=True)
+    if names.size < 2:
+        raise ValueError("songs: at least two are needed for an interval")
+    draws = _drawn(names.size, resamples, generator)
+    left, right = numbers.reshape(songs.shape).T
+    weights = np.where(left == right, draws[:, left], draws[:, left] * draws[:, right])
+    return weights.astype(np.float64)
 
 
 def overlap_area(
@@ -325,3 +389,22 @@ def _clustered_counts(
     cells = (cluster * k + left) * k + right
     counts = np.bincount(cells[present], minlength=clusters * k * k)
     return counts.reshape(clusters, k, k).astype(np.float64)
+
+
+def _drawn(
+    count: int, resamples: int, generator: np.random.Generator
+) -> Float32[np.ndarray, "R C"]:
+    """How often each of `count` is drawn when as many are drawn with replacement."""
+    equal = np.full(count, 1 / count)
+    draws: np.ndarray = generator.multinomial(count, equal, size=resamples).astype(np.float32)
+    return draws
+
+
+def _variance(samples: Float[np.ndarray, "*N R"], clusters: int) -> Float64[np.ndarray, "*N"]:
+    finite = np.isfinite(samples)
+    n = finite.sum(axis=-1)
+    missing = np.where(n > 0, 1.0, np.nan)
+    exact = np.where(finite, samples, 0).astype(np.float64)
+    mean = exact.sum(axis=-1, keepdims=True) / np.maximum(n, 1)[..., None]
+    squares = (np.where(finite, exact - mean, 0) ** 2).sum(axis=-1)
+    return np.asarray(missing * squares / np.maximum(n, 1) * clusters / max(clusters - 1, 1))

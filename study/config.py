@@ -235,7 +235,9 @@ class EvaluationPlan(_Section):
     """What is measured of every trial and baseline."""
 
     pairs: Count = 1024
-    """Input pairs of each source."""
+    """Input pairs of each source that is scored (test songs, prior)."""
+    validation_pairs: Count = 512
+    """Input pairs of each source on which is chosen (validation songs, prior)."""
     iterations: Grid[Count] = (1, 2, 4, 8, 16)
     """Numbers of applications of the fusion map after which outputs are kept."""
     lambda_: Grid[Positive] = Field((1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), alias="lambda")

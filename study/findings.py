@@ -198,7 +198,7 @@ def _figures(store: Store) -> dict[str, Figure]:
         figures["transitions"] = transition_figure(outcomes, store.scan("bins").collect(), shown)
     figures["song-distances"] = song_distance_figure(store.scan("song_distances").collect())
     costs, trials = store.scan("costs").collect(), store.scan("trials").collect()
-    training = trials.filter(pl.col("method").is_in(FUSIONS))["seconds"].mean()
+    training = trials.filter(pl.col("method").is_in(FUSIONS))["training_seconds"].mean()
     figures["cost"] = cost_figure(metrics, costs, float(training or 0.0))  # type: ignore[arg-type]
     examples = store.scan("examples").collect()
     if not examples.is_empty():

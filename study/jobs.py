@@ -213,6 +213,7 @@ def _pack(spec: PackSpec, recorder: "_Recorder") -> Steps[Progress, None, None]:
     name = sha256(names.encode()).hexdigest()[:16]
     checkpoint = store.root / "checkpoints" / f"{name}.safetensors"
     yield from train(trainer, REPORT_EVERY, checkpoint)
+    recorder.training_seconds = recorder.seconds / len(spec.trials)
     over, errors = store.done_trials(), []
     for place, trial in enumerate(spec.trials):
         # A pack that was killed while it wrote has recorded some of its trials before.
@@ -314,10 +315,12 @@ def _rival(job: RivalJob, recorder: "_Recorder") -> Steps[Progress, None, None]:
     seen = sorted({*counts, *range(_PROGRESS_EVERY, total, _PROGRESS_EVERY)})
     for step in transform(joined, seen, random):
         if step.iteration in counts:
-            left, right = (half.split(bench.evaluator.pairs) for half in step.outputs)
+            sizes = [len(source.songs) for source in sources] * len(settings)
+            left, right = (half.split(sizes) for half in step.outputs)
             parts = zip(product(settings, sources), left, right, strict=True)
             for (setting, source), *pair in parts:
-                part = replace(step, outputs=(pair[0], pair[1]), seconds=step.seconds / len(left))
+                share = step.seconds * len(pair[0]) / len(step.outputs[0])
+                part = replace(step, outputs=(pair[0], pair[1]), seconds=share)
                 steps[setting, source.name].append(part)
         yield Progress(step.iteration, total, {})
     styles = {source.name: torch.empty(len(source.songs), 0) for source in sources}
@@ -385,7 +388,7 @@ def _cost_rows(reading: Reading, bench: Workbench) -> list[dict[str, Any]]:
         {
             **label,
             "iteration": steps[0].iteration,
-            "pairs": bench.evaluator.pairs * len(steps),
+            "pairs": sum(len(source.songs) for source in bench.sources),
             "classifier_calls": steps[0].classifier_calls,
             "decoder_calls": steps[0].decoder_calls,
             "seconds": sum(step.seconds for step in steps),
@@ -466,7 +469,13 @@ class _Recorder:
 
     def __init__(self, bench: Workbench, store: Store, attempts: Mapping[str, int]) -> None:
         self.bench, self.store, self.attempts = bench, store, attempts
+        self.training_seconds: float | None = None
         self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the job began."""
+        return time.monotonic() - self._started
 
     def record(self, spec: TrialSpec | RivalSpec, outcome: Mapping[str, Any]) -> None:
         """Write that a trial or a setting is over, and how."""
@@ -474,7 +483,8 @@ class _Recorder:
         row = {
             **_label(spec),
             "fingerprint": self.bench.fingerprint,
-            "seconds": time.monotonic() - self._started,
+            "seconds": self.seconds,
+            "training_seconds": self.training_seconds,
             "peak_memory_mb": peak_memory_mb(),
             "attempt": self.attempts[spec.id],
             "host": platform.node(),

@@ -89,8 +89,9 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
     reporter.stage("Classifiers: one to search by, two to judge by")
     classifier, judges = _classifiers(config, corpus, core, latents, store, reporter)
     plan = config.evaluation
-    evaluator = Evaluator(corpus, core, classifier, judges, plan.pairs, plan.resamples, config.seed)
-    sources = make_sources(corpus, core, plan.pairs, config.seed)
+    evaluator = Evaluator(corpus, core, classifier, judges, plan.resamples, config.seed)
+    counts = {TEST: plan.pairs, VALIDATION: plan.validation_pairs}
+    sources = make_sources(corpus, core, counts, config.seed)
     return Workbench(
         latents, evaluator, sources, config.fusion, plan, config.seed, store.record["fingerprint"]
     )
@@ -218,7 +219,7 @@ def _judge(
         # On validation songs: the report's calibration error is that of unseen songs for test only.
         adjacent = corpus.pairs_of(VALIDATION)
         random = np.random.default_rng(derive(config.seed, name, "calibration"))
-        negatives, _ = unpaired(corpus, VALIDATION, len(adjacent), random)
+        negatives = unpaired(corpus, VALIDATION, len(adjacent), random)
         trainer.judge.calibrate(scores(adjacent), scores(negatives))
         return _reliability(trials, scores, config)
 

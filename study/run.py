@@ -52,7 +52,7 @@ def plan(config: StudyConfig) -> str:
     points = readings * len(evaluation.iterations)
     rivals = config.rivals()
     compared = sum(len(evaluation.counts(rival.method)) for rival in rivals)
-    rows = evaluation.pairs * 4 * (points + compared)
+    rows = 2 * (evaluation.pairs + evaluation.validation_pairs) * (points + compared)
     megabytes = rows * 4 * 4 * config.core.latent_dim / 1e6
     space = config.search
     return "\n".join(
@@ -67,8 +67,9 @@ def plan(config: StudyConfig) -> str:
             f" iteration counts {', '.join(map(str, evaluation.iterations))}",
             f"rivals: {', '.join(evaluation.rivals) or 'none'}, in {len(rivals)} settings with"
             f" {compared} points",
-            f"inputs: {evaluation.pairs} pairs of each source (test, prior and their validation"
-            f" twins); latents take up to {megabytes:,.0f} MB",
+            f"inputs: {evaluation.pairs} pairs of each source (test, prior) and"
+            f" {evaluation.validation_pairs} of its validation twin; latents take up to"
+            f" {megabytes:,.0f} MB",
             f"workers: {config.execution.workers}, trials in a pack: {config.execution.pack},"
             f" on {config.execution.address or 'a local Ray that the run starts and stops'}",
         ]

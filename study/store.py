@@ -48,7 +48,7 @@ class Table:
 
     about: str
     columns: tuple[pa.Field, ...]
-    version: int = 3
+    version: int = 4
 
     def schema(self, latent_dim: int) -> pa.Schema:
         """Arrow schema of the table's parts in a study of `latent_dim` dimensions."""
@@ -94,6 +94,7 @@ _MEASURED = tuple(
     for name, meaning in (
         ("judge", "Probability of the judge."),
         ("search_classifier", "Probability of the search classifier; null for real pairs."),
+        ("halves_distance", "Edit distance of the two halves to each other."),
         ("z_distance", "Equation 7 to the inputs; null for real pairs."),
         ("z_weighted", "Weighted z-distance to the inputs; null for real pairs."),
         ("edit_distance", "Edit distance of both halves to the inputs; null for real pairs."),
@@ -120,6 +121,13 @@ TABLES: dict[str, Table] = {
                 "seconds",
                 _FLOAT64,
                 "Wall time since its job began; the trials of a pack share it.",
+                volatile=True,
+            ),
+            _column(
+                "training_seconds",
+                _FLOAT64,
+                "Its share of the wall time of its pack's training, since the last interruption.",
+                null=True,
                 volatile=True,
             ),
             _column(
@@ -177,7 +185,8 @@ TABLES: dict[str, Table] = {
             _SOURCE,
             _ITERATION,
             _column("pair", _INT32, "Number of the input pair in its source."),
-            _column("cluster", _INT32, "Pairs of one cluster share songs; of others, none."),
+            _column("left_song", _TEXT, "Song of the left half; null for a prior.", null=True),
+            _column("right_song", _TEXT, "Song of the right half; null for a prior.", null=True),
             *_MEASURED,
             *_BINS,
         ),
@@ -300,7 +309,7 @@ TABLES: dict[str, Table] = {
                 "`win`, `tie` or `loss` of fusion; null with one training seed.",
                 null=True,
             ),
-            _column("songs", _INT64, "Clusters of pairs that were resampled."),
+            _column("songs", _INT64, "Songs, or blocks of prior pairs, that were resampled."),
             _column("seeds", _INT64, "Training seeds."),
             _column("excluded", _INT64, "Pairs of the points compared that were left out."),
             _column("candidates", _INT64, "Points that either could choose from."),

@@ -19,7 +19,12 @@ from evaluation.statistics import (
     transition_matrix,
 )
 
-SONGS, SEEDS = 25, 5
+SONGS, SEEDS, PAIRS = 45, 5, 512
+
+
+def single_songs(count: int, resamples: int, random: np.random.Generator) -> Resamples:
+    """Resamples of as many pairs as songs, each of one song alone."""
+    return Resamples.draw(np.repeat(np.arange(count)[:, None], 2, axis=1), resamples, random)
 
 
 @pytest.mark.parametrize(
@@ -29,30 +34,38 @@ SONGS, SEEDS = 25, 5
         pytest.param(0.05, 0.02, 0.05, 0.1, id="songs and seeds alike"),
         pytest.param(0.02, 0.1, 0.03, 0.25, id="seeds dominate"),
         pytest.param(0.1, 0.0, 0.05, 0.1, id="seeds alike"),
+        pytest.param(0.0, 0.01, 0.0, 0.5, id="only pairs and seeds"),
     ],
 )
 def test_intervals_cover_what_they_say(
     song: float, seed: float, interaction: float, pair: float
 ) -> None:
-    """Standard deviations of a known law, with 20 pairs of each couple of songs."""
-    random, simulations, pairs = np.random.default_rng(7), 4_000, 20
-    truth = 0.03
-    by_cluster = (
-        truth
-        + random.normal(0, song, (simulations, 1, SONGS))
-        + random.normal(0, seed, (simulations, SEEDS, 1))
-        + random.normal(0, interaction, (simulations, SEEDS, SONGS))
-        + random.normal(0, pair / np.sqrt(pairs), (simulations, SEEDS, SONGS))
-    )
-    draws = Resamples.draw(np.arange(SONGS), 600, random).draws / SONGS
-    covered, rejected = 0, 0
-    for part in np.split(by_cluster, 8):
-        low, high, p = crossed_interval(part.mean(axis=2), part @ draws.T, SONGS)
-        covered += int(((low <= truth) & (truth <= high)).sum())
-        low, high, p = crossed_interval(part.mean(axis=2) - truth, part @ draws.T, SONGS)
-        rejected += int((p < 0.05).sum())
-        assert (((low > 0) | (high < 0)) == (p < 0.05)).all()
-    assert 0.93 <= covered / simulations <= 0.98
+    """A known law of pairs of songs, of which each has an effect of its own on either side.
+
+    Each number is a standard deviation; half of a pair's own variance is the same for all seeds.
+    """
+    random, simulations, truth, covered, rejected = np.random.default_rng(7), 1_000, 0.03, 0, 0
+    for _ in range(simulations):
+        songs = random.integers(0, SONGS, (PAIRS, 2))
+        songs[:, 1] = np.where(songs[:, 0] == songs[:, 1], (songs[:, 1] + 1) % SONGS, songs[:, 1])
+        of_song = random.normal(0, song, (1, 2, SONGS))
+        of_both = random.normal(0, interaction, (SEEDS, 2, SONGS)) + of_song
+        values = (
+            truth
+            + sum(of_both[:, side, songs[:, side]] for side in (0, 1))
+            + random.normal(0, seed, (SEEDS, 1))
+            + random.normal(0, pair / np.sqrt(2), (1, PAIRS))
+            + random.normal(0, pair / np.sqrt(2), (SEEDS, PAIRS))
+        )
+        resamples = Resamples.draw(songs, 200, random)
+        resampled = np.stack([resamples.means(own) for own in values])
+        low, high, p = crossed_interval(values.mean(axis=1), resampled, resamples)
+        covered += int(low <= truth <= high)
+        assert bool(low > 0 or high < 0) == bool(p < 0.05)
+        rejected += int(
+            crossed_interval(values.mean(axis=1) - truth, resampled, resamples)[2] < 0.05
+        )
+    assert 0.935 <= covered / simulations <= 0.98
     assert rejected == simulations - covered
 
 
@@ -60,18 +73,21 @@ def test_with_no_variance_of_songs_it_is_the_t_test_of_seeds() -> None:
     by_seed = np.array([0.1, 0.3, 0.2, 0.25])
     resampled = np.repeat(by_seed[:, None], 10, axis=1)
     test = stats.ttest_1samp(by_seed, 0)
-    low, high, p = crossed_interval(by_seed, resampled, SONGS)
+    resamples = single_songs(SONGS, 10, np.random.default_rng(0))
+    low, high, p = crossed_interval(by_seed, resampled, resamples)
     assert (low, high) == pytest.approx(tuple(test.confidence_interval(0.95)))
     assert p == pytest.approx(test.pvalue)
 
 
 def test_with_no_variance_of_seeds_it_is_the_t_test_of_songs() -> None:
-    """Resamples of few clusters vary too little, by (C - 1)/C."""
+    """Resamples of few songs vary too little, by (C - 1)/C."""
     songs = np.random.default_rng(0).normal(0.2, 1, 8)
-    draws = Resamples.draw(np.arange(8), 200_000, np.random.default_rng(1)).draws / 8
+    resamples = single_songs(8, 200_000, np.random.default_rng(1))
     test = stats.ttest_1samp(songs, 0)
     low, high, p = crossed_interval(
-        np.repeat(songs.mean(), 3), np.repeat((draws @ songs)[None], 3, axis=0), 8
+        np.repeat(songs.mean(), 3),
+        np.repeat(resamples.means(songs)[None], 3, axis=0),
+        resamples,
     )
     assert (low, high) == pytest.approx(tuple(test.confidence_interval(0.95)), rel=0.01)
     assert p == pytest.approx(test.pvalue, rel=0.01)
@@ -79,7 +95,8 @@ def test_with_no_variance_of_seeds_it_is_the_t_test_of_songs() -> None:
 
 def test_without_variance_nothing_is_left_to_chance() -> None:
     by_seed = np.array([[0.0, 0.0], [0.5, 0.5]])
-    low, high, p = crossed_interval(by_seed, np.repeat(by_seed[..., None], 4, axis=2), 9)
+    resamples = single_songs(9, 4, np.random.default_rng(0))
+    low, high, p = crossed_interval(by_seed, np.repeat(by_seed[..., None], 4, axis=2), resamples)
     assert low.tolist() == high.tolist() == [0, 0.5]
     assert p.tolist() == [1, 0]
 
@@ -101,24 +118,20 @@ def test_probability_of_improvement_worked_by_hand() -> None:
 def test_resampled_correlations_are_those_of_the_matrices() -> None:
     random, k = np.random.default_rng(0), 5
     left, right = random.integers(-1, k, (2, 60))
-    clusters = random.integers(0, 7, 60)
-    resamples = Resamples.draw(clusters, 50, random)
+    resamples = Resamples.draw(random.integers(0, 7, (60, 2)), 50, random)
     reference = transition_matrix(random.integers(0, k, 40), random.integers(0, k, 40), k)
     slow = correlation(row_stochastic(resamples.pair_counts(left, right, k)), reference)
-    counts = np.zeros((7, k, k), np.float32)
-    for cluster, one, other in zip(resamples.cluster, left, right, strict=True):
-        if one >= 0 and other >= 0:
-            counts[cluster, one, other] += 1
-    fast = resampled_correlations(counts, resamples.draws.astype(np.float32), reference)
+    counts = resamples.counts_by_cluster(left, right, k).astype(np.float32)
+    fast = resampled_correlations(counts, resamples.draws, reference)
     np.testing.assert_allclose(fast, slow, atol=1e-5)
 
 
 BINS = dict.fromkeys(STATISTICS, 4)
 BOUNDS = {"z_distance": (0.5, 5.0), "edit_distance": (1.0, 10.0)}
-PAIRS = 60
+INPUTS = 60
 
 
-def study(seeds: int, clusters: int = 12) -> tuple[pl.DataFrame, pl.DataFrame]:
+def study(seeds: int, songs: int = 12) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Metrics and outcomes of ours (good, as far as 3 away), LP (bad) and the identity.
 
     LP has a judge that is NaN for its last pair, and silent halves.
@@ -140,19 +153,23 @@ def study(seeds: int, clusters: int = 12) -> tuple[pl.DataFrame, pl.DataFrame]:
     ]
     points += [("lp", "lp-eta0.1", None, None, n, float(n), 0.3) for n in (1, 2, 4)]
     points.append(("identity", "identity", None, None, 0, 0.0, 0.2))
-    real = _bins(random, 300, 0.9) | {"pair": np.arange(300), "cluster": np.arange(300) // 3}
+    real = _bins(random, 300, 0.9) | {"pair": np.arange(300)}
     rows = [pl.DataFrame(real).with_columns(**_labels("real", "real", None, None, "test", 0))]
     references = {name: _matrix(rows[0], name) for name in STATISTICS}
     metrics = []
     for method, trial, weight, seed, count, distance, quality in points:
         for source in (*CHOSEN_ON, *CHOSEN_ON.values()):
             label = _labels(method, trial, weight, seed, source, count)
-            judge = random.normal(quality, 0.05, PAIRS)
-            columns = _bins(random, PAIRS, quality) | {"judge": judge.astype(np.float32)}
+            judge = random.normal(quality, 0.05, INPUTS)
+            columns = _bins(random, INPUTS, quality) | {"judge": judge.astype(np.float32)}
             if method == "lp":
                 columns["judge"][-1] = np.nan
                 columns["mean_pitch_left"][:2] = -1
-            columns |= {"pair": np.arange(PAIRS), "cluster": np.arange(PAIRS) % clusters}
+            number = np.arange(INPUTS)
+            columns |= {"pair": number}
+            if "prior" not in source:
+                columns["left_song"] = (number % songs).astype(str)
+                columns["right_song"] = ((number + 1 + number % 3) % songs).astype(str)
             frame = pl.DataFrame(columns).with_columns(**label)
             rows.append(frame)
             values = {"z_distance": distance, "edit_distance": 2 * distance}
@@ -213,7 +230,8 @@ def test_verdicts_are_about_the_differences_at_matched_similarity() -> None:
     np.testing.assert_allclose(expected["difference"], expected["value"], atol=1e-6)
     assert ((found["low"] <= found["difference"]) & (found["difference"] <= found["high"])).all()
     assert found.filter(rival="lp", metric="judge")["verdict"].to_list() == ["win"] * 4
-    assert found["songs"].unique().to_list() == [12]
+    clusters = found.group_by("source").agg(pl.col("songs").unique()).sort("source")
+    assert clusters.rows() == [("prior", [INPUTS]), ("test", [12])]
     assert found["seeds"].unique().to_list() == [3]
     # 3 of LP's 3 candidates, to which the 4 of ours are thinned; all 4 against the identity.
     assert found.filter(rival="lp")["candidates"].unique().to_list() == [3]
@@ -252,9 +270,10 @@ def test_what_is_worse_loses() -> None:
     assert found["verdict"].to_list() == ["loss"] * 8
 
 
-def test_one_seed_or_one_cluster_says_nothing_of_others() -> None:
-    for metrics, outcomes in (study(seeds=1), study(seeds=2, clusters=1)):
-        found = judged(metrics, outcomes)
+def test_one_seed_or_one_song_says_nothing_of_others() -> None:
+    test = pl.col("source") == "test"
+    one_seed, one_song = judged(*study(seeds=1)), judged(*study(seeds=2, songs=1)).filter(test)
+    for found in (one_seed, one_song):
         assert found["difference"].is_finite().all()
         for column in ("low", "high", "p", "p_holm", "verdict"):
             assert found[column].is_null().all()

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from cf_core.errors import UserError
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, to_notes
 from evaluation.statistics import (
+    BLOCKS,
     CELLS,
     NEIGHBOURS,
     PITCH_CLASSES,
@@ -23,8 +24,7 @@ from evaluation.statistics import (
     overlap_area,
     pair_counts,
     pair_features,
-    percentile_interval,
-    resampling_weights,
+    pigeonhole_weights,
     row_stochastic,
     segment_statistics,
     transition_matrix,
@@ -214,65 +214,140 @@ def test_correlation_with_a_constant_is_nan() -> None:
     assert np.isnan(correlation(transition_matrix(LEFT[:2] * 0, RIGHT[:2] * 0, 1), np.ones((1, 1))))
 
 
-def test_whole_clusters_are_drawn() -> None:
-    clusters = np.array([7, 7, 2, 9, 2, 7])
-    weights = resampling_weights(clusters, 400, np.random.default_rng(0))
-    assert weights.shape == (400, 6)
-    np.testing.assert_array_equal(weights[:, 0], weights[:, 1])
-    np.testing.assert_array_equal(weights[:, 2], weights[:, 4])
-    np.testing.assert_array_equal(weights[:, [0, 2, 3]].sum(axis=1), 3)
-    # Three draws, each a given song with 1/3: mean 1, variance 3 * 1/3 * 2/3.
-    assert weights[:, 3].mean() == pytest.approx(1, abs=0.15)
-    assert weights[:, 3].var() == pytest.approx(2 / 3, abs=0.15)
+def songs_of(left: list[int], right: list[int]) -> np.ndarray:
+    return np.array([left, right]).T
 
 
-def test_one_cluster_gives_no_interval() -> None:
-    with pytest.raises(ValueError, match="at least two"):
-        Resamples.draw(np.zeros(5, np.int64), 10, np.random.default_rng(0))
+def test_of_pairs_of_two_songs_songs_are_drawn_and_then_pairs() -> None:
+    songs = songs_of([7, 7, 2, 9, 2], [2, 9, 9, 7, 7])  # the second and the fourth are alike
+    resamples = Resamples.draw(songs, 400, np.random.default_rng(0))
+    assert resamples.draws.shape == (800, 6)
+    assert resamples.songs == 3
+    expected = [[1, 0, 3], [1, 2, 5], [0, 2, 4], [2, 1, 5], [0, 1, 3]]
+    np.testing.assert_array_equal(resamples.clusters, expected)
+    of_songs, of_pairs = resamples.draws[:400, :3], resamples.draws[400:, 3:]
+    assert not resamples.draws[:400, 3:].any()
+    assert not resamples.draws[400:, :3].any()
+    for drawn in (of_songs, of_pairs):
+        np.testing.assert_array_equal(drawn.sum(axis=1), 3)
+        # Three draws, each a given one with 1/3: mean 1, variance 3 * 1/3 * 2/3.
+        assert drawn[:, 1].mean() == pytest.approx(1, abs=0.15)
+        assert drawn[:, 1].var() == pytest.approx(2 / 3, abs=0.15)
 
 
-def test_a_resample_repeats_the_pairs_of_its_clusters() -> None:
-    """Against the literal bootstrap: clusters drawn, their pairs gathered, one at a time."""
+def test_pairs_of_one_song_are_drawn_with_it() -> None:
+    resamples = Resamples.draw(songs_of([7, 7, 2], [7, 7, 2]), 9, np.random.default_rng(0))
+    assert resamples.draws.shape == (9, 2)
+    np.testing.assert_array_equal(resamples.clusters, [[1], [1], [0]])
+
+
+def test_pairs_without_songs_are_drawn_in_blocks() -> None:
+    none = np.full((600, 2), -1)
+    resamples = Resamples.draw(none, 10, np.random.default_rng(0))
+    assert resamples.songs == BLOCKS == resamples.draws.shape[1]
+    sizes = np.bincount(resamples.clusters[:, 0])
+    assert set(sizes.tolist()) == {600 // BLOCKS, 600 // BLOCKS + 1}
+    assert Resamples.draw(none[:9], 10, np.random.default_rng(0)).songs == 9
+
+
+def test_one_song_gives_no_interval() -> None:
+    for draw in (Resamples.draw, pigeonhole_weights):
+        with pytest.raises(ValueError, match="at least two"):
+            draw(np.zeros((5, 2), np.int64), 10, np.random.default_rng(0))
+
+
+def test_a_resample_counts_pairs_as_often_as_it_draws_them() -> None:
+    """Against pairs weighed one by one: as their songs on average, then as their own block."""
     generator = np.random.default_rng(6)
-    clusters, values = generator.choice([3, 8, 5, 90, 41], 60), generator.normal(size=60)
+    songs, values = generator.integers(0, 5, (60, 2)), generator.normal(size=60)
     left, right = generator.integers(-1, 4, (2, 60)).astype(np.int8)
-    resamples = Resamples.draw(clusters, 50, np.random.default_rng(1))
-    weights = resampling_weights(clusters, 50, np.random.default_rng(1)).astype(int)
+    resamples = Resamples.draw(songs, 25, np.random.default_rng(1))
     means, counts = resamples.means(values), resamples.pair_counts(left, right, 4)
-    for times, mean, counted in zip(weights, means, counts, strict=True):
-        drawn = np.repeat(np.arange(60), times)
-        assert mean == pytest.approx(values[drawn].mean())
-        np.testing.assert_array_equal(counted, pair_counts(left[drawn], right[drawn], 4))
+    for row, (drawn, mean, counted) in enumerate(zip(resamples.draws, means, counts, strict=True)):
+        weights = [
+            (drawn[a] + drawn[b]) / 2 if row < 25 else drawn[own]
+            for a, b, own in resamples.clusters
+        ]
+        assert mean == pytest.approx(np.dot(weights, values) / sum(weights))
+        expected = np.zeros((4, 4))
+        for weight, i, j in zip(weights, left, right, strict=True):
+            if i >= 0 and j >= 0:
+                expected[i, j] += weight
+        np.testing.assert_allclose(counted, expected)
+
+
+def test_pigeonhole_weights_are_products_over_different_songs() -> None:
+    songs = songs_of([4, 4, 9], [4, 9, 6])
+    weights = pigeonhole_weights(songs, 30, np.random.default_rng(2))
+    draws = Resamples.draw(songs, 30, np.random.default_rng(2)).draws[:30, :3]
+    assert weights.tolist() == [[four, four * nine, nine * six] for four, six, nine in draws]
+
+
+@pytest.mark.parametrize("own", [1.0, 9.0])
+def test_the_variance_is_that_of_dyadic_clusters(own: float) -> None:
+    """Over all pairs of pairs that share a song, what both are off the mean; or over themselves."""
+    generator = np.random.default_rng(3)
+    songs = np.array([generator.choice(12, 2, replace=False) for _ in range(150)])
+    values = generator.normal(size=12)[songs].sum(axis=1) + generator.normal(0, own, 150)
+    resamples = Resamples.draw(songs, 100_000, generator)
+    off, names = values - values.mean(), [set(pair) for pair in songs.tolist()]
+    of_songs = [sum(off[i] for i in range(150) if song in names[i]) ** 2 for song in range(12)]
+    dyads = [sum(off[i] for i in range(150) if names[i] == one) ** 2 for one in _each(names)]
+    song, pair = sum(of_songs) * 12 / 11, sum(dyads) * len(dyads) / (len(dyads) - 1)
+    expected = max(song - pair, pair) / 150**2
+    assert resamples.variance(resamples.means(values))[0] == pytest.approx(expected, rel=0.05)
+
+
+def _each(names: list[set[int]]) -> list[set[int]]:
+    return [one for i, one in enumerate(names) if one not in names[:i]]
+
+
+def test_the_variance_of_single_songs_is_that_of_clusters() -> None:
+    generator = np.random.default_rng(4)
+    song = np.repeat(np.arange(9), 4)
+    values = generator.normal(size=9)[song]
+    resamples = Resamples.draw(np.stack((song, song), 1), 100_000, generator)
+    expected = values[::4].var(ddof=1) / 9
+    assert resamples.variance(resamples.means(values))[0] == pytest.approx(expected, rel=0.05)
 
 
 def test_same_seed_same_resamples() -> None:
-    values, clusters = np.random.default_rng(0).random(50), np.arange(50)
+    values, songs = np.random.default_rng(0).random(50), np.full((50, 2), -1)
 
     def interval(seed: int) -> tuple[float, float]:
-        resamples = Resamples.draw(clusters, 100, np.random.default_rng(seed))
-        return percentile_interval(resamples.means(values))
+        resamples = Resamples.draw(songs, 100, np.random.default_rng(seed))
+        return resamples.interval(0.5, resamples.means(values))
 
     assert interval(1) == interval(1)
     assert interval(1) != interval(2)
 
 
-def test_intervals_are_percentiles_of_what_is_finite() -> None:
-    samples = np.array([*range(41), math.nan])
-    assert percentile_interval(samples) == (1, 39)
-    assert np.isnan(percentile_interval(np.full(3, math.nan))).all()
+def test_intervals_leave_out_what_is_not_finite() -> None:
+    resamples = Resamples.draw(songs_of([0, 1, 2], [0, 1, 2]), 4, np.random.default_rng(0))
+    low, high = resamples.interval(2.0, np.array([1.0, 3.0, np.nan, np.inf]))
+    # Variance 1, times 3/2; two degrees of freedom.
+    assert (low, high) == pytest.approx((2 - 4.3027 * 1.5**0.5, 2 + 4.3027 * 1.5**0.5), rel=1e-4)
+    assert np.isnan(resamples.interval(2.0, np.full(4, np.nan))).all()
 
 
-def test_intervals_of_means_cover_the_truth_when_songs_agree_within() -> None:
-    """Ten pairs of a song share its value: over pairs, an interval would be far too short."""
-    generator = np.random.default_rng(5)
-    clusters = np.repeat(np.arange(40), 10)
-    covered = 0
-    for _ in range(300):
-        values = np.repeat(generator.normal(size=40), 10) + 0.1 * generator.normal(size=400)
-        resamples = Resamples.draw(clusters, 200, generator)
-        low, high = percentile_interval(resamples.means(values))
+@pytest.mark.parametrize(
+    ("song", "pair", "count"),
+    [(1.0, 0.5, 300), (1.0, 3.0, 300), (0.3, 1.0, 2000), (1.0, 1.0, 40), (0.0, 1.0, 1000)],
+)
+def test_intervals_of_means_cover_the_truth_of_pairs_that_share_songs(
+    song: float, pair: float, count: int
+) -> None:
+    """A law with an effect of either half's song, different on the left and on the right."""
+    generator, covered, simulations = np.random.default_rng(5), 0, 400
+    for _ in range(simulations):
+        left, right = (generator.integers(0, 40, count) for _ in range(2))
+        right = np.where(left == right, (right + 1) % 40, right)
+        effects = generator.normal(0, song, (2, 40))
+        values = effects[0][left] + effects[1][right] + generator.normal(0, pair, count)
+        resamples = Resamples.draw(np.stack((left, right), 1), 200, generator)
+        low, high = resamples.interval(values.mean(), resamples.means(values))
         covered += low <= 0 <= high
-    assert 0.89 <= covered / 300 <= 0.98
+    assert covered / simulations >= 0.93
 
 
 Statistics = dict[str, np.ndarray]

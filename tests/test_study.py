@@ -71,6 +71,7 @@ def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
         "search": {"lambda": [0.1, "conditional"], "style_dim": [0, 2], "seeds": [0, 1]},
         "evaluation": {
             "pairs": 24,
+            "validation_pairs": 20,
             "iterations": [1, 2],
             "lambda": [0.01, 1.0],
             "styles": 2,
