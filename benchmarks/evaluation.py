@@ -94,8 +94,8 @@ def panels(rounds: Rounds) -> Iterator[Measure]:
     fusion = settings.generator(LATENT_DIM, STYLE_DIM, conditional=True)
     for network in (core, classifier, *judges.values(), fusion):
         initialise(network, generator(0, "weights"))
-    evaluator = Evaluator(corpus, core, classifier, judges, pairs, 200, 0)
-    sources = make_sources(corpus, core, pairs, 0)[:2]
+    evaluator = Evaluator(corpus, core, classifier, judges, 200, 0)
+    sources = make_sources(corpus, core, {TEST: pairs, VALIDATION: pairs}, 0)[:2]
     style = torch.rand(pairs, STYLE_DIM, generator=generator(0, "style"))
     trainer = _trainer(corpus, core, settings)
 
@@ -223,9 +223,10 @@ def _made_up(
     points += [("identity", "identity", None, None, 0), ("real", "real", None, None, 0)]
     bins = {name: 12 if name == "pitch_class" else 8 for name in STATISTICS}
     rows, pairs = [], []
-    for point, (source, clusters) in product(
-        points, {"test": 27, "validation": 27, "prior": count, "validation_prior": count}.items()
-    ):
+    songs = random.integers(0, 50, (2, count)).astype(str)
+    named = pl.DataFrame({"pair": np.arange(count), "left_song": songs[0], "right_song": songs[1]})
+    nameless = named.with_columns(left_song=None, right_song=None)
+    for point, source in product(points, ("test", "validation", "prior", "validation_prior")):
         if point[0] == "real" and source != "test":
             continue
         distance = 0.0 if point[0] == "identity" else float(random.uniform(0.02, 8))
@@ -241,8 +242,8 @@ def _made_up(
             for half in ("left", "right")
         }
         label = dict(zip(("method", "trial", "lambda", "seed", "iteration"), point, strict=True))
-        frame = pl.DataFrame(
-            {"pair": np.arange(count), "cluster": np.arange(count) % clusters, **columns}
+        frame = (nameless if "prior" in source else named).with_columns(
+            pl.Series(name, values) for name, values in columns.items()
         )
         pairs.append(
             frame.with_columns(

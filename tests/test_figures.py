@@ -496,7 +496,9 @@ def test_verdicts_are_told_by_symbol_colour_and_count(figures: dict[str, Figure]
         *("at matched edit distance, ours less", "LP", "new $x_1$"),
     ]
     foot = next(text for text in texts.values() if "Training seeds" in text)
-    assert foot.endswith("Training seeds: 5; clusters of pairs: 25; left out of a comparison: 3.")
+    assert foot.endswith(
+        "Training seeds: 5; songs, or blocks of prior pairs: 25; left out of a comparison: 3."
+    )
 
 
 def test_without_a_test_verdicts_are_open() -> None:

@@ -71,12 +71,12 @@ def evaluator(corpus: Corpus) -> Evaluator:
     for index, network in enumerate((core, classifier, *judges.values())):
         initialise(network, generator(index, "weights"))
     core.measure_sigma_bar(corpus.tokens)
-    return Evaluator(corpus, core, classifier, judges, pairs=40, resamples=50, seed=0)
+    return Evaluator(corpus, core, classifier, judges, resamples=50, seed=0)
 
 
 @pytest.fixture(scope="module")
 def sources(corpus: Corpus, evaluator: Evaluator) -> dict[str, Source]:
-    return {s.name: s for s in make_sources(corpus, evaluator.core, 40, 0)}
+    return {s.name: s for s in make_sources(corpus, evaluator.core, {TEST: 40, VALIDATION: 40}, 0)}
 
 
 Rows = dict[str, dict[str, Any]]
@@ -108,53 +108,34 @@ def test_inputs_pair_different_songs_of_one_split(
         assert set(corpus.split[songs.ravel()]) == {split}
     for name in ("prior", "validation_prior"):
         assert (sources[name].songs == -1).all()
-        assert sources[name].clusters.tolist() == list(range(40))
     assert not torch.equal(sources["prior"].inputs[0], sources["validation_prior"].inputs[0])
     assert not torch.equal(sources["prior"].inputs[0], sources["prior"].inputs[1])
 
 
-def test_every_song_is_in_one_couple(corpus: Corpus, sources: dict[str, Source]) -> None:
-    rows, couples = unpaired(corpus, TEST, 2000, np.random.default_rng(0))
-    assert rows.shape == (2000, 2)
-    assert sorted(set(couples.tolist())) == list(range(5))
-    members = {
-        couple: {frozenset(pair) for pair in corpus.song[rows[couples == couple]].tolist()}
-        for couple in range(5)
-    }
-    assert all(len(pairs) == 1 for pairs in members.values())
-    songs = [song for pairs in members.values() for pair in pairs for song in pair]
-    assert sorted(songs) == list(range(20, 30))
-    source = sources["test"]
-    for cluster in set(source.clusters.tolist()):
-        assert len(set(source.songs[source.clusters == cluster].ravel().tolist())) == 2
+def test_sources_have_as_many_pairs_as_is_said(corpus: Corpus, evaluator: Evaluator) -> None:
+    counts = {TEST: 9, VALIDATION: 5}
+    for source in make_sources(corpus, evaluator.core, counts, 0):
+        assert len(source.inputs[0]) == len(source.songs) == counts[source.split]
 
 
-def test_of_an_odd_number_one_song_is_left_out(corpus: Corpus) -> None:
-    split = corpus.split.copy()
-    split[29] = TRAIN
-    rows, couples = unpaired(replace(corpus, split=split), TEST, 2000, np.random.default_rng(0))
-    assert len(set(corpus.song[rows].ravel().tolist())) == 8
-    assert set(couples.tolist()) == set(range(4))
-
-
-def test_halves_are_drawn_uniformly(corpus: Corpus) -> None:
-    """Over all segments on the left, over the partner's on the right: 6 of each song here."""
+def test_halves_are_drawn_uniformly_from_all_songs_but_one(corpus: Corpus) -> None:
     kept = np.ones(len(corpus.tokens), bool)
     kept[121:126] = False  # song 20 keeps one segment of six
     smaller = replace(
         corpus, tokens=corpus.tokens[kept], song=corpus.song[kept], bar=corpus.bar[kept]
     )
-    rows, _ = unpaired(smaller, TEST, 11000, np.random.default_rng(0))
-    left, right = (np.bincount(half, minlength=175)[120:] for half in rows.T)
-    assert len(left) == 55
-    assert left.min() > 140
-    assert left.max() < 270  # 200 each
-    partner = smaller.song[rows[smaller.song[rows[:, 0]] == 20, 1]][0]
-    ordinary = ~np.isin(smaller.song[120:], [20, partner])
-    assert right[ordinary].min() > 140
-    assert right[ordinary].max() < 270
-    assert right[0] > 1000  # all of the partner's 1,200 right halves
-    assert right[smaller.song[120:] == partner].max() < 70  # a sixth of 200
+    rows = unpaired(smaller, TEST, 11000, np.random.default_rng(0))
+    songs = smaller.song[rows]
+    assert (songs[:, 0] != songs[:, 1]).all()
+    for half in rows.T:
+        count = np.bincount(half, minlength=175)[120:]
+        assert len(count) == 55
+        # 200 each, a few less where a tenth of all others cannot be drawn with it.
+        assert 140 < count.min() <= count.max() < 270
+    together = np.zeros((10, 10), np.int64)
+    np.add.at(together, tuple(songs.T - 20), 1)
+    assert not together.diagonal().any()
+    assert together[1:, 1:][~np.eye(9, dtype=bool)].min() > 80  # 6 x 6 of 55 x 54: 130 each
 
 
 def test_means_are_those_of_each_pair_by_itself(
@@ -176,6 +157,7 @@ def test_means_are_those_of_each_pair_by_itself(
         expected["judge"].append(judge.probability(after[0], after[1])[0])
         expected["search_classifier"].append(float(torch.sigmoid(logit)))
         expected["edit_distance"].append(edits)
+        expected["halves_distance"].append(int(edit_distance(after[0], after[1])[0]))
         expected["z_distance"].append(float((torch.log(1 + gap**2) / sigma**2).sum() / 4))
         expected["z_weighted"].append(float((gap / sigma).square().sum() / 8))
     for name, values in expected.items():
@@ -195,7 +177,8 @@ def test_records_name_pairs_and_what_was_evaluated(
     assert records.schema == OUTCOMES
     assert records["iteration"].to_list() == [2] * 40 + [5] * 40
     assert records["pair"].to_list() == list(range(40)) * 2
-    assert records["cluster"].to_list() == source.clusters.tolist() * 2
+    for half, songs in zip(("left", "right"), source.songs.T, strict=True):
+        assert records[f"{half}_song"].to_list() == [f"song{song}" for song in songs] * 2
     described = records.select("trial", "method", "lambda", "seed", "source").unique()
     assert described.rows() == [("x", "fusion", 0.5, 3, "test")]
     apart = [evaluator.evaluate(LABEL, source, [step]) for step in steps]
@@ -227,7 +210,8 @@ def test_real_pairs_are_recorded_as_notes(corpus: Corpus, evaluator: Evaluator) 
     pairs = corpus.pairs_of(VALIDATION)
     assert records.schema == OUTCOMES
     assert records["pair"].to_list() == list(range(len(pairs))) == list(range(50))
-    assert records["cluster"].to_list() == corpus.song[pairs[:, 0]].tolist()
+    for half in ("left_song", "right_song"):
+        assert records[half].to_list() == [f"song{song}" for song in corpus.song[pairs[:, 0]]]
     described = records.select("trial", "method", "source", "iteration").unique()
     assert described.rows() == [("real", "real", "validation", 0)]
     for half, rows in zip(("left", "right"), pairs.T, strict=True):
@@ -353,7 +337,6 @@ def test_outputs_that_are_not_finite_are_counted_and_left_out(
         source,
         inputs=(source.inputs[0][kept], source.inputs[1][kept]),
         songs=source.songs[kept],
-        clusters=source.clusters[kept],
     )
     same, _ = evaluated(evaluator, smaller, Step(3, (left[kept], step.outputs[1][kept])))
     for metric, row in rows.items():
@@ -419,21 +402,20 @@ def test_intervals_hold_the_value_and_repeat(
     assert same_records.equals(records)
 
 
-def test_intervals_resample_clusters(evaluator: Evaluator, sources: dict[str, Source]) -> None:
-    """With all pairs in one cluster there is no interval; in few clusters it is another."""
+def test_intervals_count_what_songs_share(evaluator: Evaluator, sources: dict[str, Source]) -> None:
+    """With one song there is no interval; where all a song's pairs are alike it is another."""
     source = sources["prior"]
-    step = moved(source)
-    one = replace(source, clusters=np.zeros(40, np.int64))
-    rows, _ = evaluated(evaluator, one, step)
+    one = replace(source, songs=np.full((40, 2), 7))
+    rows, _ = evaluated(evaluator, one, moved(source))
     assert {row["low"] for row in rows.values()} == {None}
-    four = replace(source, clusters=np.arange(40) % 4)
+    four = replace(source, songs=np.repeat(np.arange(40)[:, None] % 4, 2, axis=1))
     values = torch.tensor([0.2, -0.3, 0.9, -0.8])[np.arange(40) % 4][:, None]
     outputs = (source.inputs[0] + values, source.inputs[1])
-    clustered, apart = (
+    together, apart = (
         evaluated(evaluator, s, Step(1, outputs))[0]["z_distance"] for s in (four, source)
     )
-    assert clustered["value"] == apart["value"]
-    assert clustered["high"] - clustered["low"] > 1.5 * (apart["high"] - apart["low"])
+    assert together["value"] == apart["value"]
+    assert together["high"] - together["low"] > 1.5 * (apart["high"] - apart["low"])
 
 
 def test_style_diversity_is_the_mean_over_pairs_of_styles(

@@ -111,12 +111,18 @@ def test_negatives_of_the_same_key_are_of_another_song_in_that_key() -> None:
     pairs = {tuple(pair) for pair in song[trial.same_key].tolist()}
     assert pairs == {(0, 1), (1, 0), (2, 3), (3, 2)}
     assert (song[trial.unpaired[:, 0]] != song[trial.unpaired[:, 1]]).all()
-    # Pairs of one cluster share songs, and those of different clusters none.
-    owner: dict[int, int] = {}
-    for rows_of, clusters in zip((trial.adjacent, trial.unpaired), trial.clusters, strict=False):
-        for row, cluster in zip(song[rows_of], clusters, strict=True):
-            for one in row:
-                assert owner.setdefault(int(one), int(cluster)) == cluster
+
+
+def test_the_error_of_calibration_lies_in_its_interval() -> None:
+    """Resampling adds noise to it, so that percentiles as they are would lie above it."""
+    rows = [scale(0, MAJOR, 3)] * 60
+    songs = [song for song in range(20) for _ in range(3)]
+    pairs = [(3 * s + i, 3 * s + i + 1) for s in range(20) for i in range(2)]
+    trial, random = Trial.draw(corpus(rows, songs, pairs), TEST, 0), np.random.default_rng(1)
+    logits = random.normal(size=len(rows)).astype(np.float32)
+    error = trial.report(lambda of: logits[of[:, 0]] / 4, 400, 0)["calibration_error"]
+    assert isinstance(error, dict)
+    assert 0 <= error["low"] < error["value"] < error["high"] < 0.3
 
 
 def test_a_report_of_a_classifier_that_knows_and_of_one_that_guesses() -> None:

@@ -30,6 +30,7 @@ TRIAL: dict[str, Any] = {
     "checkpoint": "trials/a.safetensors",
     "fingerprint": "f",
     "seconds": 1.5,
+    "training_seconds": 1.2,
     "peak_memory_mb": 10.0,
     "attempt": 1,
     "host": "h",
@@ -119,7 +120,7 @@ def test_a_written_part_has_the_declared_schema_version_and_encodings(
     store.write(table, "b", store.scan(table).collect())
     (first, second) = sorted((store.root / table).iterdir())
     assert pq.read_schema(first).equals(schema)
-    assert pq.read_schema(first).metadata[b"version"] == b"3"
+    assert pq.read_schema(first).metadata[b"version"] == b"4"
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -343,9 +344,9 @@ def test_a_damaged_record_is_told(text: str, store: Store) -> None:
 
 def test_records_of_another_version_are_told(store: Store) -> None:
     record = json.loads((store.root / "study.json").read_text())
-    record["tables"]["metrics"] = 4
+    record["tables"]["metrics"] = 5
     (store.root / "study.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r'"metrics": 4.*release that wrote'):
+    with pytest.raises(UserError, match=r'"metrics": 5.*release that wrote'):
         module.open(store.root)
 
 

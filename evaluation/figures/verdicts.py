@@ -31,8 +31,8 @@ def verdict_figure(verdicts: pl.DataFrame) -> Figure:
     A cell holds the mean difference, ours less the rival; symbol and colour say whether that is a
     win (▲), a tie (=), a loss (▼) or open (?), as all are with one seed. At the right they are
     counted. "NaN" is a difference that is not finite, and no cell a panel that was not compared.
-    Numbers of seeds and clusters of pairs, and the most points left out of a comparison, stand
-    below. UserError if no panel has a finite difference.
+    Numbers of seeds, of songs and of blocks of prior pairs, and the most points left out of a
+    comparison, stand below. UserError if no panel has a finite difference.
     """
     columns = {panel: column for column, panel in enumerate(PANELS)}
     known = verdicts.filter(
@@ -112,5 +112,6 @@ def _foot(known: pl.DataFrame) -> str:
     return (
         "▲ win   = tie   ▼ loss: Holm-corrected over the 12 panels at 5 %.   ? open: no test with"
         " one seed.\n"
-        f"Training seeds: {ranges['seeds']}; clusters of pairs: {ranges['songs']}{excluded}."
+        f"Training seeds: {ranges['seeds']}; songs, or blocks of prior pairs:"
+        f" {ranges['songs']}{excluded}."
     )
