@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from cf_core.files import replacing
 from cf_core.seeding import derive
 from evaluation.figures import (
+    attainment_difference_figure,
     attainment_figure,
     cost_figure,
     frontier_figure,
@@ -23,6 +24,7 @@ from evaluation.figures import (
     verdict_figure,
 )
 from evaluation.frontier import (
+    CONFIGURATION,
     DISTANCES,
     FUSIONS,
     LEVELS,
@@ -30,6 +32,7 @@ from evaluation.frontier import (
     PANELS,
     REAL,
     attainment,
+    attainment_difference,
     hypervolumes,
     matched_similarity,
     non_dominated,
@@ -128,10 +131,43 @@ def verdict_lines(store: Store) -> list[str]:
         lines.append("(ahead: a count, no test; one training seed says nothing of others)")
     metrics = finished(store, "metrics")
     lines += _agreement(metrics)
+    lines += _halves_apart(store, metrics)
     lines += _left_out(store)
     if excluded := metrics["excluded"].sum():
         lines.append(f"left out, as not finite or silent: {excluded:,} pairs, summed over metrics")
     return lines
+
+
+def _halves_apart(store: Store, metrics: pl.DataFrame) -> list[str]:
+    """Say how alike the two output halves are: measures of coherency can be pleased by repeating.
+
+    At the points that are chosen by the judge for the largest z-distance, on test songs.
+    """
+    chosen = (
+        store.scan("matched")
+        .filter(
+            pl.col("axis") == "z_distance", pl.col("source") == "test", pl.col("metric") == "judge"
+        )
+        .filter(pl.col("distance") == pl.col("distance").max())
+        .unique(["method"], keep="first", maintain_order=True)
+        .select("trial", "lambda", "iteration", shown="method")
+        .collect()
+    )
+    apart = metrics.filter(
+        pl.col("metric") == "halves_distance", pl.col("source") == "test"
+    ).with_columns(trial=CONFIGURATION)
+    shown = chosen.join(
+        apart, on=["trial", "lambda", "iteration"], nulls_equal=True, maintain_order="left"
+    )
+    ceiling = apart.filter(pl.col("method") == "ceiling")["value"]
+    if shown.is_empty() or ceiling.is_empty():
+        return []
+    means = shown.group_by("shown", maintain_order=True).agg(pl.col("value").mean())
+    told = ", ".join(f"{method} {value:.1f}" for method, value in means.iter_rows())
+    return [
+        "edit distance of the halves to each other, in tokens, where each method goes farthest:"
+        f" {told}; real neighbours {ceiling[0]:.1f}"
+    ]
 
 
 def _left_out(store: Store) -> list[str]:
@@ -192,6 +228,9 @@ def _figures(store: Store) -> dict[str, Figure]:
         for source, metric in PANELS
     ]
     figures["attainment"] = attainment_figure(pl.concat(surfaces), "z_distance")
+    differences = _attainment_differences(metrics)
+    if "lp" in methods and differences.height:
+        figures["attainment-difference"] = attainment_difference_figure(differences, "lp")
     figures["verdicts"] = verdict_figure(found)
     shown = _shown_points(store, metrics)
     if not shown.is_empty():
@@ -204,6 +243,16 @@ def _figures(store: Store) -> dict[str, Figure]:
     if not examples.is_empty():
         figures["styles"] = style_figure(examples, config.melody)
     return figures
+
+
+def _attainment_differences(metrics: pl.DataFrame) -> pl.DataFrame:
+    """Where ours attains more or less than LP, in all panels by z-distance."""
+    return pl.concat(
+        attainment_difference(metrics, source, metric, "z_distance", OURS, "lp").with_columns(
+            source=pl.lit(source), metric=pl.lit(metric)
+        )
+        for source, metric in PANELS
+    )
 
 
 def _shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:

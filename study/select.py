@@ -6,7 +6,7 @@ All choices are made on validation songs and by the selection judge.
 import json
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +25,7 @@ from study.jobs import generator_path, planned
 from study.store import Store
 
 _POINT = ["trial", "method", "lambda", "style_dim", "iteration"]
+_KEYS = {"lambda": pl.Float64, "style_dim": pl.Int32, "iteration": pl.Int32}
 _RUNNERS_UP = 5
 _NORMAL = 1.96
 """Standard errors on either side of a 95 % interval."""
@@ -47,6 +48,8 @@ class Choice:
     """What was maximised."""
     ranked: pl.DataFrame
     """All that met the conditions: the rows of `candidates`."""
+    of_seed: Mapping[str, float]
+    """The deployed seed's own values of the metrics in question."""
 
     def lines(self) -> list[str]:
         """Tell what was chosen and why, and the runners-up with their intervals."""
@@ -57,6 +60,9 @@ class Choice:
             lines.append(f"highest: {self._told(best)}")
             lines.append("within one standard error of it, the nearest to the inputs is chosen:")
         lines.append(f"chosen: {self._told(chosen)}")
+        if chosen["seeds"] > 1:
+            own = ", ".join(f"{metric} {value:.3f}" for metric, value in self.of_seed.items())
+            lines.append(f"deployed: {self.trial}, by itself {own}")
         runners_up = self.ranked[1 : 1 + _RUNNERS_UP].iter_rows(named=True)
         lines += [f"runner-up: {self._told(row)}" for row in runners_up]
         return lines
@@ -98,7 +104,7 @@ def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFram
     all others by their value. Of equals, by trial, λ and iteration.
 
     Returned are the columns `trial` (without a seed), `method`, `lambda`, `style_dim`, `iteration`,
-    `seeds` (a list, the best by `maximise` first), one for each metric, and of the one maximised
+    `seeds` (how many), one for each metric, and of the one maximised
     the standard error `se` over songs and seeds (0 where it has no interval) and the 95 % interval
     `low`, `high`. Raises `UserError` for a metric that the study does not have, and where no point
     meets the conditions, with the nearest miss.
@@ -133,13 +139,15 @@ def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFram
 def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> Choice:
     """Write the first of `candidates` to a bundle folder, with a record of how it was chosen.
 
-    Of the seeds of a configuration the one with the highest `maximise` is taken. An earlier bundle
-    at `output` is replaced. Raises `UserError` as `candidates` does, where the weights of the
-    choice are missing, and where `output` can't be written.
+    Of the seeds of a configuration the one with the highest `maximise` is taken among those that
+    meet the conditions by themselves, or among all where none does; the record holds its own values
+    (`of_seed`). An earlier bundle at `output` is replaced. Raises `UserError` as `candidates` does,
+    where the weights of the choice are missing, and where `output` can't be written.
     """
     ranked = candidates(store, maximise, where)
     best = ranked.row(0, named=True)
-    seed = best["seeds"][0]
+    own = _of_seed(store, best, maximise, where)
+    seed = own.pop("seed")
     name = f"{best['trial']}-seed{seed}"
     config = StudyConfig.restored(store.record)
     conditional = best["method"] == "conditional"
@@ -157,6 +165,7 @@ def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> C
         "trial": name,
         **{key: best[key] for key in ("lambda", "style_dim")},
         "seed": seed,
+        "of_seed": own,
         "rule": {
             "maximise": maximise,
             "where": list(where),
@@ -188,6 +197,7 @@ def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> C
         rule=f"highest {maximise} with {' and '.join(where) or 'no condition'}",
         metric=maximise,
         ranked=ranked,
+        of_seed=own,
     )
 
 
@@ -226,17 +236,7 @@ _ERRORS = ("se", "low", "high")
 
 def _points(store: Store, maximise: str) -> pl.DataFrame:
     """Validation metrics of finished trials, a row per point and a column per metric."""
-    done = [trial for trial, state in store.done_trials().items() if state == "done"]
-    rows = (
-        store.scan("metrics")
-        .filter(
-            pl.col("method").is_in(FUSIONS),
-            pl.col("source") == "validation",
-            pl.col("trial").is_in(done),
-        )
-        .with_columns(trial=CONFIGURATION)
-        .collect()
-    )
+    rows = _validation_rows(store)
     if rows.is_empty():
         raise UserError(f"{store.root}: no trial is done yet; run the study first")
     # Seeds share their songs, so that more of them don't make the songs' part smaller.
@@ -245,21 +245,52 @@ def _points(store: Store, maximise: str) -> pl.DataFrame:
     value = pl.col("value").mean()
     spread = (
         rows.filter(pl.col("metric") == maximise)
-        .sort("value", "seed", descending=[True, False])
         .group_by(_POINT, maintain_order=True)
-        .agg(seeds="seed", se=(songs + seeds).sqrt(), middle=value)
+        .agg(seeds=pl.len(), se=(songs + seeds).sqrt(), middle=value)
         .with_columns(
             low=pl.col("middle") - _NORMAL * pl.col("se"),
             high=pl.col("middle") + _NORMAL * pl.col("se"),
         )
         .drop("middle")
-        .filter(pl.col("seeds").list.len() == rows["seed"].n_unique())
+        .filter(pl.col("seeds") == rows["seed"].n_unique())
     )
     return (
         rows.group_by(*_POINT, "metric", maintain_order=True)
         .agg(value)
         .pivot("metric", index=_POINT, values="value", sort_columns=True)
         .join(spread, on=_POINT, how="inner", nulls_equal=True)
+    )
+
+
+def _of_seed(
+    store: Store, best: Mapping[str, Any], maximise: str, where: Sequence[str]
+) -> dict[str, Any]:
+    """The seed of a configuration to deploy, and its own values of the metrics in question."""
+    conditions = [_Condition.parse(text) for text in where]
+    point = pl.DataFrame([{key: best[key] for key in _POINT}], schema_overrides=_KEYS)
+    values = (
+        _validation_rows(store)
+        .join(point, on=_POINT, how="semi", nulls_equal=True)
+        .pivot("metric", index="seed", values="value")
+        .select("seed", *dict.fromkeys((maximise, "z_distance", *(c.metric for c in conditions))))
+        .sort(maximise, "seed", descending=[True, False])
+    )
+    met = values.filter(pl.all_horizontal(pl.lit(True), *(c.holds() for c in conditions)))
+    return (met if met.height else values).row(0, named=True)
+
+
+def _validation_rows(store: Store) -> pl.DataFrame:
+    """Validation metrics of finished trials; `trial` is without its seed."""
+    done = [trial for trial, state in store.done_trials().items() if state == "done"]
+    return (
+        store.scan("metrics")
+        .filter(
+            pl.col("method").is_in(FUSIONS),
+            pl.col("source") == "validation",
+            pl.col("trial").is_in(done),
+        )
+        .with_columns(trial=CONFIGURATION)
+        .collect()
     )
 
 

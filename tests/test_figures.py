@@ -17,6 +17,7 @@ from matplotlib.text import Text
 
 from cf_core.errors import UserError
 from evaluation.figures import (
+    attainment_difference_figure,
     attainment_figure,
     cost_figure,
     frontier_figure,
@@ -172,11 +173,32 @@ SURFACES = pl.DataFrame(
     ]
 )
 
+DIFFERENCES = pl.DataFrame(
+    [
+        {
+            "source": source,
+            "metric": metric,
+            "distance_low": low,
+            "distance_high": high,
+            "coherency_low": 0.2,
+            "coherency_high": top,
+            "difference": difference,
+        }
+        for source, metric in PANELS
+        for low, high, top, difference in (
+            (0.5, 2.0, 0.4, 0.6),
+            (2.0, math.inf, 0.4, 1.0),
+            (4.0, math.inf, math.inf, -0.2),
+        )
+    ]
+)
+
 Draw = Callable[..., Figure]
 CASES: dict[str, tuple[Draw, tuple[pl.DataFrame, ...]]] = {
     "frontier": (frontier_figure, (METRICS,)),
     "iteration": (iteration_figure, (METRICS,)),
     "attainment": (attainment_figure, (SURFACES,)),
+    "differences": (lambda frame: attainment_difference_figure(frame, "lp"), (DIFFERENCES,)),
     "cost": (lambda metrics, costs: cost_figure(metrics, costs, 100.0), (METRICS, COSTS)),
     "transition": (transition_figure, (OUTCOMES, BINS, POINTS)),
     "songs": (song_distance_figure, (SONG_DISTANCES,)),
@@ -401,6 +423,18 @@ def test_attainment_is_drawn_as_steps_with_a_band_of_ours(figures: dict[str, Fig
         box = band.get_datalim(panel.transData)
         assert (box.x0, box.x1, box.y0) == pytest.approx((0.5, 4, 0.2))
         assert box.y1 == pytest.approx(0.7)
+
+
+def test_differences_of_attainment_are_where_the_table_says(figures: dict[str, Figure]) -> None:
+    for _, panel in panels(figures["differences"], COHERENCY):
+        boxes = [(*rect.get_bbox().extents, rect.get_alpha()) for rect in panel.patches]  # type: ignore[attr-defined]
+        # What is open ends at 1.5 times the largest distance, and at a coherency of 1.
+        expected = [(0.5, 0.2, 2, 0.4, 0.6), (2, 0.2, 6, 0.4, 1), (4, 0.2, 6, 1, 0.2)]
+        for box, wanted in zip(boxes, expected, strict=True):
+            assert box == pytest.approx(wanted)
+        assert [bool(rect.get_hatch()) for rect in panel.patches] == [False, False, True]
+    (legend,) = figures["differences"].legends
+    assert "LP more often" in [text.get_text() for text in legend.get_texts()]
 
 
 def test_costs_are_seconds_per_pair_with_and_without_training(figures: dict[str, Figure]) -> None:

@@ -1,6 +1,7 @@
 import math
 from datetime import UTC, datetime
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import polars as pl
@@ -210,6 +211,7 @@ def test_the_bundle_holds_the_chosen_weights(trained: Store, tmp_path: Path) -> 
     assert (record["value"], record["highest"]) == (0.7, 0.7)
     assert record["interval"] == pytest.approx([0.6, 0.8])
     assert record["versions"] == {"torch": "2"}
+    assert record["of_seed"] == {"judge": 0.7, "z_distance": 2.5}
     runners_up = [(f"{r['trial']}-seed0", r["iteration"]) for r in record["runners_up"]]
     assert runners_up == [(A, 2), (B, 2), (A, 1)]
     assert [r["low"] for r in record["runners_up"]] == pytest.approx([0.6, 0.6, 0.4])
@@ -234,12 +236,43 @@ def test_seeds_are_replicates_of_one_configuration(store: Store) -> None:
     # All others have one seed only, and are not finished.
     (row,) = candidates(store, "judge", RULE).to_dicts()
     assert (row["judge"], row["z_distance"]) == pytest.approx((0.8, 3.0))
-    assert row["seeds"] == [1, 0], "the better seed first"
+    assert row["seeds"] == 2
     # s² of (0.7, 0.9) is 0.02, and the songs are the same for both.
     assert row["se"] == pytest.approx(math.sqrt(SE**2 + 0.02 / 2))
     assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * row["se"])
     with pytest.raises(UserError, match="the nearest is"):
         candidates(store, "judge", ["z_distance < 3.0"])
+
+
+@pytest.mark.parametrize(
+    ("points", "where", "seed"),
+    [
+        # By z-distance seed 1 misses the condition that the mean meets, though its judge is higher.
+        ([(0, 1, 0.7, 2.0), (1, 1, 0.9, 3.5), (2, 1, 0.6, 1.0)], ["z_distance <= 3.0"], 0),
+        ([(0, 1, 0.7, 2.0), (1, 1, 0.9, 3.5), (2, 1, 0.6, 1.0)], [], 1),
+        # Where none of all seeds meets what their mean does, the best is taken.
+        ([(0, 1, 0.7, 1.0), (1, 1, 0.8, 5.0)], ["z_distance > 2", "z_distance < 4"], 1),
+    ],
+)
+def test_the_deployed_seed_meets_the_rule_itself_where_one_does(
+    trained: Store,
+    tmp_path: Path,
+    points: list[tuple[int, int, float, float]],
+    where: list[str],
+    seed: int,
+) -> None:
+    _rewrite(trained, B, points)
+    own = generator_path(trained, B)
+    for number in {point[0] for point in points} - {0}:
+        copyfile(own, generator_path(trained, B.replace("seed0", f"seed{number}")))
+    choice = select(trained, "judge", where, tmp_path / "bundle")
+    assert choice.trial == B.replace("seed0", f"seed{seed}")
+    record = load_bundle(choice.bundle).record
+    judge, distance = next(point[2:] for point in points if point[0] == seed)
+    assert record["seed"] == seed
+    assert record["of_seed"] == {"judge": judge, "z_distance": distance}
+    told = f"deployed: {choice.trial}, by itself judge {judge:.3f}, z_distance {distance:.3f}"
+    assert told in choice.lines()
 
 
 def test_a_metric_without_interval_is_chosen_by_its_value_alone(store: Store) -> None:

@@ -1,6 +1,7 @@
 """A tiny complete study through Ray: its tables, its stops, its failures."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -368,6 +369,33 @@ def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:
         counted = found.filter(pl.col("rival") == rival, pl.col("axis") == "z_distance")
         wins = counted.filter(pl.col("verdict") == "win").height
         assert any(f"against {rival}, at matched z distance: {wins} wins" in x for x in lines)
+
+
+def test_the_summary_tells_how_far_the_halves_are_apart(undisturbed: Study) -> None:
+    store, _, lines = undisturbed
+    (line,) = [line for line in lines if "halves to each other" in line]
+    outcomes = store.scan("outcomes").filter(pl.col("source") == "test").collect()
+    chosen = (
+        store.scan("matched")
+        .filter(axis="z_distance", source="test", metric="judge", rival="lp")
+        .collect()
+        .sort("distance")
+    )
+    for method in ("ours", "lp"):
+        trial, weight, count = (
+            chosen.filter(method=method).select("trial", "lambda", "iteration").row(-1)
+        )
+        pairs = outcomes.filter(
+            pl.col("trial").str.contains(f"^{re.escape(trial)}(-seed.)?$"),
+            pl.col("lambda").eq_missing(weight),
+            iteration=count,
+        )
+        mean = float(np.mean(pairs["halves_distance"].to_numpy()))
+        assert f"{method} {mean:.1f}," in line
+    ceiling = store.scan("metrics").filter(
+        method="ceiling", source="test", metric="halves_distance"
+    )
+    assert line.endswith(f"real neighbours {ceiling.collect()['value'][0]:.1f}")
 
 
 def test_one_seed_gives_no_verdict(undisturbed: Study, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ anything to draw lacks.
 
 from evaluation.figures.canvas import save
 from evaluation.figures.frontiers import (
+    attainment_difference_figure,
     attainment_figure,
     cost_figure,
     frontier_figure,
@@ -17,6 +18,7 @@ from evaluation.figures.statistics import song_distance_figure, transition_figur
 from evaluation.figures.verdicts import verdict_figure
 
 __all__ = [
+    "attainment_difference_figure",
     "attainment_figure",
     "cost_figure",
     "frontier_figure",

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -155,12 +156,12 @@ def key(
 
 
 def legend_below(
-    figure: Figure, columns: Mapping[str, Sequence[tuple[str, Line2D]]], note: str
+    figure: Figure, columns: Mapping[str, Sequence[tuple[str, Artist]]], note: str
 ) -> None:
     """Draw one legend below the panels, under `note`: a headed column for each scale."""
     filled = {heading: _thinned(entries) for heading, entries in columns.items() if entries}
     height = max(len(entries) for entries in filled.values())
-    blank = key(GREY)
+    blank: Artist = key(GREY)
     padded = [
         [(heading, blank), *entries, *[("", blank)] * (height - len(entries))]
         for heading, entries in filled.items()
@@ -172,7 +173,7 @@ def legend_below(
     )  # fmt: skip
 
 
-def _thinned(entries: Sequence[tuple[str, Line2D]]) -> list[tuple[str, Line2D]]:
+def _thinned(entries: Sequence[tuple[str, Artist]]) -> list[tuple[str, Artist]]:
     kept = np.linspace(0, len(entries) - 1, min(len(entries), _LEGEND_ROWS)).round().astype(int)
     return [entries[index] for index in kept]
 

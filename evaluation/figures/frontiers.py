@@ -10,6 +10,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
 from matplotlib.typing import ColorType, LineStyleType
 
@@ -45,6 +46,7 @@ _LEVEL_KEYS = [
     ("floor: other inputs", key(GREY, _LEVEL_DASHES["floor"])),
     ("ceiling: real pairs", key(GREY, _LEVEL_DASHES["ceiling"])),
 ]
+_RECTANGLE = ["distance_low", "distance_high", "coherency_low", "coherency_high", "difference"]
 _OURS_KEY = ("frontier", key("black", "-"))
 
 
@@ -274,6 +276,42 @@ def attainment_figure(surfaces: pl.DataFrame, axis: str = "z_distance") -> Figur
     return figure
 
 
+def attainment_difference_figure(
+    differences: pl.DataFrame, rival: str, axis: str = "z_distance"
+) -> Figure:
+    """Draw where ours attains more often than a rival, over seeds, and where less often.
+
+    `differences` has the columns source, metric, and those of
+    `evaluation.frontier.attainment_difference`. Ours is blue; the rival is orange and hatched; the
+    darker, the larger the difference. UserError if there is nothing to draw.
+    """
+    differences = differences.filter(pl.col("difference").is_finite()).sort(_RECTANGLE)
+    panels = [at for at in PANELS if differences.filter(source=at[0], metric=at[1]).height]
+    if not panels:
+        raise UserError(f"attainment: ours and {look(rival).label} differ nowhere; evaluate first")
+    sides = differences.select("distance_low", "distance_high").to_numpy().ravel()
+    finite = sides[np.isfinite(sides)]
+    with mpl.rc_context(STYLE):
+        figure, axes = panel_grid(panels, finite, axis)
+        for (source, metric), panel in ((at, axes[at]) for at in panels):
+            rows = differences.filter(source=source, metric=metric)
+            right = 1.5 * float(finite.max())
+            for left, end, bottom, top, difference in rows.select(*_RECTANGLE).iter_rows():
+                # Open sides end with the axis, and where a probability or a correlation does.
+                width, height = min(end, right) - left, min(top, 1.0) - bottom
+                panel.add_patch(_shade((left, bottom), width, height, difference))
+            panel.autoscale_view(scalex=False)
+        columns = {
+            f"{name} more often": [
+                (f"by {share:.0%} of the seeds", _shade((0.0, 0.0), 1.0, 1.0, sign * share))
+                for share in (0.2, 0.6, 1.0)
+            ]
+            for name, sign in (("ours", 1), (look(rival).label, -1))
+        }
+        legend_below(figure, columns, "where a coherency is attained within a distance")
+    return figure
+
+
 def cost_figure(metrics: pl.DataFrame, costs: pl.DataFrame, training_seconds: float) -> Figure:
     """Draw what a method's best coherency costs: the judge on test inputs against seconds per pair.
 
@@ -395,6 +433,15 @@ def _draw_band(
         for corners, heights in (worst, best)
     )
     panel.fill_between(grid, low, high, step="post", color="black", alpha=0.2, lw=0, label=label)
+
+
+def _shade(corner: tuple[float, float], width: float, height: float, share: float) -> Rectangle:
+    """A rectangle where ours (or, below 0, the rival) is ahead in that share of the seeds."""
+    colour, hatch = ("#0072B2", "") if share > 0 else ("#D55E00", "/////")
+    return Rectangle(
+        corner, width, height, lw=0, facecolor=colour, alpha=abs(share), hatch=hatch,
+        edgecolor="white",
+    )  # fmt: skip
 
 
 def _method_key(method: str, *, filled: bool = True) -> Line2D:
