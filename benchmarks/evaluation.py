@@ -14,7 +14,7 @@ import torch
 from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell, threads
 from benchmarks.products import bare, forward
 from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
-from cf_core.fusion import FusionSettings, Generator, Latents
+from cf_core.fusion import FusionSettings, Generator
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 from cf_core.nets import initialise
 from cf_core.pack import PackTrainer, Trial
@@ -28,6 +28,7 @@ from evaluation.statistics import STATISTICS, Bins, segment_statistics, transiti
 from evaluation.transforms import Fusion, LatentSearch
 from study.config import StudyConfig, load_all
 from study.findings import bin_counts, finished
+from study.prepare import training_latents
 from study.store import Store
 
 OUTPUT = Path(__file__).parent / "out" / "evaluation.json"
@@ -163,11 +164,8 @@ def _training_seconds(config: StudyConfig, scale: int) -> float:
 
 
 def _trainer(corpus: Corpus, core: MelodyVAE, settings: FusionSettings) -> PackTrainer:
-    rows = corpus.segments(TRAIN)
-    mean, deviation = core.posteriors(corpus.tokens[rows])
-    pairs = torch.as_tensor(np.searchsorted(rows, corpus.pairs_of(TRAIN)))
-    latents = Latents(mean, deviation, pairs, core.sigma_bar)
-    return PackTrainer(latents, settings, [Trial(None, STYLE_DIM, 0, settings.learning_rate)])
+    trial = Trial(None, STYLE_DIM, 0, settings.learning_rate)
+    return PackTrainer(training_latents(corpus, core), settings, [trial])
 
 
 def _held_near(fusion: Generator) -> Generator:
@@ -205,62 +203,7 @@ def _corpus(segments: int) -> Corpus:
     )
 
 
-def _made_up(
-    config: StudyConfig, scale: int
-) -> tuple[pl.DataFrame, pl.DataFrame, Mapping[str, int]]:
-    """Random metrics and outcomes, of as many points and pairs as a study has."""
-    random, plan, count = np.random.default_rng(0), config.evaluation, config.evaluation.pairs
-    count //= scale
-    points: list[tuple[str, str, float | None, int | None, int]] = [
-        ("conditional", trial.id, weight, trial.seed, iteration)
-        for trial, weight, iteration in product(config.trials(), plan.lambda_, plan.iterations)
-    ]
-    points += [
-        (rival.method, rival.id, rival.lambda_, None, iteration)
-        for rival in config.rivals()
-        for iteration in plan.counts(rival.method)
-    ]
-    points += [("identity", "identity", None, None, 0), ("real", "real", None, None, 0)]
-    bins = {name: 12 if name == "pitch_class" else 8 for name in STATISTICS}
-    rows, pairs = [], []
-    songs = random.integers(0, 50, (2, count)).astype(str)
-    named = pl.DataFrame({"pair": np.arange(count), "left_song": songs[0], "right_song": songs[1]})
-    nameless = named.with_columns(left_song=None, right_song=None)
-    for point, source in product(points, ("test", "validation", "prior", "validation_prior")):
-        if point[0] == "real" and source != "test":
-            continue
-        distance = 0.0 if point[0] == "identity" else float(random.uniform(0.02, 8))
-        columns = {
-            name: random.random(count, np.float32) for name in ("judge", "search_classifier")
-        }
-        columns |= dict.fromkeys(
-            ("z_distance", "z_weighted", "edit_distance"), np.full(count, distance, np.float32)
-        )
-        columns |= {
-            f"{name}_{half}": random.integers(0, size, count).astype(np.int8)
-            for name, size in bins.items()
-            for half in ("left", "right")
-        }
-        label = dict(zip(("method", "trial", "lambda", "seed", "iteration"), point, strict=True))
-        frame = (nameless if "prior" in source else named).with_columns(
-            pl.Series(name, values) for name, values in columns.items()
-        )
-        pairs.append(
-            frame.with_columns(
-                source=pl.lit(source),
-                **{name: pl.lit(value, _KINDS[name]) for name, value in label.items()},
-            )
-        )
-        values = {"judge": random.random(), "z_distance": distance, "edit_distance": 4 * distance}
-        values |= dict(zip(STATISTICS, random.random(len(STATISTICS)), strict=True))
-        rows += [
-            {**label, "source": source, "metric": metric, "value": value}
-            for metric, value in values.items()
-            if point[0] != "real"
-        ]
-    return pl.DataFrame(rows, infer_schema_length=None), pl.concat(pairs), bins
-
-
+_Point = tuple[str, str, float | None, int | None, int]
 _KINDS = {
     "method": pl.String,
     "trial": pl.String,
@@ -268,6 +211,61 @@ _KINDS = {
     "seed": pl.Int64,
     "iteration": pl.Int32,
 }
+"""What a `_Point` is made of."""
+
+
+def _made_up(
+    config: StudyConfig, scale: int
+) -> tuple[pl.DataFrame, pl.DataFrame, Mapping[str, int]]:
+    """Random metrics and outcomes, of as many points and pairs as a study has."""
+    random, count = np.random.default_rng(0), config.evaluation.pairs // scale
+    bins = {name: 12 if name == "pitch_class" else 8 for name in STATISTICS}
+    songs = random.integers(0, 50, (2, count)).astype(str)
+    named = pl.DataFrame({"pair": np.arange(count), "left_song": songs[0], "right_song": songs[1]})
+    rows, pairs = [], []
+    for point, source in product(_points(config), ("test", *_UNSEEN)):
+        label = dict(zip(_KINDS, point, strict=True))
+        labels = [pl.lit(value, _KINDS[name]).alias(name) for name, value in label.items()]
+        if point[0] != "real":
+            values = {name: random.random() for name in ("judge", *STATISTICS)}
+            far = 0.0 if point[0] == "identity" else float(random.uniform(0.02, 8))
+            values |= {"z_distance": far, "edit_distance": 4 * far}
+            rows += [
+                {**label, "source": source, "metric": m, "value": v} for m, v in values.items()
+            ]
+        elif source != "test":
+            continue
+        own = named.with_columns(left_song=None, right_song=None) if "prior" in source else named
+        measured = _measured(bins, count, random)
+        pairs.append(own.with_columns(*measured, *labels, source=pl.lit(source)))
+    return pl.DataFrame(rows, infer_schema_length=None), pl.concat(pairs), bins
+
+
+_UNSEEN = ("validation", "prior", "validation_prior")
+
+
+def _points(config: StudyConfig) -> list[_Point]:
+    plan = config.evaluation
+    ours: list[_Point] = [
+        ("conditional", trial.id, weight, trial.seed, iteration)
+        for trial, weight, iteration in product(config.trials(), plan.lambda_, plan.iterations)
+    ]
+    rivals: list[_Point] = [
+        (rival.method, rival.id, rival.lambda_, None, iteration)
+        for rival in config.rivals()
+        for iteration in plan.counts(rival.method)
+    ]
+    return [*ours, *rivals, *((name, name, None, None, 0) for name in ("identity", "real"))]
+
+
+def _measured(bins: Mapping[str, int], count: int, random: np.random.Generator) -> list[pl.Series]:
+    """What is measured of each pair."""
+    scores = [pl.Series("judge", random.random(count, np.float32))]
+    return scores + [
+        pl.Series(f"{name}_{half}", random.integers(0, size, count), pl.Int8)
+        for name, size in bins.items()
+        for half in ("left", "right")
+    ]
 
 
 if __name__ == "__main__":

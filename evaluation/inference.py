@@ -78,7 +78,7 @@ def verdicts(
     trials = _trials(metrics)
     real = outcomes.filter(pl.col("method") == REAL, pl.col("source") == "test")
     references = {
-        statistic: transition_matrix(*_bins(real, statistic), count)
+        statistic: transition_matrix(*bins_of(real, statistic), count)
         for statistic, count in bins.items()
     }
     rows = []
@@ -235,7 +235,7 @@ class _Scores(dict[_Point, _Score]):
         if self.reference is None:
             self[point] = self._mean(outcomes[self.metric].to_numpy().astype(np.float64))
         else:
-            self[point] = self._correlation(*_bins(outcomes, self.metric), self.reference)
+            self[point] = self._correlation(*bins_of(outcomes, self.metric), self.reference)
         return self[point]
 
     def _mean(self, values: Float64[np.ndarray, "B"]) -> _Score:
@@ -351,9 +351,10 @@ def _decided(family: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _bins(
+def bins_of(
     outcomes: pl.DataFrame, statistic: str
 ) -> tuple[Integer[np.ndarray, "B"], Integer[np.ndarray, "B"]]:
+    """The bins of either half of each pair; -1 for none."""
     left, right = (
         outcomes[f"{statistic}_{half}"].to_numpy().astype(np.int64) for half in ("left", "right")
     )

@@ -22,6 +22,7 @@ from cf_core.seeding import generator as random_generator
 from cf_core.vae import MelodyVAE
 from evaluation.classifier import SearchClassifier
 from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
+from evaluation.inference import bins_of
 from evaluation.judge import Judge
 from evaluation.statistics import (
     STATISTICS,
@@ -425,7 +426,7 @@ class Evaluator:
         pairs: int,
     ) -> Iterator[dict[str, Any]]:
         for name in STATISTICS:
-            left, right = (kept[f"{name}_{half}"].to_numpy() for half in ("left", "right"))
+            left, right = bins_of(kept, name)
             k = self.bins.count(name)
             counts = pair_counts(left, right, k)
             resampled = None if resamples is None else resamples.pair_counts(left, right, k)

@@ -1,6 +1,6 @@
 """How far a classifier of pairs can be trusted on songs that it has never seen.
 
-Letters in shapes: `T` steps, `P` adjacent pairs, `N` negatives, `B` pairs of both kinds, `M`
+Letters in shapes: `P` adjacent pairs, `N` negatives, `B` pairs of both kinds, `M`
 segments, `S` songs, `R` resamples.
 """
 
@@ -8,16 +8,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Float64, Int, Integer
 from scipy.stats import rankdata
-from torch import Tensor
 
 from cf_core.corpus import Corpus
-from cf_core.melody import FIRST_PITCH, HOLD
 from cf_core.seeding import derive
 from evaluation.metrics import unpaired
-from evaluation.statistics import PITCH_CLASSES, pigeonhole_weights
+from evaluation.statistics import PITCH_CLASSES, pigeonhole_weights, sounding_pitch
 
 Scorer = Callable[[Integer[np.ndarray, "B 2"]], Float[np.ndarray, "B"]]
 """Gives logits of rows of segments."""
@@ -172,9 +169,9 @@ def song_keys(corpus: Corpus) -> Int[np.ndarray, "S"]:
     That whose profile of Krumhansl & Kessler correlates best with how long each pitch class sounds
     (Krumhansl 1990). Of a song that never sounds, C major.
     """
-    sounding = sounding_pitch(torch.as_tensor(corpus.tokens).long()).numpy()
-    segment, step = np.nonzero(sounding)
-    pitch = sounding[segment, step] - FIRST_PITCH + corpus.form.lowest
+    sounding = sounding_pitch(corpus.tokens, corpus.form)
+    segment, step = np.nonzero(sounding >= 0)
+    pitch = sounding[segment, step]
     songs = len(corpus.song_ids)
     cells = corpus.song[segment].astype(np.int64) * PITCH_CLASSES + pitch % PITCH_CLASSES
     durations = np.bincount(cells, minlength=songs * PITCH_CLASSES).reshape(songs, PITCH_CLASSES)
@@ -182,14 +179,6 @@ def song_keys(corpus: Corpus) -> Int[np.ndarray, "S"]:
     centred = [x - x.mean(1, keepdims=True) for x in (durations.astype(float), profiles)]
     scale = np.linalg.norm(centred[1], axis=1)
     return np.asarray((centred[0] @ centred[1].T / scale).argmax(1))
-
-
-def sounding_pitch(tokens: Integer[Tensor, "B T"]) -> Integer[Tensor, "B T"]:
-    """The onset token of the note that sounds at each step; 0 (rest) where none does."""
-    steps = torch.arange(tokens.shape[1])
-    fresh = torch.where(tokens != HOLD, steps, 0).cummax(1).values
-    last = tokens.gather(1, fresh)
-    return torch.where(last >= FIRST_PITCH, last, 0)
 
 
 def _correlation(

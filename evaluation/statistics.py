@@ -60,12 +60,8 @@ def segment_statistics(
     Notes are those of `cf_core.melody.to_notes`: a hold with no note before it sounds nothing.
     Without notes `note_count` is 0 and the others are NaN.
     """
-    tokens = tokens.astype(np.int64)
-    struck = tokens >= FIRST_PITCH
-    steps = np.arange(tokens.shape[1])
-    last_not_hold = np.maximum.accumulate(np.where(tokens == HOLD, 0, steps), axis=1)
-    pitch = np.take_along_axis(tokens, last_not_hold, axis=1) - FIRST_PITCH + form.lowest
-    sounding = pitch >= form.lowest
+    struck, pitch = tokens >= FIRST_PITCH, sounding_pitch(tokens, form)
+    sounding = pitch >= 0
 
     count = struck.sum(axis=1).astype(np.float64)
     notes = np.where(count > 0, count, np.nan)
@@ -83,6 +79,17 @@ def segment_statistics(
         "mean_duration": sounding.sum(axis=1) / notes / form.steps_per_beat,
         "pitch_class": np.where(count > 0, class_steps.argmax(axis=1), np.nan),
     }
+
+
+def sounding_pitch(
+    tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
+) -> Int64[np.ndarray, "B T"]:
+    """The MIDI number that sounds at each step; -1 where none does."""
+    tokens = tokens.astype(np.int64)
+    steps = np.arange(tokens.shape[1])
+    last_not_hold = np.maximum.accumulate(np.where(tokens == HOLD, 0, steps), axis=1)
+    last = np.take_along_axis(tokens, last_not_hold, axis=1)
+    return np.where(last >= FIRST_PITCH, last - FIRST_PITCH + form.lowest, -1)
 
 
 @dataclass(frozen=True)

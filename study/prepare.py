@@ -84,8 +84,7 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
     """
     reporter.stage("Core: the VAE over melody segments")
     core = _core(config, corpus, store, reporter)
-    mean, deviation = core.posteriors(corpus.tokens[corpus.segments(TRAIN)])
-    latents = Latents(mean, deviation, _training_pairs(corpus), core.sigma_bar)
+    latents = training_latents(corpus, core)
     reporter.stage("Classifiers: one to search by, two to judge by")
     classifier, judges = _classifiers(config, corpus, core, latents, store, reporter)
     plan = config.evaluation
@@ -260,10 +259,12 @@ def _trained(
     return report
 
 
-def _training_pairs(corpus: Corpus) -> torch.Tensor:
-    """Adjacent training pairs, as indices into the training segments."""
+def training_latents(corpus: Corpus, core: MelodyVAE) -> Latents:
+    """What trials and the search classifier are trained on: the posteriors of training segments."""
     rows = corpus.segments(TRAIN)
-    return torch.as_tensor(np.searchsorted(rows, corpus.pairs_of(TRAIN)))
+    mean, deviation = core.posteriors(corpus.tokens[rows])
+    pairs = torch.as_tensor(np.searchsorted(rows, corpus.pairs_of(TRAIN)))
+    return Latents(mean, deviation, pairs, core.sigma_bar)
 
 
 def _judge_data(corpus: Corpus, core: MelodyVAE, latents: Latents, seed: int) -> JudgeData:

@@ -4,7 +4,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +15,6 @@ from evaluation.reliability import (
     auc_resampled,
     calibration_error,
     song_keys,
-    sounding_pitch,
 )
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=48, highest=84)
@@ -28,15 +26,6 @@ def test_auc_is_the_share_of_pairs_in_order(positive: list[int], negative: list[
     wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p, n in product(positive, negative)]
     expected = sum(wins) / len(wins)
     assert auc(np.array(positive, float), np.array(negative, float)) == pytest.approx(expected)
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=10))
-def test_the_sounding_pitch_is_that_of_the_last_onset(row: list[int]) -> None:
-    expected, last = [], REST
-    for token in row:
-        last = last if token == HOLD else token
-        expected.append(last if last >= FIRST_PITCH else 0)
-    assert sounding_pitch(torch.tensor([row]))[0].tolist() == expected
 
 
 @given(

@@ -27,6 +27,7 @@ from evaluation.statistics import (
     pigeonhole_weights,
     row_stochastic,
     segment_statistics,
+    sounding_pitch,
     transition_matrix,
 )
 
@@ -212,6 +213,15 @@ def test_correlation_with_a_constant_is_nan() -> None:
     assert np.isnan(correlation(nearly, varied))
     assert np.isnan(correlation(varied, nearly))
     assert np.isnan(correlation(transition_matrix(LEFT[:2] * 0, RIGHT[:2] * 0, 1), np.ones((1, 1))))
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=10))
+def test_the_sounding_pitch_is_that_of_the_last_onset(row: list[int]) -> None:
+    expected, last = [], REST
+    for token in row:
+        last = last if token == HOLD else token
+        expected.append(last - FIRST_PITCH + FORM.lowest if last >= FIRST_PITCH else -1)
+    assert sounding_pitch(np.array([row]), FORM)[0].tolist() == expected
 
 
 def songs_of(left: list[int], right: list[int]) -> np.ndarray:
