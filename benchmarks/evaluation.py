@@ -203,6 +203,7 @@ def _corpus(segments: int) -> Corpus:
     )
 
 
+SOURCES = ("test", "validation", "prior", "validation_prior")
 _Point = tuple[str, str, float | None, int | None, int]
 _KINDS = {
     "method": pl.String,
@@ -223,7 +224,7 @@ def _made_up(
     songs = random.integers(0, 50, (2, count)).astype(str)
     named = pl.DataFrame({"pair": np.arange(count), "left_song": songs[0], "right_song": songs[1]})
     rows, pairs = [], []
-    for point, source in product(_points(config), ("test", *_UNSEEN)):
+    for point, source in product(_points(config), SOURCES):
         label = dict(zip(_KINDS, point, strict=True))
         labels = [pl.lit(value, _KINDS[name]).alias(name) for name, value in label.items()]
         if point[0] != "real":
@@ -239,9 +240,6 @@ def _made_up(
         measured = _measured(bins, count, random)
         pairs.append(own.with_columns(*measured, *labels, source=pl.lit(source)))
     return pl.DataFrame(rows, infer_schema_length=None), pl.concat(pairs), bins
-
-
-_UNSEEN = ("validation", "prior", "validation_prior")
 
 
 def _points(config: StudyConfig) -> list[_Point]:

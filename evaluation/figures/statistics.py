@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from cf_core.errors import UserError
 from evaluation.figures.canvas import COLUMN, STYLE, drawable, look
 from evaluation.frontier import FUSIONS
+from evaluation.inference import bins_of
 from evaluation.statistics import STATISTICS, correlation, transition_matrix
 
 _WHITE_KEYS = {0: "C", 2: "D", 4: "E", 5: "F", 7: "G", 9: "A", 11: "B"}
@@ -29,10 +30,7 @@ class _Column:
 
     def matrix(self, statistic: str, k: int) -> tuple[Float[np.ndarray, "K K"], int]:
         """Give the transition matrix of a statistic, and how many pairs are not in it."""
-        left, right = (
-            self.outcomes[f"{statistic}_{half}"].to_numpy().astype(np.int64)
-            for half in ("left", "right")
-        )
+        left, right = bins_of(self.outcomes, statistic)
         return transition_matrix(left, right, k), int(((left < 0) | (right < 0)).sum())
 
 
