@@ -125,27 +125,38 @@ def crossed_interval(
 
     Without any variance the interval is the mean itself, and p 1 where that is 0, else 0.
     """
-    n = by_seed.shape[-1]
-    shared = np.isfinite(resampled).all(axis=-2, keepdims=True)
-    resampled = np.where(shared, resampled, np.nan)
     mean = by_seed.mean(axis=-1)
-    songs, freedom_of_songs = resamples.variance(resampled.mean(axis=-2, dtype=np.float64))
-    each = resamples.variance(resampled)[0].mean(axis=-1)
-    seeds = by_seed.var(axis=-1, ddof=1) / n
-    interaction = (each - songs) / (n - 1)
-    variance = np.maximum(songs + seeds - interaction, np.maximum(songs, seeds))
+    variance, freedom = crossed_variance(by_seed, resampled, resamples)
     known = variance == 0
-    spread = (
-        songs**2 / freedom_of_songs
-        + seeds**2 / (n - 1)
-        + interaction**2 / (freedom_of_songs * (n - 1))
-    )
-    freedom = np.where(known, 1, variance**2) / np.where(known, 1, spread)
     error = np.sqrt(variance)
     reach = stats.t.ppf(1 - SIGNIFICANCE / 2, freedom) * error
     p = 2 * stats.t.sf(np.abs(mean) / np.where(known, 1, error), freedom)
     p = np.where(known, mean == 0, p)
     return np.asarray(mean - reach), np.asarray(mean + reach), np.asarray(p, np.float64)
+
+
+def crossed_variance(
+    by_seed: Float64[np.ndarray, "*N n"],
+    resampled: Float[np.ndarray, "*N n R"],
+    resamples: Resamples,
+) -> tuple[Float64[np.ndarray, "*N"], Float64[np.ndarray, "*N"]]:
+    """The variance behind `crossed_interval`, and its degrees of freedom (1 where it is 0)."""
+    n = by_seed.shape[-1]
+    shared = np.isfinite(resampled).all(axis=-2, keepdims=True)
+    resampled = np.where(shared, resampled, np.nan)
+    songs, freedom_of_songs = resamples.variance(resampled.mean(axis=-2, dtype=np.float64))
+    each = resamples.variance(resampled)[0].mean(axis=-1)
+    seeds = by_seed.var(axis=-1, ddof=1) / n
+    interaction = (each - songs) / (n - 1)
+    variance = np.maximum(songs + seeds - interaction, np.maximum(songs, seeds))
+    spread = (
+        songs**2 / freedom_of_songs
+        + seeds**2 / (n - 1)
+        + interaction**2 / (freedom_of_songs * (n - 1))
+    )
+    known = variance == 0
+    freedom = np.where(known, 1, variance**2) / np.where(known, 1, spread)
+    return np.asarray(variance), np.asarray(freedom)
 
 
 def holm(p: Float64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
@@ -171,6 +182,7 @@ def probability_of_improvement(
     return float((above + 0.5 * equal).mean())
 
 
+_FEWEST_SONGS = 3
 _NONE = np.zeros(0, np.float32)
 """Values of a score in no resamples."""
 
@@ -218,8 +230,8 @@ class _Pairs:
         if not all(own.select(named).equals(one) for own in found.values()):
             raise ValueError(f"outcomes: the points of {source} differ in their pairs")
         songs = _numbered(one)
-        single = songs.min() >= 0 and len(np.unique(songs)) < 2
-        return cls(found, None if single else Resamples.draw(songs, resamples, random))
+        few = songs.min() >= 0 and len(np.unique(songs)) < _FEWEST_SONGS
+        return cls(found, None if few else Resamples.draw(songs, resamples, random))
 
 
 class _Scores(dict[_Point, _Score]):
@@ -282,7 +294,7 @@ def resampled_correlations(
     product = (np.einsum("rij,ij->ri", drawn, centred) / total).sum(axis=1)
     square = (np.einsum("rij,rij->ri", drawn, drawn) / total**2).sum(axis=1) - 1
     norm = np.sqrt(np.maximum(square, 0)) * np.linalg.norm(centred)
-    constant = norm < 1e-6
+    constant = square < 1e-5  # what single precision leaves of 0
     return np.where(constant, np.nan, product) / np.where(constant, 1, norm)
 
 

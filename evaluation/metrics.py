@@ -250,8 +250,9 @@ class Evaluator:
 
         The floor is a fresh draw of untransformed inputs of the source's kind. The ceiling is one
         half of the real adjacent pairs, at most as many as there are inputs, against the other
-        half. Both are encoded and decoded, as all outputs are. The halves of the ceiling share
-        songs, and even bars: it is a generous one.
+        half. Both are encoded and decoded, as all outputs are. It is no bound: the halves share
+        songs, and even bars, which makes it higher; fewer pairs against a noisier reference than
+        methods have make the correlations lower.
         """
         random, count = (
             np.random.default_rng(derive(self.seed, "references", source.name)),
@@ -458,7 +459,7 @@ class Evaluator:
 
     def _resamples(self, songs: Integer[np.ndarray, "B 2"]) -> Resamples | None:
         """None where there are too few to draw from."""
-        if len(np.unique(songs if songs.min() >= 0 else np.arange(len(songs)))) < 2:
+        if len(np.unique(songs if songs.min() >= 0 else np.arange(len(songs)))) < 3:
             return None
         random = np.random.default_rng(derive(self.seed, "bootstrap"))
         return Resamples.draw(songs, self.resamples, random)
@@ -505,9 +506,9 @@ def _mean(
 ) -> dict[str, Any]:
     exact = values.astype(np.float64)
     mean = float(exact.mean())
-    interval = (
-        (None, None) if resamples is None else resamples.interval(mean, resamples.means(exact))
-    )
+    interval: _Interval = (None, None)
+    if resamples is not None and np.ptp(exact) > 0:  # equal values say nothing of their spread
+        interval = resamples.interval(mean, resamples.means(exact))
     return _row(metric, mean, interval, len(exact), pairs)
 
 

@@ -223,17 +223,19 @@ class Resamples:
     ) -> "Resamples":
         """Draw so many resamples of each kind; `songs` names those of each pair, -1 for none.
 
-        ValueError with fewer than two clusters, from which no spread can be learned.
+        ValueError with fewer than two clusters, or three songs of which each pair has two: no
+        spread can be learned from so few.
         """
         n = len(songs)
         names, numbers = np.unique(
             np.where(songs < 0, -1 - np.arange(n)[:, None] % BLOCKS, songs), return_inverse=True
         )
         numbers, count = numbers.reshape(songs.shape), names.size
-        if count < 2:
-            raise ValueError("songs: at least two are needed for an interval")
+        alone = (numbers[:, 0] == numbers[:, 1]).all()
+        if count < (2 if alone else 3):
+            raise ValueError("songs: there are too few for an interval")
         drawn = _drawn(count, resamples, generator)
-        if (numbers[:, 0] == numbers[:, 1]).all():
+        if alone:
             return cls(numbers[:, :1], drawn, count)
         low, high = np.sort(numbers, axis=1).T
         blocks = np.unique(low * count + high, return_inverse=True)[1] % BLOCKS
@@ -276,19 +278,20 @@ class Resamples:
         And its degrees of freedom. Where each pair has two songs, half of it stays while one song
         varies, so that resamples of songs deviate half as much as songs do; and what is a pair's
         own comes with either song, once too often. Hence four times the one variance less the
-        other, and no less than the other, with degrees of freedom by Satterthwaite (1946). Each has
-        the factor C/(C - 1) that a bootstrap of few clusters lacks. NaN without a finite value;
-        others are left out.
+        other, and no less than the other, with degrees of freedom by Satterthwaite (1946). Each is
+        corrected by `few_clusters`. NaN without a finite value; others are left out.
         """
-        blocks = self.draws.shape[1] - self.songs
-        if blocks == 0:
-            variance = _variance(samples, self.songs)
-            return variance, np.full(variance.shape, self.songs - 1.0)
+        sizes = self.sums_by_cluster(np.ones(len(self.clusters)))
+        songs_factor, songs_freedom = few_clusters(sizes[: self.songs])
+        if len(sizes) == self.songs:
+            variance = np.asarray(songs_factor * _variance(samples))
+            return variance, np.full(variance.shape, songs_freedom)
+        pairs_factor, pairs_freedom = few_clusters(sizes[self.songs :])
         half = len(self.draws) // 2
-        songs = 4 * _variance(samples[..., :half], self.songs)
-        pairs = _variance(samples[..., half:], blocks)
+        songs = 4 * songs_factor * _variance(samples[..., :half])
+        pairs = pairs_factor * _variance(samples[..., half:])
         variance = np.asarray(np.maximum(songs - pairs, pairs))
-        spread = songs**2 / (self.songs - 1) + pairs**2 / (blocks - 1)
+        spread = songs**2 / songs_freedom + pairs**2 / pairs_freedom
         known = spread == 0
         freedom = np.where(known, 1, variance**2) / np.where(known, 1, spread)
         return variance, np.asarray(freedom)
@@ -300,18 +303,30 @@ class Resamples:
         return float(value - reach), float(value + reach)
 
 
+def few_clusters(sizes: Float64[np.ndarray, "C"]) -> tuple[float, float]:
+    """What to multiply the variance of a bootstrap of such clusters by, and degrees of freedom.
+
+    Resamples of few clusters vary too little: with C equal ones by (C - 1)/C. Of unequal ones, the
+    factor is what makes the variance of a mean unbiased where clusters alone differ; and they count
+    as so many equal ones as have their sum of squares.
+    """
+    share = sizes / sizes.sum()
+    square = float((share**2).sum())
+    return 1 / (1 + square - 2 * float((share**3).sum()) / square), 1 / square - 1
+
+
 def pigeonhole_weights(
     songs: Integer[np.ndarray, "n 2"], resamples: int, generator: np.random.Generator
 ) -> Float64[np.ndarray, "R n"]:
     """How often each of `n` pairs is in each resample, for what is no sum over songs.
 
     A pair of one song is there as often as that is drawn, a pair of two as often as the product of
-    both says: the pigeonhole bootstrap (Owen 2007), whose variance is a little too large.
-    ValueError with fewer than two songs.
+    both says: the pigeonhole bootstrap (Owen 2007). What songs do to their pairs varies as it
+    should, what is a pair's own up to three times too much. ValueError with fewer than two songs.
     """
     names, numbers = np.unique(songs, return_inverse=True)
     if names.size < 2:
-        raise ValueError("songs: at least two are needed for an interval")
+        raise ValueError("songs: there are too few for an interval")
     draws = _drawn(names.size, resamples, generator)
     left, right = numbers.reshape(songs.shape).T
     weights = np.where(left == right, draws[:, left], draws[:, left] * draws[:, right])
@@ -407,11 +422,11 @@ def _drawn(
     return draws
 
 
-def _variance(samples: Float[np.ndarray, "*N R"], clusters: int) -> Float64[np.ndarray, "*N"]:
+def _variance(samples: Float[np.ndarray, "*N R"]) -> Float64[np.ndarray, "*N"]:
     finite = np.isfinite(samples)
     n = finite.sum(axis=-1)
     missing = np.where(n > 0, 1.0, np.nan)
     exact = np.where(finite, samples, 0).astype(np.float64)
     mean = exact.sum(axis=-1, keepdims=True) / np.maximum(n, 1)[..., None]
     squares = (np.where(finite, exact - mean, 0) ** 2).sum(axis=-1)
-    return np.asarray(missing * squares / np.maximum(n, 1) * clusters / max(clusters - 1, 1))
+    return np.asarray(missing * squares / np.maximum(n, 1))

@@ -105,8 +105,8 @@ def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFram
 
     Returned are the columns `trial` (without a seed), `method`, `lambda`, `style_dim`, `iteration`,
     `seeds` (how many), one for each metric, and of the one maximised
-    the standard error `se` over songs and seeds (0 where it has no interval) and the 95 % interval
-    `low`, `high`. Raises `UserError` for a metric that the study does not have, and where no point
+    the standard error `se` over songs and seeds (0 where it has no interval; at most this, as what
+    songs and seeds do together is counted with either) and the 95 % interval `low`, `high`. Raises `UserError` for a metric that the study does not have, and where no point
     meets the conditions, with the nearest miss.
     """
     points = _points(store, maximise)
@@ -246,7 +246,7 @@ def _points(store: Store, maximise: str) -> pl.DataFrame:
     spread = (
         rows.filter(pl.col("metric") == maximise)
         .group_by(_POINT, maintain_order=True)
-        .agg(seeds=pl.len(), se=(songs + seeds).sqrt(), middle=value)
+        .agg(seeds=pl.len(), se=(songs + seeds).fill_nan(0.0).sqrt(), middle=value)
         .with_columns(
             low=pl.col("middle") - _NORMAL * pl.col("se"),
             high=pl.col("middle") + _NORMAL * pl.col("se"),

@@ -6,6 +6,7 @@ from scipy import stats
 from evaluation.frontier import CHOSEN_ON, OURS, PANELS, matched_similarity
 from evaluation.inference import (
     crossed_interval,
+    crossed_variance,
     holm,
     probability_of_improvement,
     resampled_correlations,
@@ -67,6 +68,28 @@ def test_intervals_cover_what_they_say(
         )
     assert 0.935 <= covered / simulations <= 0.98
     assert rejected == simulations - covered
+
+
+@pytest.mark.parametrize(
+    ("song", "seed", "interaction"), [(0.0, 0.0, 0.3), (0.1, 0.1, 0.0), (0.05, 0.05, 0.3)]
+)
+def test_the_variance_is_that_of_songs_seeds_and_their_interaction(
+    song: float, seed: float, interaction: float
+) -> None:
+    """On average, against that of the law: what is in two of the three is counted once."""
+    random, found = np.random.default_rng(2), []
+    for _ in range(400):
+        values = (
+            random.normal(0, song, (1, SONGS))
+            + random.normal(0, seed, (SEEDS, 1))
+            + random.normal(0, interaction, (SEEDS, SONGS))
+        )
+        resamples = single_songs(SONGS, 100, random)
+        resampled = np.stack([resamples.means(own) for own in values])
+        found.append(crossed_variance(values.mean(axis=1), resampled, resamples)[0])
+    expected = song**2 / SONGS + seed**2 / SEEDS + interaction**2 / (SONGS * SEEDS)
+    # Never below either part: where both are of the interaction alone, a little above on average.
+    assert np.mean(found) == pytest.approx(expected, rel=0.4 if song == 0 else 0.1)
 
 
 def test_with_no_variance_of_songs_it_is_the_t_test_of_seeds() -> None:

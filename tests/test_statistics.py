@@ -20,6 +20,7 @@ from evaluation.statistics import (
     Neighbourhoods,
     Resamples,
     correlation,
+    few_clusters,
     joint,
     overlap_area,
     pair_counts,
@@ -260,10 +261,31 @@ def test_pairs_without_songs_are_drawn_in_blocks() -> None:
     assert Resamples.draw(none[:9], 10, np.random.default_rng(0)).songs == 9
 
 
-def test_one_song_gives_no_interval() -> None:
+def test_too_few_songs_give_no_interval() -> None:
+    random = np.random.default_rng(0)
     for draw in (Resamples.draw, pigeonhole_weights):
-        with pytest.raises(ValueError, match="at least two"):
-            draw(np.zeros((5, 2), np.int64), 10, np.random.default_rng(0))
+        with pytest.raises(ValueError, match="too few"):
+            draw(np.zeros((5, 2), np.int64), 10, random)
+    with pytest.raises(ValueError, match="too few"):
+        Resamples.draw(songs_of([0, 1, 0], [1, 0, 1]), 10, random)
+
+
+def test_few_equal_clusters_are_corrected_as_usual_and_unequal_ones_more() -> None:
+    assert few_clusters(np.full(8, 3.0)) == pytest.approx((8 / 7, 7))
+    # Worked by hand: shares 1/2, 1/4, 1/4; squares sum to 3/8, cubes to 5/32.
+    assert few_clusters(np.array([2.0, 1.0, 1.0])) == pytest.approx(
+        (1 / (1 + 3 / 8 - 5 / 6), 5 / 3)
+    )
+
+
+def test_the_correction_makes_the_variance_of_a_mean_unbiased() -> None:
+    """Of unequal songs, to first order, on average over values that differ between songs alone."""
+    random, sizes = np.random.default_rng(8), np.array([1.0, 1, 1, 2, 2, 3, 5, 9])
+    share, counts = sizes / sizes.sum(), random.multinomial(8, np.full(8, 1 / 8), 200_000)
+    # Quadratic in the values: the sum over unit vectors is the expectation for white noise.
+    linear = [((counts * share) @ (unit - unit @ share)).var() for unit in np.eye(8)]
+    expected = np.square(share).sum()
+    assert few_clusters(sizes)[0] * sum(linear) == pytest.approx(expected, rel=0.02)
 
 
 def test_a_resample_counts_pairs_as_often_as_it_draws_them() -> None:
