@@ -106,8 +106,9 @@ def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFram
     Returned are the columns `trial` (without a seed), `method`, `lambda`, `style_dim`, `iteration`,
     `seeds` (how many), one for each metric, and of the one maximised
     the standard error `se` over songs and seeds (0 where it has no interval; at most this, as what
-    songs and seeds do together is counted with either) and the 95 % interval `low`, `high`. Raises `UserError` for a metric that the study does not have, and where no point
-    meets the conditions, with the nearest miss.
+    songs and seeds do together is counted with either) and the 95 % interval `low`, `high`. Raises
+    `UserError` for a metric that the study does not have, and where no point meets the conditions,
+    with the nearest miss.
     """
     points = _points(store, maximise)
     metrics = [name for name in points.columns if name not in (*_POINT, "seeds", *_ERRORS)]
