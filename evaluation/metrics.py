@@ -436,7 +436,9 @@ class Evaluator:
                 value = float(correlation(matrix(counts), real))
                 interval: _Interval = (None, None)
                 if resamples is not None and resampled is not None:
-                    interval = resamples.interval(value, correlation(matrix(resampled), real))
+                    samples = correlation(matrix(resampled), real)
+                    low, high = resamples.interval(value, samples)
+                    interval = max(low, -1.0), min(high, 1.0)
                 yield _row(metric, value, interval, int(counts.sum()), pairs)
 
     def _of_sets(

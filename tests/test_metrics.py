@@ -396,6 +396,8 @@ def test_intervals_hold_the_value_and_repeat(
     step = moved(source)
     rows, records = evaluated(evaluator, source, step)
     assert rows["judge"]["low"] < rows["judge"]["value"] < rows["judge"]["high"]
+    for name in STATISTICS:
+        assert -1 <= rows[name]["low"] <= rows[name]["value"] <= rows[name]["high"] <= 1
     fresh = replace(evaluator, corpus=replace(corpus))
     again, same_records = evaluated(fresh, source, step)
     assert again == rows
