@@ -481,6 +481,24 @@ def test_transitions_name_their_columns_and_bins(figures: dict[str, Figure]) -> 
     assert grid[-1].get_xticks().tolist() == [0, 2, 4, 5, 7, 9, 11]
 
 
+@pytest.mark.parametrize("edges", range(2, 8))
+def test_edges_are_named_as_far_as_there_is_room(edges: int) -> None:
+    fine = pl.DataFrame(
+        {
+            "statistic": ["mean_pitch"] * (edges + 1),
+            "bin": range(edges + 1),
+            "lower": [None, *(60.123 + i / 30 for i in range(edges))],
+        },
+        schema=BINS.schema,
+    )
+    others = BINS.filter(pl.col("statistic") != "mean_pitch")
+    figure = transition_figure(OUTCOMES, pl.concat([fine, others]), POINTS)
+    ticks = next(axes for axes in figure.axes if axes.images).get_xticks()
+    assert len(ticks) == min(edges, 3 if edges > 4 else 2)
+    # Of k bins a name takes about a third of the width.
+    assert (np.diff(ticks) >= (edges + 1) / 3.5).all() or len(ticks) <= 2
+
+
 def test_a_point_without_outcomes_is_named() -> None:
     points = POINTS.with_columns(iteration=pl.lit(7, dtype=pl.Int32))
     with pytest.raises(UserError, match=r"no test pairs of a .* after 7 iterations; evaluate"):

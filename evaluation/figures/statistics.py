@@ -95,13 +95,14 @@ def _columns(outcomes: pl.DataFrame, points: pl.DataFrame) -> Iterator[_Column]:
 
 
 def _label_bins(panel: Axes, statistic: str, bins: pl.DataFrame) -> None:
-    """Name the pitch classes, and of the other bins three edges."""
+    """Name the pitch classes, and of the other bins as many edges as have room."""
     if statistic == "pitch_class":
         panel.set_xticks(list(_WHITE_KEYS), list(_WHITE_KEYS.values()))
         panel.set_yticks(list(_WHITE_KEYS), list(_WHITE_KEYS.values()))
         return
     edges = bins.filter(pl.col("statistic") == statistic).drop_nulls("lower").sort("bin")
-    shown = np.unique(np.linspace(0, edges.height - 1, min(3, edges.height)).round().astype(int))
+    room = 3 if edges.height > 4 else 2
+    shown = np.unique(np.linspace(0, edges.height - 1, room).round().astype(int))
     places = (edges["bin"].to_numpy() - 0.5)[shown]
     names = [f"{edge:.3g}" for edge in edges["lower"].to_numpy()[shown]]
     panel.set_xticks(places, names)
