@@ -21,6 +21,7 @@ from cf_core.pack import PackTrainer, Trial
 from cf_core.seeding import generator
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
+from evaluation.frontier import CHOSEN_ON
 from evaluation.inference import verdicts
 from evaluation.judge import Judge, JudgeSettings
 from evaluation.metrics import Evaluator, make_sources
@@ -203,7 +204,6 @@ def _corpus(segments: int) -> Corpus:
     )
 
 
-SOURCES = ("test", "validation", "prior", "validation_prior")
 _Point = tuple[str, str, float | None, int | None, int]
 _KINDS = {
     "method": pl.String,
@@ -224,7 +224,7 @@ def _made_up(
     songs = random.integers(0, 50, (2, count)).astype(str)
     named = pl.DataFrame({"pair": np.arange(count), "left_song": songs[0], "right_song": songs[1]})
     rows, pairs = [], []
-    for point, source in product(_points(config), SOURCES):
+    for point, source in product(_points(config), (*CHOSEN_ON, *CHOSEN_ON.values())):
         label = dict(zip(_KINDS, point, strict=True))
         labels = [pl.lit(value, _KINDS[name]).alias(name) for name, value in label.items()]
         if point[0] != "real":

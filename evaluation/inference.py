@@ -24,7 +24,13 @@ from evaluation.frontier import (
     REAL,
     matched_similarity,
 )
-from evaluation.statistics import Resamples, correlation, transition_matrix
+from evaluation.statistics import (
+    Resamples,
+    correlation,
+    enough_songs,
+    satterthwaite,
+    transition_matrix,
+)
 
 SIGNIFICANCE = 0.05
 """A win or a loss has a Holm-corrected p below this."""
@@ -148,15 +154,13 @@ def crossed_variance(
     each = resamples.variance(resampled)[0].mean(axis=-1)
     seeds = by_seed.var(axis=-1, ddof=1) / n
     interaction = (each - songs) / (n - 1)
-    variance = np.maximum(songs + seeds - interaction, np.maximum(songs, seeds))
-    spread = (
-        songs**2 / freedom_of_songs
-        + seeds**2 / (n - 1)
-        + interaction**2 / (freedom_of_songs * (n - 1))
+    variance = np.asarray(np.maximum(songs + seeds - interaction, np.maximum(songs, seeds)))
+    parts = (
+        (songs, freedom_of_songs),
+        (seeds, n - 1.0),
+        (interaction, freedom_of_songs * (n - 1)),
     )
-    known = variance == 0
-    freedom = np.where(known, 1, variance**2) / np.where(known, 1, spread)
-    return np.asarray(variance), np.asarray(freedom)
+    return variance, satterthwaite(variance, *parts)
 
 
 def holm(p: Float64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
@@ -182,7 +186,6 @@ def probability_of_improvement(
     return float((above + 0.5 * equal).mean())
 
 
-_FEWEST_SONGS = 3
 _NONE = np.zeros(0, np.float32)
 """Values of a score in no resamples."""
 
@@ -198,7 +201,7 @@ class _Score:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The outcomes of some points of one source, and resamples of them; none of a single song."""
+    """The outcomes of some points of one source, and resamples of them; none of too few songs."""
 
     points: Mapping[_Point, pl.DataFrame]
     resamples: Resamples | None
@@ -230,8 +233,8 @@ class _Pairs:
         if not all(own.select(named).equals(one) for own in found.values()):
             raise ValueError(f"outcomes: the points of {source} differ in their pairs")
         songs = _numbered(one)
-        few = songs.min() >= 0 and len(np.unique(songs)) < _FEWEST_SONGS
-        return cls(found, None if few else Resamples.draw(songs, resamples, random))
+        drawn = Resamples.draw(songs, resamples, random) if enough_songs(songs) else None
+        return cls(found, drawn)
 
 
 class _Scores(dict[_Point, _Score]):

@@ -30,6 +30,7 @@ from evaluation.statistics import (
     Neighbourhoods,
     Resamples,
     correlation,
+    enough_songs,
     joint,
     overlap_area,
     pair_counts,
@@ -97,6 +98,16 @@ def unpaired(
     while (same := np.equal(*corpus.song[pairs].T)).any():
         pairs[same] = random.choice(rows, (int(same.sum()), 2))
     return pairs
+
+
+def song_names(
+    corpus: Corpus, songs: Integer[np.ndarray, "B 2"]
+) -> tuple[list[str | None], list[str | None]]:
+    """The song ids of the left and of the right halves; None of a prior."""
+    left, right = (
+        [None if song < 0 else corpus.song_ids[song] for song in half] for half in songs.T
+    )
+    return left, right
 
 
 def make_sources(
@@ -254,10 +265,8 @@ class Evaluator:
         songs, and even bars, which makes it higher; fewer pairs against a noisier reference than
         methods have make the correlations lower.
         """
-        random, count = (
-            np.random.default_rng(derive(self.seed, "references", source.name)),
-            len(source.songs),
-        )
+        random = np.random.default_rng(derive(self.seed, "references", source.name))
+        count = len(source.songs)
         if source.songs[0, 0] < 0:
             noise = random_generator(self.seed, "floor", source.name)
             z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
@@ -373,8 +382,7 @@ class Evaluator:
         self, notes: _Notes, split: int, songs: Integer[np.ndarray, "B 2"]
     ) -> dict[str, Any]:
         """The columns of the records that are known of any pairs of notes."""
-        ids = self.corpus.song_ids
-        left, right = ([None if song < 0 else ids[song] for song in half] for half in songs.T)
+        left, right = song_names(self.corpus, songs)
         columns = {
             "pair": np.arange(len(songs)),
             "left_song": left,
@@ -461,7 +469,7 @@ class Evaluator:
 
     def _resamples(self, songs: Integer[np.ndarray, "B 2"]) -> Resamples | None:
         """None where there are too few to draw from."""
-        if len(np.unique(songs if songs.min() >= 0 else np.arange(len(songs)))) < 3:
+        if not enough_songs(songs):
             return None
         random = np.random.default_rng(derive(self.seed, "bootstrap"))
         return Resamples.draw(songs, self.resamples, random)

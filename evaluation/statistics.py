@@ -196,6 +196,7 @@ def correlation(
 BLOCKS = 256
 """Pairs that share no song are dealt into at most so many blocks, and blocks are resampled: no
 worse an estimate of a variance, and cheaper."""
+_FEWEST_SONGS = 3
 
 
 @dataclass(frozen=True)
@@ -291,16 +292,30 @@ class Resamples:
         songs = 4 * songs_factor * _variance(samples[..., :half])
         pairs = pairs_factor * _variance(samples[..., half:])
         variance = np.asarray(np.maximum(songs - pairs, pairs))
-        spread = songs**2 / songs_freedom + pairs**2 / pairs_freedom
-        known = spread == 0
-        freedom = np.where(known, 1, variance**2) / np.where(known, 1, spread)
-        return variance, np.asarray(freedom)
+        return variance, satterthwaite(variance, (songs, songs_freedom), (pairs, pairs_freedom))
 
     def interval(self, value: float, samples: Float[np.ndarray, "R"]) -> tuple[float, float]:
         """95 % interval of what is `value` on all pairs: Student's t."""
         variance, freedom = self.variance(samples)
         reach = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
         return float(value - reach), float(value + reach)
+
+
+def enough_songs(songs: Integer[np.ndarray, "n 2"]) -> bool:
+    """Whether there are songs enough (or pairs, of those without songs) to learn a spread from."""
+    return len(np.unique(songs if songs.min() >= 0 else np.arange(len(songs)))) >= _FEWEST_SONGS
+
+
+def satterthwaite(
+    variance: Float64[np.ndarray, "*N"], *parts: tuple[np.ndarray | float, np.ndarray | float]
+) -> Float64[np.ndarray, "*N"]:
+    """Degrees of freedom (1946) of a variance that is a sum of parts; 1 where it is 0.
+
+    Each of `parts` is a mean square and its own degrees of freedom.
+    """
+    known = variance == 0
+    spread = sum(np.square(part) / freedom for part, freedom in parts)
+    return np.asarray(np.where(known, 1, variance**2) / np.where(known, 1, spread))
 
 
 def few_clusters(sizes: Float64[np.ndarray, "C"]) -> tuple[float, float]:

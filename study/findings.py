@@ -229,7 +229,7 @@ def _figures(store: Store) -> dict[str, Figure]:
     ]
     figures["attainment"] = attainment_figure(pl.concat(surfaces), "z_distance")
     differences = _attainment_differences(metrics)
-    if "lp" in methods and differences.height:
+    if differences.height:
         figures["attainment-difference"] = attainment_difference_figure(differences, "lp")
     figures["verdicts"] = verdict_figure(found)
     shown = _shown_points(store, metrics)

@@ -26,7 +26,7 @@ from cf_core.fusion import FusionSettings, Generator, Latents
 from cf_core.pack import PackTrainer, Trial
 from cf_core.seeding import generator
 from cf_core.training import Progress, peak_memory_mb, save_tensors, train, weights
-from evaluation.metrics import DIVERSITY_INPUTS, Evaluator, Source
+from evaluation.metrics import DIVERSITY_INPUTS, Evaluator, Source, song_names
 from evaluation.transforms import (
     CMAES,
     BestOfN,
@@ -432,10 +432,8 @@ def _write_latents(part: str, readings: Sequence[Reading], bench: Workbench, sto
 def _latent_columns(
     reading: Reading, source: Source, step: Step, bench: Workbench
 ) -> dict[str, Any]:
-    count, song_ids = len(source.songs), bench.evaluator.corpus.song_ids
-    left, right = (
-        [None if song < 0 else song_ids[song] for song in half] for half in source.songs.T
-    )
+    count = len(source.songs)
+    left, right = song_names(bench.evaluator.corpus, source.songs)
     return {
         "trial": [reading.label["trial"]] * count,
         "method": [reading.label["method"]] * count,
