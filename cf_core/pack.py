@@ -73,8 +73,8 @@ class PackTrainer(Trainer):
             if settings.gated:
                 # An untrained G starts near the identity, so that λ decides how far it leaves it.
                 nn.init.constant_(g.net.biases[-1][:, : 2 * g.latent_dim], -2.0)
-            self._g.write(row, g, self._inputs(trial))
-            self._d.write(row, d, self._inputs(trial))
+            self._g.write(self._g.weights[row], g, self._inputs(trial))
+            self._d.write(self._d.weights[row], d, self._inputs(trial))
         self._average = self._g.weights.clone()
         self._arrange()
 
@@ -98,6 +98,40 @@ class PackTrainer(Trainer):
         alone, _ = self._networks(trial.style_dim, conditional=trial.weight is None)
         self._g.read(self._average[row], alone.to(self._average.dtype), self._inputs(trial))
         return alone.requires_grad_(requires_grad=False)
+
+    def alone(self, place: int) -> dict[str, Tensor]:
+        """The state of one trial, as a pack of it alone has it: what its `restore` takes.
+
+        ValueError if it has left the pack.
+        """
+        trial, row = self.trials[place], self.alive.index(place)
+        state = {
+            name: value[:, place : place + 1].clone() if name.startswith("history.loss.") else value
+            for name, value in self.state().items()
+        }
+        state |= {name: state[name][place : place + 1].clone() for name in ("running", "lasted")}
+        for name, (stack, values, network) in self._layouts(trial).items():
+            stack.read(values[row], network, self._inputs(trial))
+            state[name] = torch.cat([p.detach().flatten() for p in network.parameters()])[None]
+        return state | {"alive": torch.tensor([0])}
+
+    def join(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on from where trials of other packs stood, each as `alone` gave it, in their order.
+
+        All must have taken the same number of steps.
+        """
+        first, trials = states[0], enumerate(zip(self.trials, states, strict=True))
+        per_trial = [name for name in first if name.startswith("history.loss.")]
+        joined = {name: torch.cat([state[name] for state in states], 1) for name in per_trial}
+        for name in ("running", "lasted"):
+            joined[name] = torch.cat([state[name] for state in states])
+        padded = {name: torch.zeros_like(self._tensors()[name]) for name in _PER_WEIGHT}
+        for row, (trial, state) in trials:
+            for name, (stack, _, network) in self._layouts(trial).items():
+                stack.fill(network, state[name][0])
+                stack.write(padded[name][row], network, self._inputs(trial))
+        alive = torch.arange(len(states))
+        self.restore({**first, **joined, **padded, "alive": alive})
 
     def stop(self, places: Collection[int]) -> None:
         """Take trials out of the pack; the others go on as if nothing had happened."""
@@ -144,6 +178,18 @@ class PackTrainer(Trainer):
             named |= {f"{name}.weights": stack.weights, f"{name}.moments": stack.moments}
             named[f"{name}.decay"] = stack.decay
         return named
+
+    def _layouts(self, trial: Trial) -> dict[str, tuple["_Stack", Tensor, nn.Module]]:
+        """What `_PER_WEIGHT` names: its stack, its values, and a network of the trial's own."""
+        g, d = self._networks(trial.style_dim, conditional=trial.weight is None)
+        like = self.latents.sigma_bar
+        kinds = {"discriminator": (self._d, d.to(like))}
+        tensors, of_g = self._tensors(), (self._g, g.to(like))
+        layouts: dict[str, tuple[_Stack, Tensor, nn.Module]] = {}
+        for name in _PER_WEIGHT:
+            stack, network = kinds.get(name.partition(".")[0], of_g)
+            layouts[name] = (stack, tensors[name], network)
+        return layouts
 
     def _networks(
         self, style_dim: int, *, conditional: bool, trials: int | None = None
@@ -280,6 +326,12 @@ class PackTrainer(Trainer):
         stack.adam(running, self._rates)
 
 
+_PER_WEIGHT = (
+    "average", "generator.weights", "generator.moments", "discriminator.weights",
+    "discriminator.moments",
+)  # fmt: skip
+"""Tensors of a state that hold a number for each weight of a network, in padded rows."""
+
 COMPARED = 4
 """One in so many inputs is fused once more in another style, for the style loss."""
 NO_MOVEMENT = 1e-3
@@ -327,9 +379,9 @@ class _Stack:
         )
         self._share()
 
-    def write(self, row: int, alone: nn.Module, inputs: list[int]) -> None:
+    def write(self, row: Float[Tensor, "P"], alone: nn.Module, inputs: list[int]) -> None:
         """Put a network in a row; `inputs` are those of the padded first layer that it has."""
-        parts = self._parts(self.weights[row])
+        parts = self._parts(row)
         with torch.no_grad():
             for part, parameter in zip(parts, alone.parameters(), strict=True):
                 part[inputs[: len(parameter)] if part is parts[0] else slice(None)] = parameter.to(
@@ -341,7 +393,18 @@ class _Stack:
         parts = self._parts(weights)
         with torch.no_grad():
             for part, parameter in zip(parts, alone.parameters(), strict=True):
-                parameter.copy_(part[inputs] if part is parts[0] else part)
+                own = inputs[: len(parameter)] if part is parts[0] else slice(None)
+                parameter.copy_(part[own])
+
+    @staticmethod
+    def fill(alone: nn.Module, values: Float[Tensor, "p"]) -> None:
+        """Lay numbers out as the network's own parameters."""
+        parameters = list(alone.parameters())
+        with torch.no_grad():
+            for part, parameter in zip(
+                values.split([p.numel() for p in parameters]), parameters, strict=True
+            ):
+                parameter.copy_(part.view_as(parameter))
 
     def collect(self, gradients: Sequence[Tensor]) -> None:
         """Lay out the parameters' gradients as the weights are."""

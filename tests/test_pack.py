@@ -140,6 +140,50 @@ def test_the_averaged_map_of_a_trial_has_its_own_shape_and_takes_no_more_gradien
         assert moved.std() < 3 / (1 + math.exp(2))
 
 
+# Trials taken out of packs and put together anew
+
+
+def trained(trials: Sequence[Trial], steps: int, dtype: torch.dtype = torch.float32) -> PackTrainer:
+    return finish(pack(trials, dtype, replace(SETTINGS, steps=steps)))
+
+
+def test_trials_joined_as_they_were_go_on_bit_for_bit() -> None:
+    whole, half = trained(MIXED, 40), trained(MIXED, 20)
+    joined = pack(settings=SHORT)
+    joined.join([half.alone(place) for place in range(len(MIXED))])
+    before = half.state()
+    assert joined.state().keys() == before.keys()
+    for name, value in joined.state().items():
+        assert torch.equal(value, before[name]), name
+    finish(joined)
+    assert joined.history == whole.history
+    assert_same_rows(joined, whole, range(len(MIXED)))
+
+
+def test_survivors_of_two_packs_go_on_in_one_as_they_would_have() -> None:
+    packs = [trained(MIXED[:2], 20, torch.float64), trained(MIXED[2:], 20, torch.float64)]
+    survivors = [MIXED[3], MIXED[1]]
+    repacked = pack(survivors, torch.float64, SHORT)
+    repacked.join([packs[1].alone(1), packs[0].alone(1)])
+    finish(repacked)
+    undisturbed = trained(MIXED, 40, torch.float64)
+    for place, trial in enumerate(survivors):
+        was = MIXED.index(trial)
+        found, expected = rows_of(repacked, place), rows_of(undisturbed, was)
+        assert furthest(found, expected) < 1e-10
+        for report, wanted in zip(repacked.history, undisturbed.history, strict=True):
+            assert losses_of(report, place) == pytest.approx(losses_of(wanted, was), abs=1e-10)
+
+
+def test_a_trial_alone_is_the_state_of_a_pack_of_one() -> None:
+    half = trained(MIXED, 20, torch.float64)
+    for place, trial in enumerate(MIXED):
+        alone = pack([trial], torch.float64, SHORT)
+        alone.restore(half.alone(place))
+        assert alone.history[-1].losses["eq4"] == (half.history[-1].losses["eq4"][place],)
+        assert furthest(rows_of(alone, 0), rows_of(half, place)) == 0
+
+
 # One trial against its update written out
 
 
