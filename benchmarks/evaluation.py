@@ -30,6 +30,7 @@ from evaluation.transforms import Fusion, LatentSearch
 from study.config import StudyConfig, load_all
 from study.findings import bin_counts, finished
 from study.prepare import training_latents
+from study.search import first_trials
 from study.store import Store
 
 OUTPUT = Path(__file__).parent / "out" / "evaluation.json"
@@ -160,7 +161,7 @@ def _training_seconds(config: StudyConfig, scale: int) -> float:
     initialise(core, generator(0, "weights"))
     with threads(1):
         (seconds,) = Rounds(1, 0.0, scale).take_turns(_trainer(corpus, core, config.fusion).update)
-    rounds = -(-len(config.trials()) // config.execution.workers)
+    rounds = -(-len(first_trials(config)) // config.execution.workers)
     return float(seconds[0]) * config.fusion.steps * rounds
 
 
@@ -246,7 +247,7 @@ def _points(config: StudyConfig) -> list[_Point]:
     plan = config.evaluation
     ours: list[_Point] = [
         ("conditional", trial.id, weight, trial.seed, iteration)
-        for trial, weight, iteration in product(config.trials(), plan.lambda_, plan.iterations)
+        for trial, weight, iteration in product(first_trials(config), plan.lambda_, plan.iterations)
     ]
     rivals: list[_Point] = [
         (rival.method, rival.id, rival.lambda_, None, iteration)

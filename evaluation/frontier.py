@@ -79,6 +79,26 @@ def hypervolume(
     return float(moocore.hypervolume(points, ref=reference, maximise=[False, True]))
 
 
+def shortfall(
+    points: tuple[Float64[np.ndarray, "n"], Float64[np.ndarray, "n"]],
+    others: tuple[Float64[np.ndarray, "m"], Float64[np.ndarray, "m"]],
+    scale: tuple[float, float],
+) -> float:
+    """How far the best of some points falls short of the front of others.
+
+    Points are (distance, coherency), and `scale` holds a unit of each. It is the least number of
+    units by which one of `points` must be bettered in both coordinates so that no other betters it
+    in both: the additive ε-indicator of Zitzler et al. (2003), point by point. Negative for what is
+    beyond the front; minus infinity without others.
+    """
+    ahead = [
+        (own[:, None] - other[None, :]) * sign / unit
+        for own, other, sign, unit in zip(points, others, (1.0, -1.0), scale, strict=True)
+    ]
+    short = np.minimum(*ahead).max(axis=1, initial=-np.inf)
+    return float(short.min())
+
+
 def panel_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> pl.DataFrame:
     """Take the rows of one panel, with each point's value of metric `axis` as column `distance`.
 

@@ -9,10 +9,9 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from hashlib import sha256
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -21,7 +20,9 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -34,12 +35,15 @@ from cf_core.melody import MelodyFormat
 from cf_core.vae import VAESettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.judge import JudgeSettings
+from study import conditions
 
 Number = TypeVar("Number", int, float)
 
 
-CONDITION = r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*"
-"""A condition of the selection: a metric, a sign and a number."""
+PARAMETERS = ("lambda", "style_dim", "hidden", "learning_rate", "steps", "style_weight")
+"""What a configuration may differ in, in the order in which it is chosen."""
+WHOLE = ("style_dim", "hidden", "steps")
+"""Those that are whole numbers."""
 
 
 def _ascending(values: tuple[Number, ...]) -> tuple[Number, ...]:
@@ -68,9 +72,15 @@ def _interval(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
+def _searched(given: Any) -> str:
+    return "range" if isinstance(given, dict | Range) else "values"
+
+
 def _condition(text: str) -> str:
-    if not re.fullmatch(CONDITION, text, re.ASCII):
-        raise ValueError(f'"{text}" must read like "z_distance <= 3.0"')
+    try:
+        conditions.Condition.parse(text)
+    except UserError as error:
+        raise ValueError(str(error)) from None
     return text
 
 
@@ -150,18 +160,96 @@ class CoreGate(_Section):
     """Share of prior samples that decode to a valid melody."""
 
 
-class SearchSpace(_Section):
-    """The trials: every λ with every style dimension and every seed."""
+class Range(_Section):
+    """Numbers between two, from which a search draws."""
 
-    lambda_: Annotated[tuple[Weight, ...], Field(min_length=1), AfterValidator(_weights)] = Field(
-        (0.03, 0.3, 3.0, "conditional"), alias="lambda"
-    )
+    low: Annotated[float, Field(ge=0)]
+    """Smallest number."""
+    high: Positive
+    """Largest number."""
+    log: bool = False
+    """Whether their logarithms are drawn evenly."""
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        if self.log and self.low == 0:
+            raise ValueError("low must be above 0 where log is true")
+        return self
+
+
+Values = Annotated[tuple[Number, ...], Field(min_length=1), AfterValidator(_ascending)]
+Searched = Annotated[
+    Annotated[Values[Number], Tag("values")] | Annotated[Range, Tag("range")],
+    Discriminator(_searched),
+]
+
+
+class Search(_Section):
+    """The trials: configurations, each with every seed.
+
+    A parameter is given as a list of values or, where the method is no grid, also as a range:
+    `{low: 0.001, high: 10, log: true}`. The objectives are the highest `judge` and the least
+    `z_distance`, means over seeds, on validation songs.
+    """
+
+    method: Literal["grid", "random", "quasi_random", "tpe", "nsga2"] = "grid"
+    """How configurations are chosen: all combinations of the values; at random; by a scrambled
+    Sobol sequence; by Optuna's multivariate TPE or NSGA-II, from the objectives of those before."""
+    lambda_: Annotated[
+        Annotated[tuple[Weight, ...], Field(min_length=1), AfterValidator(_weights), Tag("values")]
+        | Annotated[Range, Tag("range")],
+        Discriminator(_searched),
+    ] = Field((0.03, 0.3, 3.0, "conditional"), alias="lambda")
     """λ, the weight of similarity against coherency (equation 4). `conditional` is one trial that
     learns all of `fusion.lambda_range` and is read at those of `evaluation.lambda`."""
-    style_dim: Grid[Annotated[int, Field(ge=0)]] = (0, 4)
+    style_dim: Searched[Annotated[int, Field(ge=0)]] = (0, 4)
     """`S`, dimensions of the style; 0 is the control without style."""
+    hidden: Searched[Count] | None = None
+    """Width of G and D; null leaves that of `fusion`. So do the next three."""
+    learning_rate: Searched[Positive] | None = None
+    """Learning rate of G and D."""
+    steps: Searched[Count] | None = None
+    """Training budget: updates of G."""
+    style_weight: Searched[Annotated[float, Field(ge=0)]] | None = None
+    """Weight of the style loss."""
+    when: dict[Literal["hidden", "learning_rate", "steps", "style_weight"], Condition] = {}
+    """Parameters that are searched only where another has some value, such as
+    `{style_weight: style_dim > 0}`; elsewhere that of `fusion` is taken. The other must come before
+    in the order above."""
     seeds: Grid[Seed] = (0,)
-    """Training seeds."""
+    """Training seeds. Replicates: a configuration's value is the mean over them."""
+    configurations: Count = 32
+    """Configurations to try, where the method is no grid."""
+    batch: Count = 8
+    """Configurations proposed at one time, from the objectives of all batches before; the
+    population of NSGA-II. What is proposed does not depend on how many workers there are."""
+    iteration: Count | None = None
+    """Iteration count at which the objectives are taken; null takes the middle one of
+    `evaluation.iterations`."""
+    weight: Positive | None = None
+    """λ at which the objectives of conditional trials are taken; null takes the middle one of
+    `evaluation.lambda`."""
+    constraints: tuple[Condition, ...] = ()
+    """Conditions on metrics that TPE and NSGA-II are to meet, such as `style_diversity >= 1`, taken
+    as the objectives are."""
+    first: tuple[dict[str, float | str], ...] = ()
+    """Configurations to try before all others, such as `{lambda: 0.1, style_dim: 4}`."""
+    warm_start: str | None = None
+    """Folder of an earlier study with the same core, judge and evaluation, whose outcomes TPE and
+    NSGA-II learn from as well."""
+    rungs: tuple[Count, ...] = ()
+    """Training steps after which the weakest configurations of a batch are stopped (synchronous
+    successive halving): those whose points fall furthest short of the front of all others there."""
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the configurations that goes on after a rung."""
+
+    def of(self, name: str) -> "tuple[float | str, ...] | Range | None":
+        """Values or range of one of `PARAMETERS`; None where it is not searched."""
+        found: tuple[float | str, ...] | Range | None
+        found = getattr(self, "lambda_" if name == "lambda" else name)
+        return found
 
 
 class LPPlan(_Section):
@@ -281,6 +369,24 @@ class Selection(_Section):
     """Conditions that a trial must meet, such as `z_distance <= 3.0`."""
 
 
+class Resources(_Section):
+    """What one worker needs."""
+
+    cpu: Annotated[float, Field(ge=0)] = 1.0
+    """CPUs."""
+    gpu: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs; 0.5 lets two workers share one."""
+
+
+class StageResources(_Section):
+    """What the workers of each stage need, as Ray counts it."""
+
+    trials: Resources = Resources()
+    """Those that train packs of trials; on a GPU where they have one."""
+    rivals: Resources = Resources()
+    """Those that run rivals."""
+
+
 class Execution(_Section):
     """How the study is run. Never changes its results, but for the rounding errors of `pack`."""
 
@@ -294,16 +400,24 @@ class Execution(_Section):
     """Folder under which the study's own folder, named as the study, is kept."""
     address: str | None = None
     """Address of a Ray cluster; null starts one on this machine."""
+    resources: StageResources = StageResources()
+    """What the workers of each stage need."""
+    trial_seconds: Positive | None = None
+    """Longest that a trial may take, from its start to its records; what takes longer is stopped
+    and recorded as failed. Null sets no limit."""
+    memory_gb: Positive | None = None
+    """Most memory of a worker, in 10⁹ bytes, above which what it does fails; null sets no limit."""
 
 
 @dataclass(frozen=True)
-class TrialSpec:
-    """One configuration with one seed: what is trained into one G and D."""
+class Configuration:
+    """What a search proposes: everything that a trial may differ in but its seed."""
 
     lambda_: float | None
     """None for a conditional trial."""
     style_dim: int
-    seed: int
+    changes: tuple[tuple[str, float], ...] = ()
+    """Settings of fusion that are searched, by name."""
 
     @property
     def method(self) -> str:
@@ -312,9 +426,43 @@ class TrialSpec:
 
     @property
     def id(self) -> str:
-        """Name of the trial, such as "lambda0.03-style4-seed0"; different for different trials."""
+        """Name, such as "lambda0.03-style4"; different for different configurations."""
         kind = "conditional" if self.lambda_ is None else f"lambda{self.lambda_!r}"
-        return f"{kind}-style{self.style_dim}-seed{self.seed}"
+        changes = (f"{name}{value!r}" for name, value in self.changes)
+        return "-".join([kind, f"style{self.style_dim}", *changes])
+
+    def settings(self, fusion: FusionSettings) -> FusionSettings:
+        """Those of fusion, with its own in their places."""
+        changes: dict[str, Any] = dict(self.changes)
+        return replace(fusion, **changes)
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One configuration with one seed: what is trained into one G and D."""
+
+    configuration: Configuration
+    seed: int
+
+    @property
+    def method(self) -> str:
+        """What the tables call its transform."""
+        return self.configuration.method
+
+    @property
+    def lambda_(self) -> float | None:
+        """None for a conditional trial."""
+        return self.configuration.lambda_
+
+    @property
+    def style_dim(self) -> int:
+        """Dimensions of its style."""
+        return self.configuration.style_dim
+
+    @property
+    def id(self) -> str:
+        """Name of the trial, such as "lambda0.03-style4-seed0"; different for different trials."""
+        return f"{self.configuration.id}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -359,8 +507,8 @@ class StudyConfig(_Section):
     """The sealed judge, which only figures and verdicts use."""
     fusion: FusionSettings = FusionSettings()
     """G and D, as far as all trials share them."""
-    search: SearchSpace = SearchSpace()
-    """The trials: every λ with every style dimension and every seed."""
+    search: Search = Search()
+    """The trials: configurations, each with every seed."""
     evaluation: EvaluationPlan = EvaluationPlan()
     """What is measured of every trial and baseline."""
     selection: Selection = Selection()
@@ -374,11 +522,46 @@ class StudyConfig(_Section):
     def _readings_were_trained_for(self) -> Self:
         low, high = self.fusion.lambda_range
         read = self.evaluation.lambda_
-        if "conditional" in self.search.lambda_ and not low <= read[0] <= read[-1] <= high:
+        weights = self.search.lambda_
+        conditional = not isinstance(weights, Range) and "conditional" in weights
+        if conditional and not low <= read[0] <= read[-1] <= high:
             raise ValueError(
                 f"evaluation.lambda: conditional trials are trained for fusion.lambda_range"
                 f" {low:g} to {high:g} only, and can't be read outside of it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _parameters_can_be_searched(self) -> Self:
+        search = self.search
+        for name in PARAMETERS:
+            if search.method == "grid" and isinstance(search.of(name), Range):
+                raise ValueError(f"search.{name}: a grid needs a list of values, not a range")
+        for name, condition in search.when.items():
+            if search.of(name) is None:
+                raise ValueError(f"search.when.{name}: {name} is not searched")
+            other = condition.split(maxsplit=1)[0]
+            if other not in PARAMETERS[: PARAMETERS.index(name)]:
+                raise ValueError(
+                    f'search.when.{name}: "{condition}" must name a parameter before {name}'
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_are_read(self) -> Self:
+        search, evaluation = self.search, self.evaluation
+        if search.iteration not in (None, *evaluation.iterations):
+            raise ValueError("search.iteration: must be one of evaluation.iterations")
+        if search.weight not in (None, *evaluation.lambda_):
+            raise ValueError("search.weight: must be one of evaluation.lambda")
+        least = self.fusion.steps
+        if search.steps is not None:
+            own = search.steps
+            least = int(own.low if isinstance(own, Range) else own[0])
+        if list(search.rungs) != sorted(set(search.rungs)):
+            raise ValueError("search.rungs: must ascend")
+        if search.rungs and search.rungs[-1] >= least:
+            raise ValueError(f"search.rungs: must be below the {least} steps of training")
         return self
 
     @classmethod
@@ -399,24 +582,19 @@ class StudyConfig(_Section):
     def identity(self, corpus_hash: str) -> dict[str, Any]:
         """Everything that changes results, as JSON values.
 
-        The corpus is known by the hash of its content, not by where it lies.
+        The corpus is known by the hash of its content and an earlier study by its fingerprint, not
+        by where they lie. Raises `UserError` where the earlier study can't be read.
         """
         identity = self.model_dump(
             mode="json", exclude={"name", "corpus", "core_gate", "selection", "execution"}
         )
+        if self.search.warm_start is not None:
+            identity["search"]["warm_start"] = _fingerprint_of(Path(self.search.warm_start))
         return identity | {"corpus": corpus_hash}
 
     def fingerprint(self, corpus_hash: str) -> str:
         """SHA-256 of the identity as canonical JSON, in hexadecimal."""
         return sha256(json.dumps(self.identity(corpus_hash), sort_keys=True).encode()).hexdigest()
-
-    def trials(self) -> list[TrialSpec]:
-        """List the grid, seeds varying slowest: a run cut short then has whole frontiers."""
-        space = self.search
-        return [
-            TrialSpec(None if isinstance(lambda_, str) else lambda_, style_dim, seed)
-            for seed, style_dim, lambda_ in product(space.seeds, space.style_dim, space.lambda_)
-        ]
 
     def rivals(self) -> list[RivalSpec]:
         """List every setting of every rival."""
@@ -491,6 +669,13 @@ def _checked(settings: Any, where: str) -> StudyConfig:
         raise UserError(f"{where}: {_first_problem(error)}") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: holds what no setting can be: {error}") from None
+
+
+def _fingerprint_of(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "study.json").read_bytes())["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"search.warm_start: {folder}: is not the folder of a study") from None
 
 
 def _merged(settings: Any, own: Any) -> Any:
@@ -598,7 +783,9 @@ def _replaced(settings: Any, keys: list[str], value: Any) -> dict[str, Any]:
 def _first_problem(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     first, more = problems[0], len(problems) - 1
-    key, message, given = ".".join(map(str, first["loc"])), first["msg"], first["input"]
+    # The tags of `Searched` are no keys.
+    places = [str(place) for place in first["loc"] if place not in ("values", "range")]
+    key, message, given = ".".join(places), first["msg"], first["input"]
     match first["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
             near = get_close_matches(key, [known for known, _, _ in _keys()], 1)
@@ -638,19 +825,19 @@ def _text(schema: dict[str, Any]) -> str:
 
 
 def _type(schema: dict[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(map(_type, schema["anyOf"]))
+    if choices := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(map(_type, choices))
     if "prefixItems" in schema:
         return f"[{', '.join(map(_type, schema['prefixItems']))}]"
-    if "items" in schema:
-        return f"list of {_type(schema['items'])}"
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "enum" in schema:
-        return " or ".join(f"`{value}`" for value in schema["enum"])
+    for container, content in (("list of", "items"), ("mapping to", "additionalProperties")):
+        if content in schema:
+            return f"{container} {_type(schema[content])}"
+    if words := schema.get("enum") or [schema[key] for key in ("const",) if key in schema]:
+        return " or ".join(f"`{word}`" for word in words)
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[name]}" for name, sign in signs.items() if name in schema]
-    return " ".join([schema["type"], ", ".join(limits)]).strip()
+    kind = schema.get("type") or schema["$ref"].rsplit("/")[-1].lower()
+    return " ".join([kind, ", ".join(limits)]).strip()
 
 
 if __name__ == "__main__":

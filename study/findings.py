@@ -18,6 +18,7 @@ from evaluation.figures import (
     frontier_figure,
     iteration_figure,
     save,
+    search_figure,
     song_distance_figure,
     style_figure,
     transition_figure,
@@ -40,7 +41,7 @@ from evaluation.frontier import (
     rivals,
 )
 from evaluation.inference import probability_of_improvement, verdicts
-from study.config import EvaluationPlan, StudyConfig
+from study.config import PARAMETERS, EvaluationPlan, StudyConfig
 from study.store import Store
 
 AXES = ("z_distance", "edit_distance")
@@ -239,10 +240,26 @@ def _figures(store: Store) -> dict[str, Figure]:
     costs, trials = store.scan("costs").collect(), store.scan("trials").collect()
     training = trials.filter(pl.col("method").is_in(FUSIONS))["training_seconds"].mean()
     figures["cost"] = cost_figure(metrics, costs, float(training or 0.0))  # type: ignore[arg-type]
+    if search := _search_figure(store):
+        figures["search"] = search
     examples = store.scan("examples").collect()
     if not examples.is_empty():
         figures["styles"] = style_figure(examples, config.melody)
     return figures
+
+
+def _search_figure(store: Store) -> Figure | None:
+    """What the search found; None where it had nothing to choose between."""
+    points = (
+        store.scan("objectives")
+        .join(store.scan("configurations").drop("batch"), on="configuration")
+        .filter(pl.col("state") == "COMPLETE", pl.col("batch") >= 0)
+        .collect()
+    )
+    varied = [name for name in PARAMETERS if points[name].n_unique() > 1]
+    if not varied:
+        return None
+    return search_figure(points, store.scan("importances").collect(), varied)
 
 
 def _attainment_differences(metrics: pl.DataFrame) -> pl.DataFrame:

@@ -1,12 +1,13 @@
 """What a worker does: a pack of trials, or some settings of a rival. Knows no Ray."""
 
 import json
+import math
 import platform
 import subprocess
 import time
 from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Generator as Steps
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -25,7 +26,14 @@ from cf_core.corpus import TEST, VALIDATION
 from cf_core.fusion import FusionSettings, Generator, Latents
 from cf_core.pack import PackTrainer, Trial
 from cf_core.seeding import generator
-from cf_core.training import Progress, peak_memory_mb, save_tensors, train, weights
+from cf_core.training import (
+    Progress,
+    load_tensors,
+    peak_memory_mb,
+    save_tensors,
+    train,
+    weights,
+)
 from evaluation.metrics import DIVERSITY_INPUTS, Evaluator, Source, song_names
 from evaluation.transforms import (
     CMAES,
@@ -39,10 +47,10 @@ from evaluation.transforms import (
     Step,
     Transform,
 )
-from study.config import EvaluationPlan, RivalSpec, StudyConfig, TrialSpec
+from study.config import EvaluationPlan, RivalSpec, TrialSpec
 from study.store import Store
 
-FINAL = ("done", "diverged")
+FINAL = ("done", "pruned", "diverged")
 """Statuses that a rerun leaves alone. What failed otherwise may have been the machine's fault."""
 
 REPORT_EVERY = 100
@@ -51,20 +59,44 @@ REPORT_EVERY = 100
 
 @dataclass(frozen=True)
 class PackSpec:
-    """Trials that are trained together."""
+    """Trials that are trained together, and which of them are to be recorded.
+
+    Those that were trained with others before go on from where each stood after `start` steps, at
+    a rung; a pack with a rung `until` ends there.
+    """
 
     trials: tuple[TrialSpec, ...]
+    wanted: tuple[TrialSpec, ...]
+    batch: int = 0
+    start: int = 0
+    until: int | None = None
 
     @property
     def id(self) -> str:
-        """Name of the pack: that of its first trial, and how many more there are."""
-        more = len(self.trials) - 1
-        return self.trials[0].id + (f" and {more} more" if more else "")
+        """Name of the job: its first trial, how many more there are, and where it ends."""
+        more = len(self.wanted) - 1
+        to = "" if self.until is None else f" to step {self.until}"
+        return self.wanted[0].id + (f" and {more} more" if more else "") + to
 
     @property
     def parts(self) -> tuple[TrialSpec, ...]:
         """What is recorded by itself."""
-        return self.trials
+        return self.wanted
+
+    def only(self, names: Collection[str]) -> "PackSpec":
+        """The job without the trials that are not named."""
+        return replace(self, wanted=tuple(t for t in self.wanted if t.id in names))
+
+    @property
+    def alone(self) -> "list[PackSpec]":
+        """A job for each of its trials."""
+        return [replace(self, wanted=(trial,)) for trial in self.wanted]
+
+    def checkpoint(self, store: Store) -> Path:
+        """Where its training is kept while it is going on, and until all trials are recorded."""
+        names = [*(trial.id for trial in self.trials), str(self.start), str(self.until)]
+        name = sha256("\n".join(names).encode()).hexdigest()[:16]
+        return store.root / "checkpoints" / f"{name}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -83,6 +115,15 @@ class RivalJob:
         """What is recorded by itself."""
         return self.settings
 
+    def only(self, names: Collection[str]) -> "RivalJob":  # noqa: ARG002
+        """The whole job: all its settings share their random draws."""
+        return self
+
+    @property
+    def alone(self) -> "list[RivalJob]":
+        """The whole job again."""
+        return [self]
+
 
 Spec = PackSpec | RivalJob
 
@@ -91,6 +132,9 @@ _BATCHED = ("lp", "gradient", "best_of_n")
 
 SONG_DISTANCES = 4096
 """Pairs of segments of either kind whose distances are recorded."""
+
+SOURCE = "validation"
+"""Input pairs by which a search decides."""
 
 _PROGRESS_EVERY = 25
 """Iterations of a rival between two reports."""
@@ -122,13 +166,8 @@ class Reading:
 def job_steps(spec: Spec, bench: Workbench) -> int:
     """Steps that a job counts up to in its reports."""
     if isinstance(spec, PackSpec):
-        return bench.fusion.steps
+        return spec.until or spec.trials[0].configuration.settings(bench.fusion).steps
     return max(bench.plan.counts(spec.settings[0].method))
-
-
-def planned(config: StudyConfig) -> list[TrialSpec | RivalSpec]:
-    """What a study's records will hold: its trials, then the settings of its rivals."""
-    return [*config.trials(), *config.rivals()]
 
 
 def rival_jobs(settings: Sequence[RivalSpec]) -> list[RivalJob]:
@@ -140,42 +179,51 @@ def rival_jobs(settings: Sequence[RivalSpec]) -> list[RivalJob]:
     return jobs
 
 
-def pack_trainer(trials: Sequence[TrialSpec], bench: Workbench) -> PackTrainer:
-    """The trainer of some trials, untrained."""
-    rate = bench.fusion.learning_rate
-    own = [Trial(spec.lambda_, spec.style_dim, spec.seed, rate) for spec in trials]
-    return PackTrainer(bench.latents, bench.fusion, own)
+def pack_trainer(
+    trials: Sequence[TrialSpec], bench: Workbench, until: int | None = None, device: str = "cpu"
+) -> PackTrainer:
+    """The trainer of some trials of one shape and budget, untrained."""
+    settings = [spec.configuration.settings(bench.fusion) for spec in trials]
+    own = [
+        Trial(spec.lambda_, spec.style_dim, spec.seed, setting.learning_rate)
+        for spec, setting in zip(trials, settings, strict=True)
+    ]
+    shared = replace(settings[0], steps=until or settings[0].steps)
+    return PackTrainer(bench.latents, shared, own, device)
 
 
 def run_job(
-    spec: Spec, bench: Workbench, store: Store, attempts: Mapping[str, int]
+    spec: Spec,
+    bench: Workbench,
+    store: Store,
+    attempts: Mapping[str, int],
+    device: str = "cpu",
 ) -> Iterator[Progress]:
     """Do one job to the end and record it, reporting on the way.
 
-    The row of `trials` is written last: what has none is not done, and may be done again at any
-    time with the same result. A trial whose gradients cease to be finite is recorded as "diverged";
-    any error is recorded as "failed" and raised. `attempts` holds the number of this attempt.
+    A trial's row of `trials` (at a rung, its part of `rungs`) is written last: what has none is not
+    done, and may be done again at any time with the same result. A trial whose gradients cease to
+    be finite is recorded as "diverged". An error after training is recorded with the trial that it
+    befell, as "failed", and the others go on; then, and where training fails, it is raised.
+    `attempts` holds the number of this attempt.
     """
-    recorder = _Recorder(bench, store, attempts)
-    work = _pack(spec, recorder) if isinstance(spec, PackSpec) else _rival(spec, recorder)
-    try:
-        yield from work
-    except Exception as error:
-        record_failures({spec: _described(error)}, bench, store, attempts)
-        raise
+    recorder = _Recorder(bench, store, attempts, device)
+    if isinstance(spec, PackSpec):
+        yield from _pack(spec, recorder)
+    else:
+        yield from _rival(spec, recorder)
 
 
-def record_failures(
-    reasons: Mapping[Spec, str], bench: Workbench, store: Store, attempts: Mapping[str, int]
+def record_over(
+    spec: TrialSpec | RivalSpec,
+    outcome: Mapping[str, Any],
+    bench: Workbench,
+    store: Store,
+    attempt: int,
 ) -> None:
-    """Record what jobs left undone, and why; the next run tries it again, each by itself."""
-    recorder = _Recorder(bench, store, attempts)
-    over, statuses = store.attempts(), store.done_trials()
-    for spec, reason in reasons.items():
-        for part in spec.parts:
-            if over.get(part.id, 0) < attempts[part.id] and statuses.get(part.id) not in FINAL:
-                outcome = {"status": "failed", "reason": reason, "peak_memory_mb": None}
-                recorder.record(part, outcome)
+    """Record how a trial or a setting ended that no worker could record, such as `pruned`."""
+    recorder = _Recorder(bench, store, {spec.id: attempt}, None)
+    recorder.record(spec, {"peak_memory_mb": None, **outcome})
 
 
 def record_references(bench: Workbench, store: Store) -> None:
@@ -206,40 +254,89 @@ def generator_path(store: Store, trial: str) -> Path:
     return store.root / "generators" / f"{trial}.safetensors"
 
 
+def rung_path(store: Store, trial: str, rung: int) -> Path:
+    """Where a trial's training stands after `rung` steps, by itself."""
+    return store.root / "checkpoints" / f"{trial}-{rung}.safetensors"
+
+
 def _pack(spec: PackSpec, recorder: "_Recorder") -> Steps[Progress, None, None]:
-    bench, store = recorder.bench, recorder.store
-    trainer = pack_trainer(spec.trials, bench)
-    names = "\n".join(trial.id for trial in spec.trials)
-    name = sha256(names.encode()).hexdigest()[:16]
-    checkpoint = store.root / "checkpoints" / f"{name}.safetensors"
+    store = recorder.store
+    checkpoint = spec.checkpoint(store)
+    trainer = pack_trainer(spec.trials, recorder.bench, spec.until, recorder.device or "cpu")
+    saved = load_tensors(checkpoint)
+    if len(spec.wanted) < len(spec.trials) and (saved is None or saved["step"] < trainer.steps):
+        # To be done by itself, since with others it never came to an end.
+        yield from _pack(replace(spec, trials=spec.wanted), recorder)
+        return
+    if spec.start and saved is None:
+        trainer.join([_at_rung(store, trial, spec.start) for trial in spec.trials])
     yield from train(trainer, REPORT_EVERY, checkpoint)
     recorder.training_seconds = recorder.seconds / len(spec.trials)
-    over, errors = store.done_trials(), []
+    errors = []
     for place, trial in enumerate(spec.trials):
-        # A pack that was killed while it wrote has recorded some of its trials before.
-        if over.get(trial.id) in FINAL:
+        if trial not in spec.wanted:
             continue
         try:
-            yield from _conclude(trial, place, trainer, recorder)
+            yield from _conclude(trial, place, trainer, spec, recorder)
         except Exception as error:  # noqa: BLE001  raised below, when the others are safe
             errors.append(error)
-            failed: dict[Spec, str] = {PackSpec((trial,)): _described(error)}
-            record_failures(failed, bench, store, recorder.attempts)
-    checkpoint.unlink(missing_ok=True)
+            recorder.record(trial, {"status": "failed", "reason": described(error)})
     if errors:
         raise errors[0]
 
 
+def _at_rung(store: Store, trial: TrialSpec, rung: int) -> Mapping[str, Tensor]:
+    path = rung_path(store, trial.id, rung)
+    state = load_tensors(path)
+    if state is None:
+        raise FileNotFoundError(f"{path}: is missing or damaged")
+    return state
+
+
 def _conclude(
-    trial: TrialSpec, place: int, trainer: PackTrainer, recorder: "_Recorder"
+    trial: TrialSpec, place: int, trainer: PackTrainer, spec: PackSpec, recorder: "_Recorder"
 ) -> Steps[Progress, None, None]:
     """Record how the training of a trial ended, and evaluate what it gave."""
-    _write_curves(trial, place, trainer.history, recorder.store)
     if place in trainer.diverged:
+        _write_curves(trial, place, trainer.history, recorder)
         reason = f"gradients were not finite after {trainer.diverged[place]} steps"
         recorder.record(trial, {"status": "diverged", "reason": reason})
+    elif spec.until is not None:
+        _write_curves(trial, place, trainer.history, recorder)
+        save_tensors(trainer.alone(place), rung_path(recorder.store, trial.id, spec.until))
+        yield from _measure_at_rung(trial, trainer.generator(place), spec, recorder)
     else:
+        _write_curves(trial, place, trainer.history, recorder)
         yield from _finish(trial, trainer.generator(place), recorder, trainer.step)
+
+
+def _measure_at_rung(
+    trial: TrialSpec, generator: Generator, spec: PackSpec, recorder: "_Recorder"
+) -> Steps[Progress, None, None]:
+    """Record the points of a trial that goes on only if they are good enough."""
+    bench, rung, rows = recorder.bench, spec.until or 0, []
+    source = next(source for source in bench.sources if source.name == SOURCE)
+    styles = {SOURCE: _styles(source, trial.style_dim, bench)}
+    for weight in bench.plan.lambda_ if trial.lambda_ is None else (trial.lambda_,):
+        reading = _read(trial, generator, weight, styles, bench, [source])
+        measured, _ = bench.evaluator.evaluate(reading.label, source, reading.steps[SOURCE])
+        points: dict[int, dict[str, float]] = defaultdict(dict)
+        for row in measured:
+            points[row["iteration"]][row["metric"]] = row["value"]
+        shared = {
+            "trial": trial.id,
+            "configuration": trial.configuration.id,
+            "batch": spec.batch,
+            "rung": rung,
+            "lambda": weight,
+        }
+        rows += [
+            {**shared, "iteration": count}
+            | {name: point.get(name, math.nan) for name in ("judge", "z_distance")}
+            for count, point in points.items()
+        ]
+        yield Progress(rung, rung, {})
+    recorder.store.write("rungs", f"{trial.id}-{rung}", rows)
 
 
 def _finish(
@@ -252,7 +349,7 @@ def _finish(
     styles = {source.name: _styles(source, trial.style_dim, bench) for source in bench.sources}
     readings, diversity = [], []
     for weight in bench.plan.lambda_ if trial.lambda_ is None else (trial.lambda_,):
-        reading = _read(trial, generator, weight, styles, bench)
+        reading = _read(trial, generator, weight, styles, bench, bench.sources)
         readings.append(reading)
         diversity += _diversity_rows(reading, generator, weight, bench)
     for _ in _record_readings(trial.id, readings, diversity, recorder):
@@ -267,6 +364,7 @@ def _read(
     weight: float,
     styles: Mapping[str, Float[Tensor, "B S"]],
     bench: Workbench,
+    sources: Sequence[Source],
 ) -> Reading:
     """A trial's outputs at one λ."""
     random = torch.Generator()  # the map draws nothing
@@ -276,7 +374,7 @@ def _read(
                 source.inputs, bench.plan.iterations, random
             )
         )
-        for source in bench.sources
+        for source in sources
     }
     return Reading({**_label(trial), "lambda": weight}, steps, styles)
 
@@ -404,13 +502,15 @@ def _styles(source: Source, style_dim: int, bench: Workbench) -> Float[Tensor, "
     return torch.rand(len(source.songs), style_dim, generator=random)
 
 
-def _write_curves(trial: TrialSpec, place: int, history: Sequence[Progress], store: Store) -> None:
+def _write_curves(
+    trial: TrialSpec, place: int, history: Sequence[Progress], recorder: "_Recorder"
+) -> None:
     rows = [
         {"trial": trial.id, "step": report.step, "loss": name, "value": values[place]}
         for report in history
         for name, values in report.losses.items()
     ]
-    store.write("curves", trial.id, rows)
+    recorder.store.write("curves", trial.id, rows)
 
 
 def _write_latents(part: str, readings: Sequence[Reading], bench: Workbench, store: Store) -> None:
@@ -458,15 +558,26 @@ def _label(spec: TrialSpec | RivalSpec) -> dict[str, Any]:
     return label | {"style_dim": spec.style_dim, "seed": spec.seed}
 
 
-def _described(error: Exception) -> str:
+def described(error: Exception) -> str:
+    """An error as the reason of a failure."""
     return f"{type(error).__name__}: {error}"
+
+
+_SETTINGS = ("hidden", "learning_rate", "style_weight")
+"""Settings of fusion that may differ between trials, as columns of `trials`."""
 
 
 class _Recorder:
     """Writes the rows of `trials` of one job."""
 
-    def __init__(self, bench: Workbench, store: Store, attempts: Mapping[str, int]) -> None:
-        self.bench, self.store, self.attempts = bench, store, attempts
+    def __init__(
+        self,
+        bench: Workbench,
+        store: Store,
+        attempts: Mapping[str, int],
+        device: str | None,
+    ) -> None:
+        self.bench, self.store, self.attempts, self.device = bench, store, attempts, device
         self.training_seconds: float | None = None
         self._started = time.monotonic()
 
@@ -480,13 +591,14 @@ class _Recorder:
         commit, dirty = _git()
         row = {
             **_label(spec),
+            **self._settings(spec),
             "fingerprint": self.bench.fingerprint,
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
             "peak_memory_mb": peak_memory_mb(),
             "attempt": self.attempts[spec.id],
             "host": platform.node(),
-            "device": "cpu",
+            "device": self.device,
             "versions": json.dumps({name: version(name) for name in ("torch", "ray", "numpy")}),
             "git_commit": commit,
             "git_dirty": dirty,
@@ -494,6 +606,12 @@ class _Recorder:
             **outcome,
         }
         self.store.write("trials", spec.id, [row])
+
+    def _settings(self, spec: TrialSpec | RivalSpec) -> dict[str, Any]:
+        if isinstance(spec, RivalSpec):
+            return {}
+        settings = spec.configuration.settings(self.bench.fusion)
+        return {name: getattr(settings, name) for name in _SETTINGS}
 
 
 @cache

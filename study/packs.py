@@ -1,20 +1,22 @@
-"""Which trials are trained together: decided once, before the first of them, and written down."""
+"""Which trials are trained together. How many is decided once and written down."""
 
 import json
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 from statistics import median
-from typing import Any
 
 import torch
 
 from cf_core.errors import UserError
 from cf_core.files import replacing
+from cf_core.fusion import FusionSettings
 from study.config import Execution, TrialSpec
-from study.jobs import FINAL, PackSpec, Workbench, pack_trainer
+from study.jobs import PackSpec, Workbench, pack_trainer
 from study.progress import Reporter
 from study.store import Store
 
@@ -25,55 +27,59 @@ _MEMORY_SHARE = 0.25
 """Part of the machine's memory that the packs of all workers may take."""
 
 
-def planned_packs(
+def pack_size(
     trials: Sequence[TrialSpec],
     bench: Workbench,
     store: Store,
     execution: Execution,
     reporter: Reporter,
-) -> list[PackSpec]:
-    """The trials in packs, as an earlier run recorded them, else as now decided and recorded.
+) -> int:
+    """How many trials a pack holds, as an earlier run recorded it, else as now decided.
 
-    A trial that failed in its pack is tried again by itself. Raises `UserError` for a record that
-    does not hold these trials.
+    Raises `UserError` for a damaged record.
     """
     file = store.root / "packs.json"
     if not file.exists():
-        record = _decide(trials, bench, execution)
+        rates: dict[int, float] = {}
+        if execution.pack == "auto":
+            alike = max(packed(trials, len(trials), bench.fusion), key=lambda p: len(p.trials))
+            rates = _measure(alike.trials, bench, execution.workers)
+            size = max(rates, key=lambda size: rates[size])
+        else:
+            size = execution.pack
+        record = {"size": size, "trial_steps_per_second": rates}
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
-    by_id = {trial.id: trial for trial in trials}
     try:
         record = json.loads(file.read_text())
-        packs = [tuple(by_id.pop(name) for name in names) for names in record["packs"]]
         size, measured = int(record["size"]), bool(record["trial_steps_per_second"])
     except (ValueError, KeyError, TypeError):
-        packs = []
-    if by_id or not packs:
-        raise UserError(f"{file}: does not hold this study's trials; remove it and run again")
+        raise UserError(f"{file}: is damaged; remove it and run again") from None
     why = ", as was measured to be fastest" if measured else ""
     if execution.pack not in ("auto", size):
         why = f", as {file.name} says; execution.pack counts before the first run only"
-    reporter.say(f"{len(trials)} trials in packs of {size}{why}")
-    failed = {name for name, status in store.done_trials().items() if status not in FINAL}
-    whole = [tuple(trial for trial in pack if trial.id not in failed) for pack in packs]
-    alone = [(trial,) for pack in packs for trial in pack if trial.id in failed]
-    return [PackSpec(pack) for pack in (*whole, *alone) if pack]
+    reporter.say(f"trials are trained in packs of up to {size}{why}")
+    return size
 
 
-def _decide(trials: Sequence[TrialSpec], bench: Workbench, execution: Execution) -> dict[str, Any]:
-    rates: dict[int, float] = {}
-    if execution.pack == "auto":
-        rates = _measure(trials, bench, execution.workers)
-        size = max(rates, key=lambda size: rates[size])
-    else:
-        size = execution.pack
-    packs = [trials[start : start + size] for start in range(0, len(trials), size)]
-    return {
-        "size": size,
-        "trial_steps_per_second": rates,
-        "packs": [[trial.id for trial in pack] for pack in packs],
-    }
+def packed(
+    trials: Sequence[TrialSpec],
+    size: int,
+    fusion: FusionSettings,
+    batch: int = 0,
+    start: int = 0,
+    until: int | None = None,
+) -> list[PackSpec]:
+    """The trials in packs of one shape and budget, in their order; a function of these alone."""
+    alike: dict[FusionSettings, list[TrialSpec]] = defaultdict(list)
+    for trial in trials:
+        own = trial.configuration.settings(fusion)
+        alike[replace(own, learning_rate=fusion.learning_rate)].append(trial)
+    return [
+        PackSpec(pack, pack, batch, start, until)
+        for group in alike.values()
+        for pack in (tuple(group[at : at + size]) for at in range(0, len(group), size))
+    ]
 
 
 def _measure(trials: Sequence[TrialSpec], bench: Workbench, workers: int) -> dict[int, float]:
@@ -105,7 +111,8 @@ def _rate(trials: Sequence[TrialSpec], bench: Workbench) -> float:
 def _most_in_memory(trials: Sequence[TrialSpec], bench: Workbench, workers: int) -> int:
     """How many trials a worker's share of the memory holds; at least one."""
     state = pack_trainer(trials[:1], bench).state().values()
-    settings, latent_dim = bench.fusion, bench.latents.mean.shape[1]
+    settings = trials[0].configuration.settings(bench.fusion)
+    latent_dim = bench.latents.mean.shape[1]
     # Gradients and their squares come on top of weights, moments and averages. Of all rows of an
     # update, each layer keeps its output, its gradient, and what the penalty's second pass needs.
     weights = 2 * sum(tensor.nbytes for tensor in state)

@@ -17,15 +17,15 @@ from cf_core.seeding import derive
 from cf_core.seeding import generator as random_generator
 from evaluation.figures import piano_roll_figure, save
 from evaluation.frontier import FUSIONS
-from study.config import StudyConfig
+from study.config import PARAMETERS, Range, StudyConfig
 from study.findings import draw, improvement_lines, tabulate, verdict_lines, write_verdicts
-from study.jobs import Spec, record_references, rival_jobs
-from study.packs import planned_packs
+from study.jobs import record_references
+from study.lease import Lease
 from study.prepare import find_corpus, prepare
 from study.progress import Reporter
 from study.select import Choice, select
 from study.store import TABLES, Store
-from study.sweep import run_jobs
+from study.sweep import conditional, expected, sweep
 
 DRIVER_THREADS = 2
 """Torch threads outside the workers: one number for all machines, so that sums add up alike."""
@@ -47,23 +47,24 @@ def plan(config: StudyConfig) -> str:
     Raises `UserError` for what can be seen to be wrong beforehand.
     """
     _foresee(config)
-    trials, evaluation = config.trials(), config.evaluation
-    readings = sum(1 if trial.lambda_ is not None else len(evaluation.lambda_) for trial in trials)
+    search, evaluation = config.search, config.evaluation
+    trials = expected(config) * len(search.seeds)
+    readings = trials + conditional(config) * len(search.seeds) * (len(evaluation.lambda_) - 1)
     points = readings * len(evaluation.iterations)
     rivals = config.rivals()
     compared = sum(len(evaluation.counts(rival.method)) for rival in rivals)
     rows = 2 * (evaluation.pairs + evaluation.validation_pairs) * (points + compared)
     megabytes = rows * 4 * 4 * config.core.latent_dim / 1e6
-    space = config.search
+    searched = ((name, search.of(name)) for name in PARAMETERS)
+    space = " × ".join(f"{name} {_shown(values)}" for name, values in searched if values)
     return "\n".join(
         [
             f"study {config.name}, kept in {root(config)}",
             f"corpus: {config.corpus.source}; segments of {config.melody.bars_per_segment} bars"
             f" of {', '.join(config.melody.meters)}",
             f"core: {config.core.latent_dim} latent dimensions, {config.core.steps} steps",
-            f"trials: {len(trials)} = λ {', '.join(map(str, space.lambda_))}"
-            f" × style dimension {', '.join(map(str, space.style_dim))}"
-            f" × seed {', '.join(map(str, space.seeds))}; {config.fusion.steps} steps each,"
+            f"trials: {trials} = {expected(config)} configurations ({search.method}: {space})"
+            f" × seed {', '.join(map(str, search.seeds))}; up to {config.fusion.steps} steps each,"
             f" iteration counts {', '.join(map(str, evaluation.iterations))}",
             f"rivals: {', '.join(evaluation.rivals) or 'none'}, in {len(rivals)} settings with"
             f" {compared} points",
@@ -74,6 +75,12 @@ def plan(config: StudyConfig) -> str:
             f" on {config.execution.address or 'a local Ray that the run starts and stops'}",
         ]
     )
+
+
+def _shown(searched: tuple[float | str, ...] | Range) -> str:
+    if isinstance(searched, Range):
+        return f"{searched.low:g} to {searched.high:g}"
+    return ", ".join(map(str, searched))
 
 
 def root(config: StudyConfig) -> Path:
@@ -95,11 +102,17 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
     store.claim(
         config.identity(corpus.content_hash), config.fingerprint(corpus.content_hash), config.name
     )
+    with Lease(store.root) as lease:
+        return _run(config, corpus, store, reporter, lease)
+
+
+def _run(
+    config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter, lease: Lease
+) -> Store:
     bench = prepare(config, corpus, store, reporter)
-    reporter.stage(f"Jobs: {len(config.trials())} trials and their rivals, on Ray Tune")
-    packs = planned_packs(config.trials(), bench, store, config.execution, reporter)
-    jobs: list[Spec] = [*packs, *rival_jobs(config.rivals())]
-    run_jobs(jobs, bench, store, config.execution, reporter)
+    trials = expected(config) * len(config.search.seeds)
+    reporter.stage(f"Jobs: {trials} trials and their rivals, on Ray Tune")
+    sweep(config, bench, store, reporter, lease)
     _check_jobs(store, config, reporter)
     reporter.stage("Selection: one trial, chosen on validation songs")
     rule = config.selection

@@ -4,13 +4,11 @@ All choices are made on validation songs and by the selection judge.
 """
 
 import json
-import operator
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 from torch import nn
@@ -20,9 +18,11 @@ from cf_core.errors import UserError
 from cf_core.training import load_tensors
 from cf_core.vae import MelodyVAE
 from evaluation.frontier import CONFIGURATION, FUSIONS
-from study.config import CONDITION, StudyConfig
-from study.jobs import generator_path, planned
+from study.conditions import Condition
+from study.config import StudyConfig
+from study.jobs import generator_path
 from study.store import Store
+from study.sweep import planned
 
 _POINT = ["trial", "method", "lambda", "style_dim", "iteration"]
 _KEYS = {"lambda": pl.Float64, "style_dim": pl.Int32, "iteration": pl.Int32}
@@ -82,7 +82,8 @@ def status(store: Store) -> pl.DataFrame:
     done, `attempt` (1 for the first) and `seconds`. Raises `UserError` for damaged records.
     """
     config = StudyConfig.restored(store.record)
-    names = [spec.id for spec in planned(config)]
+    names = [trial.id for trial in planned(config, store)]
+    names += [setting.id for setting in config.rivals()]
     over = store.scan("trials").select("trial", "status", "reason", "attempt", "seconds").collect()
     return (
         pl.DataFrame({"trial": names}, schema={"trial": pl.String})
@@ -112,7 +113,7 @@ def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFram
     """
     points = _points(store, maximise)
     metrics = [name for name in points.columns if name not in (*_POINT, "seeds", *_ERRORS)]
-    conditions = [_Condition.parse(text) for text in where]
+    conditions = [Condition.parse(text) for text in where]
     needed = {maximise, "z_distance", *(condition.metric for condition in conditions)}
     for metric in sorted(needed):
         if metric not in metrics:
@@ -153,11 +154,12 @@ def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> C
     config = StudyConfig.restored(store.record)
     conditional = best["method"] == "conditional"
     core = _filled(MelodyVAE(config.melody, config.core), store.root / "core" / "core.safetensors")
+    trial = store.scan("trials").filter(pl.col("trial") == name).collect()
+    settings = replace(config.fusion, hidden=trial["hidden"][0])
     generator = _filled(
-        config.fusion.generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
+        settings.generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
         generator_path(store, name),
     )
-    trial = store.scan("trials").filter(pl.col("trial") == name).collect()
     shown = ["trial", "lambda", "iteration", maximise, "low", "high"]
     runners_up = ranked[1 : 1 + _RUNNERS_UP].select(*dict.fromkeys((*shown, "z_distance")))
     record = {
@@ -202,36 +204,6 @@ def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> C
     )
 
 
-class _Condition(NamedTuple):
-    metric: str
-    sign: str
-    bound: float
-
-    @classmethod
-    def parse(cls, text: str) -> "_Condition":
-        found = re.fullmatch(CONDITION, text, re.ASCII)
-        if found is None:
-            raise UserError(f'"{text}": a condition must read like "z_distance <= 3.0"')
-        return cls(found[1], found[2], float(found[3]))
-
-    def holds(self) -> pl.Expr:
-        return _SIGNS[self.sign](pl.col(self.metric), self.bound)
-
-    def miss(self) -> pl.Expr:
-        """By how much a point misses the condition, relative to the bound; 0 where it holds."""
-        over = pl.col(self.metric) - self.bound
-        over = over if self.sign.startswith("<") else -over
-        return over.clip(lower_bound=0.0) / (abs(self.bound) or 1.0)
-
-
-_SIGNS: dict[str, Callable[[Any, float], pl.Expr]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
-
-
 _ERRORS = ("se", "low", "high")
 
 
@@ -267,7 +239,7 @@ def _of_seed(
     store: Store, best: Mapping[str, Any], maximise: str, where: Sequence[str]
 ) -> dict[str, Any]:
     """The seed of a configuration to deploy, and its own values of the metrics in question."""
-    conditions = [_Condition.parse(text) for text in where]
+    conditions = [Condition.parse(text) for text in where]
     point = pl.DataFrame([{key: best[key] for key in _POINT}], schema_overrides=_KEYS)
     values = (
         _validation_rows(store)

@@ -48,7 +48,7 @@ class Table:
 
     about: str
     columns: tuple[pa.Field, ...]
-    version: int = 4
+    version: int = 5
 
     def schema(self, latent_dim: int) -> pa.Schema:
         """Arrow schema of the table's parts in a study of `latent_dim` dimensions."""
@@ -83,6 +83,16 @@ _SOURCE = _column("source", _TEXT, "Origin of the input pairs, such as `test` or
 _ITERATION = _column("iteration", _INT32, "Number of applications, steps or draws; 0 for none.")
 _METRIC = _column("metric", _TEXT, "What is measured, such as `judge` or `mean_pitch`.")
 _AXIS = _column("axis", _TEXT, "Similarity axis: `z_distance` or `edit_distance`.")
+_CONFIGURATION = _column("configuration", _TEXT, "Configuration: a trial without its seed.")
+_BATCH = _column("batch", _INT32, "Batch in which it was proposed; -1 for another study's.")
+_PROPOSED = (
+    _column("lambda", _FLOAT64, "λ; null for a conditional one.", null=True),
+    _column("style_dim", _INT32, "`S`."),
+    _column("hidden", _INT32, "Width of G and D, where searched.", null=True),
+    _column("learning_rate", _FLOAT64, "Learning rate, where searched.", null=True),
+    _column("steps", _INT32, "Training budget, where searched.", null=True),
+    _column("style_weight", _FLOAT64, "Weight of the style loss, where searched.", null=True),
+)
 
 _BINS = tuple(
     _column(f"{statistic}_{half}", _INT8, f"Bin of the {half} half's {name}; -1 for none.")
@@ -112,8 +122,11 @@ TABLES: dict[str, Table] = {
             _STYLE_DIM,
             _SEED,
             _STEP_SIZE,
+            _column("hidden", _INT32, "Width of a trial's G and D.", null=True),
+            _column("learning_rate", _FLOAT64, "Learning rate of a trial's G and D.", null=True),
+            _column("style_weight", _FLOAT64, "Weight of a trial's style loss.", null=True),
             _column("steps", _INT32, "Updates of G, or proposals; null if it failed.", null=True),
-            _column("status", _TEXT, "`done`; `diverged` or `failed`, with a reason."),
+            _column("status", _TEXT, "`done`; `pruned`, `diverged` or `failed`, with a reason."),
             _column("reason", _TEXT, "Why it is not done.", null=True),
             _column("checkpoint", _TEXT, "Weights, relative to the study's folder.", null=True),
             _column("fingerprint", _TEXT, "Fingerprint of the study."),
@@ -139,13 +152,68 @@ TABLES: dict[str, Table] = {
             ),
             _column("attempt", _INT32, "1 for the first attempt.", volatile=True),
             _column("host", _TEXT, "Machine.", volatile=True),
-            _column("device", _TEXT, "Torch device.", volatile=True),
+            _column("device", _TEXT, "Torch device.", null=True, volatile=True),
             _column("versions", _TEXT, "Versions of the libraries, as JSON.", volatile=True),
             _column("git_commit", _TEXT, "Commit of the code.", null=True, volatile=True),
             _column(
                 "git_dirty", _TRUTH, "Whether code was not committed.", null=True, volatile=True
             ),
             _column("finished_at", _TIME, "When it was over.", volatile=True),
+        ),
+    ),
+    "configurations": Table(
+        "What was proposed, written before any of it was tried.",
+        (
+            _CONFIGURATION,
+            _BATCH,
+            _column("number", _INT32, "Place in its batch, from 0."),
+            _column("origin", _TEXT, "`grid`, the name of the sampler, `first` or `warm_start`."),
+            *_PROPOSED,
+        ),
+    ),
+    "objectives": Table(
+        "What came of each configuration, as the search was told.",
+        (
+            _CONFIGURATION,
+            _BATCH,
+            _column("state", _TEXT, "`COMPLETE`, `PRUNED` or `FAIL`."),
+            _column("judge", _FLOAT64, "Selection judge, mean over seeds.", null=True),
+            _column("z_distance", _FLOAT64, "z-distance, mean over seeds.", null=True),
+            _column(
+                "violations",
+                pa.list_(pa.field("element", _FLOAT64)),
+                "By how much each constraint is missed; 0 or less where it holds.",
+            ),
+        ),
+    ),
+    "rungs": Table(
+        "Points of trials at the rungs of successive halving, on validation songs.",
+        (
+            _TRIAL,
+            _CONFIGURATION,
+            _BATCH,
+            _column("rung", _INT32, "Training steps taken so far."),
+            _LAMBDA,
+            _ITERATION,
+            _column("judge", _FLOAT64, "Selection judge."),
+            _column("z_distance", _FLOAT64, "z-distance."),
+        ),
+    ),
+    "importances": Table(
+        "How much each searched parameter matters to the objectives (PED-ANOVA).",
+        (
+            _column("objective", _TEXT, "`judge` or `z_distance`."),
+            _column("parameter", _TEXT, "Name of the parameter."),
+            _column("importance", _FLOAT64, "Its share."),
+        ),
+    ),
+    "attempts": Table(
+        "Which trials and settings were handed to workers, written before they were.",
+        (
+            _column("wave", _INT32, "Jobs handed out together, counted from 1.", volatile=True),
+            _column("trial", _TEXT, "Trial, or setting of a rival.", volatile=True),
+            _column("attempt", _INT32, "1 for the first time.", volatile=True),
+            _column("started_at", _TIME, "When.", volatile=True),
         ),
     ),
     "curves": Table(
@@ -455,8 +523,9 @@ class Store:
         return dict(self.scan("trials").select("trial", "status").collect().iter_rows())
 
     def attempts(self) -> dict[str, int]:
-        """How often each job that is over was tried, by its name."""
-        return dict(self.scan("trials").select("trial", "attempt").collect().iter_rows())
+        """How often each trial and setting was handed to a worker, by its name."""
+        tried = self.scan("attempts").group_by("trial").agg(pl.col("attempt").max())
+        return dict(tried.collect().iter_rows())
 
     def _schema(self, table: str) -> pa.Schema:
         return TABLES[table].schema(self.record["identity"]["core"]["latent_dim"])
@@ -472,6 +541,8 @@ def open(path: str | Path) -> Store:  # noqa: A001
 def comparable(frame: pl.DataFrame, table: str) -> pl.DataFrame:
     """Return the rows in a fixed order, without volatile columns: what equal runs have equal."""
     kept = frame.drop(TABLES[table].volatile)
+    if not kept.columns:
+        return kept.clear()  # a table of what happened, of which nothing repeats
     return kept.sort([name for name, kind in kept.schema.items() if not kind.is_nested()])
 
 

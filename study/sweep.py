@@ -1,193 +1,273 @@
-"""Jobs on Ray Tune: which are still to do, and who does them."""
+"""All configurations of a study, batch by batch and rung by rung."""
 
-import logging
-import os
-import socket
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import count, product
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import ray
-import torch
-from ray import tune
+import polars as pl
+from optuna.trial import TrialState
 
 from cf_core.errors import UserError
-from study.config import Execution
-from study.jobs import FINAL, Spec, Workbench, job_steps, record_failures, run_job
-from study.progress import Job, Reporter
+from study import store as records
+from study.config import PARAMETERS, Configuration, StudyConfig, TrialSpec
+from study.jobs import FINAL, SOURCE, Workbench, record_over, rival_jobs, rung_path
+from study.lease import Lease
+from study.packs import pack_size, packed
+from study.progress import Reporter
+from study.search import (
+    OBJECTIVES,
+    WARM_START,
+    Outcome,
+    first_trials,
+    fits,
+    front_hypervolume,
+    importances,
+    judged,
+    propose,
+    shortfalls,
+    trials_of,
+    write_journal,
+)
 from study.store import Store
+from study.workers import Workers
+
+_SAME = ("corpus", "melody", "core", "seed", "selection_judge", "evaluation")
+"""What an earlier study must share with one that learns from it."""
 
 
-@contextmanager
-def _cluster(execution: Execution) -> Iterator[None]:
-    """The Ray cluster at the address, or one on this machine for the length of the context."""
-    address = execution.address
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # Only the older of Tune's two outputs is silent at verbose=0.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Ctrl-C is ours: Tune's own handler would wait for the running steps.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        _reach(address)
-        if address is None:
-            ray.init(
-                address="local",
-                num_cpus=execution.workers,
-                include_dashboard=False,
-                object_store_memory=512 * 1024**2,
-                **options,
-            )
-        else:
-            ray.init(address=address, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        where = address or "this machine"
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"Ray at {where}: {reason}; check execution.address") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _reach(address: str | None) -> None:
-    """Raise `OSError` where nobody listens at an address; Ray itself would try for minutes."""
-    place = urlsplit(address if address and "://" in address else f"//{address or ''}")
-    if place.hostname and place.port:
-        socket.create_connection((place.hostname, place.port), timeout=10).close()
-
-
-def run_jobs(
-    specs: Sequence[Spec], bench: Workbench, store: Store, execution: Execution, reporter: Reporter
+def sweep(
+    config: StudyConfig, bench: Workbench, store: Store, reporter: Reporter, lease: Lease
 ) -> None:
-    """Do those jobs that the study's records do not hold yet, on Ray Tune.
+    """Propose configurations and try them, until all are tried; the rivals beside the first.
 
-    The records are the only truth about what is done. Tune schedules; nothing is ever restored
-    from its own state.
+    What the records hold already is neither proposed nor tried again. Raises `UserError` for a
+    search that can't be.
     """
-    statuses = store.done_trials()
-    over = {record for record, status in statuses.items() if status in FINAL}
-    records = [part.id for spec in specs for part in spec.parts]
-    todo = [spec for spec in specs if not over.issuperset(part.id for part in spec.parts)]
-    if done := len(over.intersection(records)):
-        reporter.say(f"{done} of {len(records)} are already done")
-    if not todo:
-        return
-    earlier = store.attempts()
-    attempts = {record: earlier.get(record, 0) + 1 for record in records}
-    jobs = [
-        {"spec": spec, "attempts": {part.id: attempts[part.id] for part in spec.parts}}
-        for spec in todo
-    ]
-    with ExitStack() as stack:
-        # Beside the records, where all nodes of a cluster can write.
-        folder = tempfile.TemporaryDirectory(prefix=".tune-", dir=store.root.resolve())
-        scratch = stack.enter_context(folder)
-        stack.enter_context(_cluster(execution))
-        watch = _Watch(reporter, {spec.id: job_steps(spec, bench) for spec in todo}, stack)
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(_Task, bench=bench, root=store.root.resolve()), {"cpu": 1}
-            ),
-            param_space={"job": tune.grid_search(jobs)},
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=execution.workers),
-            run_config=tune.RunConfig(
-                storage_path=scratch,
-                verbose=0,
-                callbacks=[watch],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
+    past = outcomes(store)
+    if config.search.warm_start is not None and not past:
+        past = _learned(config, store, reporter)
+    rivals = rival_jobs(config.rivals())
+    with Workers(bench, store, config.execution, reporter, lease) as workers:
+        for number in count():
+            batch = recorded(store, number) or _proposed(config, past, number, store)
+            if not batch:
+                break
+            run = _Batch(config, number, batch, bench, store, reporter, workers)
+            run.do(rivals if number == 0 else [])
+            if not store.has("objectives", f"batch{number:05d}"):
+                past += run.told()
+                _say_front(config, past, number, reporter)
+    write_journal(config, past, store.root / "optuna.log")
+    store.write("importances", "all", importances(config, past))
+
+
+class _Batch:
+    """Configurations that were proposed together."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        number: int,
+        configurations: Sequence[Configuration],
+        bench: Workbench,
+        store: Store,
+        reporter: Reporter,
+        workers: Workers,
+    ) -> None:
+        self._config, self._number, self._configurations = config, number, configurations
+        self._bench, self._store, self._reporter = bench, store, reporter
+        self._workers = workers
+        self._trials = trials_of(config, configurations)
+
+    def do(self, others: Sequence[Any]) -> None:
+        """Train and evaluate its trials, stopping the weakest at each rung, and `others` beside."""
+        size = pack_size(
+            self._trials, self._bench, self._store, self._config.execution, self._reporter
         )
-        results = tuner.fit()
-    errors = [results[index].error if index < len(results) else None for index in range(len(todo))]
-    died = {
-        spec: f"the worker died: {_last_line(error)}"
-        for spec, error in zip(todo, errors, strict=True)
-    }
-    record_failures(died, bench, store, attempts)
+        going, start = self._trials, 0
+        for until in (*self._config.search.rungs, None):
+            packs = packed(going, size, self._config.fusion, self._number, start, until)
+            self._workers.do([*packs, *others])
+            others = []
+            if until is not None:
+                going, start = self._after(until, going), until
+        for trial, rung in product(self._trials, self._config.search.rungs):
+            rung_path(self._store, trial.id, rung).unlink(missing_ok=True)
+
+    def told(self) -> list[Outcome]:
+        """Record what came of it all, as the search is told from now on."""
+        names = [trial.id for trial in self._trials]
+        metrics = (
+            self._store.scan("metrics")
+            .filter(pl.col("source") == SOURCE, pl.col("trial").is_in(names))
+            .collect()
+        )
+        statuses = self._store.done_trials()
+        told = judged(self._config, self._number, self._configurations, statuses, metrics)
+        _write_outcomes(self._store, f"batch{self._number:05d}", told)
+        return told
+
+    def _after(self, rung: int, going: Sequence[TrialSpec]) -> list[TrialSpec]:
+        """Stop the weakest configurations at a rung; the trials that go on."""
+        points = (
+            self._store.scan("rungs")
+            .filter(pl.col("rung") == rung, pl.col("batch") <= self._number)
+            .collect()
+        )
+        reached = set(points["trial"])
+        by_name: dict[str, list[TrialSpec]] = {}
+        for trial in going:
+            by_name.setdefault(trial.configuration.id, []).append(trial)
+        whole = [
+            name
+            for name, trials in by_name.items()
+            if reached.issuperset(trial.id for trial in trials)
+        ]
+        short = shortfalls(points, whole)
+        kept = list(short)[: math.ceil(self._config.search.keep * len(by_name))]
+        stopped = [trial for trial in going if trial.configuration.id not in kept]
+        self._stop(rung, [trial for trial in stopped if trial.id in reached], short)
+        self._reporter.say(f"step {rung}: {len(kept)} of {len(by_name)} configurations go on")
+        return [trial for trial in going if trial.configuration.id in kept]
+
+    def _stop(self, rung: int, trials: Sequence[TrialSpec], short: Mapping[str, float]) -> None:
+        statuses, attempts = self._store.done_trials(), self._store.attempts()
+        for trial in trials:
+            if statuses.get(trial.id) in FINAL:
+                continue
+            by = short.get(trial.configuration.id)
+            why = "another seed failed" if by is None else f"{by:.3f} short of the front"
+            reason = f"stopped after {rung} steps: {why}"
+            outcome = {"status": "pruned", "reason": reason, "steps": rung}
+            record_over(trial, outcome, self._bench, self._store, attempts[trial.id])
 
 
-class _Task(tune.Trainable):
-    """One job after another in one process."""
-
-    def setup(  # type: ignore[override]  # how Tune hands over what with_parameters holds
-        self, config: dict[str, Any], bench: Workbench, root: Path
-    ) -> None:
-        torch.set_num_threads(1)
-        self._bench, self._store = bench, Store(root)
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        job = new_config["job"]
-        self._work = run_job(job["spec"], self._bench, self._store, job["attempts"])
-        return True
-
-    def step(self) -> dict[str, Any]:
-        try:
-            progress = next(self._work, None)
-        except Exception as error:  # noqa: BLE001  recorded by run_job; the worker lives on
-            return {"done": True, "failure": str(error)}
-        if progress is None:
-            return {"done": True}
-        return {"done": False, "at": progress.step, "total": progress.total}
+def planned(config: StudyConfig, store: Store) -> list[TrialSpec]:
+    """The trials that are proposed so far, or that will be first."""
+    batches = store.scan("configurations").filter(pl.col("batch") >= 0).collect()
+    known = [_configuration(row) for row in batches.sort("batch", "number").iter_rows(named=True)]
+    return trials_of(config, known) if known else first_trials(config)
 
 
-class _Watch(tune.Callback):
-    """Shows each job's progress to the person at the keyboard."""
-
-    def __init__(self, reporter: Reporter, steps: Mapping[str, int], stack: ExitStack) -> None:
-        self._reporter, self._steps, self._stack = reporter, steps, stack
-        self._all = stack.enter_context(reporter.job("all jobs", sum(steps.values())))
-        self._jobs: dict[str, Job] = {}
-        self._at = dict.fromkeys(steps, 0)
-        self._over: set[str] = set()
-
-    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
-        # Tune writes its arguments to disk, to restore from. Nothing is restored from there.
-        return tune.Callback, ()
-
-    def on_trial_result(
-        self,
-        iteration: int,  # noqa: ARG002
-        trials: list[Any],  # noqa: ARG002
-        trial: Any,
-        result: dict[str, Any],
-        **_info: Any,
-    ) -> None:
-        name = trial.config["job"]["spec"].id
-        if name not in self._jobs:
-            self._jobs[name] = self._stack.enter_context(self._reporter.job(name, None))
-        if "failure" in result:
-            self._reporter.say(f"{name} failed: {result['failure']}")
-        if result["done"]:
-            self._end(name)
-        elif "at" in result:
-            self._at[name] = result["at"]
-            self._jobs[name].update(result["at"], result["total"])
-            self._all.update(sum(self._at.values()))
-
-    def on_trial_error(
-        self,
-        iteration: int,  # noqa: ARG002
-        trials: list[Any],  # noqa: ARG002
-        trial: Any,
-        **_info: Any,
-    ) -> None:
-        self._end(trial.config["job"]["spec"].id)
-
-    def _end(self, name: str) -> None:
-        if name in self._jobs:
-            self._jobs[name].close()
-        self._over.add(name)
-        self._at[name] = self._steps[name]
-        self._all.update(sum(self._at.values()))
-        self._reporter.say(f"{name}: over ({len(self._over)} of {len(self._steps)})")
+def expected(config: StudyConfig) -> int:
+    """How many configurations a study will try."""
+    search = config.search
+    return len(propose(config, [])) if search.method == "grid" else search.configurations
 
 
-def _last_line(error: BaseException | None) -> str:
-    lines = str(error or "no reason given").strip().splitlines()
-    return lines[-1] if lines else "no reason given"
+def conditional(config: StudyConfig) -> int:
+    """How many of them learn all λ; at most, where that is not known beforehand."""
+    if config.search.method == "grid":
+        return sum(one.lambda_ is None for one in propose(config, []))
+    weights = config.search.lambda_
+    return expected(config) if isinstance(weights, tuple) and "conditional" in weights else 0
+
+
+def recorded(store: Store, batch: int) -> list[Configuration]:
+    """The configurations that a batch was recorded with; none where it was not."""
+    rows = store.scan("configurations").filter(pl.col("batch") == batch).sort("number").collect()
+    return [_configuration(row) for row in rows.iter_rows(named=True)]
+
+
+def outcomes(store: Store) -> list[Outcome]:
+    """All that the search was told so far, in its order."""
+    known = store.scan("configurations").sort("batch", "number")
+    told = store.scan("objectives").drop("batch")
+    rows = known.join(told, on="configuration", how="inner", maintain_order="left").collect()
+    return [
+        Outcome(
+            _configuration(row),
+            row["batch"],
+            TrialState[row["state"]],
+            () if row["judge"] is None else (row["judge"], row["z_distance"]),
+            tuple(row["violations"]),
+        )
+        for row in rows.iter_rows(named=True)
+    ]
+
+
+def _proposed(
+    config: StudyConfig, past: Sequence[Outcome], number: int, store: Store
+) -> list[Configuration]:
+    """The next batch, written down."""
+    batch = propose(config, past)
+    if batch:
+        _write_configurations(store, f"batch{number:05d}", number, batch)
+    return list(batch)
+
+
+def _learned(config: StudyConfig, store: Store, reporter: Reporter) -> list[Outcome]:
+    """Take over what an earlier study found, as far as it lies in the space of this one."""
+    folder = Path(config.search.warm_start or "")
+    other = records.open(folder)
+    theirs, ours = other.record["identity"], store.record["identity"]
+    differing = [
+        line
+        for section in _SAME
+        for line in records.differences({section: theirs[section]}, {section: ours[section]})
+    ]
+    if differing:
+        raise UserError(
+            f"search.warm_start: {folder}: its objectives can't be compared with this study's"
+            f" ({'; '.join(differing[:3])})"
+        )
+    found = outcomes(other)
+    kept = [
+        Outcome(one.configuration, WARM_START, one.state, one.objectives)
+        for one in found
+        if fits(config.search, one.configuration)
+    ]
+    reporter.say(f"learning from {len(kept)} of {len(found)} configurations of {folder}")
+    origins = dict.fromkeys((one.configuration for one in kept), "warm_start")
+    _write_configurations(store, "warm_start", WARM_START, origins)
+    _write_outcomes(store, "warm_start", kept)
+    return kept
+
+
+def _write_configurations(
+    store: Store, part: str, batch: int, origins: Mapping[Configuration, str]
+) -> None:
+    rows = [
+        {
+            "configuration": one.id,
+            "batch": batch,
+            "number": number,
+            "origin": origin,
+            "lambda": one.lambda_,
+            "style_dim": one.style_dim,
+            **dict(one.changes),
+        }
+        for number, (one, origin) in enumerate(origins.items())
+    ]
+    store.write("configurations", part, rows)
+
+
+def _write_outcomes(store: Store, part: str, told: Sequence[Outcome]) -> None:
+    rows = [
+        {
+            "configuration": one.configuration.id,
+            "batch": one.batch,
+            "state": one.state.name,
+            **dict(zip(OBJECTIVES, one.objectives, strict=False)),
+            "violations": list(one.violations),
+        }
+        for one in told
+    ]
+    store.write("objectives", part, rows)
+
+
+def _configuration(row: Mapping[str, Any]) -> Configuration:
+    changes = ((name, row[name]) for name in PARAMETERS[2:] if row[name] is not None)
+    return Configuration(row["lambda"], row["style_dim"], tuple(changes))
+
+
+def _say_front(
+    config: StudyConfig, past: Sequence[Outcome], number: int, reporter: Reporter
+) -> None:
+    states = Counter(one.state.name.lower() for one in past if one.batch == number)
+    told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    area = front_hypervolume(past, config.evaluation.matched.z_distance[1])
+    reporter.say(f"batch {number + 1}: {told} configurations; hypervolume so far {area:.3f}")

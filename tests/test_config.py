@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cf_core.errors import UserError
 from study import config
-from study.config import StudyConfig, TrialSpec, builtin_names, load, load_all
+from study.config import Configuration, StudyConfig, TrialSpec, builtin_names, load, load_all
 from study.store import differences
 
 ROOT = Path(__file__).parent.parent
@@ -118,30 +118,14 @@ def test_fingerprint_is_that_of_canonical_json() -> None:
 # --- trials --------------------------------------------------------------------------------------
 
 
-def test_trials_are_the_whole_grid_in_a_fixed_order(write: Any) -> None:
-    study = load(
-        write("name: s\nsearch: {lambda: [conditional, 3, 0.03], style_dim: [4, 0], seeds: [7, 1]}")
-    )
-    assert [trial.id for trial in study.trials()] == [
-        "lambda0.03-style0-seed1",
-        "lambda3.0-style0-seed1",
-        "conditional-style0-seed1",
-        "lambda0.03-style4-seed1",
-        "lambda3.0-style4-seed1",
-        "conditional-style4-seed1",
-        "lambda0.03-style0-seed7",
-        "lambda3.0-style0-seed7",
-        "conditional-style0-seed7",
-        "lambda0.03-style4-seed7",
-        "lambda3.0-style4-seed7",
-        "conditional-style4-seed7",
-    ]
-
-
 SPECS = st.builds(
     TrialSpec,
-    lambda_=st.floats(0, 1e300, allow_subnormal=True).map(abs),
-    style_dim=st.integers(0, 10_000),
+    configuration=st.builds(
+        Configuration,
+        lambda_=st.none() | st.floats(0, 1e300, allow_subnormal=True).map(abs),
+        style_dim=st.integers(0, 10_000),
+        changes=st.sampled_from([(), (("hidden", 16),), (("hidden", 1), ("steps", 6))]),
+    ),
     seed=st.integers(0, 2**32 - 1),
 )
 
@@ -153,7 +137,7 @@ def test_trial_ids_differ_and_are_plain_file_names(one: TrialSpec, two: TrialSpe
 
 
 def test_near_lambdas_have_different_ids() -> None:
-    one = TrialSpec(0.1234567, 0, 0)
+    one = Configuration(0.1234567, 0)
     assert one.id != replace(one, lambda_=0.1234568).id
 
 

@@ -20,6 +20,7 @@ from evaluation.frontier import (
     non_dominated,
     panel_points,
     rivals,
+    shortfall,
 )
 
 AXIS = "z_distance"
@@ -64,6 +65,26 @@ def test_points_that_are_not_finite_are_refused(bad: float) -> None:
             non_dominated(np.array(distance), np.array(coherency))
         with pytest.raises(ValueError, match="finite"):
             hypervolume(np.array(distance), np.array(coherency), (2.0, 0.0))
+
+
+@given(POINTS, POINTS)
+def test_shortfall_is_what_the_best_point_lacks(
+    own: list[tuple[int, int]], others: list[tuple[int, int]]
+) -> None:
+    """Bettered by that much in both, one point is dominated no more; by any less, all still are."""
+    scale = (2.0, 4.0)
+    short = shortfall(columns(own), columns(others), scale)
+
+    def some_point_stands(by: float) -> bool:
+        moved = [(d - by * scale[0], c + by * scale[1]) for d, c in own]
+        return any(not any(f[0] < d and f[1] > c for f in others) for d, c in moved)
+
+    assert some_point_stands(short)
+    assert not some_point_stands(short - 1e-6)
+
+
+def test_without_others_nothing_falls_short() -> None:
+    assert shortfall(columns([(1, 1)]), (np.empty(0), np.empty(0)), (1.0, 1.0)) == -math.inf
 
 
 def test_there_are_twelve_panels() -> None:

@@ -13,12 +13,13 @@ from rich.console import Console
 import study.packs as module
 from cf_core.errors import UserError
 from cf_core.fusion import FusionSettings, Latents
-from study.config import Execution, StudyConfig, TrialSpec
-from study.packs import planned_packs
+from study.config import Configuration, Execution, StudyConfig, TrialSpec
+from study.jobs import PackSpec, pack_trainer
+from study.packs import pack_size, packed
 from study.progress import Reporter
 from study.store import Store
 
-TRIALS = [TrialSpec(weight, 0, 0) for weight in (0.1, 0.2, 0.3, 0.4, 0.5)]
+TRIALS = [TrialSpec(Configuration(weight, 0), 0) for weight in (0.1, 0.2, 0.3, 0.4, 0.5)]
 NAMES = [trial.id for trial in TRIALS]
 
 
@@ -46,17 +47,45 @@ def reporter() -> Iterator[Reporter]:
         yield reporter
 
 
-def names(packs: Sequence[Any]) -> list[list[str]]:
+def names(packs: Sequence[PackSpec]) -> list[list[str]]:
     return [[trial.id for trial in pack.trials] for pack in packs]
 
 
-def test_packs_are_written_down_and_kept(store: Store, bench: Any, reporter: Reporter) -> None:
-    first = planned_packs(TRIALS, bench, store, Execution(pack=2), reporter)
-    assert names(first) == [NAMES[:2], NAMES[2:4], NAMES[4:]]
-    record = json.loads((store.root / "packs.json").read_text())
-    assert record["packs"] == names(first)
-    assert planned_packs(TRIALS, bench, store, Execution(pack=5), reporter) == first
-    assert planned_packs(TRIALS, bench, store, Execution(), reporter) == first
+def test_the_size_is_written_down_and_kept(store: Store, bench: Any, reporter: Reporter) -> None:
+    assert pack_size(TRIALS, bench, store, Execution(pack=2), reporter) == 2
+    assert json.loads((store.root / "packs.json").read_text())["size"] == 2
+    assert pack_size(TRIALS, bench, store, Execution(pack=5), reporter) == 2
+    assert pack_size(TRIALS, bench, store, Execution(), reporter) == 2
+
+
+def test_packs_hold_trials_of_one_shape_and_budget_in_their_order(bench: Any) -> None:
+    changes: list[tuple[tuple[str, float], ...]] = [
+        (),
+        (("hidden", 16),),
+        (("learning_rate", 1e-3),),
+        (("steps", 9),),
+        (("hidden", 8),),  # as the settings have it
+        (("hidden", 16), ("learning_rate", 1e-3)),
+        (),
+    ]
+    made = [TrialSpec(Configuration(0.1, 0, change), at) for at, change in enumerate(changes)]
+    packs = packed(made, 2, bench.fusion, batch=3, start=5, until=7)
+    places = [[trial.seed for trial in pack.trials] for pack in packs]
+    assert places == [[0, 2], [4, 6], [1, 5], [3]]
+    assert all(pack.wanted == pack.trials for pack in packs)
+    assert {(pack.batch, pack.start, pack.until) for pack in packs} == {(3, 5, 7)}
+
+
+def test_a_pack_trains_each_trial_by_its_own_settings(bench: Any) -> None:
+    one, other = (
+        TrialSpec(Configuration(0.1, 0, (("hidden", 4), ("learning_rate", rate))), 0)
+        for rate in (1e-3, 2e-3)
+    )
+    trainer = pack_trainer([one, other], bench)
+    assert [trial.learning_rate for trial in trainer.trials] == [1e-3, 2e-3]
+    assert trainer.settings.hidden == 4
+    assert trainer.steps == bench.fusion.steps
+    assert pack_trainer([one], bench, until=7).steps == 7
 
 
 @pytest.mark.parametrize(
@@ -80,8 +109,7 @@ def test_as_many_trials_as_are_faster_together(
 ) -> None:
     measured = {2**power: rate for power, rate in enumerate(rates)}
     monkeypatch.setattr(module, "_rate", lambda trials, _bench: measured[len(trials)])
-    packs = planned_packs(TRIALS, bench, store, Execution(workers=workers), reporter)
-    assert len(packs[0].trials) == size
+    assert pack_size(TRIALS, bench, store, Execution(workers=workers), reporter) == size
     record = json.loads((store.root / "packs.json").read_text())
     assert record["size"] == size
     assert record["trial_steps_per_second"][str(size)] == measured[size]
@@ -93,8 +121,7 @@ def test_a_pack_fits_into_memory(
     pages = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(module, "_rate", lambda trials, _bench: len(trials) ** 2)
     monkeypatch.setattr("study.packs.os.sysconf", lambda name: pages[name])
-    packs = planned_packs(TRIALS, bench, store, Execution(workers=1), reporter)
-    assert [len(pack.trials) for pack in packs] == [1] * 5
+    assert pack_size(TRIALS, bench, store, Execution(workers=1), reporter) == 1
 
 
 def test_a_rate_is_trial_steps_over_the_median_without_the_first(
@@ -106,29 +133,10 @@ def test_a_rate_is_trial_steps_over_the_median_without_the_first(
     assert module._rate(TRIALS[:4], bench) == 4 / 3
 
 
-def test_what_failed_in_a_pack_is_tried_by_itself(
-    store: Store, bench: Any, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    planned_packs(TRIALS, bench, store, Execution(pack=3), reporter)
-    over = {NAMES[0]: "done", NAMES[1]: "failed", NAMES[2]: "diverged", NAMES[4]: "failed"}
-    monkeypatch.setattr(Store, "done_trials", lambda _self: over)
-    packs = planned_packs(TRIALS, bench, store, Execution(pack=3), reporter)
-    assert names(packs) == [[NAMES[0], NAMES[2]], [NAMES[3]], [NAMES[1]], [NAMES[4]]]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[]",
-        "{}",
-        '{"packs": [["lambda0.1-style0-seed0"]]}',
-        '{"packs": [["other"]], "size": 1}',
-    ],
-)
-def test_a_record_of_other_trials_is_refused(
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"size": "two"}'])
+def test_a_damaged_record_is_refused(
     text: str, store: Store, bench: Any, reporter: Reporter
 ) -> None:
     (store.root / "packs.json").write_text(text)
-    with pytest.raises(UserError, match=r"packs\.json: does not hold this study's trials"):
-        planned_packs(TRIALS, bench, store, Execution(), reporter)
+    with pytest.raises(UserError, match=r"packs\.json: is damaged"):
+        pack_size(TRIALS, bench, store, Execution(), reporter)

@@ -16,6 +16,7 @@ from cf_core.training import save_tensors, weights
 from cf_core.vae import MelodyVAE
 from study.config import StudyConfig, TrialSpec
 from study.jobs import generator_path
+from study.search import first_trials
 from study.select import candidates, select, status
 from study.store import Store
 
@@ -28,7 +29,7 @@ CONFIG = StudyConfig.model_validate(
         "evaluation": {"lp": {"step_sizes": (0.1,)}},
     }
 )
-A, B, C, D = (spec.id for spec in CONFIG.trials())
+A, B, C, D = (spec.id for spec in first_trials(CONFIG))
 SE = 0.2 / (2 * 1.96)
 """Standard error of every metric below."""
 RULE = ["z_distance <= 3.0"]
@@ -48,7 +49,7 @@ DIVERSITY = {A: 0.0, B: 4.0, C: 2.0, D: 9.0}
 
 
 def _spec(trial: str) -> TrialSpec:
-    return next(spec for spec in CONFIG.trials() if spec.id == trial)
+    return next(spec for spec in first_trials(CONFIG) if spec.id == trial)
 
 
 def _label(trial: str) -> dict[str, Any]:
@@ -304,7 +305,7 @@ def _rewrite(store: Store, trial: str, points: list[tuple[int, int, float, float
 def test_a_conditional_trial_is_chosen_at_one_of_its_weights(tmp_path: Path) -> None:
     space = CONFIG.search.model_copy(update={"lambda_": ("conditional",), "style_dim": (2,)})
     config = CONFIG.model_copy(update={"search": space})
-    (spec,) = config.trials()
+    (spec,) = first_trials(config)
     store = Store(tmp_path / "tiny")
     store.claim(config.identity("abc"), config.fingerprint("abc"), config.name)
     label = {"trial": spec.id, "method": "conditional", "style_dim": 2, "seed": 0}

@@ -14,6 +14,7 @@ from evaluation.figures.frontiers import (
     iteration_figure,
 )
 from evaluation.figures.rolls import piano_roll_figure, style_figure
+from evaluation.figures.search import search_figure
 from evaluation.figures.statistics import song_distance_figure, transition_figure
 from evaluation.figures.verdicts import verdict_figure
 
@@ -25,6 +26,7 @@ __all__ = [
     "iteration_figure",
     "piano_roll_figure",
     "save",
+    "search_figure",
     "song_distance_figure",
     "style_figure",
     "transition_figure",

@@ -1,0 +1,116 @@
+"""What a search found: which parameters matter, and how the objectives depend on each."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from cf_core.errors import UserError
+from evaluation.figures.canvas import DISTANCES, GREY, STYLE, WIDTH, heading, key
+from evaluation.frontier import non_dominated
+
+_LOGARITHMIC = ("lambda", "learning_rate", "style_weight")
+_NAMES = {"lambda": "λ", "style_dim": "style dimension", "hidden": "width"}
+_WORD = "conditional"
+_SHADES = "cividis_r"
+
+
+def search_figure(
+    points: pl.DataFrame, importances: pl.DataFrame, parameters: Sequence[str]
+) -> Figure:
+    """Draw a row for either objective: importances of parameters, then a slice by each of them.
+
+    `points` has a row per complete configuration: `batch`, `judge`, `z_distance`, and the
+    `parameters`, null where one does not apply (for `lambda`: where λ is an input). `importances`
+    is the study's table. Colour is the batch; ringed are the configurations that no other betters
+    in both objectives. UserError without a configuration whose objectives are finite.
+    """
+    finite = points.filter(pl.col("judge").is_finite(), pl.col("z_distance").is_finite())
+    if finite.is_empty():
+        raise UserError("objectives: no configuration is complete; run the search first")
+    finite = finite.sort("batch", *parameters, "judge", "z_distance")
+    front = non_dominated(finite["z_distance"].to_numpy(), finite["judge"].to_numpy())
+    labels = {"judge": heading("judge").replace("\n", ", "), "z_distance": DISTANCES["z_distance"]}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        bars = not importances.is_empty()
+        grid = figure.subplots(2, len(parameters) + bars, sharey=False, squeeze=False)
+        for row, (objective, label) in zip(grid, labels.items(), strict=True):
+            if bars:
+                _draw_bars(row[0], importances.filter(pl.col("objective") == objective), objective)
+            for panel, parameter in zip(row[bars:], parameters, strict=True):
+                _draw_slice(panel, finite, front, parameter, objective)
+            row[bars].set_ylabel(label)
+            for panel in row[bars + 1 :]:
+                panel.sharey(row[bars])
+                panel.tick_params(labelleft=False)
+        for panel, parameter in zip(grid[1][bars:], parameters, strict=True):
+            panel.set_xlabel(_named(parameter))
+        batches = finite["batch"].to_numpy() + 1
+        scale = Normalize(batches.min(), max(batches.max(), batches.min() + 1))
+        shades = mpl.cm.ScalarMappable(scale, _SHADES)
+        if len(np.unique(batches)) > 1:
+            ticks = MaxNLocator(6, integer=True)
+            figure.colorbar(shades, ax=grid, label="batch", ticks=ticks, aspect=40, pad=0.01)
+        ring = key("black", marker="o", size=5.0)
+        ring.set_markerfacecolor("none")
+        figure.legend(
+            [ring], ["no other is better in both objectives"], loc="outside lower center",
+            frameon=False,
+        )  # fmt: skip
+    return figure
+
+
+def _draw_bars(panel: Axes, rows: pl.DataFrame, objective: str) -> None:
+    ranked = rows.sort("importance", "parameter")
+    names = [_named(name) for name in ranked["parameter"]]
+    panel.barh(range(len(names)), ranked["importance"].to_numpy(), color="0.6", height=0.6)
+    panel.set_yticks(range(len(names)), names)
+    panel.set_xlim(0, 1)
+    panel.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
+    panel.set_title(f"importance for\n{objective.replace('_', '-')}")
+
+
+def _draw_slice(
+    panel: Axes, points: pl.DataFrame, front: np.ndarray, parameter: str, objective: str
+) -> None:
+    numeric = points[parameter].cast(pl.Float64).to_numpy()
+    known = np.isfinite(numeric)
+    value, batch = points[objective].to_numpy(), points["batch"].to_numpy() + 1
+    place = numeric.copy()
+    shown = known.any()
+    if parameter in _LOGARITHMIC and shown and numeric[known].min() > 0:
+        panel.set_xscale("log")
+        place[~known] = numeric[known].max() * 10
+    elif shown:
+        place[~known] = numeric[known].max() + 1
+    else:
+        place[:] = 0
+    kept = known if parameter != "lambda" else np.ones_like(known)
+    panel.scatter(
+        place[kept], value[kept], c=batch[kept], cmap=_SHADES, s=9, lw=0,
+        vmin=batch.min(), vmax=max(batch.max(), batch.min() + 1),
+    )  # fmt: skip
+    ringed = kept & front
+    panel.scatter(place[ringed], value[ringed], s=26, facecolors="none", edgecolors="black", lw=0.7)
+    panel.yaxis.set_major_locator(MaxNLocator(5))
+    if not known.all() and parameter == "lambda":
+        panel.axvline(place[~known][0] / 3, color=GREY, lw=0.5, ls=":")
+        panel.annotate(
+            "λ as\ninput", (place[~known][0], 1.0), xycoords=("data", "axes fraction"),
+            ha="center", va="bottom", fontsize=5.5,
+        )  # fmt: skip
+    levels = np.unique(numeric[known])
+    if len(levels) <= 4 and parameter not in _LOGARITHMIC:
+        panel.set_xticks(levels, [f"{level:g}" for level in levels])
+        margin = 0.2 * (np.ptp(levels) or 1.0)
+        panel.set_xlim(levels[0] - margin, levels[-1] + margin)
+
+
+def _named(parameter: str) -> str:
+    return _NAMES.get(parameter, parameter.replace("_", " "))

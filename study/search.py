@@ -1,0 +1,431 @@
+"""Which configurations are tried: proposed in batches, each from what came of those before.
+
+A batch is a function of the config and of the recorded outcomes of earlier batches, and of nothing
+else: neither of workers nor of interruptions. Optuna's samplers are made anew for every batch and
+shown all earlier outcomes, with their states: what was stopped counts as pruned, what failed as
+failed.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+import polars as pl
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from scipy.stats import qmc
+
+from cf_core.errors import UserError
+from cf_core.files import replacing
+from cf_core.seeding import derive
+from evaluation.frontier import CONFIGURATION, FUSIONS, hypervolume, shortfall
+from study.conditions import Condition
+from study.config import (
+    PARAMETERS,
+    WHOLE,
+    Configuration,
+    Range,
+    Search,
+    StudyConfig,
+    TrialSpec,
+)
+from study.jobs import SOURCE
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {
+    "judge": "maximize",
+    "z_distance": "minimize",
+}
+"""The objectives by metric, and which way is better."""
+
+WARM_START = -1
+"""Number of the batch that holds another study's outcomes."""
+
+_DIGITS = 4
+"""Significant digits of a number that is drawn: more would only make names long."""
+
+_PATIENCE = 50
+"""Proposals of one that was tried before, in a row, after which a space counts as exhausted."""
+
+Values = tuple[float | str, ...]
+Point = Mapping[str, float | str]
+"""Values by parameter; those that do not apply are absent."""
+Pick = Callable[[str, Values | Range], float | str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a configuration, as a search is told."""
+
+    configuration: Configuration
+    batch: int
+    state: TrialState
+    """COMPLETE, PRUNED or FAIL."""
+    objectives: tuple[float, ...] = ()
+    """In the order of `OBJECTIVES`; none but of those complete."""
+    violations: tuple[float, ...] = ()
+    """By how much each constraint is missed; 0 or less where it holds."""
+
+
+def propose(config: StudyConfig, past: Sequence[Outcome]) -> dict[Configuration, str]:
+    """The next batch of configurations, and where each comes from; none when all are tried.
+
+    Raises `UserError` for a configuration in `search.first` that is not in the space.
+    """
+    search = config.search
+    tried = [outcome.configuration for outcome in past if outcome.batch != WARM_START]
+    if search.method == "grid":
+        return {} if tried else dict.fromkeys(_grid(search), "grid")
+    first = [_given(search, point) for point in search.first]
+    whole = min(len(tried) + search.batch, search.configurations)
+    if search.method in ("random", "quasi_random"):
+        more = _drawn(search, config.seed, whole + len(first))
+    else:
+        more = _asked(config, past, [*first, *tried], whole)
+    fresh = [c for c in dict.fromkeys([*first, *more]) if c not in tried]
+    return {c: "first" if c in first else search.method for c in fresh[: whole - len(tried)]}
+
+
+def trials_of(config: StudyConfig, configurations: Sequence[Configuration]) -> list[TrialSpec]:
+    """Their trials, seeds varying slowest: a run cut short then has whole frontiers."""
+    return [TrialSpec(one, seed) for seed, one in product(config.search.seeds, configurations)]
+
+
+def first_trials(config: StudyConfig) -> list[TrialSpec]:
+    """The trials of the first batch: all of a grid."""
+    return trials_of(config, list(propose(config, [])))
+
+
+def _grid(search: Search) -> Iterator[Configuration]:
+    """All combinations, λ varying fastest."""
+    lists: dict[str, Values] = {}
+    for name in reversed(PARAMETERS):
+        if isinstance(values := search.of(name), tuple):
+            lists[name] = values
+    for combination in product(*lists.values()):
+        at = dict(zip(lists, combination, strict=True))
+        yield _chosen(search, partial(_looked_up, at))
+
+
+def _drawn(search: Search, seed: int, count: int) -> list[Configuration]:
+    """The first `count` different configurations of a sequence in the unit cube."""
+    random = np.random.default_rng(derive(seed, "search", search.method))
+    names = [name for name in PARAMETERS if search.of(name) is not None]
+    power = math.ceil(math.log2(count)) + 4
+    if search.method == "random":
+        cube = random.random((2**power, len(names)))
+    else:
+        cube = qmc.Sobol(len(names), rng=random).random_base2(power)
+    places = (dict(zip(names, row, strict=True)) for row in cube.tolist())
+    found = dict.fromkeys(_chosen(search, partial(_placed, at)) for at in places)
+    return list(found)[:count]
+
+
+def _asked(
+    config: StudyConfig, past: Sequence[Outcome], known: Sequence[Configuration], whole: int
+) -> list[Configuration]:
+    """What Optuna asks for until `whole` different configurations are known."""
+    search, found, repeated = config.search, dict.fromkeys(known), 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna_study(config, past, sampler=_sampler(config, len(past)))
+        while len(found) < whole and repeated < _PATIENCE:
+            # Left as running, a repetition tells the sampler to look elsewhere.
+            configuration = _chosen(search, partial(_suggested, study.ask()))
+            repeated = repeated + 1 if configuration in found else 0
+            found[configuration] = None
+    return list(found)
+
+
+def _sampler(config: StudyConfig, told: int) -> optuna.samplers.BaseSampler:
+    search, seed = config.search, derive(config.seed, "search", config.search.method, told)
+    if search.method == "tpe":
+        return optuna.samplers.TPESampler(seed=seed % 2**32, multivariate=True, group=True)
+    return optuna.samplers.NSGAIISampler(population_size=max(2, search.batch), seed=seed % 2**32)
+
+
+def optuna_study(
+    config: StudyConfig,
+    past: Sequence[Outcome],
+    sampler: optuna.samplers.BaseSampler | None = None,
+    storage: BaseStorage | None = None,
+) -> optuna.Study:
+    """A study of Optuna that was told all outcomes, in their order."""
+    study = optuna.create_study(
+        study_name=config.name,
+        directions=list(OBJECTIVES.values()),
+        sampler=sampler,
+        storage=storage,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(OBJECTIVES))
+    study.add_trials(list(_told(config.search, past)))
+    return study
+
+
+def _told(search: Search, past: Sequence[Outcome]) -> Iterator[FrozenTrial]:
+    # NSGA-II keeps the generation of a trial with it; replayed, it is counted as Optuna counts.
+    generation, members, population = 0, 0, max(2, search.batch)
+    key = optuna.samplers.NSGAIISampler._get_generation_key()
+    batch = None
+    for outcome in past:
+        if outcome.batch != batch and members >= population:
+            generation, members = generation + 1, 0
+        batch = outcome.batch
+        members += outcome.state == TrialState.COMPLETE
+        point = _point(outcome.configuration)
+        told = zip(search.constraints, outcome.violations, strict=True)
+        yield create_trial(
+            state=outcome.state,
+            values=outcome.objectives if outcome.state == TrialState.COMPLETE else None,
+            params=dict(point),
+            distributions={name: _distribution(name, search.of(name)) for name in point},
+            constraints=dict(told) if outcome.violations else None,
+            user_attrs={"configuration": outcome.configuration.id, "batch": outcome.batch},
+            system_attrs={key: generation},
+        )
+
+
+def write_journal(config: StudyConfig, past: Sequence[Outcome], path: Path) -> None:
+    """Write the search as a journal that Optuna's plots and optuna-dashboard open."""
+    with replacing(path) as temporary:
+        optuna_study(config, past, storage=JournalStorage(JournalFileBackend(str(temporary))))
+
+
+def importances(config: StudyConfig, past: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """How much each parameter matters to either objective, in shares (PED-ANOVA).
+
+    Columns: `objective`, `parameter`, `importance`. Empty with fewer than four complete
+    configurations, or with less than two parameters that vary.
+    """
+    complete = [o for o in past if o.state == TrialState.COMPLETE and o.batch != WARM_START]
+    points = [_point(outcome.configuration) for outcome in complete]
+    varied = [name for name in PARAMETERS if len({point.get(name, None) for point in points}) > 1]
+    shared = [name for name in varied if all(name in point for point in points)]
+    if len(complete) < 4 or len(shared) < 2:
+        return []
+    study, rows = optuna_study(config, complete), []
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    for place, objective in enumerate(OBJECTIVES):
+        with warnings.catch_warnings():
+            # It warns that low values are taken for good ones: `_cost` sees to that.
+            warnings.simplefilter("ignore", UserWarning)
+            found = optuna.importance.get_param_importances(
+                study, evaluator=evaluator, params=shared, target=partial(_cost, place)
+            )
+        rows += [
+            {"objective": objective, "parameter": name, "importance": found[name]}
+            for name in shared
+        ]
+    return rows
+
+
+def _cost(place: int, trial: FrozenTrial) -> float:
+    """An objective as something of which less is better."""
+    direction = list(OBJECTIVES.values())[place]
+    return float(trial.values[place]) * (1.0 if direction == "minimize" else -1.0)
+
+
+# ---- the space ---------------------------------------------------------------------------------
+
+
+def _chosen(search: Search, pick: Pick) -> Configuration:
+    """Pick a value for each parameter in turn that applies after those before it."""
+    point: dict[str, float | str] = {}
+    conditions = {str(name): condition for name, condition in search.when.items()}
+    for name in PARAMETERS:
+        searched, condition = search.of(name), conditions.get(name)
+        if searched is None or (condition and not Condition.parse(condition).holds_for(point)):
+            continue
+        picked = pick(name, searched)
+        if name in WHOLE:
+            picked = round(float(picked))
+        elif isinstance(searched, Range):
+            picked = min(max(float(f"{picked:.{_DIGITS}g}"), searched.low), searched.high)
+        point[name] = picked
+    weight = point.pop("lambda")
+    return Configuration(
+        None if isinstance(weight, str) else float(weight),
+        int(point.pop("style_dim")),
+        tuple((name, value) for name, value in point.items() if not isinstance(value, str)),
+    )
+
+
+def _looked_up(point: Point, name: str, _: Values | Range) -> float | str:
+    return point[name]
+
+
+def _placed(at: Mapping[str, float], name: str, searched: Values | Range) -> float | str:
+    """The value at a place 0 ≤ x < 1 of a list or a range."""
+    if not isinstance(searched, Range):
+        return searched[int(at[name] * len(searched))]
+    if searched.log:
+        return float(searched.low * (searched.high / searched.low) ** at[name])
+    return searched.low + (searched.high - searched.low) * at[name]
+
+
+def _suggested(trial: optuna.Trial, name: str, searched: Values | Range) -> float | str:
+    if not isinstance(searched, Range):
+        found = trial.suggest_categorical(name, searched)
+        return found if isinstance(found, str) else float(found or 0)
+    if name in WHOLE:
+        low, high = round(searched.low), round(searched.high)
+        return trial.suggest_int(name, low, high, log=searched.log)
+    return trial.suggest_float(name, searched.low, searched.high, log=searched.log)
+
+
+def _distribution(name: str, searched: Values | Range | None) -> BaseDistribution:
+    if not isinstance(searched, Range):
+        return CategoricalDistribution(searched or ())
+    if name in WHOLE:
+        return IntDistribution(round(searched.low), round(searched.high), log=searched.log)
+    return FloatDistribution(searched.low, searched.high, log=searched.log)
+
+
+def _given(search: Search, point: Point) -> Configuration:
+    """The configuration that a person wrote down."""
+    told, taken = f"search.first: {dict(point)}", []
+
+    def pick(name: str, searched: Values | Range) -> float | str:
+        taken.append(name)
+        if name not in point:
+            raise UserError(f"{told}: {name} is missing")
+        if not _contains(searched, point[name]):
+            raise UserError(f"{told}: {name} is not in search.{name}")
+        return point[name]
+
+    configuration = _chosen(search, pick)
+    if unknown := sorted(point.keys() - taken):
+        why = "does not apply there" if unknown[0] in PARAMETERS else "is no parameter"
+        raise UserError(f"{told}: {unknown[0]} {why}")
+    return configuration
+
+
+def _contains(searched: Values | Range, value: float | str) -> bool:
+    if not isinstance(searched, Range):
+        return value in searched
+    return not isinstance(value, str) and searched.low <= value <= searched.high
+
+
+def _point(configuration: Configuration) -> dict[str, float | str]:
+    weight = "conditional" if configuration.lambda_ is None else configuration.lambda_
+    return {"lambda": weight, "style_dim": configuration.style_dim, **dict(configuration.changes)}
+
+
+def fits(search: Search, configuration: Configuration) -> bool:
+    """Whether a configuration, such as another study's, lies in the space."""
+    try:
+        return _given(search, _point(configuration)) == configuration
+    except UserError:
+        return False
+
+
+# ---- outcomes ----------------------------------------------------------------------------------
+
+
+def reading(config: StudyConfig) -> tuple[int, float]:
+    """Iteration count, and λ of conditional trials, at which the objectives are taken."""
+    search, plan = config.search, config.evaluation
+    counts, weights = plan.iterations, plan.lambda_
+    return (
+        search.iteration or counts[len(counts) // 2],
+        search.weight or weights[len(weights) // 2],
+    )
+
+
+def judged(
+    config: StudyConfig,
+    batch: int,
+    configurations: Sequence[Configuration],
+    statuses: Mapping[str, str],
+    metrics: pl.DataFrame,
+) -> list[Outcome]:
+    """What came of a batch that is over.
+
+    `statuses` holds those of its trials, `metrics` their rows on validation songs. A configuration
+    is complete if all its seeds are done and all its objectives and constraints finite, pruned if
+    it was stopped at a rung, and failed otherwise.
+    """
+    count, weight = reading(config)
+    conditions = [Condition.parse(text) for text in config.search.constraints]
+    needed = [*OBJECTIVES, *(condition.metric for condition in conditions)]
+    at = metrics.filter(
+        pl.col("method").is_in(FUSIONS),
+        pl.col("source") == SOURCE,
+        pl.col("iteration") == count,
+        (pl.col("method") != "conditional") | (pl.col("lambda") == weight),
+    )
+    means = at.group_by(CONFIGURATION, "metric").agg(pl.col("value").mean())
+    values = {(name, metric): value for name, metric, value in means.iter_rows()}
+    outcomes = []
+    for configuration in configurations:
+        seeds = [f"{configuration.id}-seed{seed}" for seed in config.search.seeds]
+        kinds = {statuses.get(trial, "failed") for trial in seeds}
+        measured = [values.get((configuration.id, metric), math.nan) for metric in needed]
+        state = TrialState.FAIL
+        if kinds == {"pruned"}:
+            state = TrialState.PRUNED
+        elif kinds == {"done"} and all(map(math.isfinite, measured)):
+            state = TrialState.COMPLETE
+        complete = state == TrialState.COMPLETE
+        constrained = zip(conditions, measured[len(OBJECTIVES) :], strict=True)
+        violations = tuple(condition.excess(value) for condition, value in constrained)
+        outcomes.append(
+            Outcome(
+                configuration,
+                batch,
+                state,
+                tuple(measured[: len(OBJECTIVES)]) if complete else (),
+                violations if complete else (),
+            )
+        )
+    return outcomes
+
+
+def front_hypervolume(past: Sequence[Outcome], farthest: float) -> float:
+    """Area that the objectives of all complete configurations dominate, up to a z-distance."""
+    points = [outcome.objectives for outcome in past if outcome.objectives]
+    coherency, distance = np.array(points, np.float64).reshape(-1, 2).T
+    return hypervolume(distance, coherency, (farthest, 0.0))
+
+
+def shortfalls(points: pl.DataFrame, names: Sequence[str]) -> dict[str, float]:
+    """By how much each of some configurations falls short of the front of all others, least first.
+
+    `points` has a row for every trial, λ and iteration count, with `configuration`, `judge` and
+    `z_distance`. A configuration's points are means over its seeds. It falls short by as much as
+    its best point would have to be bettered in both objectives, in units of their ranges, not to be
+    dominated (`shortfall`); by less than 0 where it is on the front itself. Of equals the first by
+    name. One without a finite point falls short by infinity.
+    """
+    means = (
+        points.group_by("configuration", "lambda", "iteration")
+        .agg(pl.col("judge", "z_distance").mean())
+        .filter(pl.col("judge").is_finite(), pl.col("z_distance").is_finite())
+        .sort("configuration", "lambda", "iteration")
+    )
+    owners = means["configuration"].to_numpy()
+    value, distance = (means[name].to_numpy() for name in OBJECTIVES)
+    scale = float(np.ptp(distance)) or 1.0, float(np.ptp(value)) or 1.0
+    short = {}
+    for name in names:
+        own = owners == name
+        points_of = (distance[own], value[own]), (distance[~own], value[~own])
+        short[name] = shortfall(*points_of, scale) if own.any() else math.inf
+    return dict(sorted(short.items(), key=lambda item: (item[1], item[0])))

@@ -1,0 +1,400 @@
+"""Jobs on Ray Tune: which are still to do, who does them, and what is tried again."""
+
+import faulthandler
+import logging
+import os
+import resource
+import socket
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import polars as pl
+import ray
+import torch
+from ray import tune
+from ray.tune.logger import TBXLoggerCallback
+
+from cf_core.errors import UserError
+from study.config import Execution, StageResources
+from study.jobs import FINAL, PackSpec, Spec, Workbench, job_steps, record_over, run_job
+from study.lease import Lease
+from study.progress import Job, Reporter
+from study.store import Store
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a job did not come to its end."""
+
+    reason: str
+    died: bool
+    """Whether its worker went away without a word, so that the machine may be at fault."""
+
+
+class Workers:
+    """Those who do a study's jobs, on the Ray cluster at an address or on one of this machine.
+
+    Use as a context manager. Ray is started when there is a first job to do.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        store: Store,
+        execution: Execution,
+        reporter: Reporter,
+        lease: Lease,
+    ) -> None:
+        self._bench, self._store, self._execution = bench, store, execution
+        self._reporter, self._lease = reporter, lease
+        self._stack = ExitStack()
+        self._shared: ray.ObjectRef | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def do(self, specs: Sequence[Spec]) -> None:
+        """Do those jobs that the study's records do not hold yet.
+
+        The records are the only truth about what is done. Tune schedules; nothing is ever restored
+        from its own state. A job whose worker dies is handed out once more as it is. Where that
+        does not help, and where a pack fails or takes too long, each of its trials is tried by
+        itself; what fails then is recorded as failed, and tried again by the next run.
+        """
+        todo, again = self._to_begin_with(specs), set[Spec]()
+        while todo:
+            attempts = self._hand_out(todo)
+            failures = self._wave(todo, attempts)
+            over, todo = self._over(attempts), []
+            for spec, failure in failures.items():
+                left = [part for part in spec.parts if _key(spec, part.id) not in over]
+                if not left:
+                    continue
+                rest = spec.only([part.id for part in left])
+                if failure.died and spec not in again:
+                    todo.append(rest)
+                elif len(rest.alone) > 1:
+                    todo += rest.alone
+                else:
+                    self._record(left, failure, attempts)
+                    continue
+                self._reporter.say(f"{spec.id}: {failure.reason}; tried again")
+            again = set(todo)
+        self._tidy(specs)
+
+    def _to_begin_with(self, specs: Sequence[Spec]) -> list[Spec]:
+        """What is left to do of these; what failed before, each by itself."""
+        statuses, over = self._store.done_trials(), self._over({})
+        failed = {name for name, status in statuses.items() if status not in FINAL}
+        todo: dict[Spec, None] = {}
+        for spec in specs:
+            left = {part.id for part in spec.parts if _key(spec, part.id) not in over}
+            if fresh := left - failed:
+                todo[spec.only(fresh)] = None
+            if retried := left & failed:
+                todo |= dict.fromkeys(spec.only(retried).alone)
+        parts = sum(len(spec.parts) for spec in specs)
+        if done := parts - sum(len(spec.parts) for spec in todo):
+            self._reporter.say(f"{done} of {parts} are already done")
+        return list(todo)
+
+    def _hand_out(self, specs: Sequence[Spec]) -> dict[str, int]:
+        """Write down what is about to be tried: how often, with this time."""
+        earlier = self._store.attempts()
+        ids = [part.id for spec in specs for part in spec.parts]
+        attempts = {name: earlier.get(name, 0) + 1 for name in ids}
+        last = self._store.scan("attempts").select(pl.col("wave").max()).collect().item()
+        wave, now = (last or 0) + 1, datetime.now(UTC)
+        rows = [
+            {"wave": wave, "trial": name, "attempt": attempt, "started_at": now}
+            for name, attempt in attempts.items()
+        ]
+        self._store.write("attempts", f"wave{wave:05d}", rows)
+        return attempts
+
+    def _over(self, attempts: Mapping[str, int]) -> set[tuple[str, int | None]]:
+        """What came to its end: trials and settings, and trials at rungs.
+
+        What failed counts only if that was in one of `attempts`.
+        """
+        rows = self._store.scan("trials").select("trial", "status", "attempt").collect()
+        over: set[tuple[str, int | None]] = {
+            (name, None)
+            for name, status, attempt in rows.iter_rows()
+            if status in FINAL or attempts.get(name) == attempt
+        }
+        rungs = self._store.scan("rungs").select("trial", "rung").unique().collect()
+        return over | {(name, rung) for name, rung in rungs.iter_rows()}
+
+    def _record(self, parts: Sequence[Any], failure: _Failure, attempts: Mapping[str, int]) -> None:
+        for part in parts:
+            outcome = {"status": "failed", "reason": failure.reason}
+            record_over(part, outcome, self._bench, self._store, attempts[part.id])
+            self._reporter.say(f"{part.id} failed: {failure.reason}")
+
+    def _tidy(self, specs: Sequence[Spec]) -> None:
+        """Remove the checkpoints of packs that nothing can need any more."""
+        over = self._over({})
+        for spec in specs:
+            if isinstance(spec, PackSpec) and all(_key(spec, t.id) in over for t in spec.trials):
+                spec.checkpoint(self._store).unlink(missing_ok=True)
+
+    def _wave(self, specs: Sequence[Spec], attempts: Mapping[str, int]) -> dict[Spec, _Failure]:
+        """Hand jobs to workers until each is over; what did not come to its end, and why."""
+        jobs = [
+            {
+                "spec": spec,
+                "place": place,
+                "attempts": {part.id: attempts[part.id] for part in spec.parts},
+            }
+            for place, spec in enumerate(specs)
+        ]
+        with ExitStack() as stack:
+            # Beside the records, where all nodes of a cluster can write.
+            folder = tempfile.TemporaryDirectory(prefix=".tune-", dir=self._store.root.resolve())
+            scratch = Path(stack.enter_context(folder))
+            shared = self._start()
+            steps = {spec.id: job_steps(spec, self._bench) for spec in specs}
+            watch = _Watch(self._reporter, steps, stack, self._lease)
+            tuner = tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(_Task, shared=[shared], scratch=scratch),
+                    partial(_needs, self._execution.resources),
+                ),
+                param_space={"job": tune.grid_search(jobs)},
+                tune_config=tune.TuneConfig(
+                    reuse_actors=True, max_concurrent_trials=self._execution.workers
+                ),
+                run_config=tune.RunConfig(
+                    storage_path=str(scratch),
+                    verbose=0,
+                    callbacks=[watch, _Curves(self._store.root.resolve() / "tensorboard")],
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
+            )
+            results = tuner.fit()
+            errors = [results[at].error if at < len(results) else None for at in range(len(specs))]
+            failures = {}
+            for place, (spec, error) in enumerate(zip(specs, errors, strict=True)):
+                slow = scratch / f"slow{place}"
+                if spec.id in watch.failures:
+                    failures[spec] = _Failure(watch.failures[spec.id], died=False)
+                elif error is not None and slow.exists() and slow.stat().st_size:
+                    limit = f"it took longer than {self._limit(spec):g} s"
+                    failures[spec] = _Failure(limit, died=False)
+                elif error is not None or spec.id not in watch.over:
+                    failures[spec] = _Failure(f"the worker died: {_last_line(error)}", died=True)
+        return failures
+
+    def _limit(self, spec: Spec) -> float:
+        """Seconds that a job may take."""
+        return (self._execution.trial_seconds or 0.0) * len(spec.parts)
+
+    def _start(self) -> ray.ObjectRef:
+        """Start Ray if that is not done yet, and put there once what all jobs share."""
+        if self._shared is None:
+            connect(self._execution)
+            self._stack.callback(ray.shutdown)
+            root = self._store.root.resolve()
+            self._shared = ray.put((self._bench, root, self._execution))
+        return self._shared
+
+
+def connect(execution: Execution) -> None:
+    """Start Ray on this machine, or connect to the cluster at the address.
+
+    Raises `UserError` where there is none.
+    """
+    address = execution.address
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # Only the older of Tune's two outputs is silent at verbose=0.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Ctrl-C is ours: Tune's own handler would wait for the running steps.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        _reach(address)
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=execution.workers,
+                include_dashboard=False,
+                object_store_memory=512 * 1024**2,
+                **options,
+            )
+        else:
+            ray.init(address=address, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        where = address or "this machine"
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"Ray at {where}: {reason}; check execution.address") from error
+
+
+def _reach(address: str | None) -> None:
+    """Raise `OSError` where nobody listens at an address; Ray itself would try for minutes."""
+    place = urlsplit(address if address and "://" in address else f"//{address or ''}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=10).close()
+
+
+def _needs(stages: StageResources, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    stage = stages.trials if isinstance(config["job"]["spec"], PackSpec) else stages.rivals
+    return tune.PlacementGroupFactory([{"CPU": stage.cpu, "GPU": stage.gpu}])
+
+
+def _key(spec: Spec, part: str) -> tuple[str, int | None]:
+    return part, spec.until if isinstance(spec, PackSpec) else None
+
+
+class _Task(tune.Trainable):
+    """One job after another in one process."""
+
+    def setup(  # type: ignore[override]  # how Tune hands over what with_parameters holds
+        self, config: dict[str, Any], shared: list[ray.ObjectRef], scratch: Path
+    ) -> None:
+        torch.set_num_threads(1)
+        self._bench, root, self._execution = ray.get(shared[0])
+        self._store, self._scratch = Store(root), scratch
+        self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+        if self._execution.memory_gb is not None:
+            most = int(self._execution.memory_gb * 1e9)
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        job = new_config["job"]
+        self._guard(job)
+        self._work = run_job(job["spec"], self._bench, self._store, job["attempts"], self._device)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            progress = next(self._work, None)
+        except Exception as error:  # noqa: BLE001  told, and recorded by the driver
+            faulthandler.cancel_dump_traceback_later()
+            return {"done": True, "failure": f"{type(error).__name__}: {error}"}
+        if progress is None:
+            faulthandler.cancel_dump_traceback_later()
+            return {"done": True}
+        losses = {
+            f"{name}/{place}": value
+            for name, values in progress.losses.items()
+            for place, value in enumerate(values)
+        }
+        return {
+            "done": False,
+            "at": progress.step,
+            "total": progress.total,
+            "timesteps_total": progress.step,
+            **losses,
+        }
+
+    def _guard(self, job: Mapping[str, Any]) -> None:
+        """Have the process end itself if this job takes too long, whatever it is doing."""
+        if self._execution.trial_seconds is not None:
+            self._trace = (self._scratch / f"slow{job['place']}").open("w")
+            limit = self._execution.trial_seconds * len(job["spec"].parts)
+            faulthandler.dump_traceback_later(limit, exit=True, file=self._trace)
+
+
+class _Curves(TBXLoggerCallback):
+    """Ray's own logger, into a folder that is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._folder = folder
+
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        return tune.Callback, ()  # as in _Watch
+
+    def log_trial_start(self, trial: Any) -> None:
+        folder = self._folder / trial.config["job"]["spec"].id.replace(" ", "-")
+        self._trial_writer[trial] = self._summary_writer_cls(str(folder), flush_secs=30)
+        self._trial_result[trial] = {}
+
+
+class _Watch(tune.Callback):
+    """Shows each job's progress to the person at the keyboard, and keeps what went wrong."""
+
+    def __init__(
+        self, reporter: Reporter, steps: Mapping[str, int], stack: ExitStack, lease: Lease
+    ) -> None:
+        self._reporter, self._steps, self._stack, self._lease = reporter, steps, stack, lease
+        self._all = stack.enter_context(reporter.job("all jobs", sum(steps.values())))
+        self._jobs: dict[str, Job] = {}
+        self._at = dict.fromkeys(steps, 0)
+        self._ended = 0
+        self.over: set[str] = set()
+        self.failures: dict[str, str] = {}
+
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        # Tune writes its arguments to disk, to restore from. Nothing is restored from there.
+        return tune.Callback, ()
+
+    def on_step_begin(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Any],  # noqa: ARG002
+        **_info: Any,
+    ) -> None:
+        self._lease.check()
+
+    def on_trial_result(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Any],  # noqa: ARG002
+        trial: Any,
+        result: dict[str, Any],
+        **_info: Any,
+    ) -> None:
+        name = trial.config["job"]["spec"].id
+        if name not in self._jobs:
+            self._jobs[name] = self._stack.enter_context(self._reporter.job(name, None))
+        if "failure" in result:
+            self.failures[name] = result["failure"]
+        if result["done"]:
+            self.over.add(name)
+            self._end(name)
+        elif "at" in result:
+            self._at[name] = result["at"]
+            self._jobs[name].update(result["at"], result["total"])
+            self._all.update(sum(self._at.values()))
+
+    def on_trial_error(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Any],  # noqa: ARG002
+        trial: Any,
+        **_info: Any,
+    ) -> None:
+        self._end(trial.config["job"]["spec"].id)
+
+    def _end(self, name: str) -> None:
+        if name in self._jobs:
+            self._jobs.pop(name).close()
+        self._ended += 1
+        self._at[name] = self._steps[name]
+        self._all.update(sum(self._at.values()))
+        self._reporter.say(f"{name}: over ({self._ended} of {len(self._steps)})")
+
+
+def _last_line(error: BaseException | None) -> str:
+    lines = str(error or "no reason given").strip().splitlines()
+    return lines[-1] if lines else "no reason given"

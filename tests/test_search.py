@@ -1,0 +1,436 @@
+"""What is proposed, from what, and what a search is told."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import polars as pl
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from cf_core.errors import UserError
+from study.config import Configuration, StudyConfig
+from study.search import (
+    WARM_START,
+    Outcome,
+    first_trials,
+    fits,
+    front_hypervolume,
+    importances,
+    judged,
+    optuna_study,
+    propose,
+    reading,
+    shortfalls,
+    write_journal,
+)
+
+LAMBDA = {"low": 0.001, "high": 10.0, "log": True}
+COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+
+Objective = Callable[[Configuration], tuple[float, float]]
+
+
+def config(**search: Any) -> StudyConfig:
+    return StudyConfig.model_validate({"name": "s", "seed": 3, "search": search})
+
+
+def searched(method: str, **search: Any) -> StudyConfig:
+    space: dict[str, Any] = {"lambda": LAMBDA, "style_dim": [0]}
+    return config(method=method, **{**space, **search})
+
+
+def weight(one: Configuration) -> float:
+    assert one.lambda_ is not None
+    return one.lambda_
+
+
+def run(
+    study: StudyConfig, objective: Objective, violation: Objective | None = None
+) -> list[list[Outcome]]:
+    """Ask and tell to the end; the outcomes by batch."""
+    batches: list[list[Outcome]] = []
+    past: list[Outcome] = []
+    while proposed := propose(study, past):
+        own = [
+            Outcome(
+                one,
+                len(batches),
+                COMPLETE,
+                objective(one),
+                () if violation is None else violation(one)[:1],
+            )
+            for one in proposed
+        ]
+        batches.append(own)
+        past += own
+    return batches
+
+
+WIDE: dict[str, Any] = {
+    "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+    "style_weight": {"low": 0.1, "high": 10.0, "log": True},
+    "hidden": {"low": 16, "high": 256, "log": True},
+}
+"""With λ four parameters: with one alone, NSGA-II as Optuna has it does nothing but mutate."""
+
+
+def places(one: Configuration) -> list[float]:
+    """Where in its range each of the four parameters lies, 0…1."""
+    own = {"lambda": weight(one), **dict(one.changes)}
+    return [
+        math.log(own[name] / space["low"]) / math.log(space["high"] / space["low"])
+        for name, space in {"lambda": LAMBDA, **WIDE}.items()
+        if name in own
+    ]
+
+
+def off(one: Configuration) -> float:
+    """Squared distance to the middle of the space."""
+    return sum((place - 0.5) ** 2 for place in places(one))
+
+
+def toy(one: Configuration) -> tuple[float, float]:
+    """Best in the middle; no distance."""
+    return 1.0 - off(one), 1.0
+
+
+# ---- what is proposed ----------------------------------------------------------------------------
+
+
+def test_a_grid_is_one_batch_of_everything_in_a_fixed_order() -> None:
+    study = config(**{"lambda": ["conditional", 3, 0.03]}, style_dim=[4, 0], seeds=[7, 1])
+    assert [trial.id for trial in first_trials(study)] == [
+        "lambda0.03-style0-seed1",
+        "lambda3.0-style0-seed1",
+        "conditional-style0-seed1",
+        "lambda0.03-style4-seed1",
+        "lambda3.0-style4-seed1",
+        "conditional-style4-seed1",
+        "lambda0.03-style0-seed7",
+        "lambda3.0-style0-seed7",
+        "conditional-style0-seed7",
+        "lambda0.03-style4-seed7",
+        "lambda3.0-style4-seed7",
+        "conditional-style4-seed7",
+    ]
+    done = [Outcome(one, 0, COMPLETE, (0.5, 1.0)) for one in propose(study, [])]
+    assert propose(study, done) == {}
+
+
+def test_a_grid_leaves_out_what_does_not_apply() -> None:
+    study = config(
+        **{"lambda": [1]},
+        style_dim=[0, 4],
+        style_weight=[0.5, 2],
+        when={"style_weight": "style_dim > 0"},
+    )
+    assert [one.id for one in propose(study, [])] == [
+        "lambda1.0-style0",
+        "lambda1.0-style4-style_weight0.5",
+        "lambda1.0-style4-style_weight2.0",
+    ]
+
+
+@pytest.mark.parametrize("method", ["random", "quasi_random"])
+def test_draws_do_not_depend_on_how_they_are_batched(method: str) -> None:
+    first = [{"lambda": 0.5, "style_dim": 0}]
+    made = [
+        [o.configuration for batch in run(study, toy) for o in batch]
+        for study in (
+            searched(method, configurations=30, batch=size, first=first) for size in (1, 7, 64)
+        )
+    ]
+    assert made[0] == made[1] == made[2]
+    assert len(set(made[0])) == 30
+    assert made[0][0].id == "lambda0.5-style0"
+
+
+def test_quasi_random_draws_fill_the_space_evenly() -> None:
+    study = searched("quasi_random", configurations=64, batch=64)
+    places = [(math.log10(weight(one)) + 3) / 4 for one in propose(study, [])]
+    counts, _ = np.histogram(places, bins=64, range=(0, 1))
+    # A scrambled Sobol sequence has one of its first 64 points in each 64th of a side; numbers
+    # near an edge may cross it when they are rounded.
+    assert counts.max() <= 2
+    assert (counts == 1).sum() >= 58
+
+
+@pytest.mark.parametrize("method", ["random", "quasi_random", "tpe", "nsga2"])
+def test_what_is_proposed_lies_in_the_space(method: str) -> None:
+    study = searched(
+        method,
+        style_dim=[0, 2, 4],
+        hidden={"low": 16, "high": 32},
+        learning_rate={"low": 1e-4, "high": 0.0123456, "log": True},
+        style_weight={"low": 0.0, "high": 2.0},
+        when={"style_weight": "style_dim > 0", "learning_rate": "lambda < 1"},
+        configurations=40,
+    )
+    proposed = [o.configuration for batch in run(study, toy) for o in batch]
+    assert len(set(proposed)) == 40
+    for one in proposed:
+        changes = dict(one.changes)
+        assert fits(study.search, one)
+        assert (one.style_dim > 0) == ("style_weight" in changes)
+        assert (weight(one) < 1) == ("learning_rate" in changes)
+        assert changes["hidden"] in range(16, 33)
+        for value in (weight(one), changes.get("learning_rate", 1e-4)):
+            assert value in (float(f"{value:.4g}"), 0.0123456)
+    assert {one.style_dim for one in proposed} == {0, 2, 4}
+
+
+def learned(objective: Objective, method: str, **search: Any) -> float:
+    """How far from the middle the last batch is, over how far the first was."""
+    batches = run(searched(method, configurations=80, batch=10, **WIDE, **search), objective)
+    last, first = (np.median([off(o.configuration) for o in batches[at]]) for at in (-1, 0))
+    return float(last / first)
+
+
+@pytest.mark.parametrize("method", ["tpe", "nsga2"])
+def test_samplers_learn_which_way_is_better(method: str) -> None:
+    assert learned(toy, method) < 1 / 3
+    assert learned(lambda one: (0.5, off(one)), method) < 1 / 3
+    assert learned(lambda one: (off(one), 1.0), method) > 1
+    assert learned(lambda one: (0.5, -off(one)), method) > 1
+
+
+@pytest.mark.parametrize("method", ["tpe", "nsga2"])
+def test_samplers_keep_to_constraints(method: str) -> None:
+    def greedy(one: Configuration) -> tuple[float, float]:
+        return sum(places(one)), 1.0
+
+    def above(one: Configuration) -> tuple[float, float]:
+        return sum(places(one)) - 2.0, 0.0
+
+    settings: dict[str, Any] = {"configurations": 80, "batch": 10, **WIDE}
+    study = searched(method, constraints=["style_diversity >= 1"], **settings)
+    held, free = (
+        np.median([o.objectives[0] for o in run(one, greedy, violation)[-1]])
+        for one, violation in ((study, above), (searched(method, **settings), None))
+    )
+    assert held == pytest.approx(2.0, abs=0.3)
+    assert free > 2.6
+
+
+@pytest.mark.parametrize("method", ["tpe", "nsga2"])
+def test_a_batch_is_a_function_of_what_was_told(method: str) -> None:
+    study = searched(method, configurations=40, batch=10, **WIDE)
+    batches = run(study, toy)
+    past = [o for batch in batches[:3] for o in batch]
+    assert list(propose(study, past)) == [o.configuration for o in batches[3]]
+    other = [Outcome(o.configuration, o.batch, o.state, (-o.objectives[0], 1.0)) for o in past]
+    assert list(propose(study, other)) != list(propose(study, past))
+    assert list(propose(study.model_copy(update={"seed": 4}), past)) != list(propose(study, past))
+
+
+def test_generations_of_nsga2_are_those_of_a_study_that_was_never_interrupted() -> None:
+    study = searched("nsga2", configurations=48, batch=8)
+    batches = run(study, toy)
+    sampler = optuna.samplers.NSGAIISampler(population_size=8, seed=0)
+    straight = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for batch in batches:
+        asked = [straight.ask() for _ in batch]
+        for trial, outcome in zip(asked, batch, strict=True):
+            trial.suggest_float("lambda", 0.001, 10, log=True)
+            straight.tell(trial, outcome.objectives)
+    key = "NSGAIISampler:generation"
+    expected = [trial.system_attrs[key] for trial in straight.trials]
+    replayed = optuna_study(study, [o for batch in batches for o in batch])
+    assert [trial.system_attrs[key] for trial in replayed.trials] == expected
+
+
+def test_a_space_that_is_exhausted_ends_the_search() -> None:
+    for method in ("random", "quasi_random", "tpe", "nsga2"):
+        study = config(method=method, **{"lambda": [0.1, "conditional"]}, style_dim=[0, 4], batch=3)
+        past: list[Outcome] = []
+        for number in range(10):
+            proposed = propose(study, past)
+            past += [Outcome(one, number, COMPLETE, (0.5, 1.0)) for one in proposed]
+        assert sorted(o.configuration.id for o in past) == [
+            "conditional-style0", "conditional-style4", "lambda0.1-style0", "lambda0.1-style4",
+        ]  # fmt: skip
+
+
+def test_points_to_try_first_come_first_and_are_checked() -> None:
+    first = [{"lambda": 0.5, "style_dim": 0}, {"lambda": 2, "style_dim": 0}]
+    proposed = propose(searched("tpe", first=first, batch=3), [])
+    assert list(proposed.values()) == ["first", "first", "tpe"]
+    assert [one.id for one in proposed][:2] == ["lambda0.5-style0", "lambda2.0-style0"]
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"lambda": 11, "style_dim": 0}, r"lambda is not in search\.lambda"),
+        ({"lambda": "conditional", "style_dim": 0}, r"lambda is not in search\.lambda"),
+        ({"lambda": 1}, "style_dim is missing"),
+        ({"lambda": 1, "style_dim": 0, "hidden": 16}, "hidden does not apply there"),
+        ({"lambda": 1, "style_dim": 0, "hiden": 16}, "hiden is no parameter"),
+    ]
+    for point, message in bad:
+        with pytest.raises(UserError, match=message):
+            propose(searched("random", first=[point]), [])
+
+
+# ---- what is told --------------------------------------------------------------------------------
+
+
+def outcome(value: float, state: TrialState = COMPLETE, batch: int = 0) -> Outcome:
+    told = (value, value) if state == COMPLETE else ()
+    return Outcome(Configuration(value, 0), batch, state, told)
+
+
+def test_states_are_told_as_they_are(tmp_path: Path) -> None:
+    study = searched("tpe")
+    past = [outcome(0.1), outcome(0.2, PRUNED), outcome(0.3, FAIL), outcome(0.4)]
+    told = optuna_study(study, past)
+    assert [trial.state for trial in told.trials] == [COMPLETE, PRUNED, FAIL, COMPLETE]
+    assert [trial.number for trial in told.best_trials] == [0, 3]
+    path = tmp_path / "optuna.log"
+    write_journal(study, past, path)
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    opened = optuna.load_study(study_name="s", storage=storage)
+    for mine, theirs in zip(told.trials, opened.trials, strict=True):
+        assert (mine.state, mine.params, mine.user_attrs, mine.distributions) == (
+            theirs.state, theirs.params, theirs.user_attrs, theirs.distributions,
+        )  # fmt: skip
+        assert mine.state != COMPLETE or mine.values == theirs.values
+    assert opened.metric_names == ["judge", "z_distance"]
+    write_journal(study, past[:1], path)
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    assert len(optuna.load_study(study_name="s", storage=storage).trials) == 1
+
+
+METRICS = [
+    ("lambda0.1-style0-seed0", 0.1, "fusion", 4, "judge", 0.6),
+    ("lambda0.1-style0-seed1", 0.1, "fusion", 4, "judge", 0.8),
+    ("lambda0.1-style0-seed0", 0.1, "fusion", 4, "z_distance", 1.0),
+    ("lambda0.1-style0-seed1", 0.1, "fusion", 4, "z_distance", 2.0),
+    ("lambda0.1-style0-seed0", 0.1, "fusion", 4, "style_diversity", 0.5),
+    ("lambda0.1-style0-seed1", 0.1, "fusion", 4, "style_diversity", 1.0),
+    ("lambda0.1-style0-seed0", 0.1, "fusion", 2, "judge", 9.0),
+    ("conditional-style0-seed0", 0.3, "conditional", 4, "judge", 0.5),
+    ("conditional-style0-seed1", 0.3, "conditional", 4, "judge", 0.5),
+    ("conditional-style0-seed0", 0.1, "conditional", 4, "judge", 9.0),
+    ("conditional-style0-seed0", 0.3, "conditional", 4, "z_distance", 3.0),
+    ("conditional-style0-seed1", 0.3, "conditional", 4, "z_distance", 3.0),
+    ("conditional-style0-seed0", 0.3, "conditional", 4, "style_diversity", 3.0),
+    ("conditional-style0-seed1", 0.3, "conditional", 4, "style_diversity", 3.0),
+    ("lambda3.0-style0-seed0", 3.0, "fusion", 4, "judge", math.nan),
+    ("lambda3.0-style0-seed1", 3.0, "fusion", 4, "judge", 0.5),
+]
+
+
+def test_outcomes_are_means_over_seeds_at_the_reading() -> None:
+    study = config(
+        **{"lambda": [0.1, 3, 10, "conditional"]},
+        style_dim=[0],
+        seeds=[0, 1],
+        constraints=["style_diversity >= 1"],
+    )
+    assert reading(study) == (4, 0.3)
+    names = ("trial", "lambda", "method", "iteration", "metric", "value")
+    rows = [dict(zip(names, row, strict=True)) | {"source": "validation"} for row in METRICS]
+    # Other songs and baselines must not count.
+    rows += [row | {"source": "test", "value": 7.0} for row in rows]
+    metrics = pl.DataFrame(rows)
+    proposed = list(propose(study, []))
+    done = {f"{one.id}-seed{seed}": "done" for one in proposed for seed in (0, 1)}
+    statuses = done | {"lambda10.0-style0-seed1": "pruned", "lambda10.0-style0-seed0": "pruned"}
+    told = {o.configuration.id: o for o in judged(study, 2, proposed, statuses, metrics)}
+    assert told["lambda0.1-style0"].objectives == pytest.approx((0.7, 1.5))
+    assert told["lambda0.1-style0"].violations == pytest.approx((0.25,))
+    assert told["conditional-style0"].objectives == (0.5, 3.0)
+    assert told["conditional-style0"].violations == (-2.0,)
+    assert told["lambda3.0-style0"].state == FAIL
+    assert told["lambda10.0-style0"].state == PRUNED
+    assert {o.batch for o in told.values()} == {2}
+    # One seed that is not done makes the whole configuration fail.
+    for status in ("failed", "diverged", "pruned"):
+        (lost, *_) = judged(study, 0, proposed, done | {"lambda0.1-style0-seed1": status}, metrics)
+        assert (lost.state, lost.objectives) == (FAIL, ())
+
+
+def test_importances_name_what_matters_to_either_objective() -> None:
+    study = searched(
+        "random", learning_rate={"low": 1e-4, "high": 1e-2, "log": True}, configurations=64
+    )
+
+    def split(one: Configuration) -> tuple[float, float]:
+        # The judge is high in a narrow band at the low end; what is low says nothing.
+        rate = dict(one.changes)["learning_rate"]
+        return math.exp(-20 * (math.log10(weight(one)) + 2.5) ** 2), rate
+
+    past = [o for batch in run(study, split) for o in batch]
+    found = {
+        (row["objective"], row["parameter"]): row["importance"] for row in importances(study, past)
+    }
+    assert found["judge", "lambda"] > 0.8
+    assert found["z_distance", "learning_rate"] > 0.8
+    assert importances(study, past[:3]) == []
+    mine = [Outcome(o.configuration, WARM_START, o.state, o.objectives) for o in past]
+    assert importances(study, mine) == []
+
+
+def test_the_hypervolume_so_far_is_that_of_complete_configurations() -> None:
+    past = [
+        Outcome(Configuration(0.1, 0), 0, COMPLETE, (0.5, 2.0)),
+        Outcome(Configuration(0.2, 0), 0, COMPLETE, (0.8, 4.0)),
+        Outcome(Configuration(0.3, 0), 0, FAIL),
+    ]
+    assert front_hypervolume(past, 5.0) == pytest.approx(0.5 * 3 + 0.3 * 1)
+    assert front_hypervolume(past[2:], 5.0) == 0.0
+    areas = [front_hypervolume(past[:count], 5.0) for count in range(4)]
+    assert all(one <= other for one, other in pairwise(areas))
+
+
+# ---- who goes on ---------------------------------------------------------------------------------
+
+
+def points(**of: list[tuple[float, float]]) -> pl.DataFrame:
+    """Rows of (z-distance, judge), one per iteration count, by configuration; one seed."""
+    rows = [
+        {
+            "trial": f"{name}-seed0",
+            "configuration": name,
+            "lambda": 0.1,
+            "iteration": count,
+            "judge": judge,
+            "z_distance": distance,
+        }
+        for name, own in of.items()
+        for count, (distance, judge) in enumerate(own)
+    ]
+    return pl.DataFrame(rows)
+
+
+def test_who_falls_furthest_short_of_the_front_comes_last() -> None:
+    frame = points(
+        a=[(0.0, 0.0), (2.0, 0.5)],
+        b=[(1.0, 0.6), (4.0, 0.6)],
+        c=[(4.0, 1.0)],
+        d=[(4.0, 0.4), (3.0, 0.3)],
+    )
+    short = shortfalls(frame, ["a", "b", "c", "d"])
+    # Ranges are 4 and 1. b's first point could lose 1/4 of the distance before a's second bettered
+    # it in both; d's first lacks 0.2 in the judge to b's first, and 3/4 of the distance.
+    assert short == pytest.approx({"c": -0.4, "a": -0.25, "b": -0.25, "d": 0.2})
+    assert list(short) == ["c", "a", "b", "d"]
+
+
+def test_points_are_means_over_seeds_and_what_is_not_finite_does_not_count() -> None:
+    one = points(a=[(1.0, 0.5)], b=[(2.0, 0.4)], c=[(math.nan, 0.9)])
+    two = one.with_columns(judge=pl.col("judge") + 0.2, trial=pl.lit("other"))
+    short = shortfalls(pl.concat([one, two]), ["a", "b", "c"])
+    alone = shortfalls(one, ["a", "b"])
+    assert {name: short[name] for name in "ab"} == pytest.approx(alone)
+    assert short["c"] == math.inf
+
+
+def test_a_configuration_is_compared_with_those_of_earlier_batches() -> None:
+    frame = points(old=[(1.0, 0.9)], new=[(2.0, 0.5)], newer=[(0.5, 0.1)])
+    assert list(shortfalls(frame, ["new", "newer"])) == ["newer", "new"]
+    assert shortfalls(frame, ["new"])["new"] > 0
