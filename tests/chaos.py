@@ -1,0 +1,441 @@
+"""A study under real misfortune: processes killed, nodes lost, disks full, trials that misbehave.
+
+`python -m tests.chaos` does all of it and writes `benchmarks/out/chaos.json`; the cheapest parts
+are tests. After each misfortune the same command is given again, and the tables are held against
+those of a run that nothing happened to.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from ray.cluster_utils import Cluster
+
+from cf_core.files import replacing
+from cf_core.render import write_midi
+from study.config import StudyConfig
+from study.store import TABLES, Store, comparable
+from tests.test_study import melody, tiny
+
+OUTPUT = Path(__file__).parent.parent / "benchmarks" / "out" / "chaos.json"
+PATIENCE = 600.0
+"""Seconds after which anything here counts as stuck."""
+
+FAULTS = """
+import builtins, os, sys, time
+real = builtins.__import__
+def watched(name, *rest):
+    module = real(name, *rest)
+    jobs = sys.modules.get("study.jobs")
+    if jobs is not None and hasattr(jobs, "_finish") and not hasattr(jobs, "_real_finish"):
+        jobs._real_finish = jobs._finish
+        def finish(trial, *rest):
+            if trial.id == os.environ.get("CHAOS_TRIAL"):
+                kind = os.environ["CHAOS_KIND"]
+                if kind == "raise":
+                    raise ValueError("no such thing")
+                if kind == "hang":
+                    time.sleep(10_000)
+                if kind == "memory":
+                    hoard = [bytearray(10**8) for _ in range(10**4)]
+                if kind == "die":
+                    os._exit(1)
+            yield from jobs._real_finish(trial, *rest)
+        jobs._finish = finish
+    return module
+builtins.__import__ = watched
+"""
+"""A `sitecustomize` module that has one trial misbehave when it is evaluated."""
+
+
+@dataclass
+class Toll:
+    """What misfortunes cost."""
+
+    kills: int = 0
+    lost: int = 0
+    """Finished trials whose records were gone afterwards."""
+    repeated: int = 0
+    """Finished trials that were handed out again."""
+    differing_rows: int = 0
+    """Rows of any table that an undisturbed run has otherwise."""
+    scenarios: list[str] = field(default_factory=list)
+
+
+class Arena:
+    """A folder with melodies and one tiny study that nothing happened to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.melodies = folder, folder / "melodies"
+        self.melodies.mkdir()
+        for seed in range(40):
+            write_midi(melody(seed), self.melodies / f"tune{seed}.mid", 120.0)
+        self.toll = Toll()
+
+    def study(
+        self, name: str, execution: Mapping[str, Any] | None = None, **changes: Any
+    ) -> StudyConfig:
+        """The tiny study with a results folder of its own."""
+        config = tiny(self.melodies, self.folder / name, **changes)
+        own = config.execution.model_copy(update=dict(execution or {}))
+        return config.model_copy(update={"execution": own})
+
+    def start(
+        self, config: StudyConfig, environment: Mapping[str, str] | None = None
+    ) -> "subprocess.Popen[str]":
+        """Run it by the command line, as a process (and a group) of its own."""
+        file = self.folder / f"{Path(config.execution.results).name}.yaml"
+        file.write_text(config.model_dump_json(by_alias=True))
+        code = "import study.run, study.cli; study.run.draw = lambda _: []; study.cli.main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, "run", str(file)],
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(
+        self, config: StudyConfig, code: int = 0, environment: Mapping[str, str] | None = None
+    ) -> str:
+        """Run it to the end, which must have that exit status; what it said."""
+        process = self.start(config, environment)
+        try:
+            said, _ = process.communicate(timeout=PATIENCE)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode != code:
+            raise AssertionError(f"exit status {process.returncode}, not {code}:\n{said[-3000:]}")
+        return said
+
+    def faults(self, kind: str, trial: str) -> dict[str, str]:
+        """Environment in which one trial misbehaves."""
+        folder = self.folder / "faults"
+        folder.mkdir(exist_ok=True)
+        (folder / "sitecustomize.py").write_text(FAULTS)
+        path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        return {"PYTHONPATH": path, "CHAOS_KIND": kind, "CHAOS_TRIAL": trial}
+
+    def settle(self, name: str, config: StudyConfig, undisturbed: Store, before: "Ledger") -> None:
+        """Count what is lost, repeated or different once all is done."""
+        store = store_of(config)
+        after = Ledger.of(store)
+        toll = self.toll
+        toll.lost += len(before.done - after.done)
+        toll.repeated += sum(
+            after.handed_out[trial] > before.handed_out.get(trial, 0) for trial in before.done
+        )
+        toll.differing_rows += differing_rows(store, undisturbed)
+        toll.scenarios.append(name)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What is done, and how often each trial was handed out."""
+
+    done: frozenset[str] = frozenset()
+    handed_out: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, store: Store) -> "Ledger":
+        """The ledger as it stands; empty before a study is begun."""
+        if not (store.root / "study.json").exists():
+            return cls()
+        store = Store(store.root)
+        done = {name for name, status in store.done_trials().items() if status == "done"}
+        return cls(frozenset(done), store.attempts())
+
+
+def store_of(config: StudyConfig) -> Store:
+    """The records of a study."""
+    return Store(Path(config.execution.results) / config.name)
+
+
+def differing_rows(one: Store, other: Store) -> int:
+    """Rows of all tables that only one of two studies has, volatile columns aside."""
+    count = 0
+    for table in TABLES:
+        ours, theirs = (comparable(s.scan(table).collect(), table) for s in (one, other))
+        if not ours.equals(theirs, null_equal=True):
+            count += max(1, abs(ours.height - theirs.height), _unequal(ours, theirs))
+    return count
+
+
+def _unequal(ours: pl.DataFrame, theirs: pl.DataFrame) -> int:
+    if ours.height != theirs.height:
+        return 0
+    flags = [
+        ours[name].cast(pl.String, strict=False).ne_missing(theirs[name].cast(pl.String))
+        for name, kind in ours.schema.items()
+        if not kind.is_nested()
+    ]
+    return int(pl.DataFrame(flags).select(pl.any_horizontal(pl.all())).to_series().sum())
+
+
+def workers_of(pid: int) -> list[int]:
+    """Processes below `pid` that do trials."""
+    found, todo = [], [pid]
+    while todo:
+        parent = todo.pop()
+        for child in _children(parent):
+            todo.append(child)
+            with suppress(OSError):
+                name = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
+                if name.startswith("ray::") and "train" in name:
+                    found.append(child)
+    return found
+
+
+def _children(pid: int) -> Iterator[int]:
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            yield from map(int, (task / "children").read_text().split())
+
+
+def wait_for(what: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    """What `what` gives once it gives something. `AssertionError` if it never does."""
+    until = time.monotonic() + patience
+    while not (found := what()):
+        if time.monotonic() > until:
+            raise AssertionError("waited in vain")
+        time.sleep(0.05)
+    return found
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """kill -9 the process that runs a study, and no other."""
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+# ---- misfortunes ---------------------------------------------------------------------------------
+
+
+def drivers_killed(arena: Arena, undisturbed: Store, times: int) -> None:
+    """kill -9 of the driver at random moments, over one study."""
+    config, random = arena.study("drivers"), np.random.default_rng(0)
+    for _ in range(times):
+        before = Ledger.of(store_of(config))
+        process = arena.start(config)
+        try:
+            process.wait(timeout=float(random.uniform(2, 45)))
+        except subprocess.TimeoutExpired:
+            arena.toll.kills += 1
+        kill(process)
+        _check(arena, config, before)
+    before = Ledger.of(store_of(config))
+    arena.finish(config)
+    arena.settle("driver killed", config, undisturbed, before)
+
+
+def _check(arena: Arena, config: StudyConfig, before: Ledger) -> None:
+    """Count what was lost or repeated since `before`, right after a kill."""
+    after = Ledger.of(store_of(config))
+    arena.toll.lost += len(before.done - after.done)
+    arena.toll.repeated += sum(
+        after.handed_out[trial] > before.handed_out[trial] for trial in before.done
+    )
+
+
+def worker_killed(arena: Arena, undisturbed: Store) -> None:
+    """kill -9 of a worker in the middle of a trial: the run itself tries again."""
+    config = arena.study("worker")
+    process = arena.start(config)
+    (victim, *_) = wait_for(lambda: workers_of(process.pid))
+    wait_for(lambda: list((store_of(config).root / "checkpoints").glob("*.safetensors")))
+    os.kill(victim, signal.SIGKILL)
+    arena.toll.kills += 1
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said[-3000:]
+    assert "the worker died" in said
+    arena.settle("worker killed", config, undisturbed, Ledger.of(store_of(config)))
+
+
+def trial_misbehaves(arena: Arena, undisturbed: Store, kind: str, *, alone: bool) -> None:
+    """A trial raises, hangs, eats memory or takes its process along; its pack goes on."""
+    trial = "lambda0.1-style2-seed0"
+    limits: dict[str, Any] = {"trial_seconds": 30.0, "memory_gb": 4.0, "pack": 1 if alone else 2}
+    config = arena.study(f"{kind}-{alone}", limits)
+    said = arena.finish(config, environment=arena.faults(kind, trial))
+    statuses = store_of(config).done_trials()
+    assert {name for name, status in statuses.items() if status != "done"} == {trial}, said[-3000:]
+    before = Ledger.of(store_of(config))
+    arena.finish(config)
+    arena.settle(f"trial: {kind}", config, undisturbed, before)
+
+
+def everything_at_once(arena: Arena, config: StudyConfig, undisturbed: Store) -> None:
+    """In one run: a second driver, a worker killed, and then the driver killed."""
+    process = arena.start(config)
+    root = store_of(config).root
+    wait_for((root / "running.json").exists)
+    said = arena.finish(config, code=2)
+    assert f"is being run by process {process.pid}" in said, said
+    victim, *_ = wait_for(lambda: workers_of(process.pid))
+    wait_for(lambda: list((root / "checkpoints").glob("[0-9a-f]*")))
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: len(Ledger.of(store_of(config)).done) >= 1)
+    wait_for(lambda: max(Ledger.of(store_of(config)).handed_out.values()) == 2)
+    kill(process)
+    arena.toll.kills += 2
+    before = Ledger.of(store_of(config))
+    arena.finish(config)
+    arena.settle("worker and driver killed", config, undisturbed, before)
+
+
+def two_drivers(arena: Arena, undisturbed: Store) -> None:
+    """A second driver on one study is refused, and told who holds it."""
+    config = arena.study("two")
+    first = arena.start(config)
+    wait_for((store_of(config).root / "running.json").exists)
+    said = arena.finish(config, code=2)
+    assert f"is being run by process {first.pid}" in said, said
+    said, _ = first.communicate(timeout=PATIENCE)
+    assert first.returncode == 0, said[-3000:]
+    arena.settle("two drivers", config, undisturbed, Ledger.of(store_of(config)))
+
+
+def interrupted(arena: Arena, undisturbed: Store) -> None:
+    """Ctrl-C stops within 10 s and says how to go on."""
+    config = arena.study("interrupted")
+    process = arena.start(config)
+    wait_for(lambda: list((store_of(config).root / "checkpoints").glob("*.safetensors")))
+    wait_for(lambda: workers_of(process.pid))
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert time.monotonic() - began < 10, said[-3000:]
+    assert process.returncode == 130, said[-3000:]
+    assert "give the same command again" in said
+    before = Ledger.of(store_of(config))
+    arena.finish(config)
+    arena.settle("interrupted", config, undisturbed, before)
+
+
+@contextmanager
+def nodes(count: int) -> Iterator[Cluster]:
+    """A cluster of one head that does nothing and some nodes with one CPU each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        for _ in range(count):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def node_killed(arena: Arena, undisturbed: Store) -> None:
+    """A node with a worker on it goes away; the rest of the cluster takes over."""
+    with nodes(2) as cluster:
+        config = arena.study("node", {"address": cluster.address})
+        process = arena.start(config)
+        wait_for(lambda: list((store_of(config).root / "checkpoints").glob("[0-9a-f]*")))
+        victim = next(iter(cluster.worker_nodes))
+        cluster.remove_node(victim, allow_graceful=False)
+        arena.toll.kills += 1
+        said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said[-3000:]
+    arena.settle("node killed", config, undisturbed, Ledger.of(store_of(config)))
+
+
+def zombie(arena: Arena, undisturbed: Store) -> None:
+    """A node is declared dead while its worker goes on and writes."""
+    with nodes(2) as cluster:
+        config = arena.study("zombie", {"address": cluster.address})
+        process = arena.start(config)
+        wait_for(lambda: list((store_of(config).root / "checkpoints").glob("[0-9a-f]*")))
+        victim = next(iter(cluster.worker_nodes))
+        raylet = victim.all_processes["raylet"][0].process.pid
+        os.kill(raylet, signal.SIGSTOP)
+        arena.toll.kills += 1
+        try:
+            said, _ = process.communicate(timeout=PATIENCE)
+        finally:
+            os.kill(raylet, signal.SIGCONT)
+    assert process.returncode == 0, said[-3000:]
+    arena.settle("zombie", config, undisturbed, Ledger.of(store_of(config)))
+
+
+def disk_full(arena: Arena, undisturbed: Store) -> bool:
+    """The results folder is full midway, then read-only, then well again; False if not allowed."""
+    config = arena.study("disk")
+    place = Path(config.execution.results)
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        return False
+    try:
+        said = arena.finish(config, code=2)
+        assert "No space left" in said, said[-3000:]
+        _remount(place, "ro,size=200m")
+        said = arena.finish(config, code=2)
+        assert "Read-only" in said, said[-3000:]
+        _remount(place, "rw,size=200m")
+        before = Ledger.of(store_of(config))
+        arena.finish(config)
+        arena.settle("disk full, then read-only", config, undisturbed, before)
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)
+    return True
+
+
+def _remount(place: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do all of it and write down the toll."""
+    times = int(arguments[0]) if arguments else 20
+    with tempfile.TemporaryDirectory() as folder:
+        arena = Arena(Path(folder))
+        calm = arena.study("calm")
+        arena.finish(calm)
+        undisturbed = store_of(calm)
+        singles = arena.study("singles", {"pack": 1})
+        arena.finish(singles)
+        parts: list[Callable[[], Any]] = [
+            lambda: worker_killed(arena, undisturbed),
+            lambda: two_drivers(arena, undisturbed),
+            lambda: interrupted(arena, undisturbed),
+            *(
+                lambda kind=kind: trial_misbehaves(arena, undisturbed, kind, alone=False)
+                for kind in ("raise", "hang", "memory", "die")
+            ),
+            *(
+                lambda kind=kind: trial_misbehaves(arena, store_of(singles), kind, alone=True)
+                for kind in ("raise", "hang", "memory", "die")
+            ),
+            lambda: node_killed(arena, undisturbed),
+            lambda: zombie(arena, undisturbed),
+            lambda: disk_full(arena, undisturbed),
+            lambda: drivers_killed(arena, undisturbed, times),
+        ]
+        for part in parts:
+            began = time.monotonic()
+            if part() is False:
+                print("disk full: not tried, since nothing may be mounted here")
+            print(f"{arena.toll} after {time.monotonic() - began:.0f} s", flush=True)
+        toll = arena.toll
+    with replacing(OUTPUT) as temporary:
+        names = ("kills", "lost", "repeated", "differing_rows")
+        figures = {name: getattr(toll, name) for name in names}
+        temporary.write_text(json.dumps(figures | {"scenarios": toll.scenarios}, indent=1) + "\n")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,33 @@
+"""The cheapest of `tests.chaos`; `make chaos` does it all."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos import Arena, everything_at_once, store_of
+
+SMALL: dict[str, Any] = {
+    "search": {"lambda": [0.1, "conditional"], "style_dim": [0], "seeds": [0, 1]},
+    "evaluation": {
+        "pairs": 24,
+        "validation_pairs": 20,
+        "iterations": [1, 2],
+        "lambda": [0.01, 1.0],
+        "styles": 2,
+        "resamples": 20,
+        "rivals": ["lp"],
+        "lp": {"step_sizes": [0.3], "iterations": [1, 5]},
+        "verdict_resamples": 50,
+    },
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds its victims in /proc")
+def test_after_kills_nothing_is_lost_or_repeated_or_different(tmp_path: Path) -> None:
+    arena = Arena(tmp_path)
+    calm, struck = (arena.study(name, **SMALL) for name in ("calm", "struck"))
+    arena.finish(calm)
+    everything_at_once(arena, struck, store_of(calm))
+    toll = arena.toll
+    assert (toll.kills, toll.lost, toll.repeated, toll.differing_rows) == (2, 0, 0, 0)
