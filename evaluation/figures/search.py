@@ -8,7 +8,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cf_core.errors import UserError
 from evaluation.figures.canvas import DISTANCES, GREY, STYLE, WIDTH, heading, key
@@ -16,7 +16,6 @@ from evaluation.frontier import non_dominated
 
 _LOGARITHMIC = ("lambda", "learning_rate", "style_weight")
 _NAMES = {"lambda": "λ", "style_dim": "style dimension", "hidden": "width"}
-_WORD = "conditional"
 _SHADES = "cividis_r"
 
 
@@ -38,7 +37,7 @@ def search_figure(
     labels = {"judge": heading("judge").replace("\n", ", "), "z_distance": DISTANCES["z_distance"]}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-        bars = not importances.is_empty()
+        bars = int(not importances.is_empty())
         grid = figure.subplots(2, len(parameters) + bars, sharey=False, squeeze=False)
         for row, (objective, label) in zip(grid, labels.items(), strict=True):
             if bars:
@@ -81,35 +80,47 @@ def _draw_slice(
 ) -> None:
     numeric = points[parameter].cast(pl.Float64).to_numpy()
     known = np.isfinite(numeric)
-    value, batch = points[objective].to_numpy(), points["batch"].to_numpy() + 1
     place = numeric.copy()
-    shown = known.any()
-    if parameter in _LOGARITHMIC and shown and numeric[known].min() > 0:
-        panel.set_xscale("log")
-        place[~known] = numeric[known].max() * 10
-    elif shown:
-        place[~known] = numeric[known].max() + 1
-    else:
-        place[:] = 0
-    kept = known if parameter != "lambda" else np.ones_like(known)
-    panel.scatter(
-        place[kept], value[kept], c=batch[kept], cmap=_SHADES, s=9, lw=0,
-        vmin=batch.min(), vmax=max(batch.max(), batch.min() + 1),
-    )  # fmt: skip
-    ringed = kept & front
-    panel.scatter(place[ringed], value[ringed], s=26, facecolors="none", edgecolors="black", lw=0.7)
-    panel.yaxis.set_major_locator(MaxNLocator(5))
-    if not known.all() and parameter == "lambda":
+    _scale(panel, numeric[known], parameter in _LOGARITHMIC)
+    kept = known
+    if parameter == "lambda" and not known.all():
+        # λ as an input has a place of its own, to the right of all numbers.
+        kept, place[~known] = np.ones_like(known), 10 * np.max(numeric[known], initial=1.0)
         panel.axvline(place[~known][0] / 3, color=GREY, lw=0.5, ls=":")
         panel.annotate(
             "λ as\ninput", (place[~known][0], 1.0), xycoords=("data", "axes fraction"),
             ha="center", va="bottom", fontsize=5.5,
         )  # fmt: skip
-    levels = np.unique(numeric[known])
-    if len(levels) <= 4 and parameter not in _LOGARITHMIC:
+    value, batch = points[objective].to_numpy(), points["batch"].to_numpy() + 1
+    panel.scatter(
+        place[kept], value[kept], c=batch[kept], cmap=_SHADES, s=9, lw=0,
+        vmin=batch.min(), vmax=max(batch.max(), batch.min() + 1), clip_on=False,
+    )  # fmt: skip
+    ringed = kept & front
+    panel.scatter(
+        place[ringed], value[ringed], s=26, facecolors="none", edgecolors="black", lw=0.7,
+        clip_on=False,
+    )  # fmt: skip
+    panel.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _scale(panel: Axes, numbers: np.ndarray, logarithmic: bool) -> None:
+    levels = np.unique(numbers)
+    if logarithmic and levels.size and levels[0] > 0:
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(numticks=4))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        # Beyond the numbers there may be λ as an input, which is none.
+        highest = levels[-1] * 1.001
+        panel.xaxis.set_major_formatter(
+            FuncFormatter(lambda x, _: f"{x:g}" if x <= highest else "")
+        )
+    elif 0 < levels.size <= 4:
         panel.set_xticks(levels, [f"{level:g}" for level in levels])
         margin = 0.2 * (np.ptp(levels) or 1.0)
         panel.set_xlim(levels[0] - margin, levels[-1] + margin)
+    else:
+        panel.xaxis.set_major_locator(MaxNLocator(3))
 
 
 def _named(parameter: str) -> str:

@@ -1,0 +1,251 @@
+"""A search with rungs, through Ray: batches, survivors, and what is never repeated."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import optuna
+import polars as pl
+import pytest
+import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from cf_core.errors import UserError
+from cf_core.render import write_midi
+from cf_core.training import load_tensors, train
+from evaluation.frontier import FUSIONS
+from study.config import StudyConfig
+from study.jobs import generator_path, pack_trainer
+from study.prepare import find_corpus, prepare
+from study.run import plan
+from study.search import first_trials, propose
+from study.select import select, status
+from study.store import Store
+from study.sweep import outcomes, planned, recorded, sweep
+from tests.test_study import Watch, assert_same_tables, go, melody, tiny
+
+SEARCH: dict[str, Any] = {
+    "method": "tpe",
+    "lambda": {"low": 0.01, "high": 3.0, "log": True},
+    "style_dim": [0, 2],
+    "hidden": [8, 16],
+    "first": [{"lambda": 0.1, "style_dim": 2, "hidden": 16}],
+    "configurations": 6,
+    "batch": 3,
+    "seeds": [0, 1],
+    "rungs": [100],
+    "keep": 0.5,
+    "constraints": ["style_diversity >= 0"],
+}
+EVALUATION: dict[str, Any] = {
+    "pairs": 24,
+    "validation_pairs": 20,
+    "iterations": [1, 2],
+    "lambda": [0.01, 1.0],
+    "styles": 2,
+    "resamples": 20,
+    "rivals": ["lp"],
+    "lp": {"step_sizes": [0.3], "iterations": [1, 5]},
+    "verdict_resamples": 50,
+}
+FUSION = {"hidden": 16, "steps": 150, "batch": 8}
+
+
+def searching(melodies: Path, results: Path, workers: int = 2, **changes: Any) -> StudyConfig:
+    execution = {"workers": workers, "pack": 1, "results": str(results)}
+    settings = {"search": SEARCH, "evaluation": EVALUATION, "fusion": FUSION}
+    return tiny(melodies, results, **{**settings, "execution": execution, **changes})
+
+
+Study = tuple[Store, StudyConfig, list[str]]
+
+
+@pytest.fixture(scope="module")
+def melodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("melodies")
+    for seed in range(40):
+        write_midi(melody(seed), folder / f"tune{seed}.mid", 120.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(melodies: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    config = searching(melodies, tmp_path_factory.mktemp("searched"))
+    store, lines = go(config, figures=True)
+    return store, config, lines
+
+
+def test_each_batch_is_whittled_down_and_told(finished: Study) -> None:
+    store, config, lines = finished
+    configurations = store.scan("configurations").collect()
+    assert configurations["origin"].to_list() == ["first", *["tpe"] * 5]
+    assert configurations["batch"].to_list() == [0] * 3 + [1] * 3
+    objectives = store.scan("objectives").collect()
+    states = objectives.group_by("batch", "state").len().sort("batch", "state").rows()
+    assert states == [(0, "COMPLETE", 2), (0, "PRUNED", 1), (1, "COMPLETE", 2), (1, "PRUNED", 1)]
+    told = outcomes(store)
+    assert [one.configuration.id for one in told] == configurations["configuration"].to_list()
+    for batch in (0, 1):
+        past = [one for one in told if one.batch < batch]
+        assert list(propose(config, past)) == recorded(store, batch)
+    assert [line for line in lines if "hypervolume so far" in line][-1].startswith("batch 2: ")
+    assert "step 100: 2 of 3 configurations go on" in lines
+
+
+def test_objectives_are_those_of_the_tables(finished: Study) -> None:
+    store, _, _ = finished
+    metrics = store.scan("metrics").filter(source="validation", iteration=2).collect()
+    for one in outcomes(store):
+        rows = metrics.filter(pl.col("trial").str.starts_with(f"{one.configuration.id}-seed"))
+        if not one.objectives:
+            assert rows.is_empty()
+            continue
+        for value, metric in zip(one.objectives, ("judge", "z_distance"), strict=True):
+            seeds = rows.filter(metric=metric)["value"]
+            assert len(seeds) == 2
+            assert value == seeds.mean()
+
+
+def test_what_was_stopped_is_a_row_and_in_no_frontier(finished: Study) -> None:
+    store, _, _ = finished
+    trials = store.scan("trials").filter(pl.col("method").is_in(FUSIONS)).collect()
+    pruned = trials.filter(status="pruned")
+    assert pruned.height == 4
+    assert set(pruned["steps"]) == {100}
+    assert pruned["reason"].str.contains("short of the front").all()
+    rungs = store.scan("rungs").collect()
+    assert set(rungs["trial"]) == set(trials["trial"])
+    for table in ("metrics", "outcomes", "latents", "frontier"):
+        names = store.scan(table).select("trial").unique().collect()["trial"]
+        assert not set(names) & set(pruned["trial"])
+    # The weakest by the recorded points, by a definition written out.
+    for (_, batch), points in rungs.group_by("rung", "batch"):
+        so_far = rungs.filter(pl.col("batch") <= batch)
+        means = so_far.group_by("configuration", "lambda", "iteration").agg(
+            pl.col("judge", "z_distance").mean()
+        )
+        spread = [float(means[c].max() - means[c].min()) for c in ("judge", "z_distance")]  # type: ignore[operator, arg-type]
+        short = {}
+        for name in points["configuration"].unique():
+            own = means.filter(configuration=name).select("judge", "z_distance").rows()
+            others = means.filter(pl.col("configuration") != name)
+            rivals = others.select("judge", "z_distance").rows()
+            short[name] = min(
+                max(min((r - j) / spread[0], (z - d) / spread[1]) for r, d in rivals)
+                for j, z in own
+            )
+        weakest = max(short, key=lambda name: short[name])
+        assert set(pruned["trial"]) >= {f"{weakest}-seed0", f"{weakest}-seed1"}
+
+
+def test_a_survivor_is_what_it_would_have_been_without_rungs(finished: Study) -> None:
+    store, config, _ = finished
+    done = store.scan("trials").filter(status="done").collect()["trial"]
+    survivor = next(trial for trial in planned(config, store) if trial.id in done)
+    bench = prepare(config, find_corpus(config, Watch()), store, Watch())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        trainer = pack_trainer([survivor], bench)
+        for _ in train(trainer, 100):
+            pass
+    finally:
+        torch.set_num_threads(threads)
+    expected = trainer.generator(0).state_dict()
+    found = load_tensors(generator_path(store, survivor.id))
+    assert found is not None
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_neither_workers_nor_stops_change_a_record(
+    finished: Study, melodies: Path, tmp_path: Path
+) -> None:
+    done, _, _ = finished
+    shutil.copytree(done.root.parent / ".corpora", tmp_path / ".corpora")
+    config = searching(melodies, tmp_path, workers=1)
+    for stop in ("to step 100: over (4 of", "step 100: 2 of 3", ": over (2 of 4"):
+        with pytest.raises(KeyboardInterrupt):
+            go(config, stop)
+    store, _ = go(config)
+    assert_same_tables(store, done)
+
+
+def test_the_search_opens_in_optuna(finished: Study) -> None:
+    store, _, _ = finished
+    backend = JournalFileBackend(str(store.root / "optuna.log"))
+    study = optuna.load_study(study_name="tiny", storage=JournalStorage(backend))
+    told = outcomes(store)
+    assert [trial.state for trial in study.trials] == [one.state for one in told]
+    assert [trial.user_attrs["configuration"] for trial in study.trials] == [
+        one.configuration.id for one in told
+    ]
+    assert optuna.visualization.matplotlib.plot_pareto_front(study) is not None
+
+
+def test_the_figure_of_the_search_and_its_bundle_are_made(finished: Study, tmp_path: Path) -> None:
+    store, _, _ = finished
+    assert (store.root / "figures" / "search.svg").exists()
+    choice = select(store, "judge", [], tmp_path / "bundle")
+    width = store.scan("trials").filter(trial=choice.trial).collect()["hidden"][0]
+    assert f"hidden{width}" in choice.trial
+
+
+def test_status_lists_all_that_was_proposed(finished: Study) -> None:
+    store, _, _ = finished
+    counts = dict(status(store)["status"].value_counts().iter_rows())
+    assert counts == {"done": 8 + 1, "pruned": 4}
+
+
+def test_a_later_study_learns_from_an_earlier_one(
+    finished: Study, melodies: Path, tmp_path: Path
+) -> None:
+    done, _, _ = finished
+    wider = {**SEARCH, "warm_start": str(done.root), "first": [], "rungs": []}
+    config = searching(melodies, tmp_path, search={**wider, "hidden": [16, 32]})
+    store = Store(tmp_path / "tiny")
+    hash_ = done.record["identity"]["corpus"]
+    store.claim(config.identity(hash_), config.fingerprint(hash_), config.name)
+    with pytest.raises(_Stop):
+        sweep(config, None, store, _Stopping(), None)  # type: ignore[arg-type]
+    learned = outcomes(store)
+    theirs = [one for one in outcomes(done) if "hidden16" in one.configuration.id]
+    assert [one.configuration for one in learned] == [one.configuration for one in theirs]
+    assert {one.batch for one in learned} == {-1}
+    assert [one.objectives for one in learned] == [one.objectives for one in theirs]
+    assert store.record["identity"]["search"]["warm_start"] == done.record["fingerprint"]
+    assert list(propose(config, learned)) == recorded(store, 0)
+    assert list(propose(config, [])) != recorded(store, 0)
+
+
+class _Stop(Exception):  # noqa: N818
+    pass
+
+
+class _Stopping(Watch):
+    """Stops a sweep once its first batch is written down and would be tried."""
+
+    def say(self, text: str) -> None:
+        super().say(text)
+        if "packs of up to" in text:
+            raise _Stop
+
+
+def test_a_study_of_another_core_teaches_nothing(
+    finished: Study, melodies: Path, tmp_path: Path
+) -> None:
+    done, _, _ = finished
+    search = {**SEARCH, "warm_start": str(done.root)}
+    config = searching(melodies, tmp_path, search=search, seed=5)
+    store = Store(tmp_path / "tiny")
+    hash_ = done.record["identity"]["corpus"]
+    store.claim(config.identity(hash_), config.fingerprint(hash_), config.name)
+    with pytest.raises(UserError, match=r"warm_start: .*can't be compared.*seed: 0 -> 5"):
+        sweep(config, None, store, Watch(), None)  # type: ignore[arg-type]
+
+
+def test_a_plan_counts_what_will_be_tried(melodies: Path, tmp_path: Path) -> None:
+    told = plan(searching(melodies, tmp_path))
+    assert "trials: 12 = 6 configurations (tpe: lambda 0.01 to 3 × style_dim 0, 2" in told
+    assert len(first_trials(searching(melodies, tmp_path))) == 6
