@@ -11,7 +11,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cf_core.files import replacing
+from cf_core.files import AnyPath, local, replacing
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Trainer(ABC):
         ]
 
 
-def train(trainer: Trainer, every: int, checkpoint: Path | None = None) -> Iterator[Progress]:
+def train(trainer: Trainer, every: int, checkpoint: AnyPath | None = None) -> Iterator[Progress]:
     """Train to the end, reporting and checkpointing every `every` steps.
 
     Goes on from `checkpoint` where that file is whole; an unreadable one is ignored, since
@@ -132,16 +131,16 @@ def peak_memory_mb(device: torch.device | str = "cpu") -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: AnyPath) -> None:
     """Write named tensors as one safetensors file, whole or not at all."""
     with replacing(path) as temporary:
         save_file(dict(tensors), temporary)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor] | None:
+def load_tensors(path: AnyPath) -> dict[str, Tensor] | None:
     """Read a safetensors file; None where there is none or it is not whole."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with local(path) as whole, safe_open(whole, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (FileNotFoundError, SafetensorError):
         return None

@@ -29,10 +29,12 @@ from pydantic import (
 )
 
 from cf_core.errors import UserError
+from cf_core.files import place
 from cf_core.fusion import FusionSettings
 from cf_core.melody import MelodyFormat
 from cf_core.vae import VAESettings
 from evaluation.classifier import ClassifierSettings
+from evaluation.frontier import CHOSEN_ON
 from evaluation.judge import JudgeSettings
 
 Number = TypeVar("Number", int, float)
@@ -244,6 +246,9 @@ class EvaluationPlan(_Section):
     """λ at which conditional trials are read."""
     styles: Annotated[int, Field(ge=2)] = 4
     """Styles per input in the measure of style diversity."""
+    latents: Literal["all", "scored", "none"] = "all"
+    """Whose latents are kept as a table, by far the largest: `all` sources, only those that are
+    `scored` (test songs, prior), or `none`. No figure and no verdict needs them."""
     resamples: Annotated[int, Field(ge=2)] = 200
     """Bootstrap resamples behind an interval of a metric."""
     verdict_resamples: Annotated[int, Field(ge=2)] = 10_000
@@ -265,6 +270,12 @@ class EvaluationPlan(_Section):
     """A real adjacent pair of the training songs near the input."""
     matched: MatchedPlan = MatchedPlan()
     """The range of distances of the comparison at matched similarity."""
+
+    @property
+    def latent_sources(self) -> tuple[str, ...]:
+        """Names of the sources whose latents are kept."""
+        scored, chosen_on = tuple(CHOSEN_ON), tuple(CHOSEN_ON.values())
+        return {"all": (*scored, *chosen_on), "scored": scored, "none": ()}[self.latents]
 
     def counts(self, rival: str) -> tuple[int, ...]:
         """Iteration counts after which the outputs of a rival are kept."""
@@ -473,7 +484,7 @@ def load_all(source: str | Path, overrides: Sequence[str] = ()) -> list[StudyCon
         if own is not None and not isinstance(own, dict):
             raise UserError(f"{path}: corpora.{name}: must be a mapping, got {json.dumps(own)}")
     whole = _checked(settings, str(path))
-    below = {"results": str(Path(whole.execution.results) / whole.name)}
+    below = {"results": str(place(whole.execution.results) / whole.name)}
     return [
         _checked(
             _merged(_merged(settings, own or {}), {"name": name, "execution": below}),

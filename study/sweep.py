@@ -15,6 +15,7 @@ import torch
 from ray import tune
 
 from cf_core.errors import UserError
+from cf_core.files import AnyPath
 from study.config import Execution
 from study.jobs import FINAL, Spec, Workbench, job_steps, record_failures, run_job
 from study.progress import Job, Reporter
@@ -84,15 +85,15 @@ def run_jobs(
         for spec in todo
     ]
     with ExitStack() as stack:
-        # Beside the records, where all nodes of a cluster can write.
-        folder = tempfile.TemporaryDirectory(prefix=".tune-", dir=store.root.resolve())
+        # Beside the records where that is a folder that all nodes of a cluster can write to.
+        root = store.root.resolve()
+        beside = root if isinstance(root, Path) else None
+        folder = tempfile.TemporaryDirectory(prefix=".tune-", dir=beside)
         scratch = stack.enter_context(folder)
         stack.enter_context(_cluster(execution))
         watch = _Watch(reporter, {spec.id: job_steps(spec, bench) for spec in todo}, stack)
         tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(_Task, bench=bench, root=store.root.resolve()), {"cpu": 1}
-            ),
+            tune.with_resources(tune.with_parameters(_Task, bench=bench, root=root), {"cpu": 1}),
             param_space={"job": tune.grid_search(jobs)},
             tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=execution.workers),
             run_config=tune.RunConfig(
@@ -115,7 +116,7 @@ class _Task(tune.Trainable):
     """One job after another in one process."""
 
     def setup(  # type: ignore[override]  # how Tune hands over what with_parameters holds
-        self, config: dict[str, Any], bench: Workbench, root: Path
+        self, config: dict[str, Any], bench: Workbench, root: AnyPath
     ) -> None:
         torch.set_num_threads(1)
         self._bench, self._store = bench, Store(root)

@@ -17,6 +17,7 @@ from study.config import Execution, StudyConfig, TrialSpec
 from study.packs import planned_packs
 from study.progress import Reporter
 from study.store import Store
+from tests.conftest import folder
 
 TRIALS = [TrialSpec(weight, 0, 0) for weight in (0.1, 0.2, 0.3, 0.4, 0.5)]
 NAMES = [trial.id for trial in TRIALS]
@@ -129,6 +130,6 @@ def test_what_failed_in_a_pack_is_tried_by_itself(
 def test_a_record_of_other_trials_is_refused(
     text: str, store: Store, bench: Any, reporter: Reporter
 ) -> None:
-    (store.root / "packs.json").write_text(text)
+    (folder(store) / "packs.json").write_text(text)
     with pytest.raises(UserError, match=r"packs\.json: does not hold this study's trials"):
         planned_packs(TRIALS, bench, store, Execution(), reporter)

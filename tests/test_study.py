@@ -30,6 +30,7 @@ from study.prepare import find_corpus, prepare
 from study.progress import Job, Reporter
 from study.run import plan, run, run_all
 from study.store import TABLES, Store, comparable
+from tests.conftest import folder
 
 GATES = ("token_accuracy", "onset_pitch_recall", "exact_segments", "valid_prior")
 JUDGE = {
@@ -157,7 +158,7 @@ Study = tuple[Store, StudyConfig, list[str]]
 @pytest.fixture
 def results(undisturbed: Study, tmp_path: Path) -> Path:
     """An empty results folder, but for the melodies, which are read before."""
-    shutil.copytree(undisturbed[0].root.parent / ".corpora", tmp_path / ".corpora")
+    shutil.copytree(folder(undisturbed[0]).parent / ".corpora", tmp_path / ".corpora")
     return tmp_path
 
 
@@ -260,7 +261,7 @@ def test_running_a_finished_study_again_changes_no_record(undisturbed: Study) ->
     written = {
         path: path.stat().st_mtime_ns
         for table in ("trials", "curves", "latents", "metrics")
-        for path in (store.root / table).iterdir()
+        for path in (folder(store) / table).iterdir()
     }
     _, lines = go(config)
     assert f"{RECORDS} of {RECORDS} are already done" in lines
@@ -269,7 +270,7 @@ def test_running_a_finished_study_again_changes_no_record(undisturbed: Study) ->
 
 def test_another_study_under_the_same_name_is_refused(undisturbed: Study, melodies: Path) -> None:
     store, _, _ = undisturbed
-    changed = tiny(melodies, store.root.parent, seed=5)
+    changed = tiny(melodies, folder(store).parent, seed=5)
     with pytest.raises(UserError, match=r"seed: 0 -> 5"):
         go(changed)
     with pytest.raises(UserError, match=r"seed: 0 -> 5"):
@@ -333,14 +334,14 @@ def test_figures_come_from_parquet_alone(undisturbed: Study, tmp_path: Path) -> 
     store, _, _ = undisturbed
     copy = tmp_path / "copy"
     for table in TABLES:
-        shutil.copytree(store.root / table, copy / table)
-    shutil.copy(store.root / "study.json", copy)
+        shutil.copytree(folder(store) / table, copy / table)
+    shutil.copy(folder(store) / "study.json", copy)
     drawn = draw(Store(copy))
     assert {path.name for path in drawn} == {
-        path.name for path in (store.root / "figures").iterdir()
+        path.name for path in (folder(store) / "figures").iterdir()
     }
     for path in drawn:
-        assert path.read_bytes() == (store.root / "figures" / path.name).read_bytes()
+        assert path.read_bytes() == (folder(store) / "figures" / path.name).read_bytes()
 
 
 def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:
@@ -361,7 +362,7 @@ def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:
         ours = panel.filter(pl.col("method") == "ours")["value"].mean()
         theirs = panel.filter(pl.col("method") == row["rival"])["value"].mean()
         assert row["difference"] == pytest.approx(ours - theirs, abs=1e-5), row  # type: ignore[operator]
-    csv = pl.read_csv(store.root / "verdicts.csv")
+    csv = pl.read_csv(folder(store) / "verdicts.csv")
     assert tuple(csv.columns) == CSV_COLUMNS
     assert csv.height == found.height
     assert set(csv["corpus"]) == {"tiny"}
@@ -401,9 +402,9 @@ def test_the_summary_tells_how_far_the_halves_are_apart(undisturbed: Study) -> N
 def test_one_seed_gives_no_verdict(undisturbed: Study, tmp_path: Path) -> None:
     store, config, _ = undisturbed
     copy = tmp_path / "copy"
-    shutil.copytree(store.root, copy)
+    shutil.copytree(folder(store), copy)
     for table in ("metrics", "outcomes", "trials"):
-        for part in (copy / table).glob("*-seed1.parquet"):
+        for part in (copy / table).glob("*-seed1.1.parquet"):
             part.unlink()
     tabulate(Store(copy), config.evaluation, config.seed)
     found = Store(copy).scan("verdicts").collect()
@@ -419,7 +420,7 @@ def test_two_corpora_have_a_study_each_and_one_file_of_verdicts(
     finished, config, _ = undisturbed
     configs = []
     for name in ("one", "two"):
-        shutil.copytree(finished.root, tmp_path / name)
+        shutil.copytree(folder(finished), tmp_path / name)
         record = json.loads((tmp_path / name / "study.json").read_text())
         (tmp_path / name / "study.json").write_text(json.dumps(record | {"name": name}))
         execution = config.execution.model_copy(update={"results": str(tmp_path)})
@@ -443,7 +444,7 @@ def test_the_bundle_fuses_files_and_the_example_is_complete(
     fused = fuse_files(melodies / "tune0.mid", melodies / "tune1.mid", bundle)
     assert fused.bars == ((11, 12), (1, 2))
     assert fused.outputs.shape == (2, config.melody.steps)
-    names = {path.name for path in (store.root / "example").iterdir()}
+    names = {path.name for path in (folder(store) / "example").iterdir()}
     assert names == {
         "inputs.mid", "inputs.wav", "outputs.mid", "outputs.wav",
         "piano-roll.svg", "piano-roll.png",
@@ -460,9 +461,9 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
     finished, config, _ = undisturbed
     trials = config.trials()[:3]
     store = Store(tmp_path / "tiny")
-    shutil.copytree(finished.root, store.root)
+    shutil.copytree(folder(finished), folder(store))
     for trial in trials[1:]:
-        (store.root / "trials" / f"{trial.id}.parquet").unlink()
+        (store.root / "trials" / f"{trial.id}.1.parquet").unlink()
     bench = prepare(config, find_corpus(config, Watch()), store, Watch())
     finish = jobs._finish
 
@@ -482,4 +483,4 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
     assert [rows[trial.id]["status"] for trial in trials] == ["done", "failed", "done"]
     assert [rows[trial.id]["attempt"] for trial in trials] == [1, 2, 2]
     assert rows[trials[1].id]["reason"] == "ValueError: no room"
-    assert not list((store.root / "checkpoints").iterdir())
+    assert not list((folder(store) / "checkpoints").iterdir())
