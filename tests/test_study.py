@@ -2,20 +2,25 @@
 
 import json
 import re
+import runpy
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import polars as pl
 import pytest
 import ray
+from polars.testing import assert_frame_equal
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
+import study
 from cf_core.bundle import load_bundle
 from cf_core.errors import UserError
 from cf_core.fuse import fuse_files
@@ -29,7 +34,7 @@ from study.findings import CSV_COLUMNS, draw, tabulate, verdict_lines
 from study.prepare import find_corpus, prepare
 from study.progress import Job, Reporter
 from study.run import plan, run, run_all
-from study.store import TABLES, Store, comparable
+from study.store import TABLES, QuarantineWarning, Store, comparable
 from tests.conftest import folder
 
 GATES = ("token_accuracy", "onset_pitch_recall", "exact_segments", "valid_prior")
@@ -333,7 +338,7 @@ def test_a_cluster_that_is_not_there_is_named(melodies: Path, results: Path) -> 
 def test_figures_come_from_parquet_alone(undisturbed: Study, tmp_path: Path) -> None:
     store, _, _ = undisturbed
     copy = tmp_path / "copy"
-    for table in TABLES:
+    for table in TABLES.keys() - {"latents"}:
         shutil.copytree(folder(store) / table, copy / table)
     shutil.copy(folder(store) / "study.json", copy)
     drawn = draw(Store(copy))
@@ -484,3 +489,166 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
     assert [rows[trial.id]["attempt"] for trial in trials] == [1, 2, 2]
     assert rows[trials[1].id]["reason"] == "ValueError: no room"
     assert not list((folder(store) / "checkpoints").iterdir())
+
+
+def test_a_study_in_a_bucket_runs_stops_goes_on_and_is_compacted(
+    undisturbed: Study,
+    melodies: Path,
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = tmp_path / "connective-fusion"
+    shutil.copytree(folder(undisturbed[0]).parent / ".corpora", cache)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    evaluation = undisturbed[1].evaluation.model_dump() | {"rivals": ["lp"], "latents": "scored"}
+    config = tiny(
+        melodies,
+        tmp_path,
+        search={"lambda": [0.1, "conditional"], "style_dim": [0], "seeds": [0]},
+        evaluation=evaluation,
+        execution={"workers": 2, "pack": 1, "results": f"{bucket}/small"},
+    )
+    with pytest.raises(KeyboardInterrupt):
+        go(config, ": over (1 of 3)")
+    store, lines = go(config)
+    assert "1 of 3 are already done" in lines
+    assert str(store.root) == f"{bucket}/small/tiny"
+    again = study.open(f"{bucket}/small/tiny")
+    assert set(again.done_trials().values()) == {"done"}
+    assert set(again.latents.collect()["source"]) == {"test", "prior"}
+    before = {table: again.scan(table).collect() for table in TABLES}
+    assert all(frame.height > 0 for frame in before.values())
+    assert load_bundle(again.root / "bundle").record["fingerprint"] == again.record["fingerprint"]
+    assert (again.root / "example" / "outputs.wav").read_bytes().startswith(b"RIFF")
+    csv = pl.read_csv((again.root / "verdicts.csv").read_bytes())
+    assert csv.height == before["verdicts"].height
+    assert len(list(again.compact())) > 0
+    for table, frame in before.items():
+        assert_frame_equal(again.scan(table).collect(), frame, check_row_order=False)
+    _, lines = go(config)
+    assert "3 of 3 are already done" in lines
+    verdicts = again.verdicts.collect()
+    assert_frame_equal(verdicts, before["verdicts"])
+
+
+def test_what_is_kept_of_latents_changes_no_other_table(undisturbed: Study, tmp_path: Path) -> None:
+    """One trial, concluded anew with each choice."""
+    finished, config, _ = undisturbed
+    trial = config.trials()[0]
+    sources: dict[str, set[str]] = {}
+    for latents in ("all", "scored", "none"):
+        store = Store(tmp_path / latents)
+        shutil.copytree(folder(finished), folder(store))
+        for table in ("trials", "latents", "metrics"):
+            (folder(store) / table / f"{trial.id}.1.parquet").unlink()
+        plan_ = config.evaluation.model_copy(update={"latents": latents})
+        bench = replace(prepare(config, find_corpus(config, Watch()), store, Watch()), plan=plan_)
+        list(jobs.run_job(jobs.PackSpec((trial,)), bench, store, {trial.id: 1}))
+        own = store.latents.filter(pl.col("trial") == trial.id).collect()
+        sources[latents] = set(own["source"])
+        parts = store.trials.filter(pl.col("trial") == trial.id).collect()["parts"][0].split(",")
+        assert ("latents" in parts) == (latents != "none")
+        assert store.done_trials()[trial.id] == "done"
+        metrics = [comparable(s.metrics.collect(), "metrics") for s in (store, finished)]
+        assert metrics[0].filter(pl.col("trial") == trial.id).height > 0
+        assert metrics[0].shape == metrics[1].shape
+        assert latents in plan(config.model_copy(update={"evaluation": plan_, "name": latents}))
+    assert sources == {"all": set(SOURCES), "scored": {"test", "prior"}, "none": set()}
+
+
+def test_a_study_that_lost_a_part_makes_it_again(undisturbed: Study, tmp_path: Path) -> None:
+    finished, config, _ = undisturbed
+    shutil.copytree(folder(finished), tmp_path / "tiny")
+    shutil.copytree(folder(finished).parent / ".corpora", tmp_path / ".corpora")
+    lost = "lp-eta0.3"
+    for table in ("metrics", "bins"):
+        name = "references" if table == "bins" else lost
+        part = tmp_path / "tiny" / table / f"{name}.1.parquet"
+        part.write_bytes(part.read_bytes()[:300])
+    execution = config.execution.model_copy(update={"results": str(tmp_path)})
+    with pytest.warns(QuarantineWarning):
+        store, lines = go(config.model_copy(update={"execution": execution}))
+    assert f"{RECORDS - 1} of {RECORDS} are already done" in lines
+    assert any("2 damaged or foreign files" in line for line in lines)
+    assert store.attempts()[lost] == 2
+    assert_same_tables(store, finished)
+
+
+def test_the_notebook_answers_its_five_questions(undisturbed: Study) -> None:
+    """Its numbers against the same ones in DuckDB's SQL, on the same files."""
+    store, _, _ = undisturbed
+    path = Path(__file__).parent.parent / "docs" / "notebook.py"
+    _, found = runpy.run_path(str(path))["app"].run(defs={"results": str(store.root), "limit": 3.0})
+    sql = duckdb.connect()
+    for table in TABLES:
+        sql.sql(f"CREATE VIEW {table} AS FROM '{store.root}/{table}/*.parquet'")
+
+    def ask(query: str, *values: Any) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = sql.execute(query, values).fetchall()
+        return rows
+
+    best = found["best"]
+    ((highest,),) = ask(
+        """
+        SELECT max(judge) FROM (
+            SELECT avg(value) FILTER (metric = 'judge') AS judge,
+                avg(value) FILTER (metric = 'z_distance') AS distance
+            FROM metrics WHERE source = 'validation' AND seed IS NOT NULL
+            GROUP BY split_part(trial, '-seed', 1), "lambda", iteration
+        ) WHERE distance <= 3
+        """
+    )
+    assert best["judge"] == pytest.approx(highest)
+    point = best["configuration"] + "-seed%", best["lambda"], best["iteration"]
+    ((mean, deviation),) = ask(
+        """
+        SELECT avg(value), stddev_samp(value) FROM metrics WHERE metric = 'judge'
+        AND source = 'test' AND trial LIKE ? AND "lambda" = ? AND iteration = ?
+        """,
+        *point,
+    )
+    assert best["test_judge"] == pytest.approx(mean)
+    # Student's t of one degree of freedom, for two seeds.
+    assert best["high"] - mean == pytest.approx(12.7062 * deviation / 2**0.5, rel=1e-4)
+    gains = ask(
+        """
+        SELECT distance, sum(CASE method WHEN 'ours' THEN value ELSE -value END) FROM matched
+        WHERE rival = 'lp' AND axis = 'z_distance' AND source = 'test' AND metric = 'judge'
+        GROUP BY distance ORDER BY distance
+        """
+    )
+    np.testing.assert_allclose(found["gains"].select("distance", "gain").rows(), gains, atol=1e-12)
+    for row in found["styles"].iter_rows(named=True):
+        ((diversity,),) = ask(
+            """
+            SELECT avg(value) FROM metrics WHERE metric = 'style_diversity' AND source = 'test'
+            AND style_dim > 0 AND "lambda" = ? AND iteration = 2
+            """,
+            row["lambda"],
+        )
+        assert row["2"] == pytest.approx(diversity)
+    for row in found["songs"].iter_rows(named=True):
+        ((gain, pairs),) = ask(
+            """
+            SELECT avg(a.judge - b.judge), count(*) FROM outcomes a JOIN outcomes b USING (pair)
+            WHERE a.source = 'test' AND b.source = 'test' AND b.trial = 'identity'
+            AND a.trial = ? AND a."lambda" = ? AND a.iteration = ?
+            AND ? IN (a.left_song, a.right_song)
+            """,
+            best["trial"],
+            *point[1:],
+            row["song"],
+        )
+        assert (row["gain"], row["pairs"]) == (pytest.approx(gain, abs=1e-6), pairs)
+    moved = ask(
+        """
+        SELECT avg(list_distance(a.z_left || a.z_right, b.z_left || b.z_right))
+        FROM latents a JOIN latents b USING (trial, "lambda", source, pair)
+        WHERE a.iteration = 1 AND b.iteration = 2 AND source = 'test'
+        AND trial = ? AND "lambda" = ?
+        """,
+        best["trial"],
+        best["lambda"],
+    )
+    assert found["moves"]["per_application"][1] == pytest.approx(moved[0][0], rel=1e-4)
