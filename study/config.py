@@ -302,7 +302,8 @@ class Execution(_Section):
     worth it. Kept in `packs.json` from the first run on, since packs of another size differ by
     rounding errors; give a number to have two runs agree bit for bit."""
     results: Annotated[str, Field(min_length=1)] = "results"
-    """Folder under which the study's own folder, named as the study, is kept."""
+    """Folder under which the study's own folder, named as the study, is kept: a path, or a URI that
+    pyarrow opens, such as `s3://bucket/studies`."""
     address: str | None = None
     """Address of a Ray cluster; null starts one on this machine."""
 
