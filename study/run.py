@@ -98,6 +98,7 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
         config.identity(corpus.content_hash), config.fingerprint(corpus.content_hash), config.name
     )
     bench = prepare(config, corpus, store, reporter)
+    store.inspect()
     if aside := store.quarantined():
         reporter.say(f"{len(aside)} damaged or foreign files are in {store.root / 'quarantine'}")
     reporter.stage(f"Jobs: {len(config.trials())} trials and their rivals, on Ray Tune")

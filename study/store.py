@@ -417,7 +417,7 @@ class Store:
         self._known: dict[AnyPath, _Held] = {}
         """Files that were looked into and are sound."""
         self._ignored: set[AnyPath] = set()
-        """Files that are not, and can't be moved."""
+        """Files that are not and can't be moved, or are gone."""
 
     def claim(self, identity: Mapping[str, Any], fingerprint: str, name: str) -> None:
         """Make the folder that of this study, or check that it is.
@@ -534,12 +534,14 @@ class Store:
     def ledger(self) -> pl.DataFrame:
         """The table `trials`, where a trial of which other tables have lost their part has failed.
 
-        So the next run tries it again.
+        So the next run tries it again. Only `latents` may be removed as a whole, to make room.
         """
         trials = self.scan("trials").collect()
         parts = trials.select("trial", "parts")
         kept = {trial: tables.split(",") if tables else [] for trial, tables in parts.iter_rows()}
         written = {table: self._parts(table) for table in set().union(*kept.values())}
+        if not written.get("latents"):
+            kept = {trial: [t for t in tables if t != "latents"] for trial, tables in kept.items()}
         lost = {
             trial: f"its part of {', '.join(gone)} is lost"
             for trial, tables in kept.items()
@@ -555,10 +557,13 @@ class Store:
             .otherwise("reason"),
         )
 
-    def quarantined(self) -> list[AnyPath]:
-        """All that was set aside, after another look at every table."""
+    def inspect(self) -> None:
+        """Look into every file of every table, and set aside what is damaged or foreign."""
         for table in TABLES:
             self._live(table)
+
+    def quarantined(self) -> list[AnyPath]:
+        """All that was ever set aside."""
         folders = [self.root / "quarantine" / table for table in TABLES]
         return [file for folder in folders for file in folder.glob("*")]
 
@@ -571,9 +576,10 @@ class Store:
         for table in TABLES:
             live, files = self._live(table), self._files(table)
             schema = self._schema(table)
-            settled = [f for f in files if self._is_settled(f, live.get(f, []), schema)]
+            whole = [f for f in files if f in live and len(live[f]) == len(self._known[f])]
+            settled = [file for file in whole if self._count(file) >= _file_rows(schema)]
             todo = [file for file in files if file not in settled]
-            if len(todo) <= 1 and all(len(live.get(f, ())) == len(self._known[f]) for f in todo):
+            if len(todo) <= 1 and set(todo) <= set(whole):
                 continue
             size = _bytes(files)
             rows = [rows for file in todo for rows in live.get(file, ())]
@@ -581,14 +587,13 @@ class Store:
             # Only now: till here the part files have counted.
             for file in todo:
                 file.unlink(missing_ok=True)
+                self._known.pop(file, None)
             kept = [*settled, *merged]
             yield Compaction(table, (len(files), len(kept)), (size, _bytes(kept)))
 
-    def _is_settled(self, file: AnyPath, live: Sequence[_Rows], schema: pa.Schema) -> bool:
-        """Whether compaction leaves a file as it is: full, and nothing in it superseded."""
-        held = self._known[file].values() if live else ()
-        full = sum(rows.length or 0 for rows in held) >= _file_rows(schema)
-        return full and len(live) == len(held)
+    def _count(self, file: AnyPath) -> int:
+        """Rows of a compacted file; 0 for others."""
+        return sum(rows.length or 0 for rows in self._known[file].values())
 
     def _merge(self, table: str, rows: Sequence[_Rows], files: Sequence[AnyPath]) -> list[AnyPath]:
         """Write rows to new compacted files of a table, sorted by part."""
@@ -650,8 +655,11 @@ class Store:
         """Look into a file once, and set it aside unless it is sound."""
         try:
             self._known[file] = _held(file, self._schema(table))
-        except FileNotFoundError:
+        except FileNotFoundError:  # compacted by another process since it was listed
+            self._ignored.add(file)
             return False
+        except OSError as error:
+            raise UserError(f"{file}: can't be read ({error})") from None
         except ValueError as error:
             self._set_aside(file, table, str(error))
             return False

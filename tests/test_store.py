@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -426,7 +427,8 @@ def test_a_trial_that_lost_its_rows_is_not_done(compacted: bool, store: Store) -
     (folder(store) / "metrics" / f"{lost}.parquet").write_bytes(b"PAR1")
     again = Store(store.root)
     with pytest.warns(QuarantineWarning):
-        assert len(again.quarantined()) == 1
+        again.inspect()
+    assert len(again.quarantined()) == 1
     status = {"a": "failed" if compacted else "done", "b": "failed", "c": "diverged"}
     assert again.done_trials() == status
     reasons = dict(again.ledger().select("trial", "reason").iter_rows())
@@ -437,6 +439,17 @@ def test_a_trial_that_lost_its_rows_is_not_done(compacted: bool, store: Store) -
     store.write("trials", "b", [row], attempt=2)
     assert again.done_trials() == status | {"b": "done"}
     assert again.attempts()["b"] == 2
+
+
+def test_latents_may_be_removed_as_a_whole_but_not_lost_one_by_one(store: Store) -> None:
+    for trial in ("a", "b"):
+        store.write("latents", trial, latents(2))
+        store.write("trials", trial, [TRIAL | {"trial": trial, "parts": "latents"}])
+    (folder(store) / "latents" / "a.1.parquet").unlink()
+    assert store.done_trials() == {"a": "failed", "b": "done"}
+    shutil.rmtree(folder(store) / "latents")
+    assert store.done_trials() == {"a": "done", "b": "done"}
+    assert store.latents.collect().is_empty()
 
 
 def test_every_table_is_an_attribute(store: Store) -> None:
@@ -475,7 +488,8 @@ def test_records_may_be_in_a_bucket(bucket: str, store: Store) -> None:
         with replacing(each.root / "metrics" / "d.1.parquet") as temporary:
             temporary.write_bytes(whole[:-9])
         with pytest.warns(QuarantineWarning, match=r"metrics/d\.1\.parquet: is no whole"):
-            assert [file.name for file in each.quarantined()] == ["d.1.parquet"]
+            each.inspect()
+        assert [file.name for file in each.quarantined()] == ["d.1.parquet"]
     for _ in range(2):
         for table in ("metrics", "trials", "latents"):
             frames = [s.scan(table).sort("trial").collect() for s in (store, remote)]
