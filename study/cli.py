@@ -38,9 +38,10 @@ Folder = Annotated[
 
 def main() -> None:
     """Run the command line: exit status 2 after one line for bad input, 130 if interrupted."""
-    warnings.showwarning = _warn
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            app()
     except UserError as error:
         sys.stderr.write(f"error: {_printable(' '.join(str(error).split()))}\n")
         sys.exit(2)

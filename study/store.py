@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -618,8 +618,12 @@ class Store:
             for rows in sorted(self._parts(table).values()):
                 live.setdefault(rows.file, []).append(rows)
             new = [file for file in live if file not in self._known]
-            with ThreadPoolExecutor() as pool:
-                sound = list(pool.map(lambda file: self._inspect(file, table), new))
+            inspect = partial(self._inspect, table=table)
+            if isinstance(self.root, RemotePath):
+                with ThreadPoolExecutor() as pool:
+                    sound = list(pool.map(inspect, new))
+            else:
+                sound = list(map(inspect, new))
             if all(sound):
                 return live
 
