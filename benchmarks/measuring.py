@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from cf_core.files import replacing
-from study.provenance import hardware
+from cf_core.training import hardware
 
 Action = Callable[[], object]
 

@@ -1,7 +1,6 @@
 """Where and with what something was computed."""
 
 import json
-import os
 import platform
 import subprocess
 from contextlib import suppress
@@ -10,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
+from cf_core.training import hardware
 
 _PACKAGES = (
     "connective-fusion", "torch", "numpy", "scipy", "cmaes", "moocore", "rapidfuzz", "polars",
@@ -30,22 +29,6 @@ def provenance() -> dict[str, Any]:
         "git_commit": commit,
         "git_dirty": dirty,
     }
-
-
-def hardware() -> str:
-    """Processor, GPU if any, and how many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{_processor()}{gpu}, {cores} cores"
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:

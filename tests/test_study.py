@@ -533,28 +533,45 @@ def test_a_study_in_a_bucket_runs_stops_goes_on_and_is_compacted(
 
 
 def test_what_is_kept_of_latents_changes_no_other_table(undisturbed: Study, tmp_path: Path) -> None:
-    """One trial, concluded anew with each choice."""
     finished, config, _ = undisturbed
-    trial = config.trials()[0]
+    own = pl.col("trial") == "slerp"
+    (job,) = (job for job in jobs.rival_jobs(config.rivals()) if job.id == "slerp")
+    bench = prepare(config, find_corpus(config, Watch()), finished, Watch())
     sources: dict[str, set[str]] = {}
     for latents in ("all", "scored", "none"):
         store = Store(tmp_path / latents)
-        shutil.copytree(folder(finished), folder(store))
-        for table in ("trials", "latents", "metrics"):
-            (folder(store) / table / f"{trial.id}.1.parquet").unlink()
-        plan_ = config.evaluation.model_copy(update={"latents": latents})
-        bench = replace(prepare(config, find_corpus(config, Watch()), store, Watch()), plan=plan_)
-        list(jobs.run_job(jobs.PackSpec((trial,)), bench, store, {trial.id: 1}))
-        own = store.latents.filter(pl.col("trial") == trial.id).collect()
-        sources[latents] = set(own["source"])
-        parts = store.trials.filter(pl.col("trial") == trial.id).collect()["parts"][0].split(",")
+        store.claim(finished.record["identity"], finished.record["fingerprint"], latents)
+        kept = config.evaluation.model_copy(update={"latents": latents})
+        list(jobs.run_job(job, replace(bench, plan=kept), store, {"slerp": 1}))
+        sources[latents] = set(store.latents.collect()["source"])
+        parts = store.trials.collect()["parts"][0].split(",")
         assert ("latents" in parts) == (latents != "none")
-        assert store.done_trials()[trial.id] == "done"
-        metrics = [comparable(s.metrics.collect(), "metrics") for s in (store, finished)]
-        assert metrics[0].filter(pl.col("trial") == trial.id).height > 0
-        assert metrics[0].shape == metrics[1].shape
-        assert latents in plan(config.model_copy(update={"evaluation": plan_, "name": latents}))
+        assert store.done_trials() == {"slerp": "done"}
+        for table in ("metrics", "outcomes", "costs"):
+            ours, theirs = (
+                comparable(each.scan(table).filter(own).collect(), table)
+                for each in (store, finished)
+            )
+            assert ours.equals(theirs, null_equal=True)
     assert sources == {"all": set(SOURCES), "scored": {"test", "prior"}, "none": set()}
+
+
+def test_the_plan_tells_the_size_of_latents(melodies: Path, tmp_path: Path) -> None:
+    """Three readings after two counts and two points of LP; a row is 4 · 16 floats."""
+    settings = tiny(melodies, tmp_path).evaluation.model_dump()
+    rows = {"all": 2 * (50_000 + 20_000), "scored": 2 * 50_000, "none": 0}
+    for latents, pairs in rows.items():
+        changes = {"pairs": 50_000, "validation_pairs": 20_000, "rivals": ["lp"]}
+        config = tiny(
+            melodies,
+            tmp_path,
+            core={"latent_dim": 16},
+            search={"lambda": [0.1, "conditional"], "style_dim": [0], "seeds": [0]},
+            evaluation=settings | changes | {"latents": latents},
+        )
+        points = (1 + 2) * 2 + 2
+        size = f"{pairs * points * 256 / 1e9:.2f}"
+        assert f"latents kept: {latents}, up to {size} GB" in plan(config).splitlines()
 
 
 def test_a_study_that_lost_a_part_makes_it_again(undisturbed: Study, tmp_path: Path) -> None:
