@@ -156,11 +156,17 @@ def _job_seconds(store: Store) -> float:
     return float(trials["end"].max()) - float(trials["start"].min())  # type: ignore[arg-type]
 
 
-def _training_seconds(config: StudyConfig, scale: int) -> float:
+def default_trainer(settings: FusionSettings, scale: int) -> PackTrainer:
+    """The trainer of one conditional trial, on a made-up corpus and core of the default size."""
     corpus, core = _corpus(10_000 // scale), MelodyVAE(FORM, VAESettings())
     initialise(core, generator(0, "weights"))
+    return _trainer(corpus, core, settings)
+
+
+def _training_seconds(config: StudyConfig, scale: int) -> float:
     with threads(1):
-        (seconds,) = Rounds(1, 0.0, scale).take_turns(_trainer(corpus, core, config.fusion).update)
+        trainer = default_trainer(config.fusion, scale)
+        (seconds,) = Rounds(1, 0.0, scale).take_turns(trainer.update)
     rounds = -(-len(first_trials(config)) // config.execution.workers)
     return float(seconds[0]) * config.fusion.steps * rounds
 

@@ -5,10 +5,8 @@ are medians, and a ratio is the median of the rounds' ratios.
 """
 
 import json
-import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from cf_core.files import replacing
+from cf_core.training import hardware
 
 Action = Callable[[], object]
 
@@ -68,7 +67,7 @@ class Rounds:
 
 def introduce(repeats: int) -> None:
     """Say what is measured on."""
-    print(f"{_processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads;", end=" ")
+    print(f"{hardware()}, {torch.get_num_threads()} threads;", end=" ")
     print(f"torch {torch.__version__}; medians of {repeats} rounds")
 
 
@@ -115,11 +114,3 @@ def _timed(action: Action, calls: int) -> float:
 def _wait() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cf_core.errors import UserError
+from cf_core.files import AnyPath, RemotePath, replacing
 from cf_core.fusion import Generator
 from cf_core.melody import MelodyFormat
 from cf_core.seeding import generator as random_generator
@@ -137,11 +139,16 @@ class Bundle:
         return tokens[0], tokens[1]
 
 
-def save_bundle(bundle: Bundle, path: Path) -> None:
+def save_bundle(bundle: Bundle, path: AnyPath) -> None:
     """Write a bundle folder, whole or not at all; an earlier bundle at `path` is replaced.
 
-    Raises `UserError` where `path` holds anything else or can't be written.
+    Where folders can't be renamed, as in an object store, an interrupted call leaves a bundle that
+    `load_bundle` refuses and that the next call replaces. Raises `UserError` where `path` holds
+    anything else or can't be written.
     """
+    if not isinstance(path, Path):
+        _upload(bundle, path)
+        return
     temporary = path.parent / f".{path.name}.{os.getpid()}"
     earlier = path.parent / f"{temporary.name}.earlier"
     try:
@@ -168,7 +175,19 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
         shutil.rmtree(earlier, ignore_errors=True)
 
 
-def load_bundle(path: Path | None = None) -> Bundle:
+def _upload(bundle: Bundle, path: RemotePath) -> None:
+    if path.exists() and not _is_bundle(path):
+        raise UserError(f"{path}: exists and is not a bundle; choose another place")
+    with TemporaryDirectory() as folder:
+        whole = Path(folder) / "bundle"
+        save_bundle(bundle, whole)
+        # First the manifest, whose checksums fit no other weights.
+        for name in (_MANIFEST, *_FILES):
+            with replacing(path / name) as temporary:
+                shutil.copyfile(whole / name, temporary)
+
+
+def load_bundle(path: AnyPath | None = None) -> Bundle:
     """Read a bundle folder, the ready-made one unless given, and check every byte of it.
 
     Raises `UserError` where the folder is no bundle, can't be read, has another version, was
@@ -187,7 +206,7 @@ def load_bundle(path: Path | None = None) -> Bundle:
         raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
 
 
-def _checked(path: Path) -> Bundle:
+def _checked(path: AnyPath) -> Bundle:
     manifest = _manifest(path)
     if manifest.get("version") != VERSION:
         raise UserError(
@@ -240,16 +259,16 @@ def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _is_bundle(path: Path) -> bool:
+def _is_bundle(path: AnyPath) -> bool:
     """Whether a folder holds a bundle of any version and nothing else: it may be replaced."""
     try:
         _manifest(path)
     except UserError:
         return False
-    return {entry.name for entry in path.iterdir()} <= {_MANIFEST, *_FILES}
+    return {entry.name for entry in path.glob("*")} <= {_MANIFEST, *_FILES}
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _manifest(path: AnyPath) -> dict[str, Any]:
     file = path / _MANIFEST
     if not file.is_file():
         raise UserError(f"{path}: no bundle here ({_MANIFEST} is missing)")
@@ -264,7 +283,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _content(file: Path, checksums: Mapping[str, Any]) -> bytes:
+def _content(file: AnyPath, checksums: Mapping[str, Any]) -> bytes:
     """Read a file once: what is used afterwards is what was checked."""
     if not file.is_file():
         raise UserError(f"{file.parent}: {file.name} is missing; get the bundle again")
@@ -315,7 +334,7 @@ class _NoFirstWeights(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _filled(build: Callable[[], Network], file: Path, checksums: Mapping[str, Any]) -> Network:
+def _filled(build: Callable[[], Network], file: AnyPath, checksums: Mapping[str, Any]) -> Network:
     """Build a network with the weights of a file, only once their shapes are known to fit."""
     try:
         tensors = parse(_content(file, checksums))

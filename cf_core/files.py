@@ -1,24 +1,203 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, in local folders and in any file system of pyarrow."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from cf_core.errors import UserError
 
+if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo
+
+
+@dataclass(frozen=True, order=True)
+class RemotePath:
+    """A place in an object store or another file system of pyarrow, used as a `Path` is.
+
+    Folders need not be made: they are but names. Operations raise `OSError`, as those of `Path` do.
+    """
+
+    base: str
+    """Scheme and host or bucket, such as "s3://bucket"."""
+    query: str
+    """Options of the file system, as pyarrow takes them in a URI; or nothing."""
+    below: PurePosixPath
+    """Where under `base`."""
+
+    def __str__(self) -> str:
+        path = "" if self.below == PurePosixPath() else f"/{self.below}"
+        return f"{self.base}{path}" + (f"?{self.query}" if self.query else "")
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(self.base, self.query, self.below / name)
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.below.name
+
+    @property
+    def suffix(self) -> str:
+        """Last suffix of the name, with its dot."""
+        return self.below.suffix
+
+    @property
+    def stem(self) -> str:
+        """The name without its last suffix."""
+        return self.below.stem
+
+    @property
+    def parent(self) -> "RemotePath":
+        """The folder that it is in."""
+        return RemotePath(self.base, self.query, self.below.parent)
+
+    def with_name(self, name: str) -> "RemotePath":
+        """Another name in the same folder."""
+        return self.parent / name
+
+    def resolve(self) -> "RemotePath":
+        """Itself: it is absolute."""
+        return self
+
+    def exists(self) -> bool:
+        """Whether there is a file, or a folder with something in it."""
+        return bool(self._info().type)
+
+    def is_dir(self) -> bool:
+        """Whether there is a folder with something in it."""
+        return bool(self._info().type == _pyarrow_fs().FileType.Directory)
+
+    def is_file(self) -> bool:
+        """Whether there is a file."""
+        return bool(self._info().is_file)
+
+    def stat(self) -> os.stat_result:
+        """Its size, as `st_size`."""
+        return os.stat_result((0, 0, 0, 0, 0, 0, self._info().size or 0, 0, 0, 0))
+
+    def read_bytes(self) -> bytes:
+        """The content of the file."""
+        with self._system.open_input_file(self._path) as file:
+            content: bytes = file.read()
+        return content
+
+    def read_text(self) -> str:
+        """The content of the file, as UTF-8."""
+        return self.read_bytes().decode()
+
+    def glob(self, pattern: str) -> Iterator["RemotePath"]:
+        """What lies directly in the folder, by a pattern of names."""
+        selector = _pyarrow_fs().FileSelector(self._path, allow_not_found=True)
+        for info in self._system.get_file_info(selector):
+            if fnmatchcase(info.base_name, pattern):
+                yield self / info.base_name
+
+    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing: a folder is there as soon as something is in it."""
+
+    def replace(self, target: "RemotePath") -> "RemotePath":
+        """Move the file."""
+        self._system.move(self._path, target._path)
+        return target
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        """Remove the file."""
+        try:
+            self._system.delete_file(self._path)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    @property
+    def opened(self) -> tuple[Any, str]:
+        """The file system of pyarrow, and what it calls this place."""
+        return self._system, self._path
+
+    @property
+    def _system(self) -> Any:
+        return _file_system(self.base, self.query)[0]
+
+    @property
+    def _path(self) -> str:
+        root = _file_system(self.base, self.query)[1].rstrip("/")
+        return root if self.below == PurePosixPath() else f"{root}/{self.below}"
+
+    def _info(self) -> "FileInfo":
+        return self._system.get_file_info(self._path)
+
+
+AnyPath = Path | RemotePath
+"""A place in a local folder (or NFS) or elsewhere."""
+
+
+def place(text: str) -> AnyPath:
+    """The place that a path or a URI names: `results/x`, `s3://bucket/prefix`, `gs://…`, `file://…`.
+
+    Options go to the URI's query, as pyarrow takes them. Raises `UserError` where pyarrow knows no
+    such file system, and where it can't be reached.
+    """
+    parts = urlsplit(text)
+    if "://" not in text:
+        return Path(text)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    if not parts.netloc:
+        raise UserError(f"{text}: names no bucket or host; write it as in s3://bucket/folder")
+    if parts.password is not None:
+        raise UserError(f"{parts.scheme}://…: credentials belong in the environment, not in a URI")
+    base = f"{parts.scheme}://{parts.netloc}"
+    path = RemotePath(base, parts.query, PurePosixPath(unquote(parts.path).strip("/")))
+    try:
+        path.exists()
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{text}: can't be reached ({reason})") from None
+    return path
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: AnyPath) -> Iterator[Path]:
     """Give a temporary name to write to, which becomes `path` if nothing is raised.
 
     Missing folders above it are made. Raises `UserError` where `path` can't be written.
     """
-    temporary = path.parent / f".{path.name}.{uuid4().hex}"
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the name of a file")
+        with _replacing(path) if isinstance(path, Path) else _uploading(path) as temporary:
+            yield temporary
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise UserError(f"{path}: can't be written ({reason}); choose another place") from error
+
+
+@contextmanager
+def local(path: AnyPath) -> Iterator[Path]:
+    """Give a local file with the content of `path`, for those who can't read from elsewhere.
+
+    Raises `FileNotFoundError` where there is none.
+    """
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="connective-fusion-") as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(path.read_bytes())
+        yield copy
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    temporary = path.parent / f".{path.name}.{uuid4().hex}"
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         # Some writers make files that only their owner may read, whatever the umask allows.
@@ -26,9 +205,39 @@ def replacing(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: can't be written ({reason}); choose another place") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _uploading(path: RemotePath) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="connective-fusion-") as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        system, name = path.opened
+        # In one call: an output stream that an exception closes would leave what it has so far.
+        _pyarrow_fs().copy_files(
+            str(temporary),
+            name,
+            source_filesystem=_pyarrow_fs().LocalFileSystem(),
+            destination_filesystem=system,
+        )
+
+
+@cache
+def _file_system(base: str, query: str) -> tuple[Any, str]:
+    try:
+        found: tuple[Any, str] = _pyarrow_fs().FileSystem.from_uri(
+            f"{base}?{query}" if query else base
+        )
+    except (ValueError, OSError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{base}: is no place that can be opened ({reason})") from None
+    return found
+
+
+def _pyarrow_fs() -> Any:
+    import pyarrow.fs  # noqa: PLC0415  (what trains on a local disk has no need of it)
+
+    return pyarrow.fs

@@ -2,13 +2,12 @@
 
 import wave
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cf_core.errors import UserError
-from cf_core.files import replacing
+from cf_core.files import AnyPath, replacing
 from cf_core.melody import Note
 
 SAMPLE_RATE = 44_100
@@ -17,7 +16,7 @@ _PEAK = 0.5
 _VELOCITY = 90
 
 
-def write_midi(notes: Sequence[Note], path: Path, tempo: float, meter: str = "4/4") -> None:
+def write_midi(notes: Sequence[Note], path: AnyPath, tempo: float, meter: str = "4/4") -> None:
     """Write a MIDI file of one track at `tempo` quarter notes per minute.
 
     Raises `UserError` if `path` does not end in .mid or .midi or can't be written.
@@ -29,7 +28,7 @@ def write_midi(notes: Sequence[Note], path: Path, tempo: float, meter: str = "4/
         midi.write(str(temporary))
 
 
-def write_wav(notes: Sequence[Note], path: Path, tempo: float) -> None:
+def write_wav(notes: Sequence[Note], path: AnyPath, tempo: float) -> None:
     """Write notes as sine tones: 16 bits, mono, 44.1 kHz.
 
     Raises `UserError` if `path` can't be written.

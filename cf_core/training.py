@@ -6,10 +6,13 @@ weights, optimiser moments and the step number are the whole state.
 """
 
 import math
+import os
+import platform
 import resource
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cf_core.files import replacing
+from cf_core.files import AnyPath, local, replacing
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Trainer(ABC):
         ]
 
 
-def train(trainer: Trainer, every: int, checkpoint: Path | None = None) -> Iterator[Progress]:
+def train(trainer: Trainer, every: int, checkpoint: AnyPath | None = None) -> Iterator[Progress]:
     """Train to the end, reporting and checkpointing every `every` steps.
 
     Goes on from `checkpoint` where that file is whole; an unreadable one is ignored, since
@@ -132,16 +135,32 @@ def peak_memory_mb(device: torch.device | str = "cpu") -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def hardware() -> str:
+    """Processor, GPU if any, and how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{_processor()}{gpu}, {cores} cores"
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: AnyPath) -> None:
     """Write named tensors as one safetensors file, whole or not at all."""
     with replacing(path) as temporary:
         save_file(dict(tensors), temporary)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor] | None:
+def load_tensors(path: AnyPath) -> dict[str, Tensor] | None:
     """Read a safetensors file; None where there is none or it is not whole."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with local(path) as whole, safe_open(whole, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (FileNotFoundError, SafetensorError):
         return None

@@ -6,9 +6,10 @@ Each command of `cf-study` is one call here:
 |---|---|
 | `ingest` | `ingest(source, output)` |
 | `run` | `run_studies(load_configs("quickstart"), Reporter())`, and `plan_study(config)` |
-| `status` | `study_status(open_study("results/quickstart"))` |
-| `query` | `open_study("results/quickstart").sql("SELECT * FROM metrics")` |
-| `frontier` | `draw_figures(open_study("results/quickstart"))` |
+| `status` | `study_status(open("results/quickstart"))` |
+| `query` | `open("results/quickstart").sql("SELECT * FROM metrics")` |
+| `compact` | `open("results/quickstart").compact()` |
+| `frontier` | `draw_figures(open("results/quickstart"))` |
 | `select` | `select_bundle(store, "judge", ["z_distance <= 3.0"], output)` |
 | `fuse` | `fuse_files(left, right, load_bundle())`, `write_midi(...)`, `write_wav(...)` |
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cf_core.bundle import load_bundle
     from cf_core.corpus import ingest
     from cf_core.errors import UserError
+    from cf_core.files import place
     from cf_core.fuse import fuse_files
     from cf_core.render import write_midi, write_wav
     from study.config import load as load_config
@@ -33,9 +35,10 @@ if TYPE_CHECKING:
     from study.run import run_all as run_studies
     from study.select import select as select_bundle
     from study.select import status as study_status
-    from study.store import open as open_study
+    from study.store import QuarantineWarning, open  # noqa: A004
 
 __all__ = [
+    "QuarantineWarning",
     "Reporter",
     "UserError",
     "draw_figures",
@@ -44,7 +47,8 @@ __all__ = [
     "load_bundle",
     "load_config",
     "load_configs",
-    "open_study",
+    "open",
+    "place",
     "plan_study",
     "run_studies",
     "run_study",
@@ -55,6 +59,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "QuarantineWarning": "study.store:QuarantineWarning",
     "Reporter": "study.progress:Reporter",
     "UserError": "cf_core.errors:UserError",
     "draw_figures": "study.findings:draw",
@@ -63,7 +68,8 @@ _HOMES = {
     "load_bundle": "cf_core.bundle:load_bundle",
     "load_config": "study.config:load",
     "load_configs": "study.config:load_all",
-    "open_study": "study.store:open",
+    "open": "study.store:open",
+    "place": "cf_core.files:place",
     "plan_study": "study.run:plan",
     "run_studies": "study.run:run_all",
     "run_study": "study.run:run",

@@ -3,9 +3,10 @@
 import json
 import shutil
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,7 @@ from cf_core.files import replacing
 if TYPE_CHECKING:
     import polars as pl
 
+    from cf_core.files import AnyPath
     from cf_core.fuse import BarRange, Fused
     from study.store import Store
 
@@ -29,14 +31,17 @@ app = typer.Typer(
 )
 
 Folder = Annotated[
-    str, typer.Argument(metavar="STUDY", help="Its folder, or a bare name for results/NAME.")
+    str,
+    typer.Argument(metavar="STUDY", help="Its folder or URI, or a bare name for results/NAME."),
 ]
 
 
 def main() -> None:
     """Run the command line: exit status 2 after one line for bad input, 130 if interrupted."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            app()
     except UserError as error:
         sys.stderr.write(f"error: {_printable(' '.join(str(error).split()))}\n")
         sys.exit(2)
@@ -109,12 +114,15 @@ def run(
 @app.command(epilog="Example: cf-study status quickstart")
 def status(folder: Folder) -> None:
     """Say which trials of a study are done, which failed, and why."""
-    jobs = study.study_status(_open(folder))
+    store = _open(folder)
+    jobs = study.study_status(store)
     counts = Counter(jobs["status"].to_list())
     _say(f"{jobs.height} jobs: " + ", ".join(f"{n} {state}" for state, n in counts.most_common()))
     for trial, state, reason, attempt, seconds in jobs.iter_rows():
         times = "" if seconds is None else f"  {seconds:.0f} s, attempt {attempt}"
         _say(f"  {state:8}  {trial}{times}" + (f"  {reason}" if reason else ""))
+    if aside := store.quarantined():
+        _say(f"{len(aside)} damaged or foreign files are in {store.root / 'quarantine'}")
 
 
 @app.command(epilog="Example: cf-study query quickstart 'SELECT trial, status FROM trials'")
@@ -136,6 +144,21 @@ def query(
         _say(f"wrote {output}: {frame.height} rows")
 
 
+@app.command(epilog="Example: cf-study compact quickstart")
+def compact(folder: Folder) -> None:
+    """Merge the many files of each table into few: queries get faster, nothing else changes.
+
+    May be stopped at any moment. Not while the study runs.
+    """
+    store, done = _open(folder), 0
+    for table, files, size in store.compact():
+        done += 1
+        sizes = " -> ".join(f"{each / 1e6:,.1f}" for each in size)
+        _say(f"{table}: {files[0]:,} -> {files[1]:,} files, {sizes} MB")
+    if not done:
+        _say(f"{store.root}: nothing to compact")
+
+
 @app.command(epilog="Example: cf-study frontier quickstart")
 def frontier(folder: Folder) -> None:
     """Draw all figures of a study again, from its tables alone."""
@@ -154,12 +177,13 @@ def select(
         ),
     ] = ["z_distance <= 3.0"],  # noqa: B006  (typer copies it)
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the bundle; STUDY/bundle unless given.")
+        str | None, typer.Option(help="Folder of the bundle; STUDY/bundle unless given.")
     ] = None,
 ) -> None:
     """Choose a trial on validation songs, and write it as a bundle for fuse."""
     store = _open(folder)
-    choice = study.select_bundle(store, maximise, where, output or store.root / "bundle")
+    place = study.place(output) if output else store.root / "bundle"
+    choice = study.select_bundle(store, maximise, where, place)
     _say(*choice.lines(), f"wrote {choice.bundle}")
 
 
@@ -170,7 +194,7 @@ def fuse(
     *,
     output: Annotated[Path, typer.Option(help="MIDI file to write; must end in .mid.")],
     bundle: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Folder of a bundle, as select writes it; the ready-made one if none."),
     ] = None,
     left_bars: Annotated[
@@ -217,7 +241,7 @@ def fuse(
     fused = study.fuse_files(
         left,
         right,
-        study.load_bundle(bundle),
+        study.load_bundle(None if bundle is None else study.place(bundle)),
         left_bars=_bars("--left-bars", left_bars),
         right_bars=_bars("--right-bars", right_bars),
         left_part=left_part,
@@ -229,7 +253,7 @@ def fuse(
         tempo=tempo,
     )
     study.write_midi(fused.output_notes, output, fused.tempo, fused.meter)
-    written = [output]
+    written: list[AnyPath] = [output]
     if wav:
         written.append(output.with_suffix(".wav"))
         study.write_wav(fused.output_notes, written[-1], fused.tempo)
@@ -258,15 +282,17 @@ def _account(fused: "Fused", left: Path, right: Path) -> list[str]:
 
 
 def _open(folder: str) -> "Store":
+    if "://" in folder:
+        return study.open(folder)
     path = Path(folder)
     if path.exists() or path.name != folder:
-        return study.open_study(path)
+        return study.open(path)
     if not Path("results", folder).exists():
         known = sorted(found.parent.name for found in Path("results").glob("*/study.json"))
         raise UserError(
             f"{folder}: no study of that name here; there are: {', '.join(known) or 'none'}"
         )
-    return study.open_study(Path("results", folder))
+    return study.open(Path("results", folder))
 
 
 def _parts(parts: list[str]) -> tuple[str | None, str | None]:
@@ -309,6 +335,12 @@ def _write_table(frame: "pl.DataFrame", path: Path) -> None:
             frame.write_csv(temporary)
         else:
             frame.write_parquet(temporary)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_where: Any, **_more: Any) -> None:
+    # Warnings of libraries are for those who can change the code.
+    if issubclass(category, study.QuarantineWarning):
+        sys.stderr.write(f"warning: {_printable(str(message))}\n")
 
 
 def _say(*lines: str) -> None:

@@ -30,10 +30,12 @@ from pydantic import (
 )
 
 from cf_core.errors import UserError
+from cf_core.files import AnyPath, place
 from cf_core.fusion import FusionSettings
 from cf_core.melody import MelodyFormat
 from cf_core.vae import VAESettings
 from evaluation.classifier import ClassifierSettings
+from evaluation.frontier import CHOSEN_ON
 from evaluation.judge import JudgeSettings
 from study import conditions
 
@@ -332,6 +334,9 @@ class EvaluationPlan(_Section):
     """λ at which conditional trials are read."""
     styles: Annotated[int, Field(ge=2)] = 4
     """Styles per input in the measure of style diversity."""
+    latents: Literal["all", "scored", "none"] = "all"
+    """Whose latents are kept as a table, by far the largest: `all` sources, only those that are
+    `scored` (test songs, prior), or `none`. No figure and no verdict needs them."""
     resamples: Annotated[int, Field(ge=2)] = 200
     """Bootstrap resamples behind an interval of a metric."""
     verdict_resamples: Annotated[int, Field(ge=2)] = 10_000
@@ -353,6 +358,12 @@ class EvaluationPlan(_Section):
     """A real adjacent pair of the training songs near the input."""
     matched: MatchedPlan = MatchedPlan()
     """The range of distances of the comparison at matched similarity."""
+
+    @property
+    def latent_sources(self) -> tuple[str, ...]:
+        """Names of the sources whose latents are kept."""
+        scored, chosen_on = tuple(CHOSEN_ON), tuple(CHOSEN_ON.values())
+        return {"all": (*scored, *chosen_on), "scored": scored, "none": ()}[self.latents]
 
     def counts(self, rival: str) -> tuple[int, ...]:
         """Iteration counts after which the outputs of a rival are kept."""
@@ -397,7 +408,8 @@ class Execution(_Section):
     worth it. Kept in `packs.json` from the first run on, since packs of another size differ by
     rounding errors; give a number to have two runs agree bit for bit."""
     results: Annotated[str, Field(min_length=1)] = "results"
-    """Folder under which the study's own folder, named as the study, is kept."""
+    """Folder under which the study's own folder, named as the study, is kept: a path, or a URI that
+    pyarrow opens, such as `s3://bucket/studies`."""
     address: str | None = None
     """Address of a Ray cluster; null starts one on this machine."""
     resources: StageResources = StageResources()
@@ -589,7 +601,7 @@ class StudyConfig(_Section):
             mode="json", exclude={"name", "corpus", "core_gate", "selection", "execution"}
         )
         if self.search.warm_start is not None:
-            identity["search"]["warm_start"] = _fingerprint_of(Path(self.search.warm_start))
+            identity["search"]["warm_start"] = _fingerprint_of(place(self.search.warm_start))
         return identity | {"corpus": corpus_hash}
 
     def fingerprint(self, corpus_hash: str) -> str:
@@ -651,7 +663,7 @@ def load_all(source: str | Path, overrides: Sequence[str] = ()) -> list[StudyCon
         if own is not None and not isinstance(own, dict):
             raise UserError(f"{path}: corpora.{name}: must be a mapping, got {json.dumps(own)}")
     whole = _checked(settings, str(path))
-    below = {"results": str(Path(whole.execution.results) / whole.name)}
+    below = {"results": str(place(whole.execution.results) / whole.name)}
     return [
         _checked(
             _merged(_merged(settings, own or {}), {"name": name, "execution": below}),
@@ -671,7 +683,7 @@ def _checked(settings: Any, where: str) -> StudyConfig:
         raise UserError(f"{where}: holds what no setting can be: {error}") from None
 
 
-def _fingerprint_of(folder: Path) -> str:
+def _fingerprint_of(folder: AnyPath) -> str:
     try:
         return str(json.loads((folder / "study.json").read_bytes())["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from cf_core.files import replacing
+from cf_core.files import AnyPath, replacing
 from cf_core.seeding import derive
 from evaluation.figures import (
     attainment_difference_figure,
@@ -81,7 +80,7 @@ def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
     store.write("verdicts", "all", found)
 
 
-def draw(store: Store) -> list[Path]:
+def draw(store: Store) -> list[AnyPath]:
     """Draw all figures again, from the tables alone; each as SVG and PNG.
 
     Those that a study has nothing for (verdicts with one seed say nothing) are left out.
@@ -93,7 +92,7 @@ def draw(store: Store) -> list[Path]:
     ]
 
 
-def write_verdicts(stores: Sequence[Store], path: Path) -> None:
+def write_verdicts(stores: Sequence[Store], path: AnyPath) -> None:
     """Write the verdicts of several studies as one CSV file; a study's name is its corpus.
 
     Axes are called `z` and `edit`.

@@ -1,20 +1,14 @@
 """What a worker does: a pack of trials, or some settings of a rival. Knows no Ray."""
 
-import json
 import math
-import platform
-import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Generator as Steps
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
 from hashlib import sha256
-from importlib.metadata import version
 from itertools import groupby, product
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -23,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cf_core.corpus import TEST, VALIDATION
+from cf_core.files import AnyPath
 from cf_core.fusion import FusionSettings, Generator, Latents
 from cf_core.pack import PackTrainer, Trial
 from cf_core.seeding import generator
@@ -48,7 +43,8 @@ from evaluation.transforms import (
     Transform,
 )
 from study.config import EvaluationPlan, RivalSpec, TrialSpec
-from study.store import Store
+from study.provenance import provenance
+from study.store import Rows, Store
 
 FINAL = ("done", "pruned", "diverged")
 """Statuses that a rerun leaves alone. What failed otherwise may have been the machine's fault."""
@@ -92,7 +88,7 @@ class PackSpec:
         """A job for each of its trials."""
         return [replace(self, wanted=(trial,)) for trial in self.wanted]
 
-    def checkpoint(self, store: Store) -> Path:
+    def checkpoint(self, store: Store) -> AnyPath:
         """Where its training is kept while it is going on, and until all trials are recorded."""
         names = [*(trial.id for trial in self.trials), str(self.start), str(self.until)]
         name = sha256("\n".join(names).encode()).hexdigest()[:16]
@@ -129,6 +125,9 @@ Spec = PackSpec | RivalJob
 
 _BATCHED = ("lp", "gradient", "best_of_n")
 """Rivals of which all settings run in one batch; each setting of the others is a job."""
+
+_REFERENCES = ("outcomes", "song_distances", "bins", "metrics")
+"""Tables that hold the references."""
 
 SONG_DISTANCES = 4096
 """Pairs of segments of either kind whose distances are recorded."""
@@ -226,6 +225,11 @@ def record_over(
     recorder.record(spec, {"peak_memory_mb": None, **outcome})
 
 
+def has_references(store: Store) -> bool:
+    """Whether all that `record_references` writes is there."""
+    return all(store.has(table, "references") for table in _REFERENCES)
+
+
 def record_references(bench: Workbench, store: Store) -> None:
     """Record the identity, the floor and the ceiling of each source, and the real pairs."""
     evaluator, label = bench.evaluator, {"trial": "identity", "method": "identity"}
@@ -236,10 +240,10 @@ def record_references(bench: Workbench, store: Store) -> None:
         rows += [*measured, *evaluator.references_rows(source)]
         outcomes.append(pairs)
     store.write("outcomes", "references", pl.concat(outcomes))
-    store.write("song_distances", "all", evaluator.song_distances(TEST, SONG_DISTANCES))
+    store.write("song_distances", "references", evaluator.song_distances(TEST, SONG_DISTANCES))
     store.write(
         "bins",
-        "all",
+        "references",
         [
             {"statistic": statistic, "bin": index, "lower": lower}
             for statistic, edges in evaluator.bins.to_dict().items()
@@ -249,12 +253,12 @@ def record_references(bench: Workbench, store: Store) -> None:
     store.write("metrics", "references", rows)
 
 
-def generator_path(store: Store, trial: str) -> Path:
+def generator_path(store: Store, trial: str) -> AnyPath:
     """Where the averaged weights of a trial's G are kept."""
     return store.root / "generators" / f"{trial}.safetensors"
 
 
-def rung_path(store: Store, trial: str, rung: int) -> Path:
+def rung_path(store: Store, trial: str, rung: int) -> AnyPath:
     """Where a trial's training stands after `rung` steps, by itself."""
     return store.root / "checkpoints" / f"{trial}-{rung}.safetensors"
 
@@ -336,7 +340,8 @@ def _measure_at_rung(
             for count, point in points.items()
         ]
         yield Progress(rung, rung, {})
-    recorder.store.write("rungs", f"{trial.id}-{rung}", rows)
+    attempt = recorder.attempts[trial.id]
+    recorder.store.write("rungs", f"{trial.id}-{rung}", rows, attempt)
 
 
 def _finish(
@@ -354,7 +359,7 @@ def _finish(
         diversity += _diversity_rows(reading, generator, weight, bench)
     for _ in _record_readings(trial.id, readings, diversity, recorder):
         yield Progress(steps, steps, {})
-    relative = str(path.relative_to(store.root))
+    relative = f"{path.parent.name}/{path.name}"
     recorder.record(trial, {"status": "done", "steps": steps, "checkpoint": relative})
 
 
@@ -465,7 +470,7 @@ def _record_readings(
     recorder: "_Recorder",
 ) -> Iterator[None]:
     """Measure outputs, a source at a time, and write them with all that was found."""
-    bench, store = recorder.bench, recorder.store
+    bench = recorder.bench
     rows, outcomes = [*diversity], []
     for reading, source in product(readings, bench.sources):
         measured, pairs = bench.evaluator.evaluate(
@@ -474,10 +479,11 @@ def _record_readings(
         rows += measured
         outcomes.append(pairs)
         yield
-    _write_latents(part, readings, bench, store)
-    store.write("costs", part, [row for reading in readings for row in _cost_rows(reading, bench)])
-    store.write("outcomes", part, pl.concat(outcomes))
-    store.write("metrics", part, rows)
+    _write_latents(part, readings, recorder)
+    costs = [row for reading in readings for row in _cost_rows(reading, bench)]
+    recorder.write("costs", part, costs)
+    recorder.write("outcomes", part, pl.concat(outcomes))
+    recorder.write("metrics", part, rows)
 
 
 def _cost_rows(reading: Reading, bench: Workbench) -> list[dict[str, Any]]:
@@ -510,23 +516,27 @@ def _write_curves(
         for report in history
         for name, values in report.losses.items()
     ]
-    recorder.store.write("curves", trial.id, rows)
+    recorder.write("curves", trial.id, rows)
 
 
-def _write_latents(part: str, readings: Sequence[Reading], bench: Workbench, store: Store) -> None:
+def _write_latents(part: str, readings: Sequence[Reading], recorder: "_Recorder") -> None:
+    bench = recorder.bench
     parts = [
         _latent_columns(reading, source, step, bench)
         for reading in readings
         for source in bench.sources
+        if source.name in bench.plan.latent_sources
         for step in reading.steps[source.name]
     ]
+    if not parts:
+        return
     columns = {
         name: torch.cat([part[name] for part in parts]).numpy()
         if isinstance(parts[0][name], Tensor)
         else [value for part in parts for value in part[name]]
         for name in parts[0]
     }
-    store.write("latents", part, columns)
+    recorder.write("latents", part, columns)
 
 
 def _latent_columns(
@@ -568,7 +578,7 @@ _SETTINGS = ("hidden", "learning_rate", "style_weight")
 
 
 class _Recorder:
-    """Writes the rows of `trials` of one job."""
+    """Writes the records of one job, the rows of `trials` last."""
 
     def __init__(
         self,
@@ -580,55 +590,38 @@ class _Recorder:
         self.bench, self.store, self.attempts, self.device = bench, store, attempts, device
         self.training_seconds: float | None = None
         self._started = time.monotonic()
+        self._written: dict[str, set[str]] = defaultdict(set)
 
     @property
     def seconds(self) -> float:
         """Since the job began."""
         return time.monotonic() - self._started
 
+    def write(self, table: str, part: str, rows: Rows) -> None:
+        """Write a trial's or a setting's part of a table, as of this attempt."""
+        self.store.write(table, part, rows, self.attempts[part])
+        self._written[part].add(table)
+
     def record(self, spec: TrialSpec | RivalSpec, outcome: Mapping[str, Any]) -> None:
         """Write that a trial or a setting is over, and how."""
-        commit, dirty = _git()
         row = {
             **_label(spec),
             **self._settings(spec),
+            **provenance(),
             "fingerprint": self.bench.fingerprint,
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
             "peak_memory_mb": peak_memory_mb(),
             "attempt": self.attempts[spec.id],
-            "host": platform.node(),
             "device": self.device,
-            "versions": json.dumps({name: version(name) for name in ("torch", "ray", "numpy")}),
-            "git_commit": commit,
-            "git_dirty": dirty,
             "finished_at": datetime.now(UTC),
+            "parts": ",".join(sorted(self._written[spec.id])),
             **outcome,
         }
-        self.store.write("trials", spec.id, [row])
+        self.store.write("trials", spec.id, [row], self.attempts[spec.id])
 
     def _settings(self, spec: TrialSpec | RivalSpec) -> dict[str, Any]:
         if isinstance(spec, RivalSpec):
             return {}
         settings = spec.configuration.settings(self.bench.fusion)
         return {name: getattr(settings, name) for name in _SETTINGS}
-
-
-@cache
-def _git() -> tuple[str | None, bool | None]:
-    """Commit of the code and whether it was altered; None where the code is no git checkout."""
-    folder = Path(__file__).parent
-    try:
-        commit, status = (
-            subprocess.run(  # noqa: S603
-                ["git", *command],  # noqa: S607
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None, None
-    return commit, bool(status)

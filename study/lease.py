@@ -6,13 +6,12 @@ import platform
 import threading
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
 from cf_core.errors import UserError
-from cf_core.files import replacing
+from cf_core.files import AnyPath, replacing
 
 _EVERY = 10.0
 """Seconds between two signs of life."""
@@ -28,7 +27,7 @@ class Lease:
     after its last sign of life. What it still writes then, and its workers, has an older attempt.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: AnyPath) -> None:
         self._file, self._token = root / "running.json", uuid4().hex
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._over, self._lost = threading.Event(), False
@@ -114,7 +113,7 @@ def _lives(holder: dict[str, Any]) -> bool:
     return True
 
 
-def _refusal(holder: dict[str, Any], file: Path) -> str:
+def _refusal(holder: dict[str, Any], file: AnyPath) -> str:
     ago = max(0.0, time.time() - holder["alive"])
     return (
         f"{file.parent}: is being run by process {holder['pid']} on {holder['host']} since"

@@ -1,6 +1,7 @@
 """What all trials of a study share: corpus, core, classifiers. Each is made once and then read."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +22,7 @@ from cf_core.corpus import (
     load_corpus,
 )
 from cf_core.errors import UserError
-from cf_core.files import replacing
+from cf_core.files import place, replacing
 from cf_core.fusion import Latents
 from cf_core.seeding import derive, generator
 from cf_core.training import Trainer, load_tensors, save_tensors, train, weights
@@ -47,7 +48,7 @@ def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
 
     Raises `UserError` as `ingest` and `load_corpus` do.
     """
-    source, cache = config.corpus.path, Path(config.execution.results) / ".corpora"
+    source, cache = config.corpus.path, _cache(config)
     path: Path
     if source is not None and source.suffix == ".parquet":
         path = source
@@ -94,6 +95,18 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
     return Workbench(
         latents, evaluator, sources, config.fusion, plan, config.seed, store.record["fingerprint"]
     )
+
+
+def _cache(config: StudyConfig) -> Path:
+    """Where ingested melodies are kept: beside the studies, or on this machine, which reads them.
+
+    Only the driver reads melodies, so that no other machine has to reach them.
+    """
+    results = place(config.execution.results)
+    if isinstance(results, Path):
+        return results / ".corpora"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "connective-fusion"
 
 
 def _corpus_key(config: StudyConfig) -> str:

@@ -11,15 +11,16 @@ import torch
 from cf_core.bundle import Bundle, load_bundle
 from cf_core.corpus import TEST, Corpus
 from cf_core.errors import UserError
+from cf_core.files import AnyPath, place
 from cf_core.fuse import Fused
 from cf_core.render import write_midi, write_wav
 from cf_core.seeding import derive
 from cf_core.seeding import generator as random_generator
 from evaluation.figures import piano_roll_figure, save
-from evaluation.frontier import FUSIONS
+from evaluation.frontier import CHOSEN_ON, FUSIONS
 from study.config import PARAMETERS, Range, StudyConfig
 from study.findings import draw, improvement_lines, tabulate, verdict_lines, write_verdicts
-from study.jobs import record_references
+from study.jobs import has_references, record_references
 from study.lease import Lease
 from study.prepare import find_corpus, prepare
 from study.progress import Reporter
@@ -53,8 +54,9 @@ def plan(config: StudyConfig) -> str:
     points = readings * len(evaluation.iterations)
     rivals = config.rivals()
     compared = sum(len(evaluation.counts(rival.method)) for rival in rivals)
-    rows = 2 * (evaluation.pairs + evaluation.validation_pairs) * (points + compared)
-    megabytes = rows * 4 * 4 * config.core.latent_dim / 1e6
+    pairs = {CHOSEN_ON[source]: evaluation.validation_pairs for source in CHOSEN_ON}
+    kept = sum(pairs.get(source, evaluation.pairs) for source in evaluation.latent_sources)
+    gigabytes = kept * (points + compared) * 4 * 4 * config.core.latent_dim / 1e9
     searched = ((name, search.of(name)) for name in PARAMETERS)
     space = " × ".join(f"{name} {_shown(values)}" for name, values in searched if values)
     return "\n".join(
@@ -69,8 +71,8 @@ def plan(config: StudyConfig) -> str:
             f"rivals: {', '.join(evaluation.rivals) or 'none'}, in {len(rivals)} settings with"
             f" {compared} points",
             f"inputs: {evaluation.pairs} pairs of each source (test, prior) and"
-            f" {evaluation.validation_pairs} of its validation twin; latents take up to"
-            f" {megabytes:,.0f} MB",
+            f" {evaluation.validation_pairs} of its validation twin",
+            f"latents kept: {evaluation.latents}, up to {gigabytes:,.2f} GB",
             f"workers: {config.execution.workers}, trials in a pack: {config.execution.pack},"
             f" on {config.execution.address or 'a local Ray that the run starts and stops'}",
         ]
@@ -83,9 +85,9 @@ def _shown(searched: tuple[float | str, ...] | Range) -> str:
     return ", ".join(map(str, searched))
 
 
-def root(config: StudyConfig) -> Path:
-    """The study's folder."""
-    return Path(config.execution.results) / config.name
+def root(config: StudyConfig) -> AnyPath:
+    """The study's folder. Raises `UserError` where it can't be reached."""
+    return place(config.execution.results) / config.name
 
 
 def run(config: StudyConfig, reporter: Reporter) -> Store:
@@ -110,6 +112,9 @@ def _run(
     config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter, lease: Lease
 ) -> Store:
     bench = prepare(config, corpus, store, reporter)
+    store.inspect()
+    if aside := store.quarantined():
+        reporter.say(f"{len(aside)} damaged or foreign files are in {store.root / 'quarantine'}")
     trials = expected(config) * len(config.search.seeds)
     reporter.stage(f"Jobs: {trials} trials and their rivals, on Ray Tune")
     sweep(config, bench, store, reporter, lease)
@@ -122,7 +127,7 @@ def _run(
     example = fuse_example(store, corpus, config.seed)
     reporter.say(f"example from two test songs: {example}")
     reporter.stage("Findings: coherency against similarity, and verdicts")
-    if not store.has("metrics", "references"):
+    if not has_references(store):
         record_references(bench, store)
     with reporter.job("tables", None):
         tabulate(store, config.evaluation, config.seed)
@@ -144,7 +149,7 @@ def run_all(configs: Sequence[StudyConfig], reporter: Reporter) -> list[Store]:
         _foresee(config)
     stores = [run(config, reporter) for config in configs]
     if len(stores) > 1:
-        path = Path(configs[0].execution.results) / "verdicts.csv"
+        path = place(configs[0].execution.results) / "verdicts.csv"
         write_verdicts(stores, path)
         reporter.stage(f"All {len(stores)} corpora")
         for store in stores:
@@ -164,7 +169,7 @@ def _foresee(config: StudyConfig) -> None:
         store.check(config.identity(begun_with))
 
 
-def fuse_example(store: Store, corpus: Corpus, seed: int) -> Path:
+def fuse_example(store: Store, corpus: Corpus, seed: int) -> AnyPath:
     """Fuse two melodies of test songs with the study's bundle; MIDI, WAV and a picture of it.
 
     What other styles make of them goes to the table `examples`.
@@ -224,7 +229,7 @@ def _record_styles(
     store.write("examples", "all", rows)
 
 
-def summary(store: Store, choice: Choice, example: Path) -> list[str]:
+def summary(store: Store, choice: Choice, example: AnyPath) -> list[str]:
     """What was run, what was found, where everything is, and what to type next."""
     called = Path(sys.argv[0])
     command = called if called.name == "cf-study" and not which("cf-study") else "cf-study"

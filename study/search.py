@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
 from cf_core.errors import UserError
-from cf_core.files import replacing
+from cf_core.files import AnyPath, replacing
 from cf_core.seeding import derive
 from evaluation.frontier import CONFIGURATION, FUSIONS, hypervolume, shortfall
 from study.conditions import Condition
@@ -202,7 +201,7 @@ def _told(search: Search, past: Sequence[Outcome]) -> Iterator[FrozenTrial]:
         )
 
 
-def write_journal(config: StudyConfig, past: Sequence[Outcome], path: Path) -> None:
+def write_journal(config: StudyConfig, past: Sequence[Outcome], path: AnyPath) -> None:
     """Write the search as a journal that Optuna's plots and optuna-dashboard open."""
     with replacing(path) as temporary:
         optuna_study(config, past, storage=JournalStorage(JournalFileBackend(str(temporary))))

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
@@ -15,6 +14,7 @@ from torch import nn
 
 from cf_core.bundle import Bundle, save_bundle
 from cf_core.errors import UserError
+from cf_core.files import AnyPath
 from cf_core.training import load_tensors
 from cf_core.vae import MelodyVAE
 from evaluation.frontier import CONFIGURATION, FUSIONS
@@ -37,7 +37,7 @@ Network = TypeVar("Network", bound=nn.Module)
 class Choice:
     """What was selected, and where its bundle is."""
 
-    bundle: Path
+    bundle: AnyPath
     trial: str
     weight: float
     """λ."""
@@ -84,7 +84,7 @@ def status(store: Store) -> pl.DataFrame:
     config = StudyConfig.restored(store.record)
     names = [trial.id for trial in planned(config, store)]
     names += [setting.id for setting in config.rivals()]
-    over = store.scan("trials").select("trial", "status", "reason", "attempt", "seconds").collect()
+    over = store.ledger().select("trial", "status", "reason", "attempt", "seconds")
     return (
         pl.DataFrame({"trial": names}, schema={"trial": pl.String})
         .join(over, on="trial", how="left", maintain_order="left")
@@ -138,7 +138,7 @@ def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFram
     return pl.concat([within, ranked.filter(pl.col(maximise) < least)])
 
 
-def select(store: Store, maximise: str, where: Sequence[str], output: Path) -> Choice:
+def select(store: Store, maximise: str, where: Sequence[str], output: AnyPath) -> Choice:
     """Write the first of `candidates` to a bundle folder, with a record of how it was chosen.
 
     Of the seeds of a configuration the one with the highest `maximise` is taken among those that
@@ -273,7 +273,7 @@ def _unknown(metric: str, metrics: Sequence[str]) -> str:
     return f"{metric}: no such metric{hint} (metrics: {', '.join(metrics)})"
 
 
-def _filled(network: Network, path: Path) -> Network:
+def _filled(network: Network, path: AnyPath) -> Network:
     tensors = load_tensors(path)
     try:
         network.load_state_dict(tensors or {})

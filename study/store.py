@@ -1,7 +1,12 @@
 """A study's records: Parquet tables, each with one schema, and the identity they belong to.
 
 The only module that opens a result table. A study's folder holds `study.json` and, for each table,
-a folder of part files. A part is written whole or not at all, and writing it again replaces it.
+a folder of part files, `PART.ATTEMPT.parquet`. A part is written whole or not at all. Of several
+attempts at one part the highest counts, so that what a worker of an earlier one writes late is
+never read. `compact` merges parts into files `compacted-N.parquet`, whose footers say which rows
+are of which part and attempt; a part file of the same or a later attempt still counts before them.
+So at no moment is a row lost or doubled, whoever is killed. What is no whole part of the table is
+moved to `quarantine/TABLE/`, and a warning names it.
 
 `python -m study.store > docs/tables.md` writes the reference of all columns.
 
@@ -11,19 +16,23 @@ Letters in shapes: `Z` latent dimensions, `S` style dimensions.
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from functools import cached_property, lru_cache, partial
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from polars.datatypes import DataType, DataTypeClass
 
 from cf_core.errors import UserError
-from cf_core.files import replacing
+from cf_core.files import AnyPath, RemotePath, local, place, replacing
 from evaluation.statistics import STATISTICS
 
 _TEXT, _TIME, _TRUTH = pa.string(), pa.timestamp("us", "UTC"), pa.bool_()
@@ -153,12 +162,25 @@ TABLES: dict[str, Table] = {
             _column("attempt", _INT32, "1 for the first attempt.", volatile=True),
             _column("host", _TEXT, "Machine.", volatile=True),
             _column("device", _TEXT, "Torch device.", null=True, volatile=True),
-            _column("versions", _TEXT, "Versions of the libraries, as JSON.", volatile=True),
+            _column(
+                "hardware", _TEXT, "Processor, GPU if any, and cores it may use.", volatile=True
+            ),
+            _column(
+                "versions",
+                _TEXT,
+                "Versions of Python and of the libraries, as JSON.",
+                volatile=True,
+            ),
             _column("git_commit", _TEXT, "Commit of the code.", null=True, volatile=True),
             _column(
                 "git_dirty", _TRUTH, "Whether code was not committed.", null=True, volatile=True
             ),
             _column("finished_at", _TIME, "When it was over.", volatile=True),
+            _column(
+                "parts",
+                _TEXT,
+                "Tables that hold its rows, with commas between: it counts as done while all do.",
+            ),
         ),
     ),
     "configurations": Table(
@@ -398,14 +420,77 @@ TABLES: dict[str, Table] = {
 }
 
 
-class Store:
-    """The records under one folder.
+_FILE_BYTES = 256 * 10**6
+"""In memory: about what one file holds after compaction."""
+_GROUP_ROWS = 1 << 17
+_PART_FILE = re.compile(r"(\w[\w.+-]*)\.(\d+)\.parquet", re.ASCII)
+_COMPACTED_FILE = re.compile(r"compacted-(\d+)\.parquet", re.ASCII)
 
-    Writers on several machines may share the folder: each writes parts of its own.
+
+class QuarantineWarning(UserWarning):
+    """Names a file that is no whole part of its table, and where it is now."""
+
+
+class Compaction(NamedTuple):
+    """What compacting a table gained."""
+
+    table: str
+    files: tuple[int, int]
+    """Before and after."""
+    bytes: tuple[int, int]
+    """Before and after."""
+
+
+class _Rows(NamedTuple):
+    """Where the rows of a part are: in a file of its own, or in one of many parts."""
+
+    part: str
+    attempt: int
+    file: AnyPath
+    start: int = 0
+    length: int | None = None
+    """None for all."""
+
+
+Rows = pl.DataFrame | Sequence[Mapping[str, Any]] | Mapping[str, Any]
+"""What can be written: a frame, a list of rows, or columns by name (2-D arrays for latents)."""
+
+_Held = Mapping[str, _Rows]
+"""What one file holds, by part."""
+
+
+class Store:
+    """The records under one folder, local or in any file system of pyarrow.
+
+    Each table is a lazy Polars frame: `store.trials`, `store.metrics`. Writers on several machines
+    may share the folder: each writes parts of its own.
     """
 
-    def __init__(self, root: Path) -> None:
+    trials: pl.LazyFrame
+    configurations: pl.LazyFrame
+    objectives: pl.LazyFrame
+    rungs: pl.LazyFrame
+    importances: pl.LazyFrame
+    attempts: pl.LazyFrame
+    curves: pl.LazyFrame
+    latents: pl.LazyFrame
+    outcomes: pl.LazyFrame
+    costs: pl.LazyFrame
+    bins: pl.LazyFrame
+    song_distances: pl.LazyFrame
+    examples: pl.LazyFrame
+    metrics: pl.LazyFrame
+    frontier: pl.LazyFrame
+    matched: pl.LazyFrame
+    verdicts: pl.LazyFrame
+    hypervolumes: pl.LazyFrame
+
+    def __init__(self, root: AnyPath) -> None:
         self.root = root
+        self._known: dict[AnyPath, _Held] = {}
+        """Files that were looked into and are sound."""
+        self._ignored: set[AnyPath] = set()
+        """Files that are not and can't be moved, or are gone."""
 
     def claim(self, identity: Mapping[str, Any], fingerprint: str, name: str) -> None:
         """Make the folder that of this study, or check that it is.
@@ -424,7 +509,7 @@ class Store:
         )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            if any(not entry.name.startswith(".") for entry in self.root.iterdir()):
+            if any(True for _ in self.root.glob("[!.]*")):
                 raise UserError(
                     f"{self.root}: holds files but no study.json; give the study another name or"
                     " results folder, or remove them"
@@ -432,7 +517,8 @@ class Store:
             with replacing(record) as temporary:
                 temporary.write_text(text + "\n")
         except OSError as error:
-            raise UserError(f"{self.root}: cannot be written: {error.strerror}") from None
+            reason = error.strerror or " ".join(str(error).split())
+            raise UserError(f"{self.root}: cannot be written: {reason}") from None
 
     def check(self, identity: Mapping[str, Any]) -> None:
         """Raise `UserError` where settings differ from those that the study was begun with."""
@@ -465,13 +551,8 @@ class Store:
             )
         return record
 
-    def write(
-        self,
-        table: str,
-        part: str,
-        rows: pl.DataFrame | Sequence[Mapping[str, Any]] | Mapping[str, Any],
-    ) -> None:
-        """Write one part: a frame, a list of rows, or columns by name (2-D arrays for latents).
+    def write(self, table: str, part: str, rows: Rows, attempt: int = 1) -> None:
+        """Write one part, which replaces what the same or an earlier `attempt` wrote.
 
         A column that may be null may be missing. Raises `ValueError`, which names the column, for
         what the schema does not allow, and for a `part` that is no plain file name.
@@ -480,34 +561,31 @@ class Store:
             raise ValueError(f"part {part!r}: must be letters, digits and . _ + - only")
         schema = self._schema(table)
         data = _conform(pl.DataFrame(rows, infer_schema_length=None), schema, table)
-        floats, others = _by_encoding(schema)
-        path = self.root / table / f"{part}.parquet"
-        with replacing(path) as temporary:
-            pq.write_table(
-                data,
-                temporary,
-                compression="zstd",
-                use_dictionary=others,
-                column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
-            )
+        with replacing(self.root / table / f"{part}.{attempt}.parquet") as temporary:
+            pq.write_table(data, temporary, **_encoding(schema))
 
     def scan(self, table: str) -> pl.LazyFrame:
-        """All parts of a table as one lazy frame; without rows where there is no part.
+        """All rows of a table, for a table's name in a variable; else it is an attribute.
 
-        Raises `UserError` for a part that is truncated or of another schema.
+        Without rows where there is no part. What is no part of the table is set aside, with a
+        warning.
         """
-        schema = self._schema(table)
-        parts = sorted((self.root / table).glob("[!.]*.parquet"))
-        for part in parts:
-            _check(part, schema, table)
-        return pl.scan_parquet(parts, schema=_polars(schema), glob=False)
+        schema, whole, slices = self._schema(table), [], []
+        for file, rows in self._live(table).items():
+            if len(rows) == len(self._known[file]):
+                whole.append(file)
+            else:
+                frame = _lazy([file], schema)
+                slices += [frame.slice(start, count) for start, count in _runs(rows)]
+        return pl.concat([_lazy(whole, schema), *slices])
 
     def sql(self, query: str) -> pl.DataFrame:
         """Run one SQL query (of Polars' dialect) over all tables.
 
         Raises `UserError` with Polars' own words if it can't be run.
         """
-        context = pl.SQLContext({table: self.scan(table) for table in TABLES})
+        named = [table for table in TABLES if re.search(rf"\b{table}\b", query)]
+        context = pl.SQLContext({table: self.scan(table) for table in named})
         try:
             return context.execute(query, eager=True)
         except (pl.exceptions.PolarsError, OSError) as error:
@@ -515,27 +593,190 @@ class Store:
             raise UserError(f"SQL: {message} (tables: {', '.join(TABLES)})") from None
 
     def has(self, table: str, part: str) -> bool:
-        """Whether a part was written."""
-        return (self.root / table / f"{part}.parquet").exists()
+        """Whether a part was written and is still there."""
+        return part in self._parts(table)
 
     def done_trials(self) -> dict[str, str]:
         """Status of each trial that is over, by its identifier."""
-        return dict(self.scan("trials").select("trial", "status").collect().iter_rows())
+        return dict(self.ledger().select("trial", "status").iter_rows())
 
-    def attempts(self) -> dict[str, int]:
+    def tried(self) -> dict[str, int]:
         """How often each trial and setting was handed to a worker, by its name."""
         tried = self.scan("attempts").group_by("trial").agg(pl.col("attempt").max())
         return dict(tried.collect().iter_rows())
+
+    def ledger(self) -> pl.DataFrame:
+        """The table `trials`, where a trial of which other tables have lost their part has failed.
+
+        So the next run tries it again. Only `latents` may be removed as a whole, to make room.
+        """
+        trials = self.scan("trials").collect()
+        parts = trials.select("trial", "parts")
+        kept = {trial: tables.split(",") if tables else [] for trial, tables in parts.iter_rows()}
+        written = {table: self._parts(table) for table in set().union(*kept.values())}
+        if not written.get("latents"):
+            kept = {trial: [t for t in tables if t != "latents"] for trial, tables in kept.items()}
+        lost = {
+            trial: f"its part of {', '.join(gone)} is lost"
+            for trial, tables in kept.items()
+            if (gone := [table for table in tables if trial not in written[table]])
+        }
+        if not lost:
+            return trials
+        again = pl.col("trial").is_in(list(lost))
+        return trials.with_columns(
+            status=pl.when(again).then(pl.lit("failed")).otherwise("status"),
+            reason=pl.when(again)
+            .then(pl.col("trial").replace_strict(lost, default=None, return_dtype=pl.String))
+            .otherwise("reason"),
+        )
+
+    def inspect(self) -> None:
+        """Look into every file of every table, and set aside what is damaged or foreign."""
+        for table in TABLES:
+            self._live(table)
+
+    def quarantined(self) -> list[AnyPath]:
+        """All that was ever set aside."""
+        folders = [self.root / "quarantine" / table for table in TABLES]
+        return [file for folder in folders for file in folder.glob("*")]
+
+    def compact(self) -> Iterator[Compaction]:
+        """Merge the many parts of each table into few files, one table after the other.
+
+        It may be stopped or killed at any moment, and called again; but no run may write meanwhile.
+        Raises `UserError` where the folder can't be written.
+        """
+        for table in TABLES:
+            live, files = self._live(table), self._files(table)
+            schema = self._schema(table)
+            whole = [f for f in files if f in live and len(live[f]) == len(self._known[f])]
+            settled = [file for file in whole if self._count(file) >= _file_rows(schema)]
+            todo = [file for file in files if file not in settled]
+            if len(todo) <= 1 and set(todo) <= set(whole):
+                continue
+            size = _bytes(files)
+            rows = [rows for file in todo for rows in live.get(file, ())]
+            merged = self._merge(table, rows, files)
+            # Only now: till here the part files have counted.
+            for file in todo:
+                file.unlink(missing_ok=True)
+                self._known.pop(file, None)
+            kept = [*settled, *merged]
+            yield Compaction(table, (len(files), len(kept)), (size, _bytes(kept)))
+
+    def _count(self, file: AnyPath) -> int:
+        """Rows of a compacted file; 0 for others."""
+        return sum(rows.length or 0 for rows in self._known[file].values())
+
+    def _merge(self, table: str, rows: Sequence[_Rows], files: Sequence[AnyPath]) -> list[AnyPath]:
+        """Write rows to new compacted files of a table, sorted by part."""
+        schema, merged = self._schema(table), []
+        numbers = [int(found[1]) for f in files if (found := _COMPACTED_FILE.fullmatch(f.name))]
+        number = max(numbers, default=0)
+        for batch in _batches(sorted(rows), schema):
+            number += 1
+            held = [(rows.part, rows.attempt, len(data)) for rows, data in batch]
+            marks = schema.metadata | {b"parts": json.dumps(held)}
+            data = pa.concat_tables([data for _, data in batch]).replace_schema_metadata(marks)
+            file = self.root / table / f"compacted-{number}.parquet"
+            with replacing(file) as temporary:
+                pq.write_table(data, temporary, row_group_size=_GROUP_ROWS, **_encoding(schema))
+            merged.append(file)
+        return merged
+
+    def _live(self, table: str) -> dict[AnyPath, list[_Rows]]:
+        """By file, in order of their rows, the parts that count; all files are sound."""
+        while True:
+            live: dict[AnyPath, list[_Rows]] = {}
+            for rows in sorted(self._parts(table).values()):
+                live.setdefault(rows.file, []).append(rows)
+            new = [file for file in live if file not in self._known]
+            inspect = partial(self._inspect, table=table)
+            if isinstance(self.root, RemotePath):
+                with ThreadPoolExecutor() as pool:
+                    sound = list(pool.map(inspect, new))
+            else:
+                sound = list(map(inspect, new))
+            if all(sound):
+                return live
+
+    def _parts(self, table: str) -> dict[str, _Rows]:
+        """Where the rows of each part are: those of the highest attempt.
+
+        Of the files that hold the same attempt, a part's own, then the latest compacted one.
+        """
+        parts: dict[str, _Rows] = {}
+        for file in self._files(table):
+            if found := _PART_FILE.fullmatch(file.name):
+                held: _Held = {found[1]: _Rows(found[1], int(found[2]), file)}
+            elif file in self._known or self._inspect(file, table):
+                held = self._known[file]
+            else:
+                continue
+            for part, rows in held.items():
+                if part not in parts or rows.attempt >= parts[part].attempt:
+                    parts[part] = rows
+        return parts
+
+    def _files(self, table: str) -> list[AnyPath]:
+        """All files of a table but those set aside, compacted ones first, by their number."""
+
+        def rank(file: AnyPath) -> tuple[bool, int, str]:
+            found = _COMPACTED_FILE.fullmatch(file.name)
+            return found is None, int(found[1]) if found else 0, file.name
+
+        files = (self.root / table).glob("[!.]*.parquet")
+        return sorted((file for file in files if file not in self._ignored), key=rank)
+
+    def _inspect(self, file: AnyPath, table: str) -> bool:
+        """Look into a file once, and set it aside unless it is sound."""
+        try:
+            self._known[file] = _held(file, self._schema(table))
+        except FileNotFoundError:  # compacted by another process since it was listed
+            self._ignored.add(file)
+            return False
+        except OSError as error:
+            raise UserError(f"{file}: can't be read ({error})") from None
+        except ValueError as error:
+            self._set_aside(file, table, str(error))
+            return False
+        return True
+
+    def _set_aside(self, file: AnyPath, table: str, problem: str) -> None:
+        target = self.root / "quarantine" / table / file.name
+        try:
+            if target.exists():
+                target = target.with_name(f"{uuid4().hex[:8]}-{file.name}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)  # type: ignore[arg-type]  # both are local, or both are not
+        except FileNotFoundError:
+            return
+        except OSError:
+            self._ignored.add(file)
+            where = "is left out"
+        else:
+            where = f"was moved to {target}"
+        told = f"{file}: {problem}; it {where}, and running the study again makes anew what it held"
+        warnings.warn(told, QuarantineWarning, stacklevel=2)
 
     def _schema(self, table: str) -> pa.Schema:
         return TABLES[table].schema(self.record["identity"]["core"]["latent_dim"])
 
 
-def open(path: str | Path) -> Store:  # noqa: A001
-    """Open the records of a study by its folder. Raises `UserError` if it is none."""
-    store = Store(Path(path))
+def open(path: str | AnyPath) -> Store:  # noqa: A001
+    """Open the records of a study by its folder or URI. Raises `UserError` if it is none."""
+    store = Store(place(path) if isinstance(path, str) else path)
     _ = store.record
     return store
+
+
+def _frame(table: str) -> property:
+    return property(lambda store: store.scan(table), doc=TABLES[table].about)
+
+
+for _name in TABLES:
+    setattr(Store, _name, _frame(_name))
 
 
 def comparable(frame: pl.DataFrame, table: str) -> pl.DataFrame:
@@ -608,8 +849,8 @@ def _fits(given: DataType | DataTypeClass, wanted: DataType | DataTypeClass) -> 
     )
 
 
-def _by_encoding(schema: pa.Schema) -> tuple[list[str], list[str]]:
-    """Parquet paths of the columns that hold floats, and of all others."""
+def _encoding(schema: pa.Schema) -> dict[str, Any]:
+    """How the columns of a part are written, as arguments of pyarrow's writers."""
     floats: list[str] = []
     others: list[str] = []
     for field in schema:
@@ -617,23 +858,98 @@ def _by_encoding(schema: pa.Schema) -> tuple[list[str], list[str]]:
         leaf = field.type.value_type if nested else field.type
         path = f"{field.name}.list.element" if nested else field.name
         (floats if pa.types.is_floating(leaf) else others).append(path)
-    return floats, others
+    return {
+        "compression": "zstd",
+        "use_dictionary": others,
+        "column_encoding": dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+    }
 
 
 def _polars(schema: pa.Schema) -> pl.Schema:
     return pl.DataFrame(schema.empty_table()).schema
 
 
-def _check(part: Path, schema: pa.Schema, table: str) -> None:
+def _lazy(files: Sequence[AnyPath], schema: pa.Schema) -> pl.LazyFrame:
+    remote = [file.opened for file in files if isinstance(file, RemotePath)]
+    if not remote:
+        return pl.scan_parquet([str(file) for file in files], schema=_polars(schema), glob=False)
+    paths = [path for _, path in remote]
+    dataset = ds.dataset(paths, schema=schema, filesystem=remote[0][0], format="parquet")
+    return pl.scan_pyarrow_dataset(dataset)
+
+
+def _runs(rows: Sequence[_Rows]) -> list[tuple[int, int]]:
+    """Start and length of the stretches of a compacted file that consist of these rows."""
+    runs: list[tuple[int, int]] = []
+    for start, count in sorted((each.start, each.length or 0) for each in rows):
+        if runs and sum(runs[-1]) == start:
+            runs[-1] = runs[-1][0], runs[-1][1] + count
+        else:
+            runs.append((start, count))
+    return runs
+
+
+def _held(file: AnyPath, schema: pa.Schema) -> _Held:
+    """What a file holds. Raises `ValueError` where that is no rows of the schema."""
+    found = _read_schema(file)
+    marks = found.metadata or {}
+    if not found.equals(schema) or marks.get(b"version") != schema.metadata[b"version"]:
+        raise ValueError("is of another table, study or release")
+    if name := _PART_FILE.fullmatch(file.name):
+        return {name[1]: _Rows(name[1], int(name[2]), file)}
+    if not _COMPACTED_FILE.fullmatch(file.name) or b"parts" not in marks:
+        raise ValueError("does not say whose rows it holds")
+    held, start = {}, 0
+    for part, attempt, count in json.loads(marks[b"parts"]):
+        held[part] = _Rows(part, attempt, file, start, count)
+        start += count
+    return held
+
+
+def _read_schema(file: AnyPath) -> pa.Schema:
+    system, path = file.opened if isinstance(file, RemotePath) else (None, file)
+    with suppress(pa.ArrowException, OSError):
+        return pq.read_schema(path, filesystem=system)
+    # Again from memory: what fails there too is not the fault of a disk or a network.
+    content = file.read_bytes()
     try:
-        found = pq.read_schema(part)
+        return pq.read_schema(pa.BufferReader(content))
     except (pa.ArrowException, OSError):
-        raise UserError(
-            f"{part}: is no whole Parquet file; remove it and run the study again"
-        ) from None
-    version = (found.metadata or {}).get(b"version")
-    if not found.equals(schema) or version != schema.metadata[b"version"]:
-        raise UserError(f"{part}: is not a part of this study's table {table}; remove it")
+        raise ValueError("is no whole Parquet file") from None
+
+
+def _batches(rows: Iterable[_Rows], schema: pa.Schema) -> Iterator[list[tuple[_Rows, pa.Table]]]:
+    """The content of parts, as much at a time as goes to one compacted file."""
+    read = lru_cache(maxsize=4)(_read_table)
+    batch: list[tuple[_Rows, pa.Table]] = []
+    count = 0
+    for each in rows:
+        if each.length is None:
+            data = _read_table(each.file, schema)
+        else:
+            data = read(each.file, schema).slice(each.start, each.length)
+        batch.append((each, data))
+        count += len(data)
+        if count >= _file_rows(schema):
+            yield batch
+            batch, count = [], 0
+    if batch:
+        yield batch
+
+
+def _file_rows(schema: pa.Schema) -> int:
+    """How many rows a file holds after compaction, about."""
+    widths = (4 * getattr(field.type, "list_size", 4) for field in schema)
+    return max(1, _FILE_BYTES // sum(widths))
+
+
+def _read_table(file: AnyPath, schema: pa.Schema) -> pa.Table:
+    with local(file) as whole:
+        return pq.read_table(whole, schema=schema)
+
+
+def _bytes(files: Iterable[AnyPath]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count, product
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -100,11 +99,9 @@ class _Batch:
     def told(self) -> list[Outcome]:
         """Record what came of it all, as the search is told from now on."""
         names = [trial.id for trial in self._trials]
-        metrics = (
-            self._store.scan("metrics")
-            .filter(pl.col("source") == SOURCE, pl.col("trial").is_in(names))
-            .collect()
-        )
+        metrics = self._store.metrics.filter(
+            pl.col("source") == SOURCE, pl.col("trial").is_in(names)
+        ).collect()
         statuses = self._store.done_trials()
         told = judged(self._config, self._number, self._configurations, statuses, metrics)
         _write_outcomes(self._store, f"batch{self._number:05d}", told)
@@ -112,11 +109,9 @@ class _Batch:
 
     def _after(self, rung: int, going: Sequence[TrialSpec]) -> list[TrialSpec]:
         """Stop the weakest configurations at a rung; the trials that go on."""
-        points = (
-            self._store.scan("rungs")
-            .filter(pl.col("rung") == rung, pl.col("batch") <= self._number)
-            .collect()
-        )
+        points = self._store.rungs.filter(
+            pl.col("rung") == rung, pl.col("batch") <= self._number
+        ).collect()
         reached = set(points["trial"])
         by_name: dict[str, list[TrialSpec]] = {}
         for trial in going:
@@ -134,7 +129,7 @@ class _Batch:
         return [trial for trial in going if trial.configuration.id in kept]
 
     def _stop(self, rung: int, trials: Sequence[TrialSpec], short: Mapping[str, float]) -> None:
-        statuses, attempts = self._store.done_trials(), self._store.attempts()
+        statuses, attempts = self._store.done_trials(), self._store.tried()
         for trial in trials:
             if statuses.get(trial.id) in FINAL:
                 continue
@@ -147,7 +142,7 @@ class _Batch:
 
 def planned(config: StudyConfig, store: Store) -> list[TrialSpec]:
     """The trials that are proposed so far, or that will be first."""
-    batches = store.scan("configurations").filter(pl.col("batch") >= 0).collect()
+    batches = store.configurations.filter(pl.col("batch") >= 0).collect()
     known = [_configuration(row) for row in batches.sort("batch", "number").iter_rows(named=True)]
     return trials_of(config, known) if known else first_trials(config)
 
@@ -168,14 +163,14 @@ def conditional(config: StudyConfig) -> int:
 
 def recorded(store: Store, batch: int) -> list[Configuration]:
     """The configurations that a batch was recorded with; none where it was not."""
-    rows = store.scan("configurations").filter(pl.col("batch") == batch).sort("number").collect()
+    rows = store.configurations.filter(pl.col("batch") == batch).sort("number").collect()
     return [_configuration(row) for row in rows.iter_rows(named=True)]
 
 
 def outcomes(store: Store) -> list[Outcome]:
     """All that the search was told so far, in its order."""
-    known = store.scan("configurations").sort("batch", "number")
-    told = store.scan("objectives").drop("batch")
+    known = store.configurations.sort("batch", "number")
+    told = store.objectives.drop("batch")
     rows = known.join(told, on="configuration", how="inner", maintain_order="left").collect()
     return [
         Outcome(
@@ -201,7 +196,7 @@ def _proposed(
 
 def _learned(config: StudyConfig, store: Store, reporter: Reporter) -> list[Outcome]:
     """Take over what an earlier study found, as far as it lies in the space of this one."""
-    folder = Path(config.search.warm_start or "")
+    folder = config.search.warm_start or ""
     other = records.open(folder)
     theirs, ours = other.record["identity"], store.record["identity"]
     differing = [

@@ -116,10 +116,10 @@ class Workers:
 
     def _hand_out(self, specs: Sequence[Spec]) -> dict[str, int]:
         """Write down what is about to be tried: how often, with this time."""
-        earlier = self._store.attempts()
+        earlier = self._store.tried()
         ids = [part.id for spec in specs for part in spec.parts]
         attempts = {name: earlier.get(name, 0) + 1 for name in ids}
-        last = self._store.scan("attempts").select(pl.col("wave").max()).collect().item()
+        last = self._store.attempts.select(pl.col("wave").max()).collect().item()
         wave, now = (last or 0) + 1, datetime.now(UTC)
         rows = [
             {"wave": wave, "trial": name, "attempt": attempt, "started_at": now}
@@ -133,13 +133,13 @@ class Workers:
 
         What failed counts only if that was in one of `attempts`.
         """
-        rows = self._store.scan("trials").select("trial", "status", "attempt").collect()
+        rows = self._store.ledger().select("trial", "status", "attempt")
         over: set[tuple[str, int | None]] = {
             (name, None)
             for name, status, attempt in rows.iter_rows()
             if status in FINAL or attempts.get(name) == attempt
         }
-        rungs = self._store.scan("rungs").select("trial", "rung").unique().collect()
+        rungs = self._store.rungs.select("trial", "rung").unique().collect()
         return over | {(name, rung) for name, rung in rungs.iter_rows()}
 
     def _record(self, parts: Sequence[Any], failure: _Failure, attempts: Mapping[str, int]) -> None:
@@ -166,8 +166,10 @@ class Workers:
             for place, spec in enumerate(specs)
         ]
         with ExitStack() as stack:
-            # Beside the records, where all nodes of a cluster can write.
-            folder = tempfile.TemporaryDirectory(prefix=".tune-", dir=self._store.root.resolve())
+            # Beside the records where that is a folder that all nodes of a cluster can write to.
+            root = self._store.root.resolve()
+            beside = root if isinstance(root, Path) else None
+            folder = tempfile.TemporaryDirectory(prefix=".tune-", dir=beside)
             scratch = Path(stack.enter_context(folder))
             shared = self._start()
             steps = {spec.id: job_steps(spec, self._bench) for spec in specs}
@@ -184,7 +186,7 @@ class Workers:
                 run_config=tune.RunConfig(
                     storage_path=str(scratch),
                     verbose=0,
-                    callbacks=[watch, _Curves(self._store.root.resolve() / "tensorboard")],
+                    callbacks=[watch, *self._curves(stack)],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             )
@@ -201,6 +203,15 @@ class Workers:
                 elif error is not None or spec.id not in watch.over:
                     failures[spec] = _Failure(f"the worker died: {_last_line(error)}", died=True)
         return failures
+
+    def _curves(self, stack: ExitStack) -> list[tune.Callback]:
+        """TensorBoard's files, where the results are in a local folder."""
+        root = self._store.root.resolve()
+        if not isinstance(root, Path):
+            return []
+        curves = _Curves(root / "tensorboard")
+        stack.callback(curves.close)
+        return [curves]
 
     def _limit(self, spec: Spec) -> float:
         """Seconds that a job may take."""
@@ -323,6 +334,11 @@ class _Curves(TBXLoggerCallback):
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         return tune.Callback, ()  # as in _Watch
+
+    def close(self) -> None:
+        """Close the files of trials that never ended."""
+        for writer in self._trial_writer.values():
+            writer.close()
 
     def log_trial_start(self, trial: Any) -> None:
         folder = self._folder / trial.config["job"]["spec"].id.replace(" ", "-")

@@ -23,10 +23,9 @@ import polars as pl
 from ray.cluster_utils import Cluster
 
 from cf_core.files import replacing
-from cf_core.render import write_midi
 from study.config import StudyConfig
 from study.store import TABLES, Store, comparable
-from tests.test_study import melody, tiny
+from tests.tiny import tiny, write_melodies
 
 OUTPUT = Path(__file__).parent.parent / "benchmarks" / "out" / "chaos.json"
 PATIENCE = 600.0
@@ -79,8 +78,7 @@ class Arena:
     def __init__(self, folder: Path) -> None:
         self.folder, self.melodies = folder, folder / "melodies"
         self.melodies.mkdir()
-        for seed in range(40):
-            write_midi(melody(seed), self.melodies / f"tune{seed}.mid", 120.0)
+        write_melodies(self.melodies)
         self.toll = Toll()
 
     def study(
@@ -157,7 +155,7 @@ class Ledger:
             return cls()
         store = Store(store.root)
         done = {name for name, status in store.done_trials().items() if status == "done"}
-        return cls(frozenset(done), store.attempts())
+        return cls(frozenset(done), store.tried())
 
 
 def store_of(config: StudyConfig) -> Store:

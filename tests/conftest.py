@@ -1,18 +1,62 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
+from pyarrow.fs import S3FileSystem
 
 from cf_core.bundle import Bundle
 from cf_core.fusion import Generator
 from cf_core.melody import MelodyFormat
 from cf_core.nets import initialise
 from cf_core.vae import MelodyVAE, VAESettings
+from study.store import Store
+from tests.tiny import write_melodies
 
 # Small tensors: more threads would only wait for each other.
 torch.set_num_threads(1)
 
 MakeBundle = Callable[..., Bundle]
+
+
+def folder(store: Store) -> Path:
+    """The study's folder, where that is a local one."""
+    assert isinstance(store.root, Path)
+    return store.root
+
+
+@pytest.fixture(scope="session")
+def melodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tunes."""
+    made = tmp_path_factory.mktemp("melodies")
+    write_melodies(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    """Address of an S3 server on this machine."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of a bucket on it, with all that clients need in the environment."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=True).create_dir("studies")
+    return "s3://studies"
 
 
 @pytest.fixture

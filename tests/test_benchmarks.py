@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import evaluation
+from benchmarks import evaluation, query
 from benchmarks.core import STYLE_DIM, WEIGHT, Bench, Shape, cuda
 from benchmarks.eager import Batch, EagerTrial
 from benchmarks.measuring import Measure
@@ -187,3 +187,17 @@ def test_the_evaluation_benchmark_names_what_it_promises(
     }
     shown = capsys.readouterr().out
     assert all(measure["value"] > 0 and measure["name"] in shown for measure in measures)
+
+
+def test_the_query_benchmark_finds_what_duckdb_and_pandas_find(tmp_path: Path) -> None:
+    output = tmp_path / "query.json"
+    query.main(repeats=1, seconds=0.0, scale=1000, output=output)
+    measures = json.loads(output.read_text())
+    assert {measure["name"]: (measure["target"], measure["better"]) for measure in measures} == {
+        "query_vs_duckdb_parts": (None, "higher"),
+        "query_vs_pandas_parts": (None, "higher"),
+        "query_vs_duckdb": (0.7, "higher"),
+        "query_vs_pandas": (None, "higher"),
+        "write_share": (0.02, "lower"),
+    }
+    assert all(measure["value"] > 0 for measure in measures)

@@ -13,6 +13,7 @@ from typer.models import CommandInfo
 
 import study
 from cf_core.bundle import save_bundle
+from cf_core.files import place
 from cf_core.melody import Note
 from cf_core.readers import read_file
 from cf_core.render import write_midi
@@ -20,7 +21,7 @@ from study import cli
 from study.config import Selection, StudyConfig
 from study.search import first_trials
 from study.store import Store
-from tests.conftest import MakeBundle
+from tests.conftest import MakeBundle, folder
 
 ROOT = Path(__file__).parent.parent
 CONFIG = StudyConfig.model_validate({"name": "tiny", "core": {"latent_dim": 2}})
@@ -294,6 +295,42 @@ def test_latents_go_into_parquet_but_not_into_csv(
     assert cf_study("query", store.root, sql, "--output", "a.parquet").code == 0
     assert pl.read_parquet(tmp_path / "a.parquet")["z_left"].to_list() == [[0.5, 1.5]]
     assert not (tmp_path / "a.csv").exists()
+
+
+def test_a_damaged_part_is_one_warning_and_the_rest_is_queried(cf_study: Run, store: Store) -> None:
+    (folder(store) / "curves" / "b.1.parquet").write_bytes(b"PAR1")
+    outcome = cf_study("query", store.root, "SELECT step FROM curves")
+    assert (outcome.code, outcome.err.count("\n")) == (0, 1)
+    assert outcome.err.startswith("warning: ")
+    assert "curves/b.1.parquet: is no whole Parquet file" in outcome.err
+    outcome = cf_study("status", store.root)
+    assert outcome.err == ""
+    assert f"1 damaged or foreign files are in {store.root}/quarantine" in outcome.out
+
+
+def test_compaction_says_what_it_gained(cf_study: Run, store: Store) -> None:
+    store.write("curves", "b", [{"trial": "b", "step": 1, "loss": "eq5", "value": 0.25}])
+    sql = "SELECT trial, step, loss, value FROM curves ORDER BY value"
+    before = cf_study("query", "tiny", sql).out
+    outcome = cf_study("compact", "tiny")
+    assert outcome.code == 0
+    assert outcome.out.startswith("curves: 2 -> 1 files, 0.0 -> 0.0 MB\n")
+    assert outcome.out.count("\n") == 1
+    assert cf_study("query", "tiny", sql).out == before
+    outcome = cf_study("compact", "tiny")
+    assert outcome.out == "results/tiny: nothing to compact\n"
+
+
+def test_a_study_in_a_bucket_is_queried_by_its_uri(
+    cf_study: Run, store: Store, bucket: str
+) -> None:
+    uri = f"{bucket}/commands/tiny"
+    remote = Store(place(uri))
+    remote.claim(CONFIG.identity("abc"), CONFIG.fingerprint("abc"), CONFIG.name)
+    remote.write("curves", "a", store.curves.collect())
+    sql = "SELECT * FROM curves"
+    assert cf_study("query", uri, sql).out == cf_study("query", "tiny", sql).out
+    _refused(cf_study("status", f"{bucket}/commands/nil"), "is not the folder of a study")
 
 
 @pytest.mark.parametrize("sql", ["SELECT nothing FROM curves", "SELEKT 1", "SELECT * FROM nil", ""])

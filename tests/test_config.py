@@ -58,6 +58,7 @@ def other(key: str, value: Any) -> Any:
         "evaluation.rivals": ["slerp", "lp"],
         "evaluation.lp.scaled": True,
         "execution.pack": 3,
+        "evaluation.latents": "none",
     }
     if key in special:
         return special[key]

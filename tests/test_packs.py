@@ -18,6 +18,7 @@ from study.jobs import PackSpec, pack_trainer
 from study.packs import pack_size, packed
 from study.progress import Reporter
 from study.store import Store
+from tests.conftest import folder
 
 TRIALS = [TrialSpec(Configuration(weight, 0), 0) for weight in (0.1, 0.2, 0.3, 0.4, 0.5)]
 NAMES = [trial.id for trial in TRIALS]
@@ -137,6 +138,6 @@ def test_a_rate_is_trial_steps_over_the_median_without_the_first(
 def test_a_damaged_record_is_refused(
     text: str, store: Store, bench: Any, reporter: Reporter
 ) -> None:
-    (store.root / "packs.json").write_text(text)
+    (folder(store) / "packs.json").write_text(text)
     with pytest.raises(UserError, match=r"packs\.json: is damaged"):
         pack_size(TRIALS, bench, store, Execution(), reporter)

@@ -19,6 +19,7 @@ from study.jobs import generator_path
 from study.search import first_trials
 from study.select import candidates, select, status
 from study.store import Store
+from tests.conftest import folder
 
 CONFIG = StudyConfig.model_validate(
     {
@@ -70,10 +71,17 @@ def _over(trial: str, state: str, reason: str | None = None) -> dict[str, Any]:
         "seconds": 12.3,
         "attempt": 1,
         "host": "h",
+        "hardware": "c",
         "device": "cpu",
         "versions": '{"torch": "2"}',
     }
-    return {**_label(trial), **done, **run, "finished_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    return {
+        **_label(trial),
+        **done,
+        **run,
+        "finished_at": datetime(2026, 1, 1, tzinfo=UTC),
+        "parts": "",
+    }
 
 
 @pytest.fixture
@@ -265,7 +273,7 @@ def test_the_deployed_seed_meets_the_rule_itself_where_one_does(
     _rewrite(trained, B, points)
     own = generator_path(trained, B)
     for number in {point[0] for point in points} - {0}:
-        copyfile(own, generator_path(trained, B.replace("seed0", f"seed{number}")))
+        copyfile(str(own), str(generator_path(trained, B.replace("seed0", f"seed{number}"))))
     choice = select(trained, "judge", where, tmp_path / "bundle")
     assert choice.trial == B.replace("seed0", f"seed{seed}")
     record = load_bundle(choice.bundle).record
@@ -289,7 +297,7 @@ def test_a_metric_without_interval_is_chosen_by_its_value_alone(store: Store) ->
 
 def _rewrite(store: Store, trial: str, points: list[tuple[int, int, float, float]]) -> None:
     """Give a trial other points: seed, iteration, judge, z-distance."""
-    (store.root / "metrics" / f"{trial}.parquet").unlink()
+    (store.root / "metrics" / f"{trial}.1.parquet").unlink()
     for seed in {point[0] for point in points}:
         name = trial.replace("seed0", f"seed{seed}")
         rows = [
@@ -337,7 +345,7 @@ def test_a_conditional_trial_is_chosen_at_one_of_its_weights(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("state", ["missing", "damaged", "of another shape"])
 def test_weights_that_cannot_be_used(trained: Store, tmp_path: Path, state: str) -> None:
-    path = generator_path(trained, B)
+    path = folder(trained) / "generators" / f"{B}.safetensors"
     if state == "missing":
         path.unlink()
     elif state == "damaged":
@@ -350,7 +358,7 @@ def test_weights_that_cannot_be_used(trained: Store, tmp_path: Path, state: str)
 
 
 def test_status_lists_every_planned_job(store: Store) -> None:
-    (store.root / "trials" / f"{C}.parquet").unlink()
+    (store.root / "trials" / f"{C}.1.parquet").unlink()
     jobs = status(store)
     assert jobs.select("trial", "status", "reason").rows() == [
         (A, "done", None),

@@ -1,5 +1,9 @@
 import json
 import math
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
+import study
 from cf_core.errors import UserError
+from cf_core.files import place, replacing
 from study import store as module
-from study.store import TABLES, Store, comparable, differences
+from study.store import TABLES, QuarantineWarning, Store, comparable, differences
+from tests.conftest import folder
 
 ROOT = Path(__file__).parent.parent
 IDENTITY: dict[str, Any] = {"seed": 0, "core": {"latent_dim": 3, "steps": 5}, "corpus": "abc"}
@@ -35,10 +42,12 @@ TRIAL: dict[str, Any] = {
     "attempt": 1,
     "host": "h",
     "device": "cpu",
+    "hardware": "c",
     "versions": "{}",
     "git_commit": None,
     "git_dirty": None,
     "finished_at": datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC),
+    "parts": "",
 }
 METRIC: dict[str, Any] = {
     "trial": "lp-eta0.1",
@@ -118,18 +127,18 @@ def test_a_written_part_has_the_declared_schema_version_and_encodings(
     schema = TABLES[table].schema(3)
     store.write(table, "a", [])
     store.write(table, "b", store.scan(table).collect())
-    (first, second) = sorted((store.root / table).iterdir())
+    (first, second) = sorted((folder(store) / table).iterdir())
     assert pq.read_schema(first).equals(schema)
-    assert pq.read_schema(first).metadata[b"version"] == b"4"
+    assert pq.read_schema(first).metadata[b"version"] == str(TABLES[table].version).encode()
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_floats_are_split_by_byte_without_dictionary(store: Store) -> None:
     store.write("latents", "a", latents(4))
     store.write("metrics", "a", [METRIC])
-    group = pq.read_metadata(store.root / "latents" / "a.parquet").row_group(0)
+    group = pq.read_metadata(folder(store) / "latents" / "a.1.parquet").row_group(0)
     encodings = {c.path_in_schema: c.encodings for c in map(group.column, range(12))}
-    group = pq.read_metadata(store.root / "metrics" / "a.parquet").row_group(0)
+    group = pq.read_metadata(folder(store) / "metrics" / "a.1.parquet").row_group(0)
     encodings |= {c.path_in_schema: c.encodings for c in map(group.column, range(14))}
     assert {group.column(i).compression for i in range(14)} == {"ZSTD"}
     for path in ("z_left.list.element", "style.list.element", "value", "step_size"):
@@ -173,7 +182,7 @@ def test_rows_that_the_schema_does_not_allow_are_refused(
         store.write("metrics", "a", [METRIC | change] * 2)
     with pytest.raises(ValueError, match=message):
         store.write("metrics", "a", {k: [v] for k, v in (METRIC | change).items()})
-    assert list(store.root.glob("metrics/*")) == []
+    assert list(folder(store).glob("metrics/*")) == []
 
 
 def test_a_missing_column_is_null_only_where_null_may_be(store: Store) -> None:
@@ -194,14 +203,14 @@ def test_latents_of_another_width_are_refused(store: Store) -> None:
 def test_a_part_name_is_a_plain_file_name(part: str, store: Store) -> None:
     with pytest.raises(ValueError, match="part"):
         store.write("metrics", part, [METRIC])
-    assert [path.name for path in store.root.iterdir()] == ["study.json"]
+    assert [path.name for path in folder(store).iterdir()] == ["study.json"]
 
 
 def test_a_writer_that_dies_leaves_the_part_as_it_was(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.write("metrics", "a", [METRIC])
-    before = (store.root / "metrics" / "a.parquet").read_bytes()
+    before = (folder(store) / "metrics" / "a.1.parquet").read_bytes()
 
     def die(_: Any, where: Path, **__: Any) -> None:
         where.write_bytes(b"PAR1 half a file")
@@ -211,33 +220,289 @@ def test_a_writer_that_dies_leaves_the_part_as_it_was(
     for part in ("a", "b"):
         with pytest.raises(KeyboardInterrupt):
             store.write("metrics", part, [METRIC])
-    assert [path.name for path in (store.root / "metrics").iterdir()] == ["a.parquet"]
-    assert (store.root / "metrics" / "a.parquet").read_bytes() == before
+    assert [path.name for path in (folder(store) / "metrics").iterdir()] == ["a.1.parquet"]
+    assert (folder(store) / "metrics" / "a.1.parquet").read_bytes() == before
 
 
 def test_what_a_killed_writer_left_is_not_scanned(store: Store) -> None:
     store.write("metrics", "a", [METRIC])
-    (store.root / "metrics" / ".b.parquet.0123").write_bytes(b"PAR1 half a file")
-    (store.root / "metrics" / ".c.parquet").write_bytes(b"PAR1 half a file")
+    (folder(store) / "metrics" / ".b.1.parquet.0123").write_bytes(b"PAR1 half a file")
+    (folder(store) / "metrics" / ".c.1.parquet").write_bytes(b"PAR1 half a file")
     assert store.scan("metrics").collect().height == 1
 
 
-def test_a_bad_part_is_named(store: Store) -> None:
-    store.write("metrics", "a", [METRIC])
+# --- attempts, quarantine, compaction ------------------------------------------------------------
+
+
+def values(store: Store) -> dict[str, list[float]]:
+    """The metrics' values, by trial."""
+    rows = Store(store.root).metrics.sort("trial", "value").collect()
+    grouped = rows.group_by("trial", maintain_order=True).agg("value")
+    return dict(grouped.iter_rows())
+
+
+def put(store: Store, part: str, found: Sequence[float], attempt: int = 1) -> None:
+    rows = [METRIC | {"trial": part, "value": value} for value in found]
+    store.write("metrics", part, rows, attempt)
+
+
+def test_what_an_earlier_attempt_writes_late_is_never_read(store: Store) -> None:
+    put(store, "a", [1.0], attempt=1)
+    put(store, "a", [10.0], attempt=10)
+    put(store, "a", [9.0], attempt=9)
+    put(store, "a.1", [5.0])
+    assert values(store) == {"a": [10.0], "a.1": [5.0]}
+    assert list(store.compact())
+    put(store, "a", [9.5], attempt=9)
+    assert values(store) == {"a": [10.0], "a.1": [5.0]}
+    assert list(store.compact())
+    assert values(store) == {"a": [10.0], "a.1": [5.0]}
+    assert [file.name for file in (folder(store) / "metrics").iterdir()] == ["compacted-2.parquet"]
+
+
+def test_a_table_that_is_written_again_after_compaction_counts_anew(store: Store) -> None:
+    for part in ("a", "b", "c"):
+        put(store, part, [0.0, 1.0])
+    assert list(store.compact())
+    assert store.has("metrics", "b")
+    put(store, "b", [2.0])
+    assert values(store) == {"a": [0.0, 1.0], "b": [2.0], "c": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_history_of_writes_and_stopped_compactions_reads_as_if_nothing_was_merged(
+    seed: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FILE_BYTES", 1000)
+    random = np.random.default_rng(seed)
+    wanted: dict[str, tuple[int, list[float]]] = {}
+    for _ in range(40):
+        part, attempt = f"part{random.integers(6)}", int(random.integers(1, 4))
+        found = sorted(random.random(random.integers(0, 4)).tolist())
+        if random.random() < 0.6:
+            put(store, part, found, attempt)
+            if attempt >= wanted.get(part, (0, []))[0]:
+                wanted[part] = attempt, found
+        else:
+            stop_after = int(random.integers(1, 12))
+            with die_after(stop_after), suppress(KeyboardInterrupt):
+                list(Store(store.root).compact())
+        assert values(store) == {part: found for part, (_, found) in wanted.items() if found}
+        assert all(store.has("metrics", part) for part in wanted)
+    list(store.compact())
+    assert values(store) == {part: found for part, (_, found) in wanted.items() if found}
+    assert list(store.compact()) == []
+
+
+@contextmanager
+def die_after(operations: int) -> Iterator[None]:
+    """Stop at the operation of that number that changes a folder."""
+    left = operations
+
+    def dying(real: Any) -> Any:
+        def operation(path: Path, *rest: Any, **more: Any) -> Any:
+            nonlocal left
+            left -= not path.name.startswith(".") or bool(rest)
+            if left == 0:
+                raise KeyboardInterrupt
+            return real(path, *rest, **more)
+
+        return operation
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        patch.setattr(Path, "replace", dying(Path.replace))
+        yield
+
+
+def test_compaction_gives_one_sorted_file_of_the_same_schema(store: Store) -> None:
+    parts = [f"lambda{weight}-seed{seed}" for weight in (0.1, 3.0) for seed in range(10)]
+    for part in reversed(parts):
+        put(store, part, [0.1, 0.2])
+    store.write("trials", "a", [TRIAL])
+    before = store.metrics.collect()
+    (gain,) = store.compact()
+    assert gain[:2] == ("metrics", (20, 1))
+    (file,) = (folder(store) / "metrics").iterdir()
+    assert gain.bytes[1] == file.stat().st_size
+    assert pq.read_schema(file).equals(TABLES["metrics"].schema(3))
+    assert pl.read_parquet(file)["trial"].unique(maintain_order=True).to_list() == parts
+    assert_frame_equal(store.metrics.collect(), before, check_row_order=False)
+    group = pq.read_metadata(file).row_group(0)
+    assert "BYTE_STREAM_SPLIT" in group.column(9).encodings
+    stamp = file.stat().st_mtime_ns
+    assert list(store.compact()) == []
+    assert file.stat().st_mtime_ns == stamp
+
+
+BAD: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "no Parquet": lambda _: b"hello",
+    "truncated": lambda whole: whole[: len(whole) // 2],
+    "without its end": lambda whole: whole[:-1],
+    "a damaged footer": lambda whole: whole[:-200] + bytes(192) + whole[-8:],
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_damaged_part_is_set_aside_and_named_and_the_rest_is_read(
+    kind: str, store: Store
+) -> None:
+    put(store, "a", [1.0])
+    put(store, "b", [2.0])
+    part = folder(store) / "metrics" / "b.1.parquet"
+    content = BAD[kind](part.read_bytes())
+    part.write_bytes(content)
+    with pytest.warns(QuarantineWarning, match=r"metrics/b\.1\.parquet: is no whole Parquet file"):
+        assert values(store) == {"a": [1.0]}
+    aside = folder(store) / "quarantine" / "metrics" / "b.1.parquet"
+    assert aside.read_bytes() == content
+    assert store.quarantined() == [aside]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert values(store) == {"a": [1.0]}
+        assert not store.has("metrics", "b")
+
+
+def test_the_attempt_before_a_damaged_one_counts(store: Store) -> None:
+    put(store, "a", [1.0], attempt=1)
+    put(store, "a", [2.0], attempt=2)
+    (folder(store) / "metrics" / "a.2.parquet").write_bytes(b"PAR1")
+    with pytest.warns(QuarantineWarning):
+        assert values(store) == {"a": [1.0]}
+
+
+def test_foreign_files_are_set_aside_and_never_replaced(store: Store) -> None:
+    put(store, "a", [1.0])
     store.write("trials", "t", [TRIAL])
-    part = store.root / "metrics" / "b.parquet"
-    whole = (store.root / "metrics" / "a.parquet").read_bytes()
-    for content in (b"", b"hello", whole[: len(whole) // 2]):
-        part.write_bytes(content)
-        with pytest.raises(UserError, match=r"metrics/b\.parquet: is no whole Parquet file"):
-            store.scan("metrics")
-    part.write_bytes((store.root / "trials" / "t.parquet").read_bytes())
-    with pytest.raises(UserError, match=r"metrics/b\.parquet: is not a part of .* metrics"):
-        store.scan("metrics")
-    schema = pq.read_schema(store.root / "metrics" / "a.parquet").with_metadata({"version": "0"})
-    pq.write_table(schema.empty_table(), part)
-    with pytest.raises(UserError, match=r"metrics/b\.parquet: is not a part of .* metrics"):
-        store.sql("SELECT 1")
+    table = folder(store) / "metrics"
+    schema = pq.read_schema(table / "a.1.parquet")
+    old = schema.with_metadata({"version": "0"}).empty_table()
+    foreign = {
+        "b.1.parquet": (folder(store) / "trials" / "t.1.parquet").read_bytes(),
+        "mine.parquet": (table / "a.1.parquet").read_bytes(),
+        "compacted-1.parquet": (table / "a.1.parquet").read_bytes(),
+    }
+    for name, content in foreign.items():
+        (table / name).write_bytes(content)
+    pq.write_table(old, table / "c.1.parquet")
+    for _ in range(2):
+        (table / "b.1.parquet").write_bytes(foreign["b.1.parquet"])
+        with pytest.warns(QuarantineWarning) as warned:
+            assert values(store) == {"a": [1.0]}
+        assert any("b.1.parquet: is of another table" in str(each.message) for each in warned)
+    kept = [path.name for path in (folder(store) / "quarantine" / "metrics").iterdir()]
+    assert len(kept) == 5
+    assert sum(name.endswith("b.1.parquet") for name in kept) == 2
+
+
+def test_a_bad_part_that_cannot_be_moved_is_left_out(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, "a", [1.0])
+    (folder(store) / "metrics" / "b.1.parquet").write_bytes(b"")
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.warns(QuarantineWarning, match=r"b\.1\.parquet: .* it is left out"):
+        assert store.metrics.collect()["value"].to_list() == [1.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert store.sql("SELECT COUNT(*) AS n FROM metrics")["n"].to_list() == [1]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_trial_that_lost_its_rows_is_not_done(compacted: bool, store: Store) -> None:
+    for trial in ("a", "b"):
+        put(store, trial, [1.0])
+        store.write("trials", trial, [TRIAL | {"trial": trial, "parts": "metrics"}])
+    other = TRIAL | {"trial": "c", "status": "diverged", "reason": "nan", "parts": ""}
+    store.write("trials", "c", [other])
+    assert store.done_trials() == {"a": "done", "b": "done", "c": "diverged"}
+    if compacted:
+        assert len(list(store.compact())) == 2
+    lost = "compacted-1" if compacted else "b.1"
+    (folder(store) / "metrics" / f"{lost}.parquet").write_bytes(b"PAR1")
+    again = Store(store.root)
+    with pytest.warns(QuarantineWarning):
+        again.inspect()
+    assert len(again.quarantined()) == 1
+    status = {"a": "failed" if compacted else "done", "b": "failed", "c": "diverged"}
+    assert again.done_trials() == status
+    reasons = dict(again.ledger().select("trial", "reason").iter_rows())
+    assert reasons["b"] == "its part of metrics is lost"
+    assert reasons["c"] == "nan"
+    put(store, "b", [1.0], attempt=2)
+    row = TRIAL | {"trial": "b", "attempt": 2, "parts": "metrics"}
+    store.write("trials", "b", [row], attempt=2)
+    assert again.done_trials() == status | {"b": "done"}
+    assert dict(again.ledger().select("trial", "attempt").iter_rows())["b"] == 2
+
+
+def test_latents_may_be_removed_as_a_whole_but_not_lost_one_by_one(store: Store) -> None:
+    for trial in ("a", "b"):
+        store.write("latents", trial, latents(2))
+        store.write("trials", trial, [TRIAL | {"trial": trial, "parts": "latents"}])
+    (folder(store) / "latents" / "a.1.parquet").unlink()
+    assert store.done_trials() == {"a": "failed", "b": "done"}
+    shutil.rmtree(folder(store) / "latents")
+    assert store.done_trials() == {"a": "done", "b": "done"}
+    assert store.latents.collect().is_empty()
+
+
+def test_every_table_is_an_attribute(store: Store) -> None:
+    assert set(TABLES) <= set(Store.__annotations__)
+    for table in TABLES:
+        assert getattr(store, table).collect_schema() == store.scan(table).collect_schema()
+    with pytest.raises(AttributeError):
+        _ = store.nothing  # type: ignore[attr-defined]
+
+
+def test_latents_become_numpy_without_a_copy(store: Store) -> None:
+    for part in ("a", "b"):
+        store.write("latents", part, latents(4))
+    frame = store.latents.collect().rechunk()
+    z = frame["z_left"].to_numpy(allow_copy=False)
+    assert z.shape == (8, 3)
+    assert np.shares_memory(z, frame["z_left"].to_arrow().flatten().to_numpy())
+    np.testing.assert_array_equal(z, np.tile(latents(4)["z_left"], (2, 1)))
+
+
+def test_records_may_be_in_a_bucket(bucket: str, store: Store) -> None:
+    """Written, queried, damaged, compacted, done: as in a local folder."""
+    root = place(f"{bucket}/records/a b")
+    remote = Store(root)
+    remote.claim(IDENTITY, "f", "study")
+    assert study.open(str(root)).record == store.record
+    for each in (store, remote):
+        assert each.metrics.collect().is_empty()
+        for part in ("a", "b", "lambda1e+38", "d"):
+            put(each, part, [1.0, 2.0])
+            row = TRIAL | {"trial": part, "parts": "metrics"}
+            each.write("trials", part, [row])
+        put(each, "b", [3.0], attempt=2)
+        each.write("latents", "a", latents(3))
+        whole = (each.root / "metrics" / "d.1.parquet").read_bytes()
+        with replacing(each.root / "metrics" / "d.1.parquet") as temporary:
+            temporary.write_bytes(whole[:-9])
+        with pytest.warns(QuarantineWarning, match=r"metrics/d\.1\.parquet: is no whole"):
+            each.inspect()
+        assert [file.name for file in each.quarantined()] == ["d.1.parquet"]
+    for _ in range(2):
+        for table in ("metrics", "trials", "latents"):
+            frames = [s.scan(table).sort("trial").collect() for s in (store, remote)]
+            assert_frame_equal(*frames)
+        assert remote.done_trials() == store.done_trials()
+        assert remote.done_trials()["d"] == "failed"
+        assert values(remote)["b"] == [3.0]
+        query = "SELECT trial, SUM(value) AS s FROM metrics GROUP BY trial ORDER BY trial"
+        assert remote.sql(query).equals(store.sql(query))
+        gains = [[gain[:2] for gain in each.compact()] for each in (store, remote)]
+        assert gains[0] == gains[1]
+    put(remote, "a", [7.0], attempt=3)
+    assert values(remote) == values(store) | {"a": [7.0]}
 
 
 # --- queries -------------------------------------------------------------------------------------
@@ -296,10 +561,10 @@ def test_comparable_forgets_order_and_volatile_columns_only(store: Store) -> Non
 
 
 def test_claiming_again_is_allowed_and_changes_nothing(store: Store) -> None:
-    before = (store.root / "study.json").read_bytes()
-    Store(store.root).claim(IDENTITY, "f", "study")
-    assert (store.root / "study.json").read_bytes() == before
-    assert module.open(store.root).record == {
+    before = (folder(store) / "study.json").read_bytes()
+    Store(folder(store)).claim(IDENTITY, "f", "study")
+    assert (folder(store) / "study.json").read_bytes() == before
+    assert module.open(folder(store)).record == {
         "name": "study",
         "fingerprint": "f",
         "tables": {name: table.version for name, table in TABLES.items()},
@@ -310,10 +575,10 @@ def test_claiming_again_is_allowed_and_changes_nothing(store: Store) -> None:
 def test_another_identity_is_refused_with_what_differs(store: Store) -> None:
     changed = IDENTITY | {"seed": 7, "core": {"latent_dim": 3, "steps": 6}}
     with pytest.raises(UserError) as caught:
-        Store(store.root).claim(changed, "g", "study")
+        Store(folder(store)).claim(changed, "g", "study")
     assert "core.steps: 5 -> 6; seed: 0 -> 7" in str(caught.value)
     assert "another name" in str(caught.value)
-    assert module.open(store.root).record["fingerprint"] == "f"
+    assert module.open(folder(store)).record["fingerprint"] == "f"
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -335,19 +600,19 @@ def test_a_folder_is_claimed_though_a_killed_claim_left_a_file(tmp_path: Path) -
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"name": "s"}', "null", '"x"'])
 def test_a_damaged_record_is_told(text: str, store: Store) -> None:
-    (store.root / "study.json").write_text(text)
+    (folder(store) / "study.json").write_text(text)
     with pytest.raises(UserError, match="is damaged"):
-        module.open(store.root)
+        module.open(folder(store))
     with pytest.raises(UserError, match="is damaged"):
-        Store(store.root).claim(IDENTITY, "f", "study")
+        Store(folder(store)).claim(IDENTITY, "f", "study")
 
 
 def test_records_of_another_version_are_told(store: Store) -> None:
-    record = json.loads((store.root / "study.json").read_text())
-    record["tables"]["metrics"] = 5
-    (store.root / "study.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r'"metrics": 5.*release that wrote'):
-        module.open(store.root)
+    record = json.loads((folder(store) / "study.json").read_text())
+    record["tables"]["metrics"] = 0
+    (folder(store) / "study.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r'"metrics": 0.*release that wrote'):
+        module.open(folder(store))
 
 
 def test_differences_name_added_removed_and_changed_settings() -> None:

@@ -2,95 +2,37 @@
 
 import json
 import re
+import runpy
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from fractions import Fraction
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import polars as pl
 import pytest
 import ray
+from polars.testing import assert_frame_equal
 from ray.cluster_utils import Cluster
-from rich.console import Console
 
+import study
 from cf_core.bundle import load_bundle
 from cf_core.errors import UserError
 from cf_core.fuse import fuse_files
-from cf_core.melody import Note
-from cf_core.render import write_midi
 from evaluation.frontier import COHERENCY, PANELS
 from evaluation.metrics import MEANS
 from study import jobs
 from study.config import StudyConfig, TrialSpec
 from study.findings import CSV_COLUMNS, draw, tabulate, verdict_lines
 from study.prepare import find_corpus, prepare
-from study.progress import Job, Reporter
-from study.run import plan, run, run_all
+from study.run import plan, run_all
 from study.search import first_trials
-from study.store import TABLES, Store, comparable
+from study.store import TABLES, QuarantineWarning, Store, comparable
+from tests.conftest import folder
+from tests.tiny import GATES, Watch, assert_same_tables, go, tiny
 
-GATES = ("token_accuracy", "onset_pitch_recall", "exact_segments", "valid_prior")
-JUDGE = {
-    "reader": {"latent_dim": 8, "hidden": 16, "embedding": 8, "steps": 40, "batch": 16},
-    "members": 2, "hidden": 16, "steps": 40, "batch": 12,
-}  # fmt: skip
 SOURCES = ("test", "prior", "validation", "validation_prior")
-
-
-def melody(seed: int) -> list[Note]:
-    """Twelve bars of 4/4: a random walk in quarters and eighths, unlike any other seed's."""
-    random = np.random.default_rng(seed)
-    pitch, onset, notes = 66, Fraction(0), []
-    while onset < 48:
-        length = Fraction(int(random.choice([1, 2])), 2)
-        pitch = int(np.clip(pitch + random.integers(-4, 5), 55, 80))
-        notes.append(Note(onset, min(length, 48 - onset), pitch))
-        onset += length
-    return notes
-
-
-@pytest.fixture(scope="module")
-def melodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("melodies")
-    for seed in range(40):
-        write_midi(melody(seed), folder / f"tune{seed}.mid", 120.0)
-    return folder
-
-
-def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
-    settings: dict[str, Any] = {
-        "name": "tiny",
-        "corpus": {"source": str(melodies)},
-        "core": {"latent_dim": 8, "hidden": 32, "embedding": 8, "steps": 120, "batch": 32},
-        "core_gate": dict.fromkeys(GATES, 0),
-        "search_classifier": {"hidden": 16, "steps": 30, "batch": 16},
-        "selection_judge": JUDGE,
-        "reporting_judge": JUDGE | {"hidden": 24},
-        "fusion": {"hidden": 16, "steps": 250, "batch": 8},
-        "search": {"lambda": [0.1, "conditional"], "style_dim": [0, 2], "seeds": [0, 1]},
-        "evaluation": {
-            "pairs": 24,
-            "validation_pairs": 20,
-            "iterations": [1, 2],
-            "lambda": [0.01, 1.0],
-            "styles": 2,
-            "resamples": 20,
-            "rivals": ["lp", "gradient", "cmaes", "best_of_n", "slerp", "retrieval"],
-            "lp": {"step_sizes": [0.3], "iterations": [1, 5]},
-            "gradient": {"lambda": [0.1, 1.0], "iterations": [1, 3]},
-            "cmaes": {"lambda": [0.1], "iterations": [1, 2]},
-            "best_of_n": {"step_sizes": [0.1, 0.3], "iterations": [2]},
-            "slerp": {"iterations": [1, 2]},
-            "retrieval": {"iterations": [1, 4]},
-            "verdict_resamples": 50,
-        },
-        "selection": {"maximise": "judge", "where": []},
-        "execution": {"workers": 2, "pack": 2, "results": str(results)},
-    }
-    return StudyConfig.model_validate(settings | changes)
 
 
 RIVALS: dict[str, tuple[float | None, tuple[int, ...]]] = {
@@ -109,40 +51,6 @@ JOBS = 4 + 7
 RECORDS = 8 + len(RIVALS)
 
 
-class Watch(Reporter):
-    """Keeps what is said, and stops the run (as Ctrl-C does) at the first line that matches."""
-
-    def __init__(self, stop: str = "") -> None:
-        super().__init__(Console(quiet=True))
-        self.lines: list[str] = []
-        self.stop = stop
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-        if self.stop and self.stop in text:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def job(self, name: str, total: int | None) -> Iterator[Job]:
-        with super().job(name, total) as job:
-            update = job.update
-
-            def watched(done: int, total: int | None = None) -> None:
-                update(done, total)
-                self.say(f"{name} at {done}")
-
-            job.update = watched  # type: ignore[method-assign]
-            yield job
-
-
-def go(config: StudyConfig, stop: str = "", *, figures: bool = False) -> tuple[Store, list[str]]:
-    """Run a study; figures, which take longest, only where they are looked at."""
-    with Watch(stop) as reporter, pytest.MonkeyPatch.context() as patch:
-        if not figures:
-            patch.setattr("study.run.draw", lambda _store: [])
-        return run(config, reporter), reporter.lines
-
-
 @pytest.fixture(scope="module")
 def undisturbed(
     melodies: Path, tmp_path_factory: pytest.TempPathFactory
@@ -158,7 +66,7 @@ Study = tuple[Store, StudyConfig, list[str]]
 @pytest.fixture
 def results(undisturbed: Study, tmp_path: Path) -> Path:
     """An empty results folder, but for the melodies, which are read before."""
-    shutil.copytree(undisturbed[0].root.parent / ".corpora", tmp_path / ".corpora")
+    shutil.copytree(folder(undisturbed[0]).parent / ".corpora", tmp_path / ".corpora")
     return tmp_path
 
 
@@ -233,12 +141,6 @@ def test_latents_hold_what_was_put_in_and_what_came_out(undisturbed: Study) -> N
     assert outputs.shape == (latents.height, config.core.latent_dim)
 
 
-def assert_same_tables(store: Store, other: Store) -> None:
-    for table in TABLES:
-        ours, theirs = (comparable(s.scan(table).collect(), table) for s in (store, other))
-        assert ours.equals(theirs, null_equal=True), table
-
-
 @pytest.mark.parametrize("stop", ["core at 50", "selection judge at 50", f": over (2 of {JOBS})"])
 def test_a_stopped_study_goes_on_and_ends_with_the_same_tables(
     undisturbed: Study, melodies: Path, results: Path, stop: str
@@ -261,7 +163,7 @@ def test_running_a_finished_study_again_changes_no_record(undisturbed: Study) ->
     written = {
         path: path.stat().st_mtime_ns
         for table in ("trials", "curves", "latents", "metrics")
-        for path in (store.root / table).iterdir()
+        for path in (folder(store) / table).iterdir()
     }
     _, lines = go(config)
     assert f"{RECORDS} of {RECORDS} are already done" in lines
@@ -270,7 +172,7 @@ def test_running_a_finished_study_again_changes_no_record(undisturbed: Study) ->
 
 def test_another_study_under_the_same_name_is_refused(undisturbed: Study, melodies: Path) -> None:
     store, _, _ = undisturbed
-    changed = tiny(melodies, store.root.parent, seed=5)
+    changed = tiny(melodies, folder(store).parent, seed=5)
     with pytest.raises(UserError, match=r"seed: 0 -> 5"):
         go(changed)
     with pytest.raises(UserError, match=r"seed: 0 -> 5"):
@@ -333,15 +235,15 @@ def test_a_cluster_that_is_not_there_is_named(melodies: Path, results: Path) -> 
 def test_figures_come_from_parquet_alone(undisturbed: Study, tmp_path: Path) -> None:
     store, _, _ = undisturbed
     copy = tmp_path / "copy"
-    for table in TABLES:
-        shutil.copytree(store.root / table, copy / table)
-    shutil.copy(store.root / "study.json", copy)
+    for table in TABLES.keys() - {"latents"}:
+        shutil.copytree(folder(store) / table, copy / table)
+    shutil.copy(folder(store) / "study.json", copy)
     drawn = draw(Store(copy))
     assert {path.name for path in drawn} == {
-        path.name for path in (store.root / "figures").iterdir()
+        path.name for path in (folder(store) / "figures").iterdir()
     }
     for path in drawn:
-        assert path.read_bytes() == (store.root / "figures" / path.name).read_bytes()
+        assert path.read_bytes() == (folder(store) / "figures" / path.name).read_bytes()
 
 
 def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:
@@ -362,7 +264,7 @@ def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:
         ours = panel.filter(pl.col("method") == "ours")["value"].mean()
         theirs = panel.filter(pl.col("method") == row["rival"])["value"].mean()
         assert row["difference"] == pytest.approx(ours - theirs, abs=1e-5), row  # type: ignore[operator]
-    csv = pl.read_csv(store.root / "verdicts.csv")
+    csv = pl.read_csv(folder(store) / "verdicts.csv")
     assert tuple(csv.columns) == CSV_COLUMNS
     assert csv.height == found.height
     assert set(csv["corpus"]) == {"tiny"}
@@ -402,9 +304,9 @@ def test_the_summary_tells_how_far_the_halves_are_apart(undisturbed: Study) -> N
 def test_one_seed_gives_no_verdict(undisturbed: Study, tmp_path: Path) -> None:
     store, config, _ = undisturbed
     copy = tmp_path / "copy"
-    shutil.copytree(store.root, copy)
+    shutil.copytree(folder(store), copy)
     for table in ("metrics", "outcomes", "trials"):
-        for part in (copy / table).glob("*-seed1.parquet"):
+        for part in (copy / table).glob("*-seed1.1.parquet"):
             part.unlink()
     tabulate(Store(copy), config.evaluation, config.seed)
     found = Store(copy).scan("verdicts").collect()
@@ -420,7 +322,7 @@ def test_two_corpora_have_a_study_each_and_one_file_of_verdicts(
     finished, config, _ = undisturbed
     configs = []
     for name in ("one", "two"):
-        shutil.copytree(finished.root, tmp_path / name)
+        shutil.copytree(folder(finished), tmp_path / name)
         record = json.loads((tmp_path / name / "study.json").read_text())
         (tmp_path / name / "study.json").write_text(json.dumps(record | {"name": name}))
         execution = config.execution.model_copy(update={"results": str(tmp_path)})
@@ -444,7 +346,7 @@ def test_the_bundle_fuses_files_and_the_example_is_complete(
     fused = fuse_files(melodies / "tune0.mid", melodies / "tune1.mid", bundle)
     assert fused.bars == ((11, 12), (1, 2))
     assert fused.outputs.shape == (2, config.melody.steps)
-    names = {path.name for path in (store.root / "example").iterdir()}
+    names = {path.name for path in (folder(store) / "example").iterdir()}
     assert names == {
         "inputs.mid", "inputs.wav", "outputs.mid", "outputs.wav",
         "piano-roll.svg", "piano-roll.png",
@@ -461,9 +363,9 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
     finished, config, _ = undisturbed
     trials = first_trials(config)[:3]
     store = Store(tmp_path / "tiny")
-    shutil.copytree(finished.root, store.root)
+    shutil.copytree(folder(finished), folder(store))
     for trial in trials[1:]:
-        (store.root / "trials" / f"{trial.id}.parquet").unlink()
+        (store.root / "trials" / f"{trial.id}.1.parquet").unlink()
     bench = prepare(config, find_corpus(config, Watch()), store, Watch())
     finish = jobs._finish
 
@@ -482,3 +384,183 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
     assert [rows[trial.id]["status"] for trial in trials] == ["done", "failed", "done"]
     assert [rows[trial.id]["attempt"] for trial in trials] == [1, 2, 2]
     assert rows[trials[1].id]["reason"] == "ValueError: no room"
+
+
+def test_a_study_in_a_bucket_runs_stops_goes_on_and_is_compacted(
+    undisturbed: Study,
+    melodies: Path,
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = tmp_path / "connective-fusion"
+    shutil.copytree(folder(undisturbed[0]).parent / ".corpora", cache)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    evaluation = undisturbed[1].evaluation.model_dump() | {"rivals": ["lp"], "latents": "scored"}
+    config = tiny(
+        melodies,
+        tmp_path,
+        search={"lambda": [0.1, "conditional"], "style_dim": [0], "seeds": [0]},
+        evaluation=evaluation,
+        execution={"workers": 2, "pack": 1, "results": f"{bucket}/small"},
+    )
+    with pytest.raises(KeyboardInterrupt):
+        go(config, ": over (1 of 3)")
+    store, lines = go(config)
+    assert "1 of 3 are already done" in lines
+    assert str(store.root) == f"{bucket}/small/tiny"
+    again = study.open(f"{bucket}/small/tiny")
+    assert set(again.done_trials().values()) == {"done"}
+    assert set(again.latents.collect()["source"]) == {"test", "prior"}
+    before = {table: again.scan(table).collect() for table in TABLES}
+    assert all(frame.height > 0 for frame in before.values())
+    assert load_bundle(again.root / "bundle").record["fingerprint"] == again.record["fingerprint"]
+    assert (again.root / "example" / "outputs.wav").read_bytes().startswith(b"RIFF")
+    csv = pl.read_csv((again.root / "verdicts.csv").read_bytes())
+    assert csv.height == before["verdicts"].height
+    assert len(list(again.compact())) > 0
+    for table, frame in before.items():
+        assert_frame_equal(again.scan(table).collect(), frame, check_row_order=False)
+    _, lines = go(config)
+    assert "3 of 3 are already done" in lines
+    verdicts = again.verdicts.collect()
+    assert_frame_equal(verdicts, before["verdicts"])
+
+
+def test_what_is_kept_of_latents_changes_no_other_table(undisturbed: Study, tmp_path: Path) -> None:
+    finished, config, _ = undisturbed
+    own = pl.col("trial") == "slerp"
+    (job,) = (job for job in jobs.rival_jobs(config.rivals()) if job.id == "slerp")
+    bench = prepare(config, find_corpus(config, Watch()), finished, Watch())
+    sources: dict[str, set[str]] = {}
+    for latents in ("all", "scored", "none"):
+        store = Store(tmp_path / latents)
+        store.claim(finished.record["identity"], finished.record["fingerprint"], latents)
+        kept = config.evaluation.model_copy(update={"latents": latents})
+        list(jobs.run_job(job, replace(bench, plan=kept), store, {"slerp": 1}))
+        sources[latents] = set(store.latents.collect()["source"])
+        parts = store.trials.collect()["parts"][0].split(",")
+        assert ("latents" in parts) == (latents != "none")
+        assert store.done_trials() == {"slerp": "done"}
+        for table in ("metrics", "outcomes", "costs"):
+            ours, theirs = (
+                comparable(each.scan(table).filter(own).collect(), table)
+                for each in (store, finished)
+            )
+            assert ours.equals(theirs, null_equal=True)
+    assert sources == {"all": set(SOURCES), "scored": {"test", "prior"}, "none": set()}
+
+
+def test_the_plan_tells_the_size_of_latents(melodies: Path, tmp_path: Path) -> None:
+    """Three readings after two counts and two points of LP; a row is 4 · 16 floats."""
+    settings = tiny(melodies, tmp_path).evaluation.model_dump()
+    rows = {"all": 2 * (50_000 + 20_000), "scored": 2 * 50_000, "none": 0}
+    for latents, pairs in rows.items():
+        changes = {"pairs": 50_000, "validation_pairs": 20_000, "rivals": ["lp"]}
+        config = tiny(
+            melodies,
+            tmp_path,
+            core={"latent_dim": 16},
+            search={"lambda": [0.1, "conditional"], "style_dim": [0], "seeds": [0]},
+            evaluation=settings | changes | {"latents": latents},
+        )
+        points = (1 + 2) * 2 + 2
+        size = f"{pairs * points * 256 / 1e9:.2f}"
+        assert f"latents kept: {latents}, up to {size} GB" in plan(config).splitlines()
+
+
+def test_a_study_that_lost_a_part_makes_it_again(undisturbed: Study, tmp_path: Path) -> None:
+    finished, config, _ = undisturbed
+    shutil.copytree(folder(finished), tmp_path / "tiny")
+    shutil.copytree(folder(finished).parent / ".corpora", tmp_path / ".corpora")
+    lost = "lp-eta0.3"
+    for table in ("metrics", "bins"):
+        name = "references" if table == "bins" else lost
+        part = tmp_path / "tiny" / table / f"{name}.1.parquet"
+        part.write_bytes(part.read_bytes()[:300])
+    execution = config.execution.model_copy(update={"results": str(tmp_path)})
+    with pytest.warns(QuarantineWarning):
+        store, lines = go(config.model_copy(update={"execution": execution}))
+    assert f"{RECORDS - 1} of {RECORDS} are already done" in lines
+    assert any("2 damaged or foreign files" in line for line in lines)
+    assert store.tried()[lost] == 2
+    assert_same_tables(store, finished)
+
+
+def test_the_notebook_answers_its_five_questions(undisturbed: Study) -> None:
+    """Its numbers against the same ones in DuckDB's SQL, on the same files."""
+    store, _, _ = undisturbed
+    path = Path(__file__).parent.parent / "docs" / "notebook.py"
+    _, found = runpy.run_path(str(path))["app"].run(defs={"results": str(store.root), "limit": 3.0})
+    sql = duckdb.connect()
+    for table in TABLES:
+        sql.sql(f"CREATE VIEW {table} AS FROM '{store.root}/{table}/*.parquet'")
+
+    def ask(query: str, *values: Any) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = sql.execute(query, values).fetchall()
+        return rows
+
+    best = found["best"]
+    ((highest,),) = ask(
+        """
+        SELECT max(judge) FROM (
+            SELECT avg(value) FILTER (metric = 'judge') AS judge,
+                avg(value) FILTER (metric = 'z_distance') AS distance
+            FROM metrics WHERE source = 'validation' AND seed IS NOT NULL
+            GROUP BY split_part(trial, '-seed', 1), "lambda", iteration
+        ) WHERE distance <= 3
+        """
+    )
+    assert best["judge"] == pytest.approx(highest)
+    point = best["configuration"] + "-seed%", best["lambda"], best["iteration"]
+    ((mean, deviation),) = ask(
+        """
+        SELECT avg(value), stddev_samp(value) FROM metrics WHERE metric = 'judge'
+        AND source = 'test' AND trial LIKE ? AND "lambda" = ? AND iteration = ?
+        """,
+        *point,
+    )
+    assert best["test_judge"] == pytest.approx(mean)
+    # Student's t of one degree of freedom, for two seeds.
+    assert best["high"] - mean == pytest.approx(12.7062 * deviation / 2**0.5, rel=1e-4)
+    gains = ask(
+        """
+        SELECT distance, sum(CASE method WHEN 'ours' THEN value ELSE -value END) FROM matched
+        WHERE rival = 'lp' AND axis = 'z_distance' AND source = 'test' AND metric = 'judge'
+        GROUP BY distance ORDER BY distance
+        """
+    )
+    np.testing.assert_allclose(found["gains"].select("distance", "gain").rows(), gains, atol=1e-12)
+    for row in found["styles"].iter_rows(named=True):
+        ((diversity,),) = ask(
+            """
+            SELECT avg(value) FROM metrics WHERE metric = 'style_diversity' AND source = 'test'
+            AND style_dim > 0 AND "lambda" = ? AND iteration = 2
+            """,
+            row["lambda"],
+        )
+        assert row["2"] == pytest.approx(diversity)
+    for row in found["songs"].iter_rows(named=True):
+        ((gain, pairs),) = ask(
+            """
+            SELECT avg(a.judge - b.judge), count(*) FROM outcomes a JOIN outcomes b USING (pair)
+            WHERE a.source = 'test' AND b.source = 'test' AND b.trial = 'identity'
+            AND a.trial = ? AND a."lambda" = ? AND a.iteration = ?
+            AND ? IN (a.left_song, a.right_song)
+            """,
+            best["trial"],
+            *point[1:],
+            row["song"],
+        )
+        assert (row["gain"], row["pairs"]) == (pytest.approx(gain, abs=1e-6), pairs)
+    moved = ask(
+        """
+        SELECT avg(list_distance(a.z_left || a.z_right, b.z_left || b.z_right))
+        FROM latents a JOIN latents b USING (trial, "lambda", source, pair)
+        WHERE a.iteration = 1 AND b.iteration = 2 AND source = 'test'
+        AND trial = ? AND "lambda" = ?
+        """,
+        best["trial"],
+        best["lambda"],
+    )
+    assert found["moves"]["per_application"][1] == pytest.approx(moved[0][0], rel=1e-4)

@@ -12,7 +12,6 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from cf_core.errors import UserError
-from cf_core.render import write_midi
 from cf_core.training import load_tensors, train
 from evaluation.frontier import FUSIONS
 from study.config import StudyConfig
@@ -23,7 +22,8 @@ from study.search import first_trials, propose
 from study.select import select, status
 from study.store import Store
 from study.sweep import outcomes, planned, recorded, sweep
-from tests.test_study import Watch, assert_same_tables, go, melody, tiny
+from tests.conftest import folder
+from tests.tiny import Watch, assert_same_tables, go, tiny
 
 SEARCH: dict[str, Any] = {
     "method": "tpe",
@@ -59,14 +59,6 @@ def searching(melodies: Path, results: Path, workers: int = 2, **changes: Any) -
 
 
 Study = tuple[Store, StudyConfig, list[str]]
-
-
-@pytest.fixture(scope="module")
-def melodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("melodies")
-    for seed in range(40):
-        write_midi(melody(seed), folder / f"tune{seed}.mid", 120.0)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +155,7 @@ def test_neither_workers_nor_stops_change_a_record(
     finished: Study, melodies: Path, tmp_path: Path
 ) -> None:
     done, _, _ = finished
-    shutil.copytree(done.root.parent / ".corpora", tmp_path / ".corpora")
+    shutil.copytree(folder(done).parent / ".corpora", tmp_path / ".corpora")
     config = searching(melodies, tmp_path, workers=1)
     for stop in ("to step 100: over (4 of", "step 100: 2 of 3", ": over (2 of 4"):
         with pytest.raises(KeyboardInterrupt):

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -16,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import ColorType, LineStyleType
 
-from cf_core.files import replacing
+from cf_core.files import AnyPath, replacing
 from evaluation.frontier import CHOSEN_ON
 
 STYLE: dict[Any, Any] = {
@@ -192,7 +191,7 @@ def drawable(name: str, longest: int = 40) -> str:
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure, stem: AnyPath) -> list[AnyPath]:
     """Write `stem` with .svg and with .png added to its name; equal figures give equal bytes.
 
     Each appears whole or not at all. UserError if it can't be written.

@@ -1,0 +1,205 @@
+"""Five questions to a study's tables: `marimo edit docs/notebook.py`, after `make quickstart`."""
+
+import marimo
+
+app = marimo.App(width="medium")
+
+with app.setup:
+    import marimo as mo
+    import numpy as np
+    import polars as pl
+    from scipy.stats import t
+
+    import study
+    from evaluation.frontier import CONFIGURATION, FUSIONS
+
+    POINT = ["trial", "method", "lambda", "iteration"]
+
+
+@app.cell
+def _():
+    results = "results/quickstart"
+    limit = 3.0
+    return limit, results
+
+
+@app.cell
+def _(limit, results):
+    records = study.open(results)
+    mo.md(
+        f"""
+        # Five questions to {results}
+
+        Every table is a lazy Polars frame: `records.trials`, `records.metrics`, `records.latents`
+        and so on. Another study, or another limit on the z-distance (here {limit:g}), goes into
+        the cell above.
+        """
+    )
+    return (records,)
+
+
+@app.cell
+def _(limit, records):
+    # A configuration is a trial without its seed: its values are means over seeds.
+    of_ours = (
+        records.metrics.filter(pl.col("method").is_in(FUSIONS))
+        .with_columns(configuration=CONFIGURATION)
+        .collect()
+    )
+    by_source = (
+        of_ours.filter(pl.col("metric").is_in(["judge", "z_distance"]))
+        .group_by("configuration", "lambda", "iteration", "source", "metric")
+        .agg(pl.col("value").mean())
+        .pivot("metric", values="value")
+    )
+    near = by_source.filter(pl.col("source") == "validation", pl.col("z_distance") <= limit)
+    chosen = near.sort("judge", "configuration", descending=[True, False]).row(0, named=True)
+    seeds = of_ours.filter(
+        pl.col("configuration") == chosen["configuration"],
+        pl.col("lambda").eq_missing(chosen["lambda"]),
+        iteration=chosen["iteration"],
+        source="test",
+        metric="judge",
+    ).sort("seed")
+    _values = seeds["value"].to_numpy()
+    _half = (
+        t.ppf(0.975, len(_values) - 1) * _values.std(ddof=1) / np.sqrt(len(_values))
+        if len(_values) > 1
+        else np.nan
+    )
+    best = chosen | {
+        "trial": seeds["trial"][0],
+        "test_judge": _values.mean(),
+        "low": _values.mean() - _half,
+        "high": _values.mean() + _half,
+        "seeds": len(_values),
+    }
+    mo.md(
+        f"""
+        ## 1. What is the best that stays within a z-distance of {limit:g}?
+
+        Chosen on validation songs: **{best["configuration"]}**, λ {best["lambda"]:g},
+        {best["iteration"]} iterations. On test songs the judge gives it
+        **{best["test_judge"]:.3f}**, 95 % {best["low"]:.3f} to {best["high"]:.3f} over
+        {best["seeds"]} seeds (with one seed nothing can be said of others).
+        """
+    )
+    return (best,)
+
+
+@app.cell
+def _(records):
+    gains = (
+        records.matched.filter(rival="lp", axis="z_distance", source="test", metric="judge")
+        .collect()
+        .pivot("method", index="distance", values="value")
+        .with_columns(gain=pl.col("ours") - pl.col("lp"))
+        .sort("distance")
+    )
+    mo.vstack(
+        [
+            mo.md("## 2. Is the gain over LP larger near the inputs, or far from them?"),
+            gains,
+            mo.md(
+                f"Largest at a distance of **{gains.sort('gain')['distance'][-1]:.2f}**; over the"
+                f" nearer half of the distances {gains['gain'][:5].mean():+.3f}, over the farther"
+                f" {gains['gain'][5:].mean():+.3f}."
+            ),
+        ]
+    )
+    return (gains,)
+
+
+@app.cell
+def _(records):
+    styles = (
+        records.metrics.filter(pl.col("style_dim") > 0, metric="style_diversity", source="test")
+        .group_by("lambda", "iteration")
+        .agg(pl.col("value").mean())
+        .collect()
+        .sort("iteration", "lambda")
+        .pivot("iteration", index="lambda", values="value")
+    )
+    mo.vstack(
+        [
+            mo.md(
+                "## 3. Do styles matter?\n\nHow far apart the outputs of one input are in"
+                " different styles, by λ (rows) and iterations (columns); 0 where style does"
+                " nothing."
+            ),
+            styles,
+        ]
+    )
+    return (styles,)
+
+
+@app.cell
+def _(best, records):
+    _after = pl.col("trial") == best["trial"], pl.col("lambda").eq_missing(best["lambda"])
+    _test = records.outcomes.filter(source="test")
+    songs = (
+        _test.filter(*_after, iteration=best["iteration"])
+        .join(_test.filter(trial="identity"), on="pair", suffix="_before")
+        .select(
+            pl.col("judge") - pl.col("judge_before"),
+            song=pl.concat_list("left_song", "right_song"),
+        )
+        .explode("song")
+        .group_by("song")
+        .agg(gain=pl.col("judge").mean(), worse=(pl.col("judge") < 0).mean(), pairs=pl.len())
+        .collect()
+        .sort("gain", "song")
+    )
+    mo.vstack(
+        [
+            mo.md(
+                "## 4. Which songs' pairs does it fail?\n\nWhat the judge gives the best trial's"
+                " outputs less what it gives their inputs, mean over the pairs with a half of the"
+                " song; `worse` is the share of pairs that lost."
+            ),
+            songs,
+        ]
+    )
+    return (songs,)
+
+
+@app.cell
+def _(best, records):
+    _latents = (
+        records.latents.filter(
+            pl.col("trial") == best["trial"],
+            pl.col("lambda").eq_missing(best["lambda"]),
+            source="test",
+        )
+        .sort("iteration", "pair")
+        .collect()
+        .rechunk()
+    )
+    mo.stop(_latents.is_empty(), mo.md("This study keeps no latents (`evaluation.latents`)."))
+    counts = _latents["iteration"].unique().sort().to_numpy()
+    # Views of the frame's own memory, [rows, Z].
+    _inputs, _outputs = (
+        np.concatenate([_latents[name].to_numpy() for name in names], axis=1)
+        for names in (("z_left_in", "z_right_in"), ("z_left", "z_right"))
+    )
+    _shape = (len(counts), -1, _outputs.shape[1])
+    _path = np.concatenate([_inputs.reshape(_shape)[:1], _outputs.reshape(_shape)])
+    _steps = np.linalg.norm(np.diff(_path, axis=0), axis=2).mean(axis=1)
+    moves = pl.DataFrame(
+        {"iteration": counts, "per_application": _steps / np.diff(counts, prepend=0)}
+    )
+    mo.vstack(
+        [
+            mo.md(
+                "## 5. Does it come to rest?\n\nHow far the best trial's latents move per"
+                " application (Euclidean, both halves), up to each iteration count since the one"
+                " before. Falling numbers come to rest; equal ones drift."
+            ),
+            moves,
+        ]
+    )
+    return (moves,)
+
+
+if __name__ == "__main__":
+    app.run()

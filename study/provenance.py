@@ -1,0 +1,58 @@
+"""Where and with what something was computed."""
+
+import json
+import platform
+import subprocess
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cf_core.training import hardware
+
+_PACKAGES = (
+    "connective-fusion", "torch", "numpy", "scipy", "cmaes", "moocore", "rapidfuzz", "polars",
+    "pyarrow", "safetensors", "ray", "optuna", "music21", "mido",
+)  # fmt: skip
+"""Those whose release can change a result, or whether one is reached."""
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Columns of the table `trials` that tell of the machine and of the program."""
+    commit, dirty = _git()
+    return {
+        "host": platform.node(),
+        "hardware": hardware(),
+        "versions": json.dumps(_versions()),
+        "git_commit": commit,
+        "git_dirty": dirty,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """Commit of the code and whether it was altered; None where the code is no git checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit, status = (
+            subprocess.run(  # noqa: S603
+                ["git", *command],  # noqa: S607
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return commit, bool(status)

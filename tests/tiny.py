@@ -1,0 +1,115 @@
+"""A study small enough to be run whole in tests, and ways to run it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from cf_core.melody import Note
+from cf_core.render import write_midi
+from study.config import StudyConfig
+from study.progress import Job, Reporter
+from study.run import run
+from study.store import TABLES, Store, comparable
+
+GATES = ("token_accuracy", "onset_pitch_recall", "exact_segments", "valid_prior")
+JUDGE = {
+    "reader": {"latent_dim": 8, "hidden": 16, "embedding": 8, "steps": 40, "batch": 16},
+    "members": 2, "hidden": 16, "steps": 40, "batch": 12,
+}  # fmt: skip
+
+
+def melody(seed: int) -> list[Note]:
+    """Twelve bars of 4/4: a random walk in quarters and eighths, unlike any other seed's."""
+    random = np.random.default_rng(seed)
+    pitch, onset, notes = 66, Fraction(0), []
+    while onset < 48:
+        length = Fraction(int(random.choice([1, 2])), 2)
+        pitch = int(np.clip(pitch + random.integers(-4, 5), 55, 80))
+        notes.append(Note(onset, min(length, 48 - onset), pitch))
+        onset += length
+    return notes
+
+
+def write_melodies(folder: Path) -> None:
+    """Forty tunes as MIDI files."""
+    for seed in range(40):
+        write_midi(melody(seed), folder / f"tune{seed}.mid", 120.0)
+
+
+def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
+    settings: dict[str, Any] = {
+        "name": "tiny",
+        "corpus": {"source": str(melodies)},
+        "core": {"latent_dim": 8, "hidden": 32, "embedding": 8, "steps": 120, "batch": 32},
+        "core_gate": dict.fromkeys(GATES, 0),
+        "search_classifier": {"hidden": 16, "steps": 30, "batch": 16},
+        "selection_judge": JUDGE,
+        "reporting_judge": JUDGE | {"hidden": 24},
+        "fusion": {"hidden": 16, "steps": 250, "batch": 8},
+        "search": {"lambda": [0.1, "conditional"], "style_dim": [0, 2], "seeds": [0, 1]},
+        "evaluation": {
+            "pairs": 24,
+            "validation_pairs": 20,
+            "iterations": [1, 2],
+            "lambda": [0.01, 1.0],
+            "styles": 2,
+            "resamples": 20,
+            "rivals": ["lp", "gradient", "cmaes", "best_of_n", "slerp", "retrieval"],
+            "lp": {"step_sizes": [0.3], "iterations": [1, 5]},
+            "gradient": {"lambda": [0.1, 1.0], "iterations": [1, 3]},
+            "cmaes": {"lambda": [0.1], "iterations": [1, 2]},
+            "best_of_n": {"step_sizes": [0.1, 0.3], "iterations": [2]},
+            "slerp": {"iterations": [1, 2]},
+            "retrieval": {"iterations": [1, 4]},
+            "verdict_resamples": 50,
+        },
+        "selection": {"maximise": "judge", "where": []},
+        "execution": {"workers": 2, "pack": 2, "results": str(results)},
+    }
+    return StudyConfig.model_validate(settings | changes)
+
+
+class Watch(Reporter):
+    """Keeps what is said, and stops the run (as Ctrl-C does) at the first line that matches."""
+
+    def __init__(self, stop: str = "") -> None:
+        super().__init__(Console(quiet=True))
+        self.lines: list[str] = []
+        self.stop = stop
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+        if self.stop and self.stop in text:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def job(self, name: str, total: int | None) -> Iterator[Job]:
+        with super().job(name, total) as job:
+            update = job.update
+
+            def watched(done: int, total: int | None = None) -> None:
+                update(done, total)
+                self.say(f"{name} at {done}")
+
+            job.update = watched  # type: ignore[method-assign]
+            yield job
+
+
+def go(config: StudyConfig, stop: str = "", *, figures: bool = False) -> tuple[Store, list[str]]:
+    """Run a study; figures, which take longest, only where they are looked at."""
+    with Watch(stop) as reporter, pytest.MonkeyPatch.context() as patch:
+        if not figures:
+            patch.setattr("study.run.draw", lambda _store: [])
+        return run(config, reporter), reporter.lines
+
+
+def assert_same_tables(store: Store, other: Store) -> None:
+    for table in TABLES:
+        ours, theirs = (comparable(s.scan(table).collect(), table) for s in (store, other))
+        assert ours.equals(theirs, null_equal=True), table
