@@ -100,6 +100,9 @@ def run(
         str | None, typer.Option(help="Existing Ray cluster: auto, HOST:PORT, ray://HOST:PORT.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Tell progress as lines of JSON, for programs.")
+    ] = False,
 ) -> None:
     """Run a study, or go on with it where it stopped."""
     overrides = [] if address is None else [f"execution.address={json.dumps(address)}"]
@@ -107,7 +110,7 @@ def run(
     if dry_run:
         _say("\n\n".join(map(study.plan_study, configs)))
         return
-    with study.Reporter() as reporter:
+    with study.Reporter(as_json=as_json) as reporter:
         study.run_studies(configs, reporter)
 
 

@@ -412,6 +412,9 @@ class Execution(_Section):
     pyarrow opens, such as `s3://bucket/studies`."""
     address: str | None = None
     """Address of a Ray cluster; null starts one on this machine."""
+    ship_code: bool = False
+    """Whether the nodes of that cluster get this project's code by Ray's runtime environment; else
+    the same wheel must be installed on all of them. The libraries must be there either way."""
     resources: StageResources = StageResources()
     """What the workers of each stage need."""
     trial_seconds: Positive | None = None

@@ -1,5 +1,6 @@
-"""What a person sees while a study runs: live bars on a terminal, plain lines elsewhere."""
+"""What is told while a study runs: live bars on a terminal, plain lines elsewhere, or JSON."""
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,11 +34,13 @@ class _Rate(ProgressColumn):
 class Reporter:
     """Shows stages, and within them jobs that count up to a total.
 
-    Use as a context manager; everything printed in between goes through `say`.
+    Use as a context manager; everything printed in between goes through `say`. With `as_json` each
+    line is a JSON object with `event` ("stage", "message" or "progress") and what belongs to it.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, as_json: bool = False) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
+        self.as_json = as_json
         self._stages = 0
         self._bars = Progress(
             TextColumn("  {task.description}", markup=False),
@@ -46,7 +49,7 @@ class Reporter:
             _Rate(),
             TimeRemainingColumn(compact=True),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=as_json or not self.console.is_terminal,
         )
 
     def __enter__(self) -> Self:
@@ -64,16 +67,27 @@ class Reporter:
     def stage(self, title: str) -> None:
         """Begin a stage; stages are numbered from 1."""
         self._stages += 1
+        if self.as_json:
+            self.emit("stage", number=self._stages, title=title)
+            return
         self.console.print(f"\n{self._stages}. {title}", style="bold", markup=False)
 
     def say(self, text: str) -> None:
         """Print a line of the current stage."""
-        self.console.print(f"  {text}", markup=False)
+        if self.as_json:
+            self.emit("message", text=text)
+        else:
+            self.console.print(f"  {text}", markup=False)
+
+    def emit(self, event: str, **about: object) -> None:
+        """Print one event as a line of JSON."""
+        line = {"event": event, "time": time.time(), **about}
+        self.console.out(json.dumps(line), highlight=False)
 
     @contextmanager
     def job(self, name: str, total: int | None) -> Iterator["Job"]:
         """A job that counts up to `total`; its bar goes away when it ends."""
-        job = Job(name, total, self._bars, self.console)
+        job = Job(name, total, self._bars, self)
         try:
             yield job
         finally:
@@ -89,21 +103,23 @@ class Reporter:
 class Job:
     """One bar, or its plain lines: `Reporter.job` makes them."""
 
-    def __init__(self, name: str, total: int | None, bars: Progress, console: Console) -> None:
-        self.name, self.total, self._bars, self._console = name, total, bars, console
+    def __init__(self, name: str, total: int | None, bars: Progress, reporter: Reporter) -> None:
+        self.name, self.total, self._bars, self._reporter = name, total, bars, reporter
         self._task: TaskID | None = None
         self._first: tuple[float, int] | None = None
         self._printed = time.monotonic()
 
-    def update(self, done: int, total: int | None = None) -> None:
-        """Say that `done` of `total` is done."""
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Say that `done` of `total` is done, and what else there is to say of it."""
         self.total = self.total if total is None else total
         if self._bars.disable:
-            self._line(done)
-        elif self._task is None:
-            self._task = self._bars.add_task(self.name, total=self.total, completed=done)
+            self._line(done, note)
+            return
+        shown = f"{self.name} ({note})" if note else self.name
+        if self._task is None:
+            self._task = self._bars.add_task(shown, total=self.total, completed=done)
         else:
-            self._bars.update(self._task, completed=done, total=self.total)
+            self._bars.update(self._task, description=shown, completed=done, total=self.total)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -111,7 +127,7 @@ class Job:
             self._bars.remove_task(self._task)
             self._task = None
 
-    def _line(self, done: int) -> None:
+    def _line(self, done: int, note: str) -> None:
         now = time.monotonic()
         if self._first is None:
             self._first = (now, done)
@@ -120,9 +136,16 @@ class Job:
         self._printed = now
         since, start = self._first
         rate = (done - start) / (now - since) if now > since else 0.0
+        left = (self.total - done) / rate if self.total and rate > 0 else None
+        if self._reporter.as_json:
+            self._reporter.emit(
+                "progress", job=self.name, done=done, total=self.total, per_second=rate,
+                seconds_left=left, note=note,
+            )  # fmt: skip
+            return
         line = f"{self.name}: {done}" + (f"/{self.total}" if self.total else "")
         if rate > 0:
             line += f", {rate:.1f}/s" if rate > 0.1 else f", {1 / rate:.0f} s each"
-            if self.total:
-                line += f", {(self.total - done) / rate:.0f} s left"
-        self._console.print(f"  {line}", markup=False)
+        if left is not None:
+            line += f", {left:.0f} s left"
+        self._reporter.say(line + (f" ({note})" if note else ""))

@@ -58,7 +58,8 @@ def sweep(
             run.do(rivals if number == 0 else [])
             if not store.has("objectives", f"batch{number:05d}"):
                 past += run.told()
-                _say_front(config, past, number, reporter)
+                workers.note = _front(config, past)
+                reporter.say(f"batch {number + 1}: {_states(past, number)}; {workers.note}")
     write_journal(config, past, store.root / "optuna.log")
     store.write("importances", "all", importances(config, past))
 
@@ -259,10 +260,12 @@ def _configuration(row: Mapping[str, Any]) -> Configuration:
     return Configuration(row["lambda"], row["style_dim"], tuple(changes))
 
 
-def _say_front(
-    config: StudyConfig, past: Sequence[Outcome], number: int, reporter: Reporter
-) -> None:
-    states = Counter(one.state.name.lower() for one in past if one.batch == number)
+def _states(past: Sequence[Outcome], batch: int) -> str:
+    states = Counter(one.state.name.lower() for one in past if one.batch == batch)
     told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f"{told} configurations"
+
+
+def _front(config: StudyConfig, past: Sequence[Outcome]) -> str:
     area = front_hypervolume(past, config.evaluation.matched.z_distance[1])
-    reporter.say(f"batch {number + 1}: {told} configurations; hypervolume so far {area:.3f}")
+    return f"hypervolume so far {area:.3f}"

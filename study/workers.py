@@ -26,6 +26,7 @@ from cf_core.errors import UserError
 from study.config import Execution, StageResources
 from study.jobs import FINAL, PackSpec, Spec, Workbench, job_steps, record_over, run_job
 from study.lease import Lease
+from study.nodes import folders, prove
 from study.progress import Job, Reporter
 from study.store import Store
 
@@ -55,6 +56,8 @@ class Workers:
     ) -> None:
         self._bench, self._store, self._execution = bench, store, execution
         self._reporter, self._lease = reporter, lease
+        self.note = ""
+        """What is told beside the progress of all jobs, such as how good they are so far."""
         self._stack = ExitStack()
         self._shared: ray.ObjectRef | None = None
 
@@ -173,7 +176,7 @@ class Workers:
             scratch = Path(stack.enter_context(folder))
             shared = self._start()
             steps = {spec.id: job_steps(spec, self._bench) for spec in specs}
-            watch = _Watch(self._reporter, steps, stack, self._lease)
+            watch = _Watch(self._reporter, steps, stack, self._lease, self.note)
             tuner = tune.Tuner(
                 tune.with_resources(
                     tune.with_parameters(_Task, shared=[shared], scratch=scratch),
@@ -223,6 +226,9 @@ class Workers:
             connect(self._execution)
             self._stack.callback(ray.shutdown)
             root = self._store.root.resolve()
+            if self._execution.address is not None:
+                count = prove(root)
+                self._reporter.say(f"all {count} nodes have this code and share {root}")
             self._shared = ray.put((self._bench, root, self._execution))
         return self._shared
 
@@ -251,7 +257,9 @@ def connect(execution: Execution) -> None:
                 **options,
             )
         else:
-            ray.init(address=address, **options)
+            modules = [str(folder) for folder in folders()]
+            shipped = {"py_modules": modules} if execution.ship_code else None
+            ray.init(address=address, runtime_env=shipped, **options)
     except (OSError, ValueError, RuntimeError) as error:
         where = address or "this machine"
         reason = str(error).strip().splitlines()[0]
@@ -350,9 +358,15 @@ class _Watch(tune.Callback):
     """Shows each job's progress to the person at the keyboard, and keeps what went wrong."""
 
     def __init__(
-        self, reporter: Reporter, steps: Mapping[str, int], stack: ExitStack, lease: Lease
+        self,
+        reporter: Reporter,
+        steps: Mapping[str, int],
+        stack: ExitStack,
+        lease: Lease,
+        note: str,
     ) -> None:
         self._reporter, self._steps, self._stack, self._lease = reporter, steps, stack, lease
+        self._note = note
         self._all = stack.enter_context(reporter.job("all jobs", sum(steps.values())))
         self._jobs: dict[str, Job] = {}
         self._at = dict.fromkeys(steps, 0)
@@ -391,7 +405,7 @@ class _Watch(tune.Callback):
         elif "at" in result:
             self._at[name] = result["at"]
             self._jobs[name].update(result["at"], result["total"])
-            self._all.update(sum(self._at.values()))
+            self._tell()
 
     def on_trial_error(
         self,
@@ -407,8 +421,14 @@ class _Watch(tune.Callback):
             self._jobs.pop(name).close()
         self._ended += 1
         self._at[name] = self._steps[name]
-        self._all.update(sum(self._at.values()))
+        self._tell()
         self._reporter.say(f"{name}: over ({self._ended} of {len(self._steps)})")
+
+    def _tell(self) -> None:
+        states = f"{self._ended} over, {len(self._jobs)} running, of {len(self._steps)}"
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        note = f"; {self._note}" if self._note else ""
+        self._all.update(sum(self._at.values()), note=f"{states}{failed}{note}")
 
 
 def _last_line(error: BaseException | None) -> str:

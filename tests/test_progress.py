@@ -1,6 +1,7 @@
 """What is printed where no terminal is."""
 
 import io
+import json
 from collections.abc import Callable
 
 import pytest
@@ -71,3 +72,33 @@ def test_stages_are_numbered_and_names_are_not_markup() -> None:
         reporter.stage("Core")
 
     assert printed(run) == ["", "1. Corpus", "  [red]song[/red]", "", "2. Core"]
+
+
+def test_programs_get_each_event_as_a_line_of_json(clock: Callable[[float], None]) -> None:
+    text = io.StringIO()
+    with Reporter(Console(file=text, width=20), as_json=True) as reporter:
+        reporter.stage("Corpus of a name that is longer than a line")
+        reporter.say("[red]song[/red]")
+        with reporter.job("core", 100) as job:
+            job.update(0)
+            clock(10)
+            job.update(20, note="2 of 3")
+    events = [json.loads(line) for line in text.getvalue().splitlines()]
+    assert all(event.pop("time") > 0 for event in events)
+    assert events == [
+        {
+            "event": "stage",
+            "number": 1,
+            "title": "Corpus of a name that is longer than a line",
+        },
+        {"event": "message", "text": "[red]song[/red]"},
+        {
+            "event": "progress",
+            "job": "core",
+            "done": 20,
+            "total": 100,
+            "per_second": 2.0,
+            "seconds_left": 40.0,
+            "note": "2 of 3",
+        },
+    ]

@@ -212,18 +212,31 @@ def test_a_study_uses_a_cluster_that_is_there_and_leaves_it_running(
     undisturbed: Study, melodies: Path, results: Path
 ) -> None:
     undisturbed_store, config, _ = undisturbed
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    # GPUs that are only declared: half of one for each of four workers.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2})
     try:
-        place = {"results": str(results), "address": cluster.address}
+        place = {
+            "results": str(results),
+            "address": cluster.address,
+            "workers": 4,
+            "resources": {"trials": {"gpu": 0.5}},
+        }
         execution = config.execution.model_dump() | place
-        store, _ = go(tiny(melodies, results, execution=execution))
+        store, lines = go(tiny(melodies, results, execution=execution))
+        assert any("all 1 nodes have this code and share" in line for line in lines)
         assert len(cluster.list_all_nodes()) == 1
         ray.init(address=cluster.address, log_to_driver=False)
-        assert ray.cluster_resources()["CPU"] == 2
+        assert ray.cluster_resources()["CPU"] == 4
     finally:
         ray.shutdown()
         cluster.shutdown()
     assert_same_tables(store, undisturbed_store)
+    trained = store.trials.filter(pl.col("seed").is_not_null()).collect()
+    ends = trained["finished_at"].dt.epoch("ms") / 1000
+    starts = ends - trained["seconds"]
+    together = [((starts <= moment) & (ends >= moment)).sum() for moment in starts]
+    # With whole GPUs there would be two packs of two trials at most.
+    assert max(together) > 4
 
 
 def test_a_cluster_that_is_not_there_is_named(melodies: Path, results: Path) -> None:

@@ -93,8 +93,8 @@ class Watch(Reporter):
         with super().job(name, total) as job:
             update = job.update
 
-            def watched(done: int, total: int | None = None) -> None:
-                update(done, total)
+            def watched(done: int, total: int | None = None, note: str = "") -> None:
+                update(done, total, note)
                 self.say(f"{name} at {done}")
 
             job.update = watched  # type: ignore[method-assign]

@@ -1,0 +1,110 @@
+"""Whether every node of a cluster can do its part: the same code, and results that all share."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cf_core.errors import UserError
+from cf_core.files import AnyPath, replacing
+
+PACKAGES = ("cf_core", "evaluation", "study")
+"""The project's own code."""
+
+_ALIKE = ("torch", "numpy", "polars", "pyarrow")
+"""Libraries of which all nodes must have the same version."""
+
+_PATIENCE = 120.0
+"""Seconds in which a node must answer."""
+
+
+def prove(root: AnyPath) -> int:
+    """Have every node show that it has this code and shares the results; how many nodes there are.
+
+    Each writes a small file into the study's folder and reads those of all others. Raises
+    `UserError`, which names the node and what it lacks.
+    """
+    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    folder = root / f".nodes-{uuid4().hex}"
+    try:
+        found = {node: _on(node, host, _look, folder, node) for node, host in nodes.items()}
+        ours = code()
+        for node, theirs in found.items():
+            if differing := [name for name in ours if ours[name] != theirs.get(name)]:
+                told = ", ".join(f"{x} {theirs.get(x)} (here {ours[x]})" for x in differing)
+                raise UserError(
+                    f"node {nodes[node]}: has {told}; install the same wheel and libraries on all"
+                    " nodes, or set execution.ship_code for code that is not installed there"
+                )
+        for node, host in nodes.items():
+            missing = _on(node, host, _read, folder, list(nodes))
+            if missing:
+                others = ", ".join(sorted({nodes[name] for name in missing}))
+                raise UserError(
+                    f"node {host}: does not see in {root} what {others} wrote there; results must"
+                    " be a folder that all nodes share, or a place such as s3://bucket/folder"
+                )
+    finally:
+        with suppress(OSError):
+            for node in nodes:
+                (folder / node).unlink(missing_ok=True)
+            if isinstance(folder, Path):
+                folder.rmdir()
+    return len(nodes)
+
+
+@cache
+def code() -> Mapping[str, str]:
+    """Version of Python and of the libraries that matter, and a hash of the project's own code."""
+    digest = sha256()
+    for package in folders():
+        for path in sorted(package.rglob("*.py")):
+            digest.update(path.relative_to(package.parent).as_posix().encode())
+            digest.update(path.read_bytes())
+    # Builds for GPUs and for CPUs only are of one version: clusters have both.
+    versions = {name: version(name).partition("+")[0] for name in _ALIKE}
+    return {"Python": platform.python_version(), **versions, "code": digest.hexdigest()[:12]}
+
+
+def folders() -> list[Path]:
+    """Where the project's packages lie."""
+    return [Path(__file__).parent.parent / name for name in PACKAGES]
+
+
+def _on(node: str, host: str, task: Any, *arguments: object) -> Any:
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    try:
+        return ray.get(
+            task.options(scheduling_strategy=place).remote(*arguments), timeout=_PATIENCE
+        )
+    except (RayError, TimeoutError) as error:
+        reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+        raise UserError(f"node {host}: can't take part: {reason}") from None
+
+
+@ray.remote(num_cpus=0)
+def _look(folder: AnyPath, node: str) -> Mapping[str, str]:
+    with replacing(folder / node) as temporary:
+        temporary.write_text(node)
+    return code()
+
+
+@ray.remote(num_cpus=0)
+def _read(folder: AnyPath, nodes: Sequence[str]) -> list[str]:
+    return [node for node in nodes if not _holds(folder / node, node)]
+
+
+def _holds(path: AnyPath, text: str) -> bool:
+    try:
+        return path.read_text() == text
+    except OSError:
+        return False

@@ -1,0 +1,98 @@
+"""Nodes that differ from the driver are found before anything is handed out."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cf_core.errors import UserError
+from study import nodes
+from study.config import Execution
+from study.nodes import PACKAGES, code, prove
+from study.workers import connect
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def test_all_nodes_show_what_they_have_and_see(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.add_node(num_cpus=1)
+    connect(Execution(address=cluster.address))
+    assert prove(tmp_path) == 2
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"node .*: can't take part: .*file.* can't be written"):
+        prove(tmp_path / "file")
+
+
+def test_a_node_that_does_not_see_the_results_is_named(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.add_node(num_cpus=1)
+    connect(Execution(address=cluster.address))
+    real, seen = nodes._on, list[str]()
+
+    def elsewhere(node: str, host: str, task: Any, folder: Path, *rest: Any) -> Any:
+        # The second node has a folder of its own under the same name.
+        seen.append(node)
+        own = folder if node == seen[0] else folder.with_name("own")
+        return real(node, host, task, own, *rest)
+
+    monkeypatch.setattr(nodes, "_on", elsewhere)
+    with pytest.raises(UserError, match=r"does not see in .* what .* wrote there; results must"):
+        prove(tmp_path)
+
+
+OTHER_LIBRARIES = """
+import importlib.metadata
+real = importlib.metadata.version
+importlib.metadata.version = lambda name: "0.1" if name == "torch" else real(name)
+"""
+"""A `sitecustomize` module of a machine with another PyTorch."""
+
+
+def test_a_node_with_other_libraries_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(OTHER_LIBRARIES)
+    cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
+    connect(Execution(address=cluster.address))
+    with pytest.raises(UserError, match=rf"has torch 0\.1 \(here {code()['torch']}\); install"):
+        prove(tmp_path)
+
+
+def test_code_is_shipped_to_the_nodes_where_that_is_asked_for(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    connect(Execution(address=cluster.address, ship_code=True))
+    paths = ray.get(ray.remote(lambda: sys.path).remote())
+    shipped = [Path(path) for path in paths if "runtime_resources" in path]
+    for package in PACKAGES:
+        assert any((path / package / "__init__.py").exists() for path in shipped)
+    assert prove(tmp_path) == 1
+
+
+def test_the_hash_is_that_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package)
+    monkeypatch.setattr(nodes, "folders", lambda: [tmp_path / name for name in PACKAGES])
+    code.cache_clear()
+    same = code()
+    with (tmp_path / "cf_core" / "losses.py").open("a") as file:
+        file.write("# another version\n")
+    code.cache_clear()
+    other = code()
+    monkeypatch.undo()
+    code.cache_clear()
+    assert code() == same
+    assert other["code"] != same["code"]
