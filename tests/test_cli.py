@@ -100,7 +100,9 @@ def test_the_commands_are_those_promised() -> None:
     names = [
         command.callback.__name__ for command in cli.app.registered_commands if command.callback
     ]
-    assert names == ["ingest", "run", "status", "query", "frontier", "select", "fuse"]
+    assert names == [
+        "ingest", "run", "status", "query", "compact", "frontier", "select", "fuse",
+    ]  # fmt: skip
 
 
 def test_every_call_behind_a_command_is_there_and_documented() -> None:
@@ -205,7 +207,8 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(cf_study: Run, tmp_path: Pa
     )
     assert outcome.code == 0
     assert (
-        "trials: 8 = λ 0.03, 0.3, 3.0, conditional × style dimension 4 × seed 0, 1" in outcome.out
+        "trials: 8 = 4 configurations (grid: lambda 0.03, 0.3, 3.0, conditional × style_dim 4)"
+        " × seed 0, 1" in outcome.out
     )
     assert "ray://a:1" in outcome.out
     assert not _files(tmp_path)

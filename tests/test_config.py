@@ -31,7 +31,7 @@ def write(tmp_path: Path) -> Any:
 
 def leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """All dotted keys of a study's dump with their values."""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not value:
         return [(prefix, value)]
     return [
         leaf
@@ -54,6 +54,20 @@ def other(key: str, value: Any) -> Any:
         "fusion.gated": False,
         "fusion.lambda_range": [0.0001, 100.0],
         "search.lambda": [0.5],
+        "search.method": "random",
+        "search.hidden": [16],
+        "search.learning_rate": [0.1],
+        "search.steps": [9],
+        "search.style_weight": [0.5],
+        "search.iteration": 2,
+        "search.weight": 0.1,
+        "search.constraints": ["novelty > 1"],
+        "search.first": [{"lambda": 0.5}],
+        "execution.ship_code": True,
+        "execution.resources.trials.gpu": 0.5,
+        "execution.resources.rivals.gpu": 0.5,
+        "execution.trial_seconds": 9.0,
+        "execution.memory_gb": 9.0,
         "evaluation.lambda": [0.5],
         "evaluation.rivals": ["slerp", "lp"],
         "evaluation.lp.scaled": True,
@@ -72,7 +86,11 @@ def other(key: str, value: Any) -> Any:
 # --- identity ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("key", "value"), DEFAULTS, ids=[key for key, _ in DEFAULTS])
+ALONE = [(key, value) for key, value in DEFAULTS if key not in ("search.when", "search.warm_start")]
+"""Keys that can be set whatever the others are."""
+
+
+@pytest.mark.parametrize(("key", "value"), ALONE, ids=[key for key, _ in ALONE])
 def test_fingerprint_registers_what_changes_results_and_nothing_else(
     key: str, value: Any, write: Any
 ) -> None:
@@ -87,6 +105,29 @@ def test_fingerprint_registers_what_changes_results_and_nothing_else(
     else:
         assert names == [key]
         assert before.fingerprint(HASH) != after.fingerprint(HASH)
+
+
+def test_fingerprint_registers_when_parameters_apply(write: Any) -> None:
+    path = write("name: s")
+    one, two = (
+        load(path, ["search.hidden=[16]", f"search.when={{hidden: {when}}}"]).fingerprint(HASH)
+        for when in ("style_dim > 0", "style_dim > 2")
+    )
+    assert one != two
+
+
+def test_fingerprint_registers_an_earlier_study_by_its_own(tmp_path: Path) -> None:
+    prints = []
+    for name, content in (("one", "f"), ("two", "f"), ("three", "g")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "study.json").write_text(json.dumps({"fingerprint": content}))
+        search = {"warm_start": str(tmp_path / name)}
+        study = StudyConfig.model_validate({"name": "s", "search": search})
+        prints.append(study.fingerprint(HASH))
+    assert prints[0] == prints[1] != prints[2]
+    study = StudyConfig.model_validate({"name": "s", "search": {"warm_start": str(tmp_path)}})
+    with pytest.raises(UserError, match=r"search\.warm_start: .*is not the folder of a study"):
+        study.fingerprint(HASH)
 
 
 def test_fingerprint_registers_the_corpus_by_content() -> None:
@@ -286,7 +327,10 @@ def test_corpus_path_expands_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("name: s\nfusion: {lambda_range: [0.01, 1]}", "evaluation.lambda: conditional trials are"),
         ("name: s\nfusion: {lambda_range: [1, 0.1]}", "must be two ascending numbers above 0"),
         ("name: s\ncore_gate: {token_accuracy: 1.5}", "core_gate.token_accuracy: must be less"),
-        ("name: s\nselection: {where: [cheap]}", '"cheap" must read like "z_distance <= 3.0"'),
+        (
+            "name: s\nselection: {where: [cheap]}",
+            '"cheap": a condition must read like "z_distance <= 3.0"',
+        ),
         ("name: s\nseed: x\nexecution: {workers: 0}", "(and 1 more)"),
         ("name: s\ncore: {steps: 1\nseed: 2", "is not YAML at line"),
         ("name: s\nseed: 1\nseed: 2", "is not YAML at line 3: seed is given twice"),

@@ -74,6 +74,7 @@ def _over(trial: str, state: str, reason: str | None = None) -> dict[str, Any]:
         "hardware": "c",
         "device": "cpu",
         "versions": '{"torch": "2"}',
+        "hidden": 16,
     }
     return {
         **_label(trial),

@@ -31,6 +31,9 @@ TRIAL: dict[str, Any] = {
     "style_dim": 2,
     "seed": 2**40,
     "step_size": None,
+    "hidden": 384,
+    "learning_rate": 0.002,
+    "style_weight": 1.0,
     "steps": 4000,
     "status": "done",
     "reason": None,
@@ -528,7 +531,10 @@ def test_sql_joins_tables(store: Store) -> None:
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("SELECT * FROM metric", "'metric' was not found.*tables: trials, curves, latents"),
+        (
+            "SELECT * FROM metric",
+            "'metric' was not found.*tables: trials, configurations, objectives",
+        ),
         ("SELEC", "SQL: .*SELEC"),
         ("SELECT nope FROM metrics", "nope"),
         ("", "SQL: "),
