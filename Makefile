@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test docs bundle bench-core bench-evaluation clean
+.PHONY: quickstart test docs bundle bench-core bench-evaluation bench-study chaos clean
 
 # The whole study on the built-in tunes: sets itself up, then runs one command.
 quickstart: .venv/ready
@@ -32,6 +32,14 @@ bench-core: .venv/ready
 # How fast rivals are searched, outputs measured and verdicts reached.
 bench-evaluation: .venv/ready
 	$(BIN)/python -m benchmarks.evaluation
+
+# What sweeps, queries and ingests cost.
+bench-study: .venv/ready
+	$(BIN)/python -m benchmarks.study
+
+# Processes killed, nodes lost, disks filled: nothing may be lost, repeated or different after it.
+chaos: .venv/ready
+	$(BIN)/python -m tests.chaos
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

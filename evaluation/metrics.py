@@ -56,6 +56,11 @@ MEANS = (
     "judge", "search_classifier", "halves_distance", "z_distance", "z_weighted", "edit_distance"
 )  # fmt: skip
 """Columns of `OUTCOMES` that are numbers of a pair, and metrics by their mean."""
+METRICS = (
+    *MEANS, *STATISTICS, *(f"{name}_joint" for name in STATISTICS),
+    "novelty", "copied", "overlap_area", "density", "coverage", "style_diversity",
+)  # fmt: skip
+"""All metrics, by name."""
 OUTCOMES: dict[str, type[pl.DataType]] = {
     "trial": pl.String,
     "method": pl.String,

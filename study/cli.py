@@ -153,11 +153,14 @@ def compact(folder: Folder) -> None:
 
     May be stopped at any moment. Not while the study runs.
     """
+    from study.lease import Lease  # noqa: PLC0415  (slow)
+
     store, done = _open(folder), 0
-    for table, files, size in store.compact():
-        done += 1
-        sizes = " -> ".join(f"{each / 1e6:,.1f}" for each in size)
-        _say(f"{table}: {files[0]:,} -> {files[1]:,} files, {sizes} MB")
+    with Lease(store.root):
+        for table, files, size in store.compact():
+            done += 1
+            sizes = " -> ".join(f"{each / 1e6:,.1f}" for each in size)
+            _say(f"{table}: {files[0]:,} -> {files[1]:,} files, {sizes} MB")
     if not done:
         _say(f"{store.root}: nothing to compact")
 

@@ -37,6 +37,7 @@ from cf_core.vae import VAESettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.frontier import CHOSEN_ON
 from evaluation.judge import JudgeSettings
+from evaluation.metrics import METRICS
 from study import conditions
 
 Number = TypeVar("Number", int, float)
@@ -552,6 +553,12 @@ class StudyConfig(_Section):
         for name in PARAMETERS:
             if search.method == "grid" and isinstance(search.of(name), Range):
                 raise ValueError(f"search.{name}: a grid needs a list of values, not a range")
+        for text in search.constraints:
+            metric = conditions.Condition.parse(text).metric
+            if metric not in METRICS:
+                near = get_close_matches(metric, METRICS, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"search.constraints: {metric}: no such metric{hint}")
         for name, condition in search.when.items():
             if search.of(name) is None:
                 raise ValueError(f"search.when.{name}: {name} is not searched")

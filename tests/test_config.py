@@ -327,6 +327,28 @@ def test_corpus_path_expands_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("name: s\nfusion: {lambda_range: [0.01, 1]}", "evaluation.lambda: conditional trials are"),
         ("name: s\nfusion: {lambda_range: [1, 0.1]}", "must be two ascending numbers above 0"),
         ("name: s\ncore_gate: {token_accuracy: 1.5}", "core_gate.token_accuracy: must be less"),
+        ("name: s\nsearch: {lambda: {low: 0.1, high: 1}}", "search.lambda: a grid needs a list"),
+        (
+            "name: s\nsearch: {method: tpe, lambda: {low: 1, high: 0.1}}",
+            "search.lambda: low must be below high",
+        ),
+        (
+            "name: s\nsearch: {when: {hidden: style_dim > 0}}",
+            "search.when.hidden: hidden is not searched",
+        ),
+        (
+            "name: s\nsearch: {steps: [9], when: {steps: style_weight > 0}}",
+            "must name a parameter before steps",
+        ),
+        ("name: s\nsearch: {rungs: [9, 3]}", "search.rungs: must ascend"),
+        ("name: s\nsearch: {rungs: [8000]}", "search.rungs: must be below the 8000 steps"),
+        ("name: s\nsearch: {steps: [50], rungs: [60]}", "search.rungs: must be below the 50"),
+        ("name: s\nsearch: {iteration: 3}", "search.iteration: must be one of"),
+        ("name: s\nsearch: {weight: 0.2}", "search.weight: must be one of"),
+        (
+            "name: s\nsearch: {constraints: [noveltie >= 1]}",
+            "search.constraints: noveltie: no such metric; did you mean novelty?",
+        ),
         (
             "name: s\nselection: {where: [cheap]}",
             '"cheap": a condition must read like "z_distance <= 3.0"',

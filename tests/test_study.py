@@ -21,7 +21,7 @@ from cf_core.bundle import load_bundle
 from cf_core.errors import UserError
 from cf_core.fuse import fuse_files
 from evaluation.frontier import COHERENCY, PANELS
-from evaluation.metrics import MEANS
+from evaluation.metrics import MEANS, METRICS
 from study import jobs
 from study.config import StudyConfig, TrialSpec
 from study.findings import CSV_COLUMNS, draw, tabulate, verdict_lines
@@ -100,6 +100,7 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
     sizes = latents.group_by("trial", "lambda", "source", "iteration").len()
     assert all(count == pairs[source] for _, _, source, _, count in sizes.iter_rows())
     metrics = tables["metrics"]
+    assert set(metrics["metric"]) == set(METRICS)
     references = ["identity", "floor", "ceiling"]
     for metric in (*COHERENCY, *MEANS[1:], "novelty", "copied", "overlap_area", "coverage"):
         rows = metrics.filter(pl.col("metric") == metric, ~pl.col("trial").is_in(references))
