@@ -6,7 +6,7 @@ import os
 import resource
 import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -86,7 +86,7 @@ class Workers:
             failures = self._wave(todo, attempts)
             over, todo = self._over(attempts), []
             for spec, failure in failures.items():
-                left = [part for part in spec.parts if _key(spec, part.id) not in over]
+                left = [part for part in spec.parts if not _is_over(spec, part.id, over)]
                 if not left:
                     continue
                 rest = spec.only([part.id for part in left])
@@ -107,7 +107,7 @@ class Workers:
         failed = {name for name, status in statuses.items() if status not in FINAL}
         todo: dict[Spec, None] = {}
         for spec in specs:
-            left = {part.id for part in spec.parts if _key(spec, part.id) not in over}
+            left = {part.id for part in spec.parts if not _is_over(spec, part.id, over)}
             if fresh := left - failed:
                 todo[spec.only(fresh)] = None
             if retried := left & failed:
@@ -155,7 +155,9 @@ class Workers:
         """Remove the checkpoints of packs that nothing can need any more."""
         over = self._over({})
         for spec in specs:
-            if isinstance(spec, PackSpec) and all(_key(spec, t.id) in over for t in spec.trials):
+            if isinstance(spec, PackSpec) and all(
+                _is_over(spec, trial.id, over) for trial in spec.trials
+            ):
                 spec.checkpoint(self._store).unlink(missing_ok=True)
 
     def _wave(self, specs: Sequence[Spec], attempts: Mapping[str, int]) -> dict[Spec, _Failure]:
@@ -193,7 +195,12 @@ class Workers:
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             )
-            results = tuner.fit()
+            try:
+                results = tuner.fit()
+            except tune.TuneError as stopped:
+                raise UserError(
+                    f"Ray Tune stopped: {_last_line(stopped)}; give the same command again"
+                ) from stopped
             errors = [results[at].error if at < len(results) else None for at in range(len(specs))]
             failures = {}
             for place, (spec, error) in enumerate(zip(specs, errors, strict=True)):
@@ -278,8 +285,9 @@ def _needs(stages: StageResources, config: Mapping[str, Any]) -> tune.PlacementG
     return tune.PlacementGroupFactory([{"CPU": stage.cpu, "GPU": stage.gpu}])
 
 
-def _key(spec: Spec, part: str) -> tuple[str, int | None]:
-    return part, spec.until if isinstance(spec, PackSpec) else None
+def _is_over(spec: Spec, part: str, over: Collection[tuple[str, int | None]]) -> bool:
+    """Whether a part came to its end, or to that of a job that ends at a rung."""
+    return (part, None) in over or (isinstance(spec, PackSpec) and (part, spec.until) in over)
 
 
 class _Task(tune.Trainable):
