@@ -4,7 +4,7 @@ Each command of `cf-study` is one call here:
 
 | Command | Call |
 |---|---|
-| `ingest` | `ingest(source, output)` |
+| `ingest` | `ingest(source, output)`, with `mapper=processes(4)` or one of `ray_tasks(address)` |
 | `run` | `run_studies(load_configs("quickstart"), Reporter())`, and `plan_study(config)` |
 | `status` | `study_status(open_study("results/quickstart"))` |
 | `query` | `open_study("results/quickstart").sql("SELECT * FROM metrics")` |
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from cf_core.corpus import ingest
     from cf_core.errors import UserError
     from cf_core.fuse import fuse_files
+    from cf_core.isolation import processes
     from cf_core.render import write_midi, write_wav
     from study.config import load as load_config
     from study.config import load_all as load_configs
     from study.findings import draw as draw_figures
     from study.progress import Reporter
+    from study.reading import ray_tasks
     from study.run import plan as plan_study
     from study.run import run as run_study
     from study.run import run_all as run_studies
@@ -46,6 +48,8 @@ __all__ = [
     "load_configs",
     "open_study",
     "plan_study",
+    "processes",
+    "ray_tasks",
     "run_studies",
     "run_study",
     "select_bundle",
@@ -65,6 +69,8 @@ _HOMES = {
     "load_configs": "study.config:load_all",
     "open_study": "study.store:open",
     "plan_study": "study.run:plan",
+    "processes": "cf_core.isolation:processes",
+    "ray_tasks": "study.reading:ray_tasks",
     "run_studies": "study.run:run_all",
     "run_study": "study.run:run",
     "select_bundle": "study.select:select",
