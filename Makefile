@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test docs bundle bench-core bench-evaluation clean
+.PHONY: quickstart test docs bundle fuzz bench-core bench-evaluation bench-ingest clean
 
 # The whole study on the built-in tunes: sets itself up, then runs one command.
 quickstart: .venv/ready
@@ -32,6 +32,14 @@ bench-core: .venv/ready
 # How fast rivals are searched, outputs measured and verdicts reached.
 bench-evaluation: .venv/ready
 	$(BIN)/python -m benchmarks.evaluation
+
+# How fast melody files become a corpus; CF_DATA may name a folder of corpora.
+bench-ingest: .venv/ready
+	$(BIN)/python -m benchmarks.ingest
+
+# Hostile melody files, 5,000 or COUNT of them: none may hang, crash or fill its reader.
+fuzz: .venv/ready
+	$(BIN)/python -m tests.fuzz
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

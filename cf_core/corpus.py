@@ -143,13 +143,13 @@ def builtin_corpus(
     (1782-1801) and O'Neill's Music of Ireland (1903), with its repeats played out. The rest is as
     in `ingest`.
     """
-    tunes = list(_common_time_tunes())
+    tunes = list(common_time_tunes())
     songs = (song for name, data in tunes for song in readers.songs(name, data))
     plan = _Plan("builtin", None, steps_per_beat)
     return _write(songs, output, plan, mapper or processes(), progress, len(tunes))
 
 
-def _common_time_tunes() -> Iterator[tuple[str, bytes]]:
+def common_time_tunes() -> Iterator[tuple[str, bytes]]:
     """Yield names and texts of the built-in corpus's tunes, each as an ABC file of its own."""
     spec = find_spec("music21")
     if spec is None or spec.origin is None:
