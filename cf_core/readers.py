@@ -36,6 +36,8 @@ MAX_TUNES = 10_000
 """Most tunes of one ABC book."""
 MAX_TAGS = 2**21
 """Most tags of a MusicXML score; a long one has 400,000."""
+MAX_MEASURES = 2_000
+"""Most measures of a MusicXML part as written: the time of reading grows with their square."""
 MAX_NOTES = 20_000
 MAX_BARS = 10_000
 MAX_QUARTERS = 40_000
@@ -414,7 +416,10 @@ def _read_musicxml(song_id: str, data: bytes, part: str | None) -> Melody:
     # Often only the first part says the tempo.
     tempo = next((sound.get("tempo") for sound in root.iter("sound") if sound.get("tempo")), None)
     _keep_part(root, part)
-    _check_size(sum(1 for _ in root.iter("note")), sum(1 for _ in root.iter("measure")))
+    measures = sum(1 for _ in root.iter("measure"))
+    _check_size(sum(1 for _ in root.iter("note")), measures)
+    if measures > MAX_MEASURES:
+        raise _RejectedError("too large", f"{measures} measures, more than {MAX_MEASURES}")
     score = _library("music21.musicxml.xmlToM21").MusicXMLImporter().xmlRootToScore(root)
     if len(score.parts) != 1:
         raise _RejectedError("several parts", "one part on several staves")
@@ -480,6 +485,8 @@ def _tunes(stem: str, data: bytes) -> Iterator[Song | Rejected]:
             yield Song(song_id, "abc", song.encode())
 
 
+# Slurs are taken out: music21 takes for ever with many. A digit makes one a tuplet.
+_FIELD_OR_SLUR = re.compile(r"(?P<field>^(?:[A-Za-z]:|%).*)|\((?!\d)|\)", re.MULTILINE)
 _ABSURD_METER = re.compile(r"^M:[^%\n]*\d{3,}|\[M:[^\]\n]*\d{3,}", re.MULTILINE)
 
 
@@ -489,6 +496,7 @@ def _read_abc(song_id: str, data: bytes, part: str | None) -> Melody:
     if _ABSURD_METER.search(text):
         raise _RejectedError("too large", "a time signature of more than 99 beats")
     handler = _library("music21.abcFormat").ABCHandler()
+    text = _FIELD_OR_SLUR.sub(lambda found: found["field"] or "", text)
     # music21 takes ":|:" for the end of a repeat but not the start of one, and sees no bars in a
     # tune with fewer than two plain bar lines: two more after the end change nothing else.
     handler.process(text.replace(":|:", "::") + "\n| |\n")
@@ -508,26 +516,38 @@ def _read_abc(song_id: str, data: bytes, part: str | None) -> Melody:
 def _frugal() -> Iterator[None]:
     """Keep music21 from work that changes no melody, and takes for ever in odd tunes.
 
-    That is beaming, a third of the time of any tune, and finding a time signature for the rest of
+    That is beaming, a third of the time of any tune; looking for bars that are longer than their
+    meter, to split them, where there are none or very many; and finding a meter for what is left of
     a bar that is far too long: such a tune is rejected.
     """
-    stream = _library("music21.stream")
-    find = stream.Measure.bestTimeSignature
+    stream, translate = _library("music21.stream"), _library("music21.abcFormat.translate")
+    find, split = stream.Measure.bestTimeSignature, translate.reBar
 
     def find_for_short(measure: Any) -> Any:
         if measure.highestTime > _LONGEST_BAR:
             raise _RejectedError("too large", f"a bar of {float(measure.highestTime):.0f} quarters")
         return find(measure)
 
+    def split_few(part: Any, **options: Any) -> None:
+        meter, long = None, 0
+        measures = list(part.getElementsByClass("Measure"))
+        for measure in measures:
+            meter = measure.timeSignature or meter
+            long += meter is not None and measure.highestTime > meter.barDuration.quarterLength
+        if 0 < long * len(measures) < _MAX_SPLITTING:
+            split(part, **options)
+
     stream.Part.makeBeams = lambda part, **_: part
-    stream.Measure.bestTimeSignature = find_for_short
+    stream.Measure.bestTimeSignature, translate.reBar = find_for_short, split_few
     try:
         yield
     finally:
         del stream.Part.makeBeams
-        stream.Measure.bestTimeSignature = find
+        stream.Measure.bestTimeSignature, translate.reBar = find, split
 
 
+_MAX_SPLITTING = 20_000
+"""Most bars that are too long times bars for which those are split; real tunes have 2,000."""
 _LONGEST_BAR = 128
 """In quarter notes, of ABC."""
 _MAX_EXPANSION = 25_000

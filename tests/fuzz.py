@@ -167,12 +167,11 @@ def _xml(chance: random.Random) -> bytes:
 
 def _mxl(score: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", method) as archive:
-        archive.writestr(
-            "META-INF/container.xml",
-            '<container><rootfiles><rootfile full-path="score.xml"/></rootfiles></container>',
-        )
-        archive.writestr("score.xml", score)
+    root = b'<container><rootfiles><rootfile full-path="score.xml"/></rootfiles></container>'
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in (("META-INF/container.xml", root), ("score.xml", score)):
+            # Without a name alone: that would also write down what time it is.
+            archive.writestr(zipfile.ZipInfo(name), content, method)
     return stream.getvalue()
 
 
@@ -319,7 +318,7 @@ def _foreign_zip(data: bytes, chance: random.Random) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for number in range(20_000):
-            archive.writestr(str(number), "")
+            archive.writestr(zipfile.ZipInfo(str(number)), "")
     return stream.getvalue()
 
 
