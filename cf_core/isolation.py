@@ -18,6 +18,8 @@ from subprocess import DEVNULL, Popen
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 from weakref import finalize
 
+from cf_core.errors import UserError
+
 SECONDS = 10.0
 """Longest that one call may take."""
 MEMORY = 2**30
@@ -50,7 +52,8 @@ def isolated(function: Callable[..., R], *arguments: Any) -> R:
     """Call a function in a process that belongs to the calling thread, and outlives the call.
 
     What goes there and comes back is pickled. Raises `CallError` where the call is stopped at
-    `SECONDS` or `MEMORY`, or its process dies: by a crash, or by an exception that it raises.
+    `SECONDS` or `MEMORY`, or its process dies: by a crash, or by an exception that it raises; and
+    `UserError` where no process can be started.
     """
     if not hasattr(_thread, "process"):
         _thread.process = _Process()
@@ -149,7 +152,9 @@ class _Process:
         try:
             self._pipe.recv()
         except EOFError as error:
-            raise RuntimeError(f"no process could be started ({self._stop()})") from error
+            raise UserError(
+                f"no process to read in could be started (exit status {self._stop()}): free memory"
+            ) from error
 
     def _stop(self) -> int | None:
         """Return the exit status: its own where the process had come to its end before."""

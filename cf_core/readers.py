@@ -34,8 +34,8 @@ MAX_TUNE = 2**13
 """Most characters of one ABC tune: reading slows sharply with many bars; long tunes have 2,500."""
 MAX_TUNES = 10_000
 """Most tunes of one ABC book."""
-MAX_TAGS = 2**21
-"""Most tags of a MusicXML score; a long one has 400,000."""
+MAX_TAGS = 2**20
+"""Most tags of a MusicXML score; long ones have 150,000."""
 MAX_MEASURES = 2_000
 """Most measures of a MusicXML part as written: the time of reading grows with their square."""
 MAX_NOTES = 20_000
@@ -485,7 +485,11 @@ def _tunes(stem: str, data: bytes) -> Iterator[Song | Rejected]:
             yield Song(song_id, "abc", song.encode())
 
 
-# Slurs are taken out: music21 takes for ever with many. A digit makes one a tuplet.
+_MAX_SLURS = 200
+"""Most signs of slurs and tuplets: music21 takes for ever with more slurs, which are then left out.
+
+A digit makes one a tuplet.
+"""
 _FIELD_OR_SLUR = re.compile(r"(?P<field>^(?:[A-Za-z]:|%).*)|\((?!\d)|\)", re.MULTILINE)
 _ABSURD_METER = re.compile(r"^M:[^%\n]*\d{3,}|\[M:[^\]\n]*\d{3,}", re.MULTILINE)
 
@@ -496,7 +500,8 @@ def _read_abc(song_id: str, data: bytes, part: str | None) -> Melody:
     if _ABSURD_METER.search(text):
         raise _RejectedError("too large", "a time signature of more than 99 beats")
     handler = _library("music21.abcFormat").ABCHandler()
-    text = _FIELD_OR_SLUR.sub(lambda found: found["field"] or "", text)
+    if text.count("(") > _MAX_SLURS:
+        text = _FIELD_OR_SLUR.sub(lambda found: found["field"] or "", text)
     # music21 takes ":|:" for the end of a repeat but not the start of one, and sees no bars in a
     # tune with fewer than two plain bar lines: two more after the end change nothing else.
     handler.process(text.replace(":|:", "::") + "\n| |\n")
@@ -579,7 +584,7 @@ def _from_part(song_id: str, title: str, part: Any, tempo: float) -> Melody:
             _add(notes, tied, start + offset, note)
         _add_bar(bars, Bar(start, length, meters[index]))
         start += length
-    _check_size(len(notes), len(bars), start)
+    _check_size(1, len(bars), start)
     return Melody(
         song_id, title, tuple(sorted(notes, key=lambda note: note.onset)), tuple(bars), tempo
     )
