@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test docs bundle bench-core bench-evaluation bench-study chaos clean
+.PHONY: quickstart test docs bundle fuzz chaos bench-core bench-evaluation bench-ingest bench-study clean
 
 # The whole study on the built-in tunes: sets itself up, then runs one command.
 quickstart: .venv/ready
@@ -40,6 +40,14 @@ bench-study: .venv/ready
 # Processes killed, nodes lost, disks filled: nothing may be lost, repeated or different after it.
 chaos: .venv/ready
 	$(BIN)/python -m tests.chaos
+
+# How fast melody files become a corpus; CF_DATA may name a folder of corpora.
+bench-ingest: .venv/ready
+	$(BIN)/python -m benchmarks.ingest
+
+# Hostile melody files, 5,000 or COUNT of them: none may hang, crash or fill its reader.
+fuzz: .venv/ready
+	$(BIN)/python -m tests.fuzz
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

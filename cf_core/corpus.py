@@ -9,8 +9,10 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -22,18 +24,16 @@ from jaxtyping import Bool, Int64, UInt8
 from cf_core import readers
 from cf_core.errors import UserError
 from cf_core.files import replacing
+from cf_core.isolation import CallError, Mapper, isolated, processes
 from cf_core.melody import (
     FIRST_PITCH,
     HOLD,
     MAX_STEPS_PER_BEAT,
     TOLERANCE,
-    GridBar,
-    Melody,
     MelodyFormat,
-    grid,
     join,
 )
-from cf_core.readers import Rejected
+from cf_core.readers import Gridded, Rejected, Song, read_gridded
 
 SCHEMA_VERSION = 1
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -52,9 +52,8 @@ _BARS = pa.schema(
         ("reason", pa.string()),
     ]
 )
-_REJECTED = pa.schema(
-    [("id", pa.string()), ("bar", pa.int32()), ("reason", pa.string()), ("detail", pa.string())]
-)
+_READ = _BARS.append(pa.field("onsets", pa.int32()))
+"""Bars as they are read. A rejected song is one row without a bar: its title is the detail."""
 
 
 # ---- writing -----------------------------------------------------------------------------------
@@ -111,40 +110,46 @@ def ingest(
     part: str | None = None,
     steps_per_beat: int = 4,
     progress: Progress | None = None,
+    mapper: Mapper | None = None,
 ) -> IngestReport:
     """Read a folder, zip archive or file of melodies into `output`, a Parquet file of bars.
 
     Beside it, `NAME.rejected.parquet` lists every song and bar that was left out, with the
-    reason. `include` and `part` are those of `readers.read_collection`. Raises `UserError` where
-    nothing can be read.
+    reason. `include` is that of `readers.find_songs`, `part` that of `readers.read_song`. A song
+    that takes more than `isolation.SECONDS` or `isolation.MEMORY`, or crashes, is rejected alone.
+
+    `mapper` has batches of songs read, in as many processes as there are CPUs where there is none.
+    What is read is kept in `.NAME.parquet.parts` until all is: an ingest that was stopped, however
+    that was, goes on from there when it is called again. The file is the same, byte for byte,
+    whatever the mapper and however often it was stopped.
+
+    Raises `UserError` where nothing can be read, or `output` can't be written.
     """
-    songs = readers.read_collection(source, include, part)
-    return _write(
-        songs, output, source=source.name, steps_per_beat=steps_per_beat, progress=progress
-    )
+    songs = readers.find_songs(source, include)
+    plan = _Plan(source.name, part, steps_per_beat)
+    return _write(songs, output, plan, mapper or processes(), progress)
 
 
 def builtin_corpus(
-    output: Path, *, steps_per_beat: int = 4, progress: Progress | None = None
+    output: Path,
+    *,
+    steps_per_beat: int = 4,
+    progress: Progress | None = None,
+    mapper: Mapper | None = None,
 ) -> IngestReport:
     """Write the built-in corpus: common-time tunes of the public-domain books in music21.
 
     It is every tune whose first `M:` field says 4/4, C, 2/2 or C| of Aird's Selection of Airs
-    (1782-1801) and O'Neill's Music of Ireland (1903), with its repeats played out.
+    (1782-1801) and O'Neill's Music of Ireland (1903), with its repeats played out. The rest is as
+    in `ingest`.
     """
-    tunes = list(_common_time_tunes())
-    songs = readers.read_all(tunes)
-    return _write(
-        songs,
-        output,
-        source="builtin",
-        steps_per_beat=steps_per_beat,
-        progress=progress,
-        total=len(tunes),
-    )
+    tunes = list(common_time_tunes())
+    songs = (song for name, data in tunes for song in readers.songs(name, data))
+    plan = _Plan("builtin", None, steps_per_beat)
+    return _write(songs, output, plan, mapper or processes(), progress, len(tunes))
 
 
-def _common_time_tunes() -> Iterator[tuple[str, bytes]]:
+def common_time_tunes() -> Iterator[tuple[str, bytes]]:
     """Yield names and texts of the built-in corpus's tunes, each as an ABC file of its own."""
     spec = find_spec("music21")
     if spec is None or spec.origin is None:
@@ -159,68 +164,198 @@ def _common_time_tunes() -> Iterator[tuple[str, bytes]]:
                     yield f"{book}-{path.stem}-{number}.abc", tune.encode()
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a corpus is made of, but for the songs themselves."""
+
+    source: str
+    part: str | None
+    steps_per_beat: int
+
+
+_BATCH_SONGS, _BATCH_BYTES = 32, 2**22
+"""A batch is full when it has either: small enough to lose, large enough to be worth a file."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Songs that are read in one go; `key` is a hash of all that decides what is read."""
+
+    index: int
+    key: str
+    songs: list[Song | Rejected]
+
+
 def _write(
-    songs: Iterable[Melody | Rejected],
+    songs: Iterable[Song | Rejected],
     output: Path,
-    *,
-    source: str,
-    steps_per_beat: int,
+    plan: _Plan,
+    mapper: Mapper,
     progress: Progress | None,
     total: int | None = None,
 ) -> IngestReport:
-    if not 1 <= steps_per_beat <= MAX_STEPS_PER_BEAT:
-        raise UserError(f"steps_per_beat: {steps_per_beat} is not in 1 to {MAX_STEPS_PER_BEAT}")
-    report = IngestReport()
-    windows = _WindowCounter(report.windows)
-    bars: list[tuple[Any, ...]] = []
-    rejected: list[tuple[Any, ...]] = []
-    for done, song in enumerate(songs, start=1):
-        if isinstance(song, Rejected):
-            rejected.append((song.id, None, song.reason, song.detail))
-            report.rejected_songs[song.reason] += 1
-        else:
-            gridded = grid(song, steps_per_beat)
-            windows.add(gridded)
-            for index, bar in enumerate(gridded):
-                bars.append(
-                    (song.id, song.title, index, bar.meter, bar.tokens, bar.held, bar.reason)
-                )
-                if bar.reason is not None:
-                    rejected.append((song.id, index, bar.reason, song.title))
-                    report.rejected_bars[bar.reason] += 1
-            report.songs += 1
-        if progress is not None:
-            progress(done, total)
-    if not bars:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in report.rejected_songs.items())
-        raise UserError(f"{source}: no melody could be read ({reasons or 'no tunes'})")
-    table = _table(bars, _BARS)
-    report.content_hash = content_hash(table)
+    if not 1 <= plan.steps_per_beat <= MAX_STEPS_PER_BEAT:
+        raise UserError(
+            f"steps_per_beat: {plan.steps_per_beat} is not in 1 to {MAX_STEPS_PER_BEAT}"
+        )
+    beside = output.with_suffix(".rejected.parquet")
+    for path in (output, beside):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give the name of a file")
+    parts = output.parent / f".{output.name}.parts"
+    table = _without_repeated(_read(_batches(songs, plan), parts, plan, mapper, progress, total))
+    whole = table.filter(pc.is_valid(table["bar"]))
+    if not len(whole):
+        rmtree(parts, ignore_errors=True)
+        counts = Counter(table["reason"].to_pylist())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        raise UserError(f"{plan.source}: no melody could be read ({reasons or 'no tunes'})")
+    bars, rejected = whole.select(_BARS.names), table.filter(pc.is_valid(table["reason"]))
+    report = _report(table)
     about = {
         "schema_version": SCHEMA_VERSION,
-        "steps_per_beat": steps_per_beat,
+        "steps_per_beat": plan.steps_per_beat,
         "tolerance": str(TOLERANCE),
-        "source": source,
+        "source": plan.source,
         "content_hash": report.content_hash,
     }
-    table = table.replace_schema_metadata({_KEY: json.dumps(about)})
+    bars = bars.replace_schema_metadata({_KEY: json.dumps(about)})
+    rejected = rejected.select(["song_id", "bar", "reason", "title"])
     # Both are whole before either appears.
     with replacing(output) as bars_file:
-        pq.write_table(table, bars_file, compression="zstd")
-        with replacing(output.with_suffix(".rejected.parquet")) as rejected_file:
-            pq.write_table(_table(rejected, _REJECTED), rejected_file, compression="zstd")
+        pq.write_table(bars, bars_file, compression="zstd")
+        with replacing(beside) as rejected_file:
+            names = ["id", "bar", "reason", "detail"]
+            pq.write_table(rejected.rename_columns(names), rejected_file, compression="zstd")
+    rmtree(parts, ignore_errors=True)
     return report
 
 
+def _batches(songs: Iterable[Song | Rejected], plan: _Plan) -> Iterator[_Batch]:
+    """Cut songs into batches; where they are cut depends on nothing but the songs."""
+    batch: list[Song | Rejected] = []
+    count = size = 0
+    for song in songs:
+        batch.append(song)
+        size += len(song.content) if isinstance(song, Song) else 0
+        if len(batch) == _BATCH_SONGS or size >= _BATCH_BYTES:
+            yield _Batch(count, _key(batch, plan), batch)
+            batch, count, size = [], count + 1, 0
+    if batch:
+        yield _Batch(count, _key(batch, plan), batch)
+
+
+def _key(batch: Sequence[Song | Rejected], plan: _Plan) -> str:
+    digest = hashlib.sha256(repr((readers.VERSION, plan.part, plan.steps_per_beat)).encode())
+    for song in batch:
+        if isinstance(song, Song):
+            digest.update(repr((song.id, song.format, len(song.content))).encode())
+            digest.update(song.content)
+        else:
+            digest.update(repr(song).encode())
+    return digest.hexdigest()[:32]
+
+
+def _read(
+    batches: Iterable[_Batch],
+    parts: Path,
+    plan: _Plan,
+    mapper: Mapper,
+    progress: Progress | None,
+    total: int | None,
+) -> list[pa.Table]:
+    """Return the bars of every batch, those that an earlier ingest has read from its parts."""
+    tables: dict[int, pa.Table] = {}
+    done = 0
+
+    def take(batch: _Batch, table: pa.Table) -> None:
+        nonlocal done
+        tables[batch.index] = table
+        for _ in batch.songs:
+            done += 1
+            if progress is not None:
+                progress(done, total)
+
+    def unread() -> Iterator[_Batch]:
+        for batch in batches:
+            table = _part(parts / f"{batch.key}.parquet")
+            if table is None:
+                yield batch
+            else:
+                take(batch, table)
+
+    for batch, table in mapper(partial(_read_batch, plan), unread()):
+        with replacing(parts / f"{batch.key}.parquet") as file:
+            pq.write_table(table, file)
+        take(batch, table)
+    return [tables[index] for index in sorted(tables)]
+
+
+def _part(path: Path) -> pa.Table | None:
+    """Read a part; none where it was not written, or has come to harm since."""
+    try:
+        # What is read back names the items of lists otherwise.
+        return pq.read_table(path).cast(_READ)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+
+
+def _read_batch(plan: _Plan, batch: _Batch) -> tuple[_Batch, pa.Table]:
+    """Read the songs of a batch, each in isolation."""
+    rows: list[tuple[Any, ...]] = []
+    for song in batch.songs:
+        result: Gridded | Rejected
+        try:
+            result = (
+                song
+                if isinstance(song, Rejected)
+                else isolated(read_gridded, song, plan.part, plan.steps_per_beat)
+            )
+        except CallError as error:
+            result = Rejected(song.id, error.reason, error.detail)
+        if isinstance(result, Rejected):
+            rows.append((result.id, result.detail, None, None, None, None, result.reason, None))
+            continue
+        for index, bar in enumerate(result.bars):
+            about = (bar.meter, bar.tokens, bar.held, bar.reason, bar.onsets)
+            rows.append((result.id, result.title, index, *about))
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(c, type=kind.type) for c, kind in zip(columns, _READ, strict=True)]
+    return batch, pa.table(arrays, schema=_READ)
+
+
+def _without_repeated(tables: Sequence[pa.Table]) -> pa.Table:
+    """Join the batches; of a song whose id an earlier one has, a rejection is left."""
+    table = pa.concat_tables(tables).combine_chunks() if tables else _READ.empty_table()
+    # Whatever has a bar 0 is a song that was read.
+    first = pc.fill_null(pc.equal(table["bar"], 0), False).to_numpy()
+    starts = np.flatnonzero(first)
+    seen: set[str] = set()
+    repeated: list[int] = []
+    for start, song_id in zip(
+        starts.tolist(), table["song_id"].take(starts).to_pylist(), strict=True
+    ):
+        if song_id in seen:
+            repeated.append(start)
+        seen.add(song_id)
+    if not repeated:
+        return table
+    songs = np.cumsum(first | table["bar"].is_null().to_numpy())
+    gone = np.isin(songs, songs[repeated])
+    kept = ~gone
+    kept[repeated] = True
+    is_repeated = pa.array(gone)
+    columns = {
+        name: pc.if_else(is_repeated, pa.scalar(None, table[name].type), table[name])
+        for name in ("bar", "meter", "tokens", "held", "onsets")
+    }
+    columns["reason"] = pc.if_else(is_repeated, "duplicate id", table["reason"])
+    for name, column in columns.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table.filter(pa.array(kept)).combine_chunks()
+
+
 _KEY = b"connective_fusion.corpus"
-
-
-def _table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
-    columns = zip(*rows, strict=True) if rows else ((),) * len(schema)
-    return pa.table(
-        [pa.array(column, type=kind.type) for column, kind in zip(columns, schema, strict=True)],
-        schema=schema,
-    )
 
 
 def content_hash(table: pa.Table) -> str:
@@ -245,45 +380,51 @@ def content_hash(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-class _WindowCounter:
-    """Counts the windows of an ingest."""
-
-    def __init__(self, counts: defaultdict[tuple[str, int], WindowCount]) -> None:
-        self._counts = counts
-        self._seen: set[tuple[str, int, int | None, tuple[int, ...]]] = set()
-
-    def add(self, bars: Sequence[GridBar]) -> None:
-        for length in _WINDOW_BARS:
-            for start in range(len(bars) - length + 1):
-                window = bars[start : start + length]
-                if _is_window(window):
-                    self._count(window)
-
-    def _count(self, window: Sequence[GridBar]) -> None:
-        meter, length = window[0].meter, len(window)
-        tokens = tuple(token for bar in window if bar.tokens for token in bar.tokens)
-        on_grid = all(bar.tokens is not None for bar in window)
-        held = window[0].held if tokens and tokens[0] == HOLD else None
-        key = (meter, length, held, tokens)
-        new = on_grid and key not in self._seen
-        if new:
-            self._seen.add(key)
-        for of in ("all", meter):
-            count = self._counts[of, length]
-            count.all += 1
-            count.on_grid += on_grid
-            count.unique += new
-
-
-def _is_window(bars: Sequence[GridBar]) -> bool:
-    """Tell whether an even number of bars is whole, of one meter and with notes in each half."""
-    half = len(bars) // 2
-    return (
-        len({bar.meter for bar in bars}) == 1
-        and all(bar.reason not in ("short bar", "long bar") for bar in bars)
-        and sum(bar.onsets for bar in bars[:half]) >= half
-        and sum(bar.onsets for bar in bars[half:]) >= half
+def _report(table: pa.Table) -> IngestReport:
+    """Count what was read, from bars as `_READ` has them."""
+    songs = table.filter(table["bar"].is_null())
+    bars = table.filter(pc.is_valid(table["bar"]))
+    report = IngestReport(
+        songs=pc.sum(pc.equal(bars["bar"], 0)).as_py(),
+        rejected_songs=Counter(songs["reason"].to_pylist()),
+        rejected_bars=Counter(bars["reason"].drop_null().to_pylist()),
+        content_hash=content_hash(bars),
     )
+    _count_windows(bars, report.windows)
+    return report
+
+
+def _count_windows(bars: pa.Table, counts: defaultdict[tuple[str, int], WindowCount]) -> None:
+    """Count windows of every length, by meter and in all."""
+    song = np.cumsum(bars["bar"].to_numpy() == 0)
+    meters = bars["meter"].combine_chunks().dictionary_encode()
+    meter, names = meters.indices.to_numpy(), meters.dictionary.to_pylist()
+    onsets = bars["onsets"].to_numpy()
+    reasons = pa.array(["short bar", "long bar"])
+    whole = ~pc.is_in(bars["reason"], value_set=reasons).to_numpy()
+    on_grid = bars["reason"].is_null().to_numpy()
+    tokens, codes = bars["tokens"].to_pylist(), dict[tuple[int, ...], int]()
+    code = np.array([codes.setdefault(tuple(t), len(codes)) if t else -1 for t in tokens])
+    held = np.array([bool(t) and t[0] == HOLD for t in tokens]) * (
+        pc.fill_null(bars["held"], 0).to_numpy().astype(np.int64) + 1
+    )
+    for length in _WINDOW_BARS:
+        rows = np.arange(max(len(song) - length + 1, 0))[:, None] + np.arange(length)
+        one = (song[rows] == song[rows[:, :1]]) & (meter[rows] == meter[rows[:, :1]])
+        rows = rows[(one & whole[rows]).all(axis=1)]
+        half = length // 2
+        busy = np.minimum(onsets[rows[:, :half]].sum(axis=1), onsets[rows[:, half:]].sum(axis=1))
+        rows = rows[busy >= half]
+        good = rows[on_grid[rows].all(axis=1)]
+        of = meter[good[:, :1]]
+        unique = np.unique(np.hstack([of, held[good[:, :1]], code[good]]), axis=0)[:, 0]
+        for kind in np.unique(meter[rows[:, 0]]):
+            found = [(of == kind).sum() for of in (meter[rows[:, 0]], meter[good[:, 0]], unique)]
+            for name in ("all", names[kind]):
+                count = counts[name, length]
+                count.all += int(found[0])
+                count.on_grid += int(found[1])
+                count.unique += int(found[2])
 
 
 # ---- reading -----------------------------------------------------------------------------------

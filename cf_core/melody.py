@@ -7,10 +7,12 @@ Letters in shapes: `B` segments, `T` steps of a segment, `V` tokens of the vocab
 """
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from math import lcm
 from typing import Literal
 
 import numpy as np
@@ -175,70 +177,88 @@ def to_notes(tokens: Integer[np.ndarray, "T"], form: MelodyFormat) -> list[Note]
     return notes
 
 
+Sounding = tuple[int, int, int]
+"""Onset, end and pitch of a note, in units that divide all there is: exact, and fast."""
+
+
 def grid(melody: Melody, steps_per_beat: int = 4, tolerance: Fraction = TOLERANCE) -> list[GridBar]:
     """Put every bar of `melody` on a grid of `steps_per_beat` steps per quarter note.
 
     Positions count from the bar's own start. Onsets and ends within `tolerance` (quarter notes,
     less than a third of a step) of a grid line snap to it; a note that would vanish is off grid.
     """
-    step = Fraction(1, steps_per_beat)
-    if 3 * tolerance >= step:
-        raise ValueError(f"tolerance: {tolerance} must be less than a third of a step ({step})")
+    if 3 * tolerance * steps_per_beat >= 1:
+        raise ValueError(
+            f"tolerance: {tolerance} must be less than a third of a step (1/{steps_per_beat})"
+        )
+    unit = _unit(melody, steps_per_beat, tolerance)
+    step, near = _in(unit, Fraction(1, steps_per_beat)), _in(unit, tolerance)
+    notes = deque(
+        (onset, onset + _in(unit, note.duration), note.pitch)
+        for note in melody.notes
+        for onset in [_in(unit, note.onset)]
+    )
     bars: list[GridBar] = []
-    sounding: list[Note] = []
-    upcoming = 0
+    sounding: list[Sounding] = []
     for bar in melody.bars:
-        end = bar.start + bar.length
-        sounding = [note for note in sounding if note.onset + note.duration > bar.start + tolerance]
-        while upcoming < len(melody.notes) and melody.notes[upcoming].onset < end - tolerance:
-            sounding.append(melody.notes[upcoming])
-            upcoming += 1
-        bars.append(_grid_bar(bar, sounding, step, tolerance))
+        start, length = _in(unit, bar.start), _in(unit, bar.length)
+        sounding = [note for note in sounding if note[1] > start + near]
+        while notes and notes[0][0] < start + length - near:
+            sounding.append(notes.popleft())
+        held = [pitch for onset, _, pitch in sounding if onset < start - near]
+        tokens: list[int] = []
+        reason: BarReason | None = None
+        if bar.length != bar_length(bar.meter):
+            reason = "short bar" if bar.length < bar_length(bar.meter) else "long bar"
+        elif any(first[1] > second[0] + near for first, second in pairwise(sounding)):
+            reason = "chord"
+        else:
+            tokens = _tokens(start, length, sounding, step, near)
+            reason = None if tokens else "off grid"
+        bars.append(
+            GridBar(
+                meter=bar.meter,
+                tokens=tuple(tokens) if reason is None else None,
+                held=held[-1] if held else None,
+                onsets=len(sounding) - len(held),
+                reason=reason,
+            )
+        )
     return bars
 
 
-def _grid_bar(bar: Bar, notes: list[Note], step: Fraction, tolerance: Fraction) -> GridBar:
-    held = [note.pitch for note in notes if note.onset < bar.start - tolerance]
-    tokens: list[int] = []
-    reason: BarReason | None = None
-    full = bar_length(bar.meter)
-    if bar.length != full:
-        reason = "short bar" if bar.length < full else "long bar"
-    elif any(
-        first.onset + first.duration > second.onset + tolerance for first, second in pairwise(notes)
-    ):
-        reason = "chord"
-    else:
-        tokens = _tokens(bar, notes, step, tolerance)
-        reason = None if tokens else "off grid"
-    return GridBar(
-        meter=bar.meter,
-        tokens=tuple(tokens) if reason is None else None,
-        held=held[-1] if held else None,
-        onsets=len(notes) - len(held),
-        reason=reason,
-    )
+def _unit(melody: Melody, steps_per_beat: int, tolerance: Fraction) -> int:
+    """Parts of a quarter note in which all is whole."""
+    denominators = {steps_per_beat, tolerance.denominator}
+    for note in melody.notes:
+        denominators |= {note.onset.denominator, note.duration.denominator}
+    for bar in melody.bars:
+        denominators |= {bar.start.denominator, bar.length.denominator}
+    return lcm(*denominators)
 
 
-def _tokens(bar: Bar, notes: list[Note], step: Fraction, tolerance: Fraction) -> list[int]:
+def _in(unit: int, value: Fraction) -> int:
+    """Return quarter notes as a number of units."""
+    return value.numerator * (unit // value.denominator)
+
+
+def _tokens(start: int, length: int, notes: list[Sounding], step: int, tolerance: int) -> list[int]:
     """Return the bar's tokens, empty where something is off the grid."""
-    steps = bar.length / step
-    if steps.denominator != 1:
+    if length % step:
         return []
-    tokens = [REST] * int(steps)
-    for note in notes:
-        onset = max(note.onset - bar.start, Fraction(0))
-        end = min(note.onset + note.duration - bar.start, bar.length)
-        first, last = round(onset / step), round(end / step)
+    tokens = [REST] * (length // step)
+    for onset, end, pitch in notes:
+        begins, ends = max(onset - start, 0), min(end - start, length)
+        first, last = (2 * begins + step) // (2 * step), (2 * ends + step) // (2 * step)
         if (
-            abs(onset - first * step) > tolerance
-            or abs(end - last * step) > tolerance
+            abs(begins - first * step) > tolerance
+            or abs(ends - last * step) > tolerance
             or first == last
         ):
             return []
         tokens[first:last] = [HOLD] * (last - first)
-        if note.onset >= bar.start - tolerance:
-            tokens[first] = FIRST_PITCH + note.pitch
+        if onset >= start - tolerance:
+            tokens[first] = FIRST_PITCH + pitch
     return tokens
 
 

@@ -5,36 +5,45 @@ written: zip members are read in memory. Bytes count as hostile: see the limits 
 """
 
 import io
-import lzma
 import os
 import re
 import warnings
 import zipfile
 import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import import_module
 from itertools import chain, islice, pairwise
-from multiprocessing import get_context
+from math import inf
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 from xml.etree.ElementTree import Element, fromstring
 
+from cf_core import midi
 from cf_core.errors import UserError
-from cf_core.melody import TOLERANCE, Bar, Melody, Note, bar_length
+from cf_core.melody import TOLERANCE, Bar, GridBar, Melody, Note, bar_length, grid
 
-VERSION = 2
+VERSION = 3
 """Raised whenever what is read from a file changes: it names the caches of corpora."""
 MAX_BYTES = {"midi": 2**20, "musicxml": 2**25, "abc": 2**22}
 """Largest file of each format, uncompressed."""
 MAX_TUNE = 2**13
 """Most characters of one ABC tune: reading slows sharply with many bars; long tunes have 2,500."""
+MAX_TUNES = 10_000
+"""Most tunes of one ABC book."""
+MAX_TAGS = 2**20
+"""Most tags of a MusicXML score; long ones have 150,000."""
+MAX_MEASURES = 2_000
+"""Most measures of a MusicXML part as written: the time of reading grows with their square."""
 MAX_NOTES = 20_000
 MAX_BARS = 10_000
-"""Most notes and bars of one song."""
+MAX_QUARTERS = 40_000
+"""Most notes, bars and quarter notes of one song."""
+MAX_TITLE = 200
+"""Characters that are kept of a title, and of the detail of a rejection."""
 
 FORMATS = {
     ".mid": "midi",
@@ -55,7 +64,11 @@ SongReason = Literal[
     "several parts",
     "no complete bar",
     "duplicate id",
+    "too slow",
+    "too much memory",
+    "reader died",
 ]
+"""The last three come of reading in a process with limits: see `cf_core.isolation`."""
 
 
 @dataclass(frozen=True)
@@ -76,48 +89,75 @@ class _RejectedError(Exception):
         self.detail = detail
 
 
+class Song(NamedTuple):
+    """One song as a file has it: a tune of an ABC book, else the whole file."""
+
+    id: str
+    format: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Gridded:
+    """One song as bars on a grid."""
+
+    id: str
+    title: str
+    bars: list[GridBar]
+
+
 # ---- public ------------------------------------------------------------------------------------
 
 
-def read_melodies(name: str, data: bytes, part: str | None = None) -> Iterator[Melody | Rejected]:
-    """Yield the songs of one file: several for an ABC book, else one.
+def songs(name: str, data: bytes) -> Iterator[Song | Rejected]:
+    """Yield the songs of one file, not yet read: several for an ABC book, else one.
 
     `name` gives the format (by its suffix) and the song id (its stem; tunes of a book with several
-    add `:number`). `part` names the part to take, or counts it from 1; without it a score
-    must have one part, and of a MIDI file the first nearly monophonic track is taken.
+    add `:number`).
     """
     # File names need not be text, but ids are written down as such.
     stem = PurePosixPath(name).stem.encode(errors="backslashreplace").decode()
     kind = FORMATS.get(PurePosixPath(name).suffix.lower())
     if kind is None or not data:
         yield Rejected(stem, "unreadable", "empty or damaged file" if kind else "unknown format")
-        return
-    if len(data) > MAX_BYTES[kind]:
+    elif len(data) > MAX_BYTES[kind]:
         yield Rejected(stem, "too large", f"more than {MAX_BYTES[kind]} bytes")
-        return
-    readers: dict[str, Callable[[str, Any, str | None], Melody]] = {
-        "midi": _read_midi,
-        "musicxml": _read_musicxml,
-        "abc": _read_abc,
-    }
-    for song_id, song in _tunes(stem, data) if kind == "abc" else [(stem, data)]:
-        try:
-            with warnings.catch_warnings():
-                # music21 warns of signs that don't matter to the notes.
-                warnings.simplefilter("ignore")
-                result: Melody | Rejected = _complete(readers[kind](song_id, song, part))
-        except _RejectedError as error:
-            result = Rejected(song_id, error.reason, error.detail)
-        except Exception as error:  # noqa: BLE001  (parsers raise anything on a corrupt file)
-            text = " ".join(str(error).split())[:200]
-            result = Rejected(song_id, "unreadable", f"{type(error).__name__}: {text}")
-        yield result
+    elif kind == "abc":
+        yield from _tunes(stem, data)
+    else:
+        yield Song(stem, kind, data)
+
+
+def read_song(song: Song, part: str | None = None) -> Melody | Rejected:
+    """Read one song. Raises nothing but `MemoryError`, after which a process is best ended.
+
+    `part` names the part to take, or counts it from 1; without it a score must have one part, and
+    of a MIDI file the first nearly monophonic track is taken.
+    """
+    return _or_rejected(song, lambda: _melody(song, part))
+
+
+def read_gridded(song: Song, part: str | None, steps_per_beat: int) -> Gridded | Rejected:
+    """Read one song as `read_song` does, and put its bars on a grid."""
+
+    def read() -> Gridded:
+        melody = _melody(song, part)
+        return Gridded(melody.id, melody.title, grid(melody, steps_per_beat))
+
+    return _or_rejected(song, read)
+
+
+def read_melodies(name: str, data: bytes, part: str | None = None) -> Iterator[Melody | Rejected]:
+    """Yield the songs of one file as `songs` finds and `read_song` reads them."""
+    for song in songs(name, data):
+        yield song if isinstance(song, Rejected) else read_song(song, part)
 
 
 def read_file(path: Path, part: str | None = None) -> Melody:
     """Read the one melody of a file (the first readable of an ABC book).
 
-    Raises `UserError` where there is none, with the reason for the first.
+    Raises `UserError` where there is none, with the reason for the first. Unlike an ingest it
+    knows no limits of time and memory but those of what a file may hold.
     """
     if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file raises where it may not look)
         raise UserError(f"{path}: no such file")
@@ -134,14 +174,12 @@ def read_file(path: Path, part: str | None = None) -> Melody:
     raise UserError(f"{path}: can't read its melody: {why}{hint}")
 
 
-def read_collection(
-    source: Path, include: str | None = None, part: str | None = None
-) -> Iterator[Melody | Rejected]:
+def find_songs(source: Path, include: str | None = None) -> Iterator[Song | Rejected]:
     """Yield every song of a folder, a zip archive or a single file, in order of the file names.
 
     `include` is a glob that a file's path inside the folder or archive must match from its end,
-    as in `PurePath.match`. A song whose id was seen before is rejected. Raises `UserError` where
-    `source` is missing or holds no file that could be read, and for an empty `include`.
+    as in `PurePath.match`. Raises `UserError` where `source` is missing or holds no file that could
+    be read, and for an empty `include`.
     """
     if include is not None and not PurePosixPath(include).parts:
         raise UserError(f"include: {include!r} matches no file; give a pattern such as '*.mid'")
@@ -150,59 +188,15 @@ def read_collection(
     if first is None:
         named = f"named {include!r} " if include else ""
         raise UserError(f"{source}: no file {named}there that ends in {', '.join(FORMATS)}")
-    return read_all(chain([first], files), part)
-
-
-def read_all(
-    files: Iterable[tuple[str, bytes]], part: str | None = None
-) -> Iterator[Melody | Rejected]:
-    """Yield the songs of `(name, data)` files in order, read by two processes when many."""
-    seen: set[str] = set()
-    for song in _in_parallel(iter(files), part):
-        if isinstance(song, Melody) and song.id in seen:
-            yield Rejected(song.id, "duplicate id", song.title)
-            continue
-        if isinstance(song, Melody):
-            seen.add(song.id)
-        yield song
+    return (song for name, data in chain([first], files) for song in songs(name, data))
 
 
 # ---- files -------------------------------------------------------------------------------------
 
-_BATCH = 8
-_DAMAGE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_DAMAGE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 """What reading a file or a damaged archive raises."""
-
-
-def _read_batch(files: list[tuple[str, bytes]], part: str | None) -> list[Melody | Rejected]:
-    return [song for name, data in files for song in read_melodies(name, data, part)]
-
-
-def _in_parallel(
-    files: Iterator[tuple[str, bytes]], part: str | None
-) -> Iterator[Melody | Rejected]:
-    batch = list(islice(files, _BATCH))
-    if len(batch) < _BATCH:
-        yield from _read_batch(batch, part)
-        return
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        # A short queue keeps memory flat however large the collection is.
-        queue: deque[Future[list[Melody | Rejected]]] = deque()
-        while batch:
-            queue.append(pool.submit(_read_batch, batch, part))
-            if len(queue) > 8:
-                yield from queue.popleft().result()
-            batch = list(islice(files, _BATCH))
-        for future in queue:
-            yield from future.result()
+_UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How members of archives may be compressed: of other ways, a few bytes give gigabytes at once."""
 
 
 def _files(source: Path, include: str | None) -> Iterator[tuple[str, bytes]]:
@@ -235,23 +229,57 @@ def _content(path: Path | zipfile.Path) -> bytes:
     """Return a file's bytes, one more than the limit where there are too many, none if damaged."""
     limit = MAX_BYTES[FORMATS[PurePosixPath(path.name).suffix.lower()]]
     try:
+        packed = isinstance(path, zipfile.Path) and path.root.getinfo(path.at).compress_type
+        if packed and packed not in _UNPACKED:
+            return b""
         with path.open("rb") as stream:
             return bytes(stream.read(limit + 1))
     except _DAMAGE:
         return b""
 
 
-def _complete(melody: Melody) -> Melody:
+_T = TypeVar("_T")
+
+
+def _or_rejected(song: Song, read: Callable[[], _T]) -> _T | Rejected:
+    """What `read` returns, or why it can't."""
+    try:
+        with warnings.catch_warnings():
+            # music21 warns of signs that don't matter to the notes.
+            warnings.simplefilter("ignore")
+            return read()
+    except _RejectedError as error:
+        return Rejected(song.id, error.reason, error.detail[:MAX_TITLE])
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  (parsers raise anything on a corrupt file)
+        text = " ".join(str(error)[: 2 * MAX_TITLE].split())
+        return Rejected(song.id, "unreadable", f"{type(error).__name__}: {text}"[:MAX_TITLE])
+
+
+def _melody(song: Song, part: str | None) -> Melody:
+    readers: dict[str, Callable[[str, bytes, str | None], Melody]] = {
+        "midi": _read_midi,
+        "musicxml": _read_musicxml,
+        "abc": _read_abc,
+    }
+    melody = readers[song.format](song.id, song.content, part)
     if not any(bar.length == bar_length(bar.meter) for bar in melody.bars):
         raise _RejectedError("no complete bar", f"{len(melody.bars)} bars")
-    return melody
+    return replace(
+        melody,
+        title=melody.title[:MAX_TITLE],
+        tempo=melody.tempo if 0 < melody.tempo < inf else 120.0,
+    )
 
 
-def _check_size(notes: int, bars: int) -> None:
+def _check_size(notes: int, bars: int, quarters: Fraction | float = 0) -> None:
+    """Refuse what is empty or absurdly long, before work is spent on it."""
     if not notes:
         raise _RejectedError("no notes")
-    if notes > MAX_NOTES or bars > MAX_BARS:
-        raise _RejectedError("too large", f"{notes} notes in {bars} bars")
+    if notes > MAX_NOTES or bars > MAX_BARS or quarters > MAX_QUARTERS:
+        long = f", {float(quarters):.0f} quarter notes long" if quarters > MAX_QUARTERS else ""
+        raise _RejectedError("too large", f"{notes} notes in {bars} bars{long}")
 
 
 def _chosen(names: list[str], part: str) -> int:
@@ -274,7 +302,6 @@ def _library(name: str) -> Any:
 
 # ---- MIDI --------------------------------------------------------------------------------------
 
-_PERCUSSION = 9
 _MONOPHONIC = 0.4
 """Least share of notes that start after the middle of the one before, in a melody track."""
 
@@ -284,61 +311,32 @@ class _Track(NamedTuple):
 
     name: str
     notes: list[tuple[int, int, int, int]]
-    chunk: Any
-    """The mido track that the channel is of."""
+    meters: dict[int, str]
+    """Time signatures of the track, by tick."""
 
 
 def _read_midi(song_id: str, data: bytes, part: str | None) -> Melody:
     """Read a standard MIDI file; bar lines as `_bars` says."""
-    midi = _library("mido").MidiFile(file=io.BytesIO(data), clip=True)
-    if midi.ticks_per_beat <= 0 or midi.type == 2:
-        raise _RejectedError("unreadable", "neither ticks per quarter note nor one time line")
-    quarter = midi.ticks_per_beat
-    track = _melody_track([track for chunk in midi.tracks for track in _tracks(chunk)], part)
-    notes = tuple(
-        Note(Fraction(onset, quarter), Fraction(end - onset, quarter), pitch)
-        for onset, end, pitch, _ in track.notes
-    )
+    quarter, chunks = midi.parse(data)
+    tracks = [_Track(c.name, notes, c.meters) for c in chunks for notes in c.notes.values()]
+    track = _melody_track(tracks, part)
+    end = max(end for _, end, _, _ in track.notes)
+    _check_size(len(track.notes), 0, end / quarter)
     # Tracks may disagree: bars are the melody's.
-    signatures = _time_signatures([track.chunk]) or _time_signatures(midi.tracks)
-    changes = sorted(({0: "4/4"} | signatures).items())
-    meters = [(Fraction(tick, quarter), meter) for tick, meter in changes]
-    end = max(note.onset + note.duration for note in notes)
-    stop = min([end, *(start for start, _ in meters[1:])])
-    velocities = [(note.onset, v) for note, (*_, v) in zip(notes, track.notes, strict=True)]
-    pickup = _pickup(velocities, bar_length(meters[0][1]), stop)
-    bars = tuple(islice(_bars(meters, pickup, end), MAX_BARS + 1))
-    _check_size(len(notes), len(bars))
-    tempos = (m.tempo for chunk in midi.tracks for m in chunk if m.type == "set_tempo" and m.tempo)
+    meters = {0: "4/4"}
+    meters |= track.meters or {tick: m for chunk in chunks for tick, m in chunk.meters.items()}
+    bars = tuple(islice(_bars(sorted(meters.items()), track.notes, quarter, end), MAX_BARS + 1))
+    _check_size(len(track.notes), len(bars))
     return Melody(
         id=song_id,
-        title=next((chunk.name.strip() for chunk in midi.tracks if chunk.name.strip()), song_id),
-        notes=notes,
+        title=next((chunk.name for chunk in chunks if chunk.name), song_id),
+        notes=tuple(
+            Note(Fraction(onset, quarter), Fraction(end - onset, quarter), pitch)
+            for onset, end, pitch, _ in track.notes
+        ),
         bars=bars,
-        tempo=6e7 / next(tempos, 500_000),
+        tempo=6e7 / next((chunk.tempo for chunk in chunks if chunk.tempo), 500_000),
     )
-
-
-def _tracks(chunk: Any) -> list[_Track]:
-    """Return the channels of a track that have notes, percussion left out."""
-    channels: dict[int, list[tuple[int, int, int, int]]] = {}
-    sounding: dict[tuple[int, int], tuple[int, int]] = {}
-    tick = 0
-    for message in chunk:
-        tick += message.time
-        if message.type not in ("note_on", "note_off") or message.channel == _PERCUSSION:
-            continue
-        key = (message.channel, message.note)
-        if key in sounding:
-            onset, velocity = sounding.pop(key)
-            if tick > onset:
-                channels.setdefault(message.channel, []).append(
-                    (onset, tick, message.note, velocity)
-                )
-        if message.type == "note_on" and message.velocity > 0:
-            sounding[key] = (tick, message.velocity)
-    name = chunk.name.strip()
-    return [_Track(name, sorted(channels[channel]), chunk) for channel in sorted(channels)]
 
 
 def _melody_track(tracks: list[_Track], part: str | None) -> _Track:
@@ -356,47 +354,43 @@ def _melody_track(tracks: list[_Track], part: str | None) -> _Track:
     raise _RejectedError("no melody track", f"chords in {_listed([t.name for t in tracks])}")
 
 
-def _time_signatures(chunks: Iterable[Any]) -> dict[int, str]:
-    """Meters of the time signatures of mido tracks, by tick."""
-    meters: dict[int, str] = {}
-    for chunk in chunks:
-        tick = 0
-        for message in chunk:
-            tick += message.time
-            if message.type == "time_signature":
-                if message.numerator < 1 or message.denominator > 64:
-                    raise _RejectedError("unreadable", f"time signature {message}")
-                meters[tick] = f"{message.numerator}/{message.denominator}"
-    return meters
-
-
-def _pickup(velocities: list[tuple[Fraction, int]], bar: Fraction, stop: Fraction) -> Fraction:
-    """Length of the pickup, from the onsets and velocities of the notes before `stop`.
+def _pickup(
+    notes: list[tuple[int, int, int, int]], quarter: int, bar: Fraction, stop: int
+) -> Fraction:
+    """Length of the pickup in quarter notes, from the notes that begin before tick `stop`.
 
     Programs that write MIDI from a score without padding its pickup play the first note of a bar
     loudest. Where the loudest notes are a minority and more than 40 % of them, on more than 40 %
     of the bars and at least two, fall on one place of the bar counted from tick 0, that place is
     the bar line; else there is no pickup.
     """
-    opening = [(onset, velocity) for onset, velocity in velocities if onset < stop]
+    opening = [(onset, velocity) for onset, _, _, velocity in notes if onset < stop]
     loudest = max((velocity for _, velocity in opening), default=0)
     accents = [onset for onset, velocity in opening if velocity == loudest]
-    places = Counter(Fraction(round(onset * 24), 24) % bar for onset in accents)
-    for place, count in places.most_common(1):
-        if len(accents) < len(opening) / 2 and count > max(1, 0.4 * len(accents), 0.4 * stop / bar):
-            return place
-    return Fraction(0)
+    if len(accents) >= len(opening) / 2:
+        return Fraction(0)
+    places = Counter(Fraction(round(onset * 24 / quarter), 24) % bar for onset in accents)
+    place, count = places.most_common(1)[0]
+    found = count > max(1, 0.4 * len(accents), 0.4 * stop / (quarter * bar))
+    return place if found else Fraction(0)
 
 
-def _bars(meters: list[tuple[Fraction, str]], pickup: Fraction, end: Fraction) -> Iterator[Bar]:
-    """Bars up to `end`, counted from the pickup's end and anew from every time signature."""
+def _bars(
+    meters: list[tuple[int, str]],
+    notes: list[tuple[int, int, int, int]],
+    quarter: int,
+    end: int,
+) -> Iterator[Bar]:
+    """Bars up to tick `end`, counted from the pickup's end and anew from every time signature."""
+    starts = [Fraction(tick, quarter) for tick, _ in meters]
+    first = meters[0][1]
+    pickup = _pickup(notes, quarter, bar_length(first), min([end, *(t for t, _ in meters[1:])]))
     if pickup:
-        yield Bar(Fraction(0), pickup, meters[0][1])
-    stops = [start for start, _ in meters[1:]] + [None]
-    for (start, meter), stop in zip(meters, stops, strict=True):
+        yield Bar(Fraction(0), pickup, first)
+    for (_, meter), start, stop in zip(meters, starts, [*starts[1:], None], strict=True):
         position = start or pickup
         length = bar_length(meter)
-        while position < (end - TOLERANCE if stop is None else stop):
+        while position < (Fraction(end, quarter) - TOLERANCE if stop is None else stop):
             cut = length if stop is None else min(length, stop - position)
             yield Bar(position, cut, meter)
             position += length
@@ -411,13 +405,21 @@ def _read_musicxml(song_id: str, data: bytes, part: str | None) -> Melody:
         data = _unpacked(data)
     if b"<!ENTITY" in data or b"\0" in data:
         raise _RejectedError("unreadable", "defines XML entities or is not UTF-8")
+    if data.count(b"<") > MAX_TAGS:
+        raise _RejectedError("too large", f"more than {MAX_TAGS} tags")
     root = fromstring(data)  # noqa: S314  (entities were refused above)
     if root.tag != "score-partwise":
         raise _RejectedError("unreadable", f"not a part-wise score: <{root.tag}>")
+    for beats in root.iter("beats"):
+        if any(len(number) > 2 for number in re.findall(r"\d+", beats.text or "")):
+            raise _RejectedError("too large", "a time signature of more than 99 beats")
     # Often only the first part says the tempo.
     tempo = next((sound.get("tempo") for sound in root.iter("sound") if sound.get("tempo")), None)
     _keep_part(root, part)
-    _check_size(sum(1 for _ in root.iter("note")), sum(1 for _ in root.iter("measure")))
+    measures = sum(1 for _ in root.iter("measure"))
+    _check_size(sum(1 for _ in root.iter("note")), measures)
+    if measures > MAX_MEASURES:
+        raise _RejectedError("too large", f"{measures} measures, more than {MAX_MEASURES}")
     score = _library("music21.musicxml.xmlToM21").MusicXMLImporter().xmlRootToScore(root)
     if len(score.parts) != 1:
         raise _RejectedError("several parts", "one part on several staves")
@@ -429,6 +431,8 @@ def _read_musicxml(song_id: str, data: bytes, part: str | None) -> Melody:
 def _unpacked(data: bytes) -> bytes:
     """Return the score inside a compressed MusicXML file."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if any(member.compress_type not in _UNPACKED for member in archive.infolist()):
+            raise _RejectedError("unreadable", "compressed by other than deflate")
         with archive.open("META-INF/container.xml") as stream:
             container = stream.read(4096).decode()
         found = re.search(r'full-path="([^"]+)"', container)
@@ -459,29 +463,50 @@ def _keep_part(root: Element, part: str | None) -> None:
         part_list.remove(group)
 
 
-def _tunes(stem: str, data: bytes) -> Iterator[tuple[str, str]]:
-    """Yield song ids and texts of an ABC book; fields before the first tune go to every tune."""
+def _tunes(stem: str, data: bytes) -> Iterator[Song | Rejected]:
+    """Yield the tunes of an ABC book; fields before the first tune go to every tune."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
     header, *tunes = re.split(r"(?m)^X:", "\n".join(text.splitlines()) + "\n")
-    fields = "".join(re.findall(r"(?m)^[A-Z]:.*\n", header))
+    if len(tunes) > MAX_TUNES:
+        yield Rejected(stem, "too large", f"{len(tunes)} tunes, more than {MAX_TUNES}")
+        return
+    fields = "".join(re.findall(r"(?m)^[A-Z]:.*\n", header))[: MAX_TUNE + 1]
     for tune in tunes or [f"1\n{header}"]:
         number, body = tune.split("\n", 1)
-        song_id = f"{stem}:{number.strip().lstrip('0')}" if len(tunes) > 1 else stem
-        yield song_id, f"X:{number}\n{fields if tunes else ''}{body}"
+        short = number.strip().lstrip("0")[:MAX_TITLE]
+        song_id = f"{stem}:{short}" if len(tunes) > 1 else stem
+        song = f"X:{number}\n{fields if tunes else ''}{body}"
+        if len(song) > MAX_TUNE:
+            yield Rejected(song_id, "too large", f"{len(song)} characters, more than {MAX_TUNE}")
+        else:
+            yield Song(song_id, "abc", song.encode())
 
 
-def _read_abc(song_id: str, text: str, part: str | None) -> Melody:
+_MAX_SLURS = 200
+"""Most signs of slurs and tuplets: music21 takes for ever with more slurs, which are then left out.
+
+A digit makes one a tuplet.
+"""
+_FIELD_OR_SLUR = re.compile(r"(?P<field>^(?:[A-Za-z]:|%).*)|\((?!\d)|\)", re.MULTILINE)
+_ABSURD_METER = re.compile(r"^M:[^%\n]*\d{3,}|\[M:[^\]\n]*\d{3,}", re.MULTILINE)
+
+
+def _read_abc(song_id: str, data: bytes, part: str | None) -> Melody:
     """Read one tune in ABC."""
-    if len(text) > MAX_TUNE:
-        raise _RejectedError("too large", f"{len(text)} characters, more than {MAX_TUNE}")
+    text = data.decode()
+    if _ABSURD_METER.search(text):
+        raise _RejectedError("too large", "a time signature of more than 99 beats")
     handler = _library("music21.abcFormat").ABCHandler()
+    if text.count("(") > _MAX_SLURS:
+        text = _FIELD_OR_SLUR.sub(lambda found: found["field"] or "", text)
     # music21 takes ":|:" for the end of a repeat but not the start of one, and sees no bars in a
     # tune with fewer than two plain bar lines: two more after the end change nothing else.
     handler.process(text.replace(":|:", "::") + "\n| |\n")
-    parts = list(_library("music21.abcFormat.translate").abcToStreamScore(handler).parts)
+    with _frugal():
+        parts = list(_library("music21.abcFormat.translate").abcToStreamScore(handler).parts)
     names = [str(voice.partName or "") for voice in parts]
     if part is None and len(parts) > 1:
         raise _RejectedError("several parts", _listed(names))
@@ -492,8 +517,47 @@ def _read_abc(song_id: str, text: str, part: str | None) -> Melody:
     return _from_part(song_id, title, chosen, float(tempo or 120))
 
 
-_MAX_EXPANSION = 50_000
-"""Most repeat signs times measures for which repeats are played out; a long score has 10,000."""
+@contextmanager
+def _frugal() -> Iterator[None]:
+    """Keep music21 from work that changes no melody, and takes for ever in odd tunes.
+
+    That is beaming, a third of the time of any tune; looking for bars that are longer than their
+    meter, to split them, where there are none or very many; and finding a meter for what is left of
+    a bar that is far too long: such a tune is rejected.
+    """
+    stream, translate = _library("music21.stream"), _library("music21.abcFormat.translate")
+    find, split = stream.Measure.bestTimeSignature, translate.reBar
+
+    def find_for_short(measure: Any) -> Any:
+        if measure.highestTime > _LONGEST_BAR:
+            raise _RejectedError("too large", f"a bar of {float(measure.highestTime):.0f} quarters")
+        return find(measure)
+
+    def split_few(part: Any, **options: Any) -> None:
+        meter, long = None, 0
+        measures = list(part.getElementsByClass("Measure"))
+        for measure in measures:
+            meter = measure.timeSignature or meter
+            long += meter is not None and measure.highestTime > meter.barDuration.quarterLength
+        if 0 < long * len(measures) < _MAX_SPLITTING:
+            split(part, **options)
+
+    stream.Part.makeBeams = lambda part, **_: part
+    stream.Measure.bestTimeSignature, translate.reBar = find_for_short, split_few
+    try:
+        yield
+    finally:
+        del stream.Part.makeBeams
+        stream.Measure.bestTimeSignature, translate.reBar = find, split
+
+
+_MAX_SPLITTING = 20_000
+"""Most bars that are too long times bars for which those are split; real tunes have 2,000."""
+_LONGEST_BAR = 128
+"""In quarter notes, of ABC."""
+_MAX_EXPANSION = 25_000
+"""Most repeat signs times measures played for which repeats are played out; long scores have
+20,000, which takes 3 seconds."""
 
 
 def _from_part(song_id: str, title: str, part: Any, tempo: float) -> Melody:
@@ -520,6 +584,7 @@ def _from_part(song_id: str, title: str, part: Any, tempo: float) -> Melody:
             _add(notes, tied, start + offset, note)
         _add_bar(bars, Bar(start, length, meters[index]))
         start += length
+    _check_size(1, len(bars), start)
     return Melody(
         song_id, title, tuple(sorted(notes, key=lambda note: note.onset)), tuple(bars), tempo
     )
@@ -576,20 +641,28 @@ def _played(part: Any, measures: list[Any]) -> list[int]:
     skeleton = stream.Part()
     copies: dict[int, Any] = {}
     signs: list[str] = []
+    played = since = 0
     for index, measure in enumerate(measures):
         bare = copies[id(measure)] = stream.Measure([note.Rest(id=index, quarterLength=1)])
         for side in ("leftBarline", "rightBarline"):
             line = getattr(measure, side)
+            played += side == "rightBarline"
             if isinstance(line, bar.Repeat):
                 times = min(line.times, 4) if line.times else None
                 setattr(bare, side, bar.Repeat(line.direction, times=times))
                 signs.append(line.direction)
+                if line.direction == "start":
+                    since = played
+                else:
+                    # One end after another, without a start, doubles all there is each time.
+                    played += (played - since) * ((times or 2) - 1)
+                    since = 0
         for expression in measure.getElementsByClass(repeat.RepeatExpression):
             bare.append(type(expression)())
             signs.append("jump")
         skeleton.append(bare)
     nested = ("start", "start") in pairwise(sign for sign in signs if sign != "jump")
-    if not signs or nested or len(signs) * len(measures) > _MAX_EXPANSION:
+    if not signs or nested or len(signs) * played > _MAX_EXPANSION:
         return as_written
     try:
         for bracket in part.recurse().getElementsByClass(spanner.RepeatBracket):

@@ -4,7 +4,7 @@ Each command of `cf-study` is one call here:
 
 | Command | Call |
 |---|---|
-| `ingest` | `ingest(source, output)` |
+| `ingest` | `ingest(source, output)`, with `mapper=processes(4)` or one of `ray_tasks(address)` |
 | `run` | `run_studies(load_configs("quickstart"), Reporter())`, and `plan_study(config)` |
 | `status` | `study_status(open("results/quickstart"))` |
 | `query` | `open("results/quickstart").sql("SELECT * FROM metrics")` |
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from cf_core.errors import UserError
     from cf_core.files import place
     from cf_core.fuse import fuse_files
+    from cf_core.isolation import processes
     from cf_core.render import write_midi, write_wav
     from study.config import load as load_config
     from study.config import load_all as load_configs
     from study.findings import draw as draw_figures
     from study.progress import Reporter
+    from study.reading import ray_tasks
     from study.run import plan as plan_study
     from study.run import run as run_study
     from study.run import run_all as run_studies
@@ -50,6 +52,8 @@ __all__ = [
     "open",
     "place",
     "plan_study",
+    "processes",
+    "ray_tasks",
     "run_studies",
     "run_study",
     "select_bundle",
@@ -71,6 +75,8 @@ _HOMES = {
     "open": "study.store:open",
     "place": "cf_core.files:place",
     "plan_study": "study.run:plan",
+    "processes": "cf_core.isolation:processes",
+    "ray_tasks": "study.reading:ray_tasks",
     "run_studies": "study.run:run_all",
     "run_study": "study.run:run",
     "select_bundle": "study.select:select",

@@ -5,6 +5,7 @@ import shutil
 import sys
 import warnings
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,14 +67,27 @@ def ingest(
     steps_per_beat: Annotated[
         int, typer.Option(help="Grid steps per quarter note; 12 also holds triplets.")
     ] = 4,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that read at one time; as many as CPUs if not given."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster that reads instead.")
+    ] = None,
 ) -> None:
     """Read MIDI, MusicXML or ABC files into a corpus.
 
-    What was left out, and why, is listed beside it in NAME.rejected.parquet.
+    What was left out, and why, is listed beside it in NAME.rejected.parquet. If it is stopped, the
+    same command goes on where it was.
     """
     if output.suffix != ".parquet":
         raise UserError(f"--output {output}: must end in .parquet")
-    with study.Reporter() as reporter, reporter.job("songs", None) as job:
+    with ExitStack() as stack:
+        mapper = study.processes(processes)
+        if address is not None:
+            mapper = stack.enter_context(study.ray_tasks(address))
+        reporter = stack.enter_context(study.Reporter())
+        job = stack.enter_context(reporter.job("songs", None))
         report = study.ingest(
             source,
             output,
@@ -81,6 +95,7 @@ def ingest(
             part=part,
             steps_per_beat=steps_per_beat,
             progress=job.update,
+            mapper=mapper,
         )
     _say(str(report), f"wrote {output}", f"wrote {output.with_suffix('.rejected.parquet')}")
 

@@ -403,7 +403,7 @@ class Execution(_Section):
     """How the study is run. Never changes its results, but for the rounding errors of `pack`."""
 
     workers: Count = 2
-    """Processes that train at one time, one thread each."""
+    """Processes that read melodies, or train, at one time, one thread each."""
     pack: Pack = "auto"
     """Trials that a process trains at once, their weights stacked; `auto` measures how many are
     worth it. Kept in `packs.json` from the first run on, since packs of another size differ by

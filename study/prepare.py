@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from cf_core.corpus import (
 from cf_core.errors import UserError
 from cf_core.files import place, replacing
 from cf_core.fusion import Latents
+from cf_core.isolation import processes
 from cf_core.seeding import derive, generator
 from cf_core.training import Trainer, load_tensors, save_tensors, train, weights
 from cf_core.vae import MelodyVAE, VAETrainer, prior_report, reconstruction_report
@@ -34,6 +36,7 @@ from evaluation.reliability import Estimate, Scorer, Trial
 from study.config import StudyConfig
 from study.jobs import REPORT_EVERY, Workbench
 from study.progress import Reporter
+from study.reading import ray_tasks
 from study.store import Store
 
 _PRIOR_SAMPLES = 16384
@@ -122,16 +125,21 @@ def _corpus_key(config: StudyConfig) -> str:
 
 
 def _ingest(config: StudyConfig, path: Path, reporter: Reporter) -> IngestReport:
-    with reporter.job("melodies", None) as job:
+    steps, address = config.melody.steps_per_beat, config.execution.address
+    with ExitStack() as stack:
+        mapper = processes(config.execution.workers)
+        if address is not None:
+            mapper = stack.enter_context(ray_tasks(address))
+        job = stack.enter_context(reporter.job("melodies", None))
         if config.corpus.path is None:
-            steps = config.melody.steps_per_beat
-            return builtin_corpus(path, steps_per_beat=steps, progress=job.update)
+            return builtin_corpus(path, steps_per_beat=steps, progress=job.update, mapper=mapper)
         return ingest(
             config.corpus.path,
             path,
             include=config.corpus.include,
-            steps_per_beat=config.melody.steps_per_beat,
+            steps_per_beat=steps,
             progress=job.update,
+            mapper=mapper,
         )
 
 

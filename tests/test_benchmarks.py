@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import evaluation, query
+from benchmarks import evaluation, ingest, query
 from benchmarks.core import STYLE_DIM, WEIGHT, Bench, Shape, cuda
 from benchmarks.eager import Batch, EagerTrial
 from benchmarks.measuring import Measure
@@ -199,5 +199,19 @@ def test_the_query_benchmark_finds_what_duckdb_and_pandas_find(tmp_path: Path) -
         "query_vs_duckdb": (0.7, "higher"),
         "query_vs_pandas": (None, "higher"),
         "write_share": (0.02, "lower"),
+    }
+    assert all(measure["value"] > 0 for measure in measures)
+
+
+def test_the_ingest_benchmark_names_what_it_promises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CF_DATA", raising=False)
+    output = tmp_path / "ingest.json"
+    ingest.main(repeats=1, scale=64, output=output)
+    measures = json.loads(output.read_text())
+    assert {measure["name"]: (measure["target"], measure["better"]) for measure in measures} == {
+        "ingest_vs_parse": (1.3, "lower"),
+        "ingest_speedup_2": (1.8, "higher"),
     }
     assert all(measure["value"] > 0 for measure in measures)

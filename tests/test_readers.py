@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from cf_core import readers
 from cf_core.errors import UserError
 from cf_core.melody import Bar, Melody, Note, grid
-from cf_core.readers import Rejected, read_collection, read_file, read_melodies
+from cf_core.midi import Chunk, parse
+from cf_core.readers import Rejected, find_songs, read_file, read_melodies, read_song
 
 DATA = os.environ.get("CF_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="CF_DATA names no folder of corpora")
@@ -101,6 +102,100 @@ def test_the_melody_is_the_first_track_without_chords() -> None:
     assert pitches(only("a.mid", midi(empty, tune, chord), "2"))[:3] == [48, 52, 55]
     assert rejection("a.mid", midi(empty, tune, chord), "3").reason == "no such part"
     assert rejection("a.mid", midi(empty, drums)).reason == "no notes"
+
+
+message = st.one_of(
+    st.builds(
+        mido.Message,
+        st.sampled_from(["note_on", "note_off"]),
+        channel=st.integers(0, 10),
+        note=st.integers(60, 64),
+        velocity=st.integers(0, 127),
+        time=st.integers(0, 40_000),
+    ),
+    st.builds(mido.Message, st.just("program_change"), program=st.integers(0, 127)),
+    st.builds(mido.Message, st.just("pitchwheel"), pitch=st.integers(-8192, 8191)),
+    st.builds(mido.Message, st.just("sysex"), data=st.lists(st.integers(0, 127), max_size=200)),
+    st.builds(mido.MetaMessage, st.just("text"), text=st.text("ab", max_size=200)),
+    st.builds(mido.MetaMessage, st.just("set_tempo"), tempo=st.integers(1, 2**24 - 1)),
+    st.builds(
+        mido.MetaMessage,
+        st.just("time_signature"),
+        numerator=st.integers(1, 255),
+        denominator=st.sampled_from([1, 4, 64]),
+        time=st.integers(0, 40_000),
+    ),
+)
+
+
+@given(st.lists(st.lists(message, max_size=30), max_size=3), st.integers(1, 2**15 - 1))
+def test_midi_files_are_read_as_mido_reads_them(
+    tracks: list[list[mido.Message]], quarter: int
+) -> None:
+    file = mido.MidiFile(ticks_per_beat=quarter, tracks=[mido.MidiTrack(t) for t in tracks])
+    stream = io.BytesIO()
+    file.save(file=stream)
+    found, chunks = parse(stream.getvalue())
+    assert (found, len(chunks)) == (quarter, len(tracks))
+    for chunk, track in zip(chunks, mido.MidiFile(file=io.BytesIO(stream.getvalue())).tracks):  # noqa: B905
+        now, sounding = 0, dict[tuple[int, int], tuple[int, int]]()
+        notes: dict[int, list[tuple[int, int, int, int]]] = {}
+        meters, tempo = {}, 0
+        for event in track:
+            now += event.time
+            if event.type == "time_signature":
+                meters[now] = f"{event.numerator}/{event.denominator}"
+            elif event.type == "set_tempo":
+                tempo = tempo or event.tempo
+            elif event.type in ("note_on", "note_off") and event.channel != 9:
+                key = event.channel, event.note
+                onset, velocity = sounding.pop(key, (now, 0))
+                if onset < now:
+                    notes.setdefault(key[0], []).append((onset, now, key[1], velocity))
+                if event.type == "note_on" and event.velocity:
+                    sounding[key] = now, event.velocity
+        assert chunk == Chunk("", {c: sorted(notes[c]) for c in sorted(notes)}, meters, tempo)
+
+
+def test_midi_with_running_status_alien_chunks_and_absurd_lengths() -> None:
+    head = b"MThd\0\0\0\6\0\1\0\1\1\xe0"
+    body = (
+        b"\0\xff\x58\4\2\2\x18\x08\0\x90\x3c\x50\x83\x60\x3c\0\0\x3e\x50\x83\x60\x3e\0\0\xff\x2f\0"
+    )
+
+    def track(content: bytes, name: bytes = b"MTrk") -> bytes:
+        return name + len(content).to_bytes(4) + content
+
+    whole = head + track(b"anything", b"XFIH") + track(body)
+    notes = (Note(Fraction(0), Fraction(1), 60), Note(Fraction(1), Fraction(1), 62))
+    for data, expected in (
+        (whole, notes),
+        (head + track(b"\0\xff\x7f\x81\0" + bytes(128) + body), notes),
+        (head + track(body[:-4] + b"\0\xf0\x02\x7e\xf7" + body[-4:]), notes),
+        (head + track(body + b"\xff\xff\xff\xff\x7f"), None),
+        (head + track(b"\0\xff\x01\xff\xff\xff\x7f" + body), None),
+        (head + track(body[10:]), None),
+        (whole[:-1], None),
+        (head + b"MTrk\xff\xff\xff\xff" + body, None),
+    ):
+        (song,) = read_melodies("a.mid", data)
+        if expected is None:
+            assert isinstance(song, Rejected)
+            assert song.reason == "unreadable"
+        else:
+            assert isinstance(song, Melody)
+            assert song.notes == expected
+
+
+def test_songs_of_absurd_length_are_refused_before_they_are_put_on_a_grid() -> None:
+    long = midi([meter(0, 255, 1), *sound(0, 480, 60), *sound(480 * 50_000, 480 * 50_001, 62)])
+    assert rejection("a.mid", long).reason == "too large"
+    assert rejection("a.abc", (HEAD + "C4|D999999999|\n").encode()).reason == "too large"
+    assert rejection("a.abc", b"X:1\n" * (readers.MAX_TUNES + 1)).reason == "too large"
+    score_of_bars = score({"Voice": [xml_note("C", 4, 4), xml_note("D", 4, 10**9)]})
+    assert rejection("a.xml", score_of_bars).reason == "too large"
+    tags = b"<a/>" * (readers.MAX_TAGS + 1)
+    assert rejection("a.xml", tags).reason == "too large"
 
 
 def accented(pickup: int, accent: int) -> bytes:
@@ -448,24 +543,29 @@ def collection(path: Path) -> None:
     (path / "readme.txt").write_text("not a melody")
 
 
+def read_all(source: Path, include: str | None = None) -> list[Melody | Rejected]:
+    songs = find_songs(source, include)
+    return [song if isinstance(song, Rejected) else read_song(song) for song in songs]
+
+
 def test_folders_and_zip_archives_read_alike(tmp_path: Path) -> None:
     collection(tmp_path / "all")
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for file in (tmp_path / "all").rglob("*.*"):
             archive.write(file, f"top/{file.relative_to(tmp_path / 'all')}")
         archive.writestr("../../escape.abc", HEAD + "A4|B4|\n")
-    folder = list(read_collection(tmp_path / "all"))
+    folder = read_all(tmp_path / "all")
     assert [(s.id, getattr(s, "reason", None)) for s in folder] == [
         ("x", None),
-        ("x", "duplicate id"),
+        ("x", None),
         ("y", None),
         ("z", "unreadable"),
     ]
-    archived = list(read_collection(tmp_path / "all.zip"))
+    archived = read_all(tmp_path / "all.zip")
     assert archived[0].id == "escape"
     assert archived[1:] == folder
     assert not list(tmp_path.parent.glob("escape.abc"))
-    chosen = list(read_collection(tmp_path / "all.zip", include="b/*.abc"))
+    chosen = read_all(tmp_path / "all.zip", include="b/*.abc")
     assert [pitches(s) for s in chosen if isinstance(s, Melody)] == [[E, G], [G, G]]
 
 
@@ -476,7 +576,7 @@ def test_a_damaged_member_of_an_archive_is_one_rejection(tmp_path: Path) -> None
         archive.writestr("b.abc", HEAD + "E4|G4|\n")
     content = path.read_bytes().replace(b"C4|D4", b"C4|E4")
     path.write_bytes(content)
-    first, second = read_collection(path)
+    first, second = read_all(path)
     assert isinstance(first, Rejected)
     assert isinstance(second, Melody)
 
@@ -500,15 +600,7 @@ def test_collections_that_hold_nothing(tmp_path: Path) -> None:
         ("x" * 300, None, "no such file or folder"),
     ]:
         with pytest.raises(UserError, match=message):
-            read_collection(tmp_path / name, include)
-
-
-def test_many_files_are_read_in_their_order() -> None:
-    files = [(f"{n:02}.abc", (HEAD + "C4|D4|" * (n + 1) + "\n").encode()) for n in range(20)]
-    songs = list(readers.read_all(files))
-    assert [(s.id, len(s.bars)) for s in songs if isinstance(s, Melody)] == [
-        (f"{n:02}", 2 * n + 2) for n in range(20)
-    ]
+            find_songs(tmp_path / name, include)
 
 
 # ---- real files --------------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""Melodies read as tasks on a Ray cluster."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from cf_core.errors import UserError
+from cf_core.isolation import Mapper
+
+R = TypeVar("R")
+
+
+@contextmanager
+def ray_tasks(address: str) -> Iterator[Mapper]:
+    """A mapper whose calls are tasks on the cluster at `address`, one for each of its CPUs.
+
+    The process connects for the length of the context, unless it is connected already. Raises
+    `UserError` where it can't, or where the cluster fails later on.
+    """
+    connects = not ray.is_initialized()
+    if connects:
+        _connect(address)
+    try:
+        yield _tasks
+    except RayTaskError:
+        raise
+    except RayError as error:
+        raise _unusable(address, error) from error
+    finally:
+        if connects:
+            ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        place = urlsplit(address if "://" in address else f"//{address}")
+        if place.hostname and place.port:
+            # Where nobody listens, Ray itself would try for minutes.
+            socket.create_connection((place.hostname, place.port), timeout=10).close()
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unusable(address, error) from error
+
+
+def _unusable(address: str, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"Ray at {address}: {reason}; check --address or execution.address")
+
+
+def _tasks(function: Callable[[Any], R], items: Iterable[Any], /) -> Iterator[R]:
+    call: Any = ray.remote(_call)
+    ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    pending: list[Any] = []
+    try:
+        for item in items:
+            pending.append(call.remote(function, item))
+            if len(pending) > ahead:
+                (done,), pending = ray.wait(pending)
+                yield ray.get(done)
+        while pending:
+            (done,), pending = ray.wait(pending)
+            yield ray.get(done)
+    finally:
+        for task in pending:
+            ray.cancel(task)
+
+
+def _call(function: Callable[[Any], R], item: Any) -> R:
+    return function(item)
