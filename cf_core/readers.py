@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import import_module
-from itertools import chain, islice, pairwise
+from itertools import accumulate, chain, islice, pairwise
 from math import inf
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -485,11 +485,13 @@ def _tunes(stem: str, data: bytes) -> Iterator[Song | Rejected]:
             yield Song(song_id, "abc", song.encode())
 
 
-_MAX_SLURS = 200
-"""Most signs of slurs and tuplets: music21 takes for ever with more slurs, which are then left out.
+_MAX_OPEN_SLURS, _MAX_SLURRED = 4, 3_000
+"""Most slurs open at one place, and most characters, of a tune whose slurs music21 is shown.
 
-A digit makes one a tuplet.
+It takes for ever with more. Slurs change no melody, but for the bug that a broken rhythm beside one
+is read as even; real tunes are shown with their slurs, so that corpora stay what they are.
 """
+# A digit makes a slur a tuplet.
 _FIELD_OR_SLUR = re.compile(r"(?P<field>^(?:[A-Za-z]:|%).*)|\((?!\d)|\)", re.MULTILINE)
 _ABSURD_METER = re.compile(r"^M:[^%\n]*\d{3,}|\[M:[^\]\n]*\d{3,}", re.MULTILINE)
 
@@ -500,7 +502,9 @@ def _read_abc(song_id: str, data: bytes, part: str | None) -> Melody:
     if _ABSURD_METER.search(text):
         raise _RejectedError("too large", "a time signature of more than 99 beats")
     handler = _library("music21.abcFormat").ABCHandler()
-    if text.count("(") > _MAX_SLURS:
+    slurs = (found[0] for found in _FIELD_OR_SLUR.finditer(text) if not found["field"])
+    deepest = max(accumulate(1 if slur == "(" else -1 for slur in slurs), default=0)
+    if deepest > _MAX_OPEN_SLURS or len(text) > _MAX_SLURRED:
         text = _FIELD_OR_SLUR.sub(lambda found: found["field"] or "", text)
     # music21 takes ":|:" for the end of a repeat but not the start of one, and sees no bars in a
     # tune with fewer than two plain bar lines: two more after the end change nothing else.
