@@ -273,7 +273,11 @@ def _pack(spec: PackSpec, recorder: "_Recorder") -> Steps[Progress, None, None]:
         yield from _pack(replace(spec, trials=spec.wanted), recorder)
         return
     if spec.start and saved is None:
-        trainer.join([_at_rung(store, trial, spec.start) for trial in spec.trials])
+        states = [load_tensors(rung_path(store, trial.id, spec.start)) for trial in spec.trials]
+        # Where one is gone, as with a trial whose records were lost, training begins anew.
+        known = [state for state in states if state is not None]
+        if len(known) == len(states):
+            trainer.join(known)
     yield from train(trainer, REPORT_EVERY, checkpoint)
     recorder.training_seconds = recorder.seconds / len(spec.trials)
     errors = []
@@ -287,14 +291,6 @@ def _pack(spec: PackSpec, recorder: "_Recorder") -> Steps[Progress, None, None]:
             recorder.record(trial, {"status": "failed", "reason": described(error)})
     if errors:
         raise errors[0]
-
-
-def _at_rung(store: Store, trial: TrialSpec, rung: int) -> Mapping[str, Tensor]:
-    path = rung_path(store, trial.id, rung)
-    state = load_tensors(path)
-    if state is None:
-        raise FileNotFoundError(f"{path}: is missing or damaged")
-    return state
 
 
 def _conclude(

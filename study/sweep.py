@@ -94,8 +94,11 @@ class _Batch:
             others = []
             if until is not None:
                 going, start = self._after(until, going), until
+        statuses = self._store.done_trials()
         for trial, rung in product(self._trials, self._config.search.rungs):
-            rung_path(self._store, trial.id, rung).unlink(missing_ok=True)
+            # What failed goes on from there when it is tried again.
+            if statuses.get(trial.id) in FINAL:
+                rung_path(self._store, trial.id, rung).unlink(missing_ok=True)
 
     def told(self) -> list[Outcome]:
         """Record what came of it all, as the search is told from now on."""

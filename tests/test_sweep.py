@@ -164,6 +164,19 @@ def test_neither_workers_nor_stops_change_a_record(
     assert_same_tables(store, done)
 
 
+def test_a_survivor_whose_records_were_lost_is_made_again(finished: Study, tmp_path: Path) -> None:
+    done, config, _ = finished
+    shutil.copytree(folder(done), tmp_path / "tiny")
+    shutil.copytree(folder(done).parent / ".corpora", tmp_path / ".corpora")
+    survivor = done.trials.filter(status="done", method="fusion").collect()["trial"][0]
+    for part in (tmp_path / "tiny" / "metrics").glob(f"{survivor}.*"):
+        part.unlink()
+    execution = config.execution.model_copy(update={"results": str(tmp_path)})
+    store, _ = go(config.model_copy(update={"execution": execution}))
+    assert store.tried()[survivor] == done.tried()[survivor] + 1
+    assert_same_tables(store, done)
+
+
 def test_the_search_opens_in_optuna(finished: Study) -> None:
     store, _, _ = finished
     backend = JournalFileBackend(str(store.root / "optuna.log"))
