@@ -1,6 +1,9 @@
-"""Whether every node of a cluster can do its part: the same code, and results that all share."""
+"""Ray: reaching it, and whether all nodes can do their part: same code, results they share."""
 
+import logging
+import os
 import platform
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -8,6 +11,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import ray
@@ -16,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cf_core.errors import UserError
 from cf_core.files import AnyPath, replacing
+from study.config import Execution
 
 PACKAGES = ("cf_core", "evaluation", "study")
 """The project's own code."""
@@ -25,6 +30,48 @@ _ALIKE = ("torch", "numpy", "polars", "pyarrow")
 
 _PATIENCE = 120.0
 """Seconds in which a node must answer."""
+
+
+def connect(execution: Execution) -> None:
+    """Start Ray on this machine, or connect to the cluster at the address.
+
+    Raises `UserError` where there is none.
+    """
+    address = execution.address
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # Only the older of Tune's two outputs is silent at verbose=0.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Ctrl-C is ours: Tune's own handler would wait for the running steps.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        _reach(address)
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=execution.workers,
+                include_dashboard=False,
+                object_store_memory=512 * 1024**2,
+                **options,
+            )
+        else:
+            modules = [str(folder) for folder in folders()]
+            shipped = {"py_modules": modules} if execution.ship_code else None
+            ray.init(address=address, runtime_env=shipped, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        where = address or "this machine"
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"Ray at {where}: {reason}; check --address or execution.address"
+        ) from error
+
+
+def _reach(address: str | None) -> None:
+    """Raise `OSError` where nobody listens at an address; Ray itself would try for minutes."""
+    place = urlsplit(address if address and "://" in address else f"//{address or ''}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=10).close()
 
 
 def prove(root: AnyPath) -> int:

@@ -1,18 +1,16 @@
 """Melodies read as tasks on a Ray cluster."""
 
-import logging
-import os
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cf_core.errors import UserError
 from cf_core.isolation import Mapper
+from study.config import Execution
+from study.nodes import connect
 
 R = TypeVar("R")
 
@@ -26,7 +24,7 @@ def ray_tasks(address: str) -> Iterator[Mapper]:
     """
     connects = not ray.is_initialized()
     if connects:
-        _connect(address)
+        connect(Execution(address=address))
     try:
         yield _tasks
     except RayTaskError:
@@ -36,18 +34,6 @@ def ray_tasks(address: str) -> Iterator[Mapper]:
     finally:
         if connects:
             ray.shutdown()
-
-
-def _connect(address: str) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        place = urlsplit(address if "://" in address else f"//{address}")
-        if place.hostname and place.port:
-            # Where nobody listens, Ray itself would try for minutes.
-            socket.create_connection((place.hostname, place.port), timeout=10).close()
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _unusable(address, error) from error
 
 
 def _unusable(address: str, error: Exception) -> UserError:

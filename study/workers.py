@@ -1,10 +1,7 @@
 """Jobs on Ray Tune: which are still to do, who does them, and what is tried again."""
 
 import faulthandler
-import logging
-import os
 import resource
-import socket
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import polars as pl
 import ray
@@ -26,7 +22,7 @@ from cf_core.errors import UserError
 from study.config import Execution, StageResources
 from study.jobs import FINAL, PackSpec, Spec, Workbench, job_steps, record_over, run_job
 from study.lease import Lease
-from study.nodes import folders, prove
+from study.nodes import connect, prove
 from study.progress import Job, Reporter
 from study.store import Store
 
@@ -238,46 +234,6 @@ class Workers:
                 self._reporter.say(f"all {count} nodes have this code and share {root}")
             self._shared = ray.put((self._bench, root, self._execution))
         return self._shared
-
-
-def connect(execution: Execution) -> None:
-    """Start Ray on this machine, or connect to the cluster at the address.
-
-    Raises `UserError` where there is none.
-    """
-    address = execution.address
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # Only the older of Tune's two outputs is silent at verbose=0.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Ctrl-C is ours: Tune's own handler would wait for the running steps.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        _reach(address)
-        if address is None:
-            ray.init(
-                address="local",
-                num_cpus=execution.workers,
-                include_dashboard=False,
-                object_store_memory=512 * 1024**2,
-                **options,
-            )
-        else:
-            modules = [str(folder) for folder in folders()]
-            shipped = {"py_modules": modules} if execution.ship_code else None
-            ray.init(address=address, runtime_env=shipped, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        where = address or "this machine"
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"Ray at {where}: {reason}; check execution.address") from error
-
-
-def _reach(address: str | None) -> None:
-    """Raise `OSError` where nobody listens at an address; Ray itself would try for minutes."""
-    place = urlsplit(address if address and "://" in address else f"//{address or ''}")
-    if place.hostname and place.port:
-        socket.create_connection((place.hostname, place.port), timeout=10).close()
 
 
 def _needs(stages: StageResources, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:

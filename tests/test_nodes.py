@@ -13,8 +13,7 @@ from ray.cluster_utils import Cluster
 from cf_core.errors import UserError
 from study import nodes
 from study.config import Execution
-from study.nodes import PACKAGES, code, prove
-from study.workers import connect
+from study.nodes import PACKAGES, code, connect, prove
 
 ROOT = Path(__file__).parent.parent
 
