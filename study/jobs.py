@@ -297,16 +297,14 @@ def _conclude(
     trial: TrialSpec, place: int, trainer: PackTrainer, spec: PackSpec, recorder: "_Recorder"
 ) -> Steps[Progress, None, None]:
     """Record how the training of a trial ended, and evaluate what it gave."""
+    _write_curves(trial, place, trainer.history, recorder)
     if place in trainer.diverged:
-        _write_curves(trial, place, trainer.history, recorder)
         reason = f"gradients were not finite after {trainer.diverged[place]} steps"
         recorder.record(trial, {"status": "diverged", "reason": reason})
     elif spec.until is not None:
-        _write_curves(trial, place, trainer.history, recorder)
         save_tensors(trainer.alone(place), rung_path(recorder.store, trial.id, spec.until))
         yield from _measure_at_rung(trial, trainer.generator(place), spec, recorder)
     else:
-        _write_curves(trial, place, trainer.history, recorder)
         yield from _finish(trial, trainer.generator(place), recorder, trainer.step)
 
 

@@ -155,7 +155,12 @@ def _sampler(config: StudyConfig, told: int) -> optuna.samplers.BaseSampler:
     search, seed = config.search, derive(config.seed, "search", config.search.method, told)
     if search.method == "tpe":
         return optuna.samplers.TPESampler(seed=seed % 2**32, multivariate=True, group=True)
-    return optuna.samplers.NSGAIISampler(population_size=max(2, search.batch), seed=seed % 2**32)
+    return optuna.samplers.NSGAIISampler(population_size=_population(search), seed=seed % 2**32)
+
+
+def _population(search: Search) -> int:
+    """Of NSGA-II: a batch, but no fewer than it can cross."""
+    return max(2, search.batch)
 
 
 def optuna_study(
@@ -180,7 +185,7 @@ def optuna_study(
 
 def _told(search: Search, past: Sequence[Outcome]) -> Iterator[FrozenTrial]:
     # NSGA-II keeps the generation of a trial with it; replayed, it is counted as Optuna counts.
-    generation, members, population = 0, 0, max(2, search.batch)
+    generation, members, population = 0, 0, _population(search)
     key = optuna.samplers.NSGAIISampler._get_generation_key()
     batch = None
     for outcome in past:

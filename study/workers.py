@@ -20,7 +20,16 @@ from ray.tune.logger import TBXLoggerCallback
 
 from cf_core.errors import UserError
 from study.config import Execution, StageResources
-from study.jobs import FINAL, PackSpec, Spec, Workbench, job_steps, record_over, run_job
+from study.jobs import (
+    FINAL,
+    PackSpec,
+    Spec,
+    Workbench,
+    described,
+    job_steps,
+    record_over,
+    run_job,
+)
 from study.lease import Lease
 from study.nodes import connect, prove
 from study.progress import Job, Reporter
@@ -272,7 +281,7 @@ class _Task(tune.Trainable):
             progress = next(self._work, None)
         except Exception as error:  # noqa: BLE001  told, and recorded by the driver
             faulthandler.cancel_dump_traceback_later()
-            return {"done": True, "failure": f"{type(error).__name__}: {error}"}
+            return {"done": True, "failure": described(error)}
         if progress is None:
             faulthandler.cancel_dump_traceback_later()
             return {"done": True}

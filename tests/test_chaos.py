@@ -6,20 +6,11 @@ from typing import Any
 import pytest
 
 from tests.chaos import Arena, everything_at_once, store_of
+from tests.tiny import EVALUATION
 
 SMALL: dict[str, Any] = {
     "search": {"lambda": [0.1, "conditional"], "style_dim": [0], "seeds": [0, 1]},
-    "evaluation": {
-        "pairs": 24,
-        "validation_pairs": 20,
-        "iterations": [1, 2],
-        "lambda": [0.01, 1.0],
-        "styles": 2,
-        "resamples": 20,
-        "rivals": ["lp"],
-        "lp": {"step_sizes": [0.3], "iterations": [1, 5]},
-        "verdict_resamples": 50,
-    },
+    "evaluation": EVALUATION,
 }
 
 

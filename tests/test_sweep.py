@@ -23,7 +23,7 @@ from study.select import select, status
 from study.store import Store
 from study.sweep import outcomes, planned, recorded, sweep
 from tests.conftest import folder
-from tests.tiny import Watch, assert_same_tables, go, tiny
+from tests.tiny import EVALUATION, Watch, assert_same_tables, go, tiny
 
 SEARCH: dict[str, Any] = {
     "method": "tpe",
@@ -37,17 +37,6 @@ SEARCH: dict[str, Any] = {
     "rungs": [100],
     "keep": 0.5,
     "constraints": ["style_diversity >= 0"],
-}
-EVALUATION: dict[str, Any] = {
-    "pairs": 24,
-    "validation_pairs": 20,
-    "iterations": [1, 2],
-    "lambda": [0.01, 1.0],
-    "styles": 2,
-    "resamples": 20,
-    "rivals": ["lp"],
-    "lp": {"step_sizes": [0.3], "iterations": [1, 5]},
-    "verdict_resamples": 50,
 }
 FUSION = {"hidden": 16, "steps": 150, "batch": 8}
 

@@ -22,6 +22,18 @@ JUDGE = {
     "reader": {"latent_dim": 8, "hidden": 16, "embedding": 8, "steps": 40, "batch": 16},
     "members": 2, "hidden": 16, "steps": 40, "batch": 12,
 }  # fmt: skip
+EVALUATION: dict[str, Any] = {
+    "pairs": 24,
+    "validation_pairs": 20,
+    "iterations": [1, 2],
+    "lambda": [0.01, 1.0],
+    "styles": 2,
+    "resamples": 20,
+    "rivals": ["lp"],
+    "lp": {"step_sizes": [0.3], "iterations": [1, 5]},
+    "verdict_resamples": 50,
+}
+"""The least that can be measured, with one rival."""
 
 
 def melody(seed: int) -> list[Note]:
@@ -53,21 +65,14 @@ def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
         "reporting_judge": JUDGE | {"hidden": 24},
         "fusion": {"hidden": 16, "steps": 250, "batch": 8},
         "search": {"lambda": [0.1, "conditional"], "style_dim": [0, 2], "seeds": [0, 1]},
-        "evaluation": {
-            "pairs": 24,
-            "validation_pairs": 20,
-            "iterations": [1, 2],
-            "lambda": [0.01, 1.0],
-            "styles": 2,
-            "resamples": 20,
+        "evaluation": EVALUATION
+        | {
             "rivals": ["lp", "gradient", "cmaes", "best_of_n", "slerp", "retrieval"],
-            "lp": {"step_sizes": [0.3], "iterations": [1, 5]},
             "gradient": {"lambda": [0.1, 1.0], "iterations": [1, 3]},
             "cmaes": {"lambda": [0.1], "iterations": [1, 2]},
             "best_of_n": {"step_sizes": [0.1, 0.3], "iterations": [2]},
             "slerp": {"iterations": [1, 2]},
             "retrieval": {"iterations": [1, 4]},
-            "verdict_resamples": 50,
         },
         "selection": {"maximise": "judge", "where": []},
         "execution": {"workers": 2, "pack": 2, "results": str(results)},
