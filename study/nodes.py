@@ -59,7 +59,7 @@ def connect(execution: Execution) -> None:
             modules = [str(folder) for folder in folders()]
             shipped = {"py_modules": modules} if execution.ship_code else None
             ray.init(address=address, runtime_env=shipped, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises that itself where its processes don't start
         where = address or "this machine"
         reason = str(error).strip().splitlines()[0]
         raise UserError(

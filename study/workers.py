@@ -3,7 +3,8 @@
 import faulthandler
 import resource
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from ray import tune
 from ray.tune.logger import TBXLoggerCallback
 
 from cf_core.errors import UserError
+from cf_core.training import Progress
 from study.config import Execution, StageResources
 from study.jobs import (
     FINAL,
@@ -168,25 +170,21 @@ class Workers:
     def _wave(self, specs: Sequence[Spec], attempts: Mapping[str, int]) -> dict[Spec, _Failure]:
         """Hand jobs to workers until each is over; what did not come to its end, and why."""
         jobs = [
-            {
-                "spec": spec,
-                "place": place,
-                "attempts": {part.id: attempts[part.id] for part in spec.parts},
-            }
-            for place, spec in enumerate(specs)
+            {"spec": spec, "attempts": {part.id: attempts[part.id] for part in spec.parts}}
+            for spec in specs
         ]
         with ExitStack() as stack:
-            # Beside the records where that is a folder that all nodes of a cluster can write to.
+            # Beside the records where that is a folder: there is more room than in /tmp.
             root = self._store.root.resolve()
             beside = root if isinstance(root, Path) else None
             folder = tempfile.TemporaryDirectory(prefix=".tune-", dir=beside)
-            scratch = Path(stack.enter_context(folder))
+            scratch = stack.enter_context(folder)
             shared = self._start()
             steps = {spec.id: job_steps(spec, self._bench) for spec in specs}
             watch = _Watch(self._reporter, steps, stack, self._lease, self.note)
             tuner = tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(_Task, shared=[shared], scratch=scratch),
+                    tune.with_parameters(_Task, shared=[shared]),
                     partial(_needs, self._execution.resources),
                 ),
                 param_space={"job": tune.grid_search(jobs)},
@@ -194,7 +192,7 @@ class Workers:
                     reuse_actors=True, max_concurrent_trials=self._execution.workers
                 ),
                 run_config=tune.RunConfig(
-                    storage_path=str(scratch),
+                    storage_path=scratch,
                     verbose=0,
                     callbacks=[watch, *self._curves(stack)],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -206,18 +204,23 @@ class Workers:
                 raise UserError(
                     f"Ray Tune stopped: {_last_line(stopped)}; give the same command again"
                 ) from stopped
-            errors = [results[at].error if at < len(results) else None for at in range(len(specs))]
-            failures = {}
-            for place, (spec, error) in enumerate(zip(specs, errors, strict=True)):
-                slow = scratch / f"slow{place}"
-                if spec.id in watch.failures:
-                    failures[spec] = _Failure(watch.failures[spec.id], died=False)
-                elif error is not None and slow.exists() and slow.stat().st_size:
-                    limit = f"it took longer than {self._limit(spec):g} s"
-                    failures[spec] = _Failure(limit, died=False)
-                elif error is not None or spec.id not in watch.over:
-                    failures[spec] = _Failure(f"the worker died: {_last_line(error)}", died=True)
-        return failures
+        errors = [results[at].error if at < len(results) else None for at in range(len(specs))]
+        failures = {
+            spec: self._failure(spec, error, watch)
+            for spec, error in zip(specs, errors, strict=True)
+        }
+        return {spec: failure for spec, failure in failures.items() if failure is not None}
+
+    def _failure(self, spec: Spec, error: BaseException | None, watch: "_Watch") -> _Failure | None:
+        """Why a job did not come to its end; None if it did."""
+        if spec.id in watch.failures:
+            return _Failure(watch.failures[spec.id], died=False)
+        if error is None and spec.id in watch.over:
+            return None
+        limit = _limit(self._execution, spec)
+        if limit is not None and watch.lasted.get(spec.id, 0.0) >= limit:
+            return _Failure(f"it took longer than {limit:g} s", died=False)
+        return _Failure(f"the worker died: {_last_line(error)}", died=True)
 
     def _curves(self, stack: ExitStack) -> list[tune.Callback]:
         """TensorBoard's files, where the results are in a local folder."""
@@ -227,10 +230,6 @@ class Workers:
         curves = _Curves(root / "tensorboard")
         stack.callback(curves.close)
         return [curves]
-
-    def _limit(self, spec: Spec) -> float:
-        """Seconds that a job may take."""
-        return (self._execution.trial_seconds or 0.0) * len(spec.parts)
 
     def _start(self) -> ray.ObjectRef:
         """Start Ray if that is not done yet, and put there once what all jobs share."""
@@ -250,6 +249,12 @@ def _needs(stages: StageResources, config: Mapping[str, Any]) -> tune.PlacementG
     return tune.PlacementGroupFactory([{"CPU": stage.cpu, "GPU": stage.gpu}])
 
 
+def _limit(execution: Execution, spec: Spec) -> float | None:
+    """Seconds that a job may take."""
+    each = execution.trial_seconds
+    return None if each is None else each * len(spec.parts)
+
+
 def _is_over(spec: Spec, part: str, over: Collection[tuple[str, int | None]]) -> bool:
     """Whether a part came to its end, or to that of a job that ends at a rung."""
     return (part, None) in over or (isinstance(spec, PackSpec) and (part, spec.until) in over)
@@ -259,11 +264,11 @@ class _Task(tune.Trainable):
     """One job after another in one process."""
 
     def setup(  # type: ignore[override]  # how Tune hands over what with_parameters holds
-        self, config: dict[str, Any], shared: list[ray.ObjectRef], scratch: Path
+        self, config: dict[str, Any], shared: list[ray.ObjectRef]
     ) -> None:
         torch.set_num_threads(1)
         self._bench, root, self._execution = ray.get(shared[0])
-        self._store, self._scratch = Store(root), scratch
+        self._store = Store(root)
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         if self._execution.memory_gb is not None:
             most = int(self._execution.memory_gb * 1e9)
@@ -271,19 +276,15 @@ class _Task(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        job = new_config["job"]
-        self._guard(job)
-        self._work = run_job(job["spec"], self._bench, self._store, job["attempts"], self._device)
+        self._work = self._guarded(**new_config["job"])
         return True
 
     def step(self) -> dict[str, Any]:
         try:
             progress = next(self._work, None)
         except Exception as error:  # noqa: BLE001  told, and recorded by the driver
-            faulthandler.cancel_dump_traceback_later()
             return {"done": True, "failure": described(error)}
         if progress is None:
-            faulthandler.cancel_dump_traceback_later()
             return {"done": True}
         losses = {
             f"{name}/{place}": value
@@ -298,12 +299,15 @@ class _Task(tune.Trainable):
             **losses,
         }
 
-    def _guard(self, job: Mapping[str, Any]) -> None:
-        """Have the process end itself if this job takes too long, whatever it is doing."""
-        if self._execution.trial_seconds is not None:
-            self._trace = (self._scratch / f"slow{job['place']}").open("w")
-            limit = self._execution.trial_seconds * len(job["spec"].parts)
-            faulthandler.dump_traceback_later(limit, exit=True, file=self._trace)
+    def _guarded(self, spec: Spec, attempts: Mapping[str, int]) -> Iterator[Progress]:
+        """Do a job; end the process if that takes too long, whatever it is doing then."""
+        limit = _limit(self._execution, spec)
+        if limit is not None:
+            faulthandler.dump_traceback_later(limit, exit=True)
+        try:
+            yield from run_job(spec, self._bench, self._store, attempts, self._device)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 class _Curves(TBXLoggerCallback):
@@ -344,7 +348,10 @@ class _Watch(tune.Callback):
         self._jobs: dict[str, Job] = {}
         self._at = dict.fromkeys(steps, 0)
         self._ended = 0
+        self._started: dict[str, float] = {}
         self.over: set[str] = set()
+        self.lasted: dict[str, float] = {}
+        """Seconds after which workers died, by job."""
         self.failures: dict[str, str] = {}
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
@@ -358,6 +365,15 @@ class _Watch(tune.Callback):
         **_info: Any,
     ) -> None:
         self._lease.check()
+
+    def on_trial_start(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Any],  # noqa: ARG002
+        trial: Any,
+        **_info: Any,
+    ) -> None:
+        self._started[trial.config["job"]["spec"].id] = time.monotonic()
 
     def on_trial_result(
         self,
@@ -387,7 +403,10 @@ class _Watch(tune.Callback):
         trial: Any,
         **_info: Any,
     ) -> None:
-        self._end(trial.config["job"]["spec"].id)
+        name = trial.config["job"]["spec"].id
+        now = time.monotonic()
+        self.lasted[name] = now - self._started.get(name, now)
+        self._end(name)
 
     def _end(self, name: str) -> None:
         if name in self._jobs:

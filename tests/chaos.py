@@ -34,8 +34,8 @@ PATIENCE = 600.0
 FAULTS = """
 import builtins, os, sys, time
 real = builtins.__import__
-def watched(name, *rest):
-    module = real(name, *rest)
+def watched(*names, **more):
+    module = real(*names, **more)
     jobs = sys.modules.get("study.jobs")
     if jobs is not None and hasattr(jobs, "_finish") and not hasattr(jobs, "_real_finish"):
         jobs._real_finish = jobs._finish
@@ -422,12 +422,19 @@ def main(arguments: Sequence[str]) -> None:
             lambda: disk_full(arena, undisturbed),
             lambda: drivers_killed(arena, undisturbed, times),
         ]
+        failures = 0
         for part in parts:
             began = time.monotonic()
-            if part() is False:
-                print("disk full: not tried, since nothing may be mounted here")
+            try:
+                if part() is False:
+                    print("disk full: not tried, since nothing may be mounted here")
+            except AssertionError as error:
+                failures += 1
+                print(f"FAILED: {error}")
             print(f"{arena.toll} after {time.monotonic() - began:.0f} s", flush=True)
         toll = arena.toll
+    if failures:
+        raise SystemExit(f"{failures} of {len(parts)} misfortunes did not end as they should")
     with replacing(OUTPUT) as temporary:
         names = ("kills", "lost", "repeated", "differing_rows")
         figures = {name: getattr(toll, name) for name in names}
