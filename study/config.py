@@ -255,6 +255,10 @@ class Search(_Section):
         return found
 
 
+_NOT_FOR_GRIDS = ("configurations", "batch", "first", "warm_start")
+"""Settings of a search that takes what it tries from no list."""
+
+
 class LPPlan(_Section):
     """Latent search: proposals `z + η ε`, kept where the search classifier rises."""
 
@@ -553,6 +557,9 @@ class StudyConfig(_Section):
         for name in PARAMETERS:
             if search.method == "grid" and isinstance(search.of(name), Range):
                 raise ValueError(f"search.{name}: a grid needs a list of values, not a range")
+        for name in _NOT_FOR_GRIDS if search.method == "grid" else ():
+            if getattr(search, name) != Search.model_fields[name].default:
+                raise ValueError(f"search.{name}: has no meaning where search.method is grid")
         for text in search.constraints:
             metric = conditions.Condition.parse(text).metric
             if metric not in METRICS:

@@ -42,10 +42,12 @@ def sweep(
 ) -> None:
     """Propose configurations and try them, until all are tried; the rivals beside the first.
 
-    What the records hold already is neither proposed nor tried again. Raises `UserError` for a
-    search that can't be.
+    What the records hold already is neither proposed nor tried again, but for what failed: where
+    that succeeds at last, later batches learn from it. Raises `UserError` for a search that can't
+    be.
     """
-    past = outcomes(store)
+    known = outcomes(store)
+    past = [one for one in known if one.batch == WARM_START]
     if config.search.warm_start is not None and not past:
         past = _learned(config, store, reporter)
     rivals = rival_jobs(config.rivals())
@@ -56,10 +58,12 @@ def sweep(
                 break
             run = _Batch(config, number, batch, bench, store, reporter, workers)
             run.do(rivals if number == 0 else [])
-            if not store.has("objectives", f"batch{number:05d}"):
-                past += run.told()
-                workers.note = _front(config, past)
-                reporter.say(f"batch {number + 1}: {_states(past, number)}; {workers.note}")
+            told = [one for one in known if one.batch == number]
+            if not told or any(one.state == TrialState.FAIL for one in told):
+                told = run.told()
+            past += told
+            workers.note = _front(config, past)
+            reporter.say(f"batch {number + 1}: {_states(past, number)}; {workers.note}")
     write_journal(config, past, store.root / "optuna.log")
     store.write("importances", "all", importances(config, past))
 

@@ -94,7 +94,7 @@ ALONE = [(key, value) for key, value in DEFAULTS if key not in ("search.when", "
 def test_fingerprint_registers_what_changes_results_and_nothing_else(
     key: str, value: Any, write: Any
 ) -> None:
-    path = write("name: s")
+    path = write("name: s\nsearch: {method: tpe}")
     before = load(path)
     after = load(path, [f"{key}={json.dumps(other(key, value))}"])
     assert before != after
@@ -121,11 +121,12 @@ def test_fingerprint_registers_an_earlier_study_by_its_own(tmp_path: Path) -> No
     for name, content in (("one", "f"), ("two", "f"), ("three", "g")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "study.json").write_text(json.dumps({"fingerprint": content}))
-        search = {"warm_start": str(tmp_path / name)}
+        search = {"method": "tpe", "warm_start": str(tmp_path / name)}
         study = StudyConfig.model_validate({"name": "s", "search": search})
         prints.append(study.fingerprint(HASH))
     assert prints[0] == prints[1] != prints[2]
-    study = StudyConfig.model_validate({"name": "s", "search": {"warm_start": str(tmp_path)}})
+    search = {"method": "tpe", "warm_start": str(tmp_path)}
+    study = StudyConfig.model_validate({"name": "s", "search": search})
     with pytest.raises(UserError, match=r"search\.warm_start: .*is not the folder of a study"):
         study.fingerprint(HASH)
 
@@ -328,6 +329,7 @@ def test_corpus_path_expands_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("name: s\nfusion: {lambda_range: [1, 0.1]}", "must be two ascending numbers above 0"),
         ("name: s\ncore_gate: {token_accuracy: 1.5}", "core_gate.token_accuracy: must be less"),
         ("name: s\nsearch: {lambda: {low: 0.1, high: 1}}", "search.lambda: a grid needs a list"),
+        ("name: s\nsearch: {first: [{lambda: 0.1}]}", "search.first: has no meaning where"),
         (
             "name: s\nsearch: {method: tpe, lambda: {low: 1, high: 0.1}}",
             "search.lambda: low must be below high",

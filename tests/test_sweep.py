@@ -153,13 +153,24 @@ def test_neither_workers_nor_stops_change_a_record(
     assert_same_tables(store, done)
 
 
-def test_a_survivor_whose_records_were_lost_is_made_again(finished: Study, tmp_path: Path) -> None:
+def test_what_failed_is_made_again_and_told_anew(finished: Study, tmp_path: Path) -> None:
     done, config, _ = finished
     shutil.copytree(folder(done), tmp_path / "tiny")
     shutil.copytree(folder(done).parent / ".corpora", tmp_path / ".corpora")
     survivor = done.trials.filter(status="done", method="fusion").collect()["trial"][0]
     for part in (tmp_path / "tiny" / "metrics").glob(f"{survivor}.*"):
         part.unlink()
+    # As had it failed, and the search been told so.
+    told = done.objectives.filter(batch=0).collect()
+    name = survivor.rpartition("-seed")[0]
+    failed = pl.col("configuration") == name
+    assert told.filter(failed).height == 1
+    lost = told.with_columns(
+        pl.when(failed).then(pl.lit("FAIL")).otherwise("state").alias("state"),
+        pl.when(~failed).then("judge").alias("judge"),
+        pl.when(~failed).then("z_distance").alias("z_distance"),
+    )
+    Store(tmp_path / "tiny").write("objectives", "batch00000", lost)
     execution = config.execution.model_copy(update={"results": str(tmp_path)})
     store, _ = go(config.model_copy(update={"execution": execution}))
     assert store.tried()[survivor] == done.tried()[survivor] + 1
