@@ -128,17 +128,19 @@ class Arena:
         path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
         return {"PYTHONPATH": path, "CHAOS_KIND": kind, "CHAOS_TRIAL": trial}
 
+    def count(self, config: StudyConfig, before: "Ledger") -> None:
+        """Count what was done before, and is lost or was handed out again."""
+        after = Ledger.of(store_of(config))
+        self.toll.lost += len(before.done - after.done)
+        self.toll.repeated += sum(
+            after.handed_out[trial] > before.handed_out[trial] for trial in before.done
+        )
+
     def settle(self, name: str, config: StudyConfig, undisturbed: Store, before: "Ledger") -> None:
         """Count what is lost, repeated or different once all is done."""
-        store = store_of(config)
-        after = Ledger.of(store)
-        toll = self.toll
-        toll.lost += len(before.done - after.done)
-        toll.repeated += sum(
-            after.handed_out[trial] > before.handed_out.get(trial, 0) for trial in before.done
-        )
-        toll.differing_rows += differing_rows(store, undisturbed)
-        toll.scenarios.append(name)
+        self.count(config, before)
+        self.toll.differing_rows += differing_rows(store_of(config), undisturbed)
+        self.toll.scenarios.append(name)
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,12 @@ class Ledger:
 def store_of(config: StudyConfig) -> Store:
     """The records of a study."""
     return Store(Path(config.execution.results) / config.name)
+
+
+def under_way(config: StudyConfig) -> list[Path]:
+    """Checkpoints of packs that are being trained."""
+    names = "[0-9a-f]" * 16 + ".safetensors"
+    return list((Path(store_of(config).root) / "checkpoints").glob(names))
 
 
 def differing_rows(one: Store, other: Store) -> int:
@@ -234,19 +242,10 @@ def drivers_killed(arena: Arena, undisturbed: Store, times: int) -> None:
         except subprocess.TimeoutExpired:
             arena.toll.kills += 1
         kill(process)
-        _check(arena, config, before)
+        arena.count(config, before)
     before = Ledger.of(store_of(config))
     arena.finish(config)
     arena.settle("driver killed", config, undisturbed, before)
-
-
-def _check(arena: Arena, config: StudyConfig, before: Ledger) -> None:
-    """Count what was lost or repeated since `before`, right after a kill."""
-    after = Ledger.of(store_of(config))
-    arena.toll.lost += len(before.done - after.done)
-    arena.toll.repeated += sum(
-        after.handed_out[trial] > before.handed_out[trial] for trial in before.done
-    )
 
 
 def worker_killed(arena: Arena, undisturbed: Store) -> None:
@@ -254,7 +253,7 @@ def worker_killed(arena: Arena, undisturbed: Store) -> None:
     config = arena.study("worker")
     process = arena.start(config)
     (victim, *_) = wait_for(lambda: workers_of(process.pid))
-    wait_for(lambda: list((store_of(config).root / "checkpoints").glob("*.safetensors")))
+    wait_for(lambda: under_way(config))
     os.kill(victim, signal.SIGKILL)
     arena.toll.kills += 1
     said, _ = process.communicate(timeout=PATIENCE)
@@ -284,7 +283,7 @@ def everything_at_once(arena: Arena, config: StudyConfig, undisturbed: Store) ->
     said = arena.finish(config, code=2)
     assert f"is being run by process {process.pid}" in said, said
     victim, *_ = wait_for(lambda: workers_of(process.pid))
-    wait_for(lambda: list((root / "checkpoints").glob("[0-9a-f]*")))
+    wait_for(lambda: under_way(config))
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: len(Ledger.of(store_of(config)).done) >= 1)
     wait_for(lambda: max(Ledger.of(store_of(config)).handed_out.values()) == 2)
@@ -311,8 +310,7 @@ def interrupted(arena: Arena, undisturbed: Store) -> None:
     """Ctrl-C stops within 10 s and says how to go on."""
     config = arena.study("interrupted")
     process = arena.start(config)
-    wait_for(lambda: list((store_of(config).root / "checkpoints").glob("*.safetensors")))
-    wait_for(lambda: workers_of(process.pid))
+    wait_for(lambda: under_way(config))
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=PATIENCE)
@@ -341,7 +339,7 @@ def node_killed(arena: Arena, undisturbed: Store) -> None:
     with nodes(2) as cluster:
         config = arena.study("node", {"address": cluster.address})
         process = arena.start(config)
-        wait_for(lambda: list((store_of(config).root / "checkpoints").glob("[0-9a-f]*")))
+        wait_for(lambda: under_way(config))
         victim = next(iter(cluster.worker_nodes))
         cluster.remove_node(victim, allow_graceful=False)
         arena.toll.kills += 1
@@ -355,7 +353,7 @@ def zombie(arena: Arena, undisturbed: Store) -> None:
     with nodes(2) as cluster:
         config = arena.study("zombie", {"address": cluster.address})
         process = arena.start(config)
-        wait_for(lambda: list((store_of(config).root / "checkpoints").glob("[0-9a-f]*")))
+        wait_for(lambda: under_way(config))
         victim = next(iter(cluster.worker_nodes))
         raylet = victim.all_processes["raylet"][0].process.pid
         os.kill(raylet, signal.SIGSTOP)
