@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 from ray.cluster_utils import Cluster
 
-from cf_core.files import replacing
+from cf_core.files import AnyPath, replacing
 from study.config import StudyConfig
 from study.store import TABLES, Store, comparable
 from tests.tiny import tiny, write_melodies
@@ -165,10 +165,10 @@ def store_of(config: StudyConfig) -> Store:
     return Store(Path(config.execution.results) / config.name)
 
 
-def under_way(config: StudyConfig) -> list[Path]:
+def under_way(config: StudyConfig) -> list[AnyPath]:
     """Checkpoints of packs that are being trained."""
     names = "[0-9a-f]" * 16 + ".safetensors"
-    return list((Path(store_of(config).root) / "checkpoints").glob(names))
+    return list((store_of(config).root / "checkpoints").glob(names))
 
 
 def differing_rows(one: Store, other: Store) -> int:
