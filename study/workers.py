@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ import ray
 import torch
 from ray import tune
 from ray.tune.logger import TBXLoggerCallback
+from ray.tune.schedulers import FIFOScheduler
 
 from cf_core.errors import UserError
 from cf_core.training import Progress
@@ -45,6 +47,10 @@ class _Failure:
     reason: str
     died: bool
     """Whether its worker went away without a word, so that the machine may be at fault."""
+
+
+_Job = tuple[Spec, Mapping[str, int]]
+"""What is to be done, and the number of this attempt at each of its parts."""
 
 
 class Workers:
@@ -169,10 +175,11 @@ class Workers:
 
     def _wave(self, specs: Sequence[Spec], attempts: Mapping[str, int]) -> dict[Spec, _Failure]:
         """Hand jobs to workers until each is over; what did not come to its end, and why."""
-        jobs = [
-            {"spec": spec, "attempts": {part.id: attempts[part.id] for part in spec.parts}}
-            for spec in specs
-        ]
+        # Packs first: what a job needs can then be told by its place. Tune copies all that its jobs
+        # are known by, and all that tells their needs, for each of them.
+        specs = sorted(specs, key=lambda spec: not isinstance(spec, PackSpec))
+        packs = sum(isinstance(spec, PackSpec) for spec in specs)
+        jobs = [(spec, {part.id: attempts[part.id] for part in spec.parts}) for spec in specs]
         with ExitStack() as stack:
             # Beside the records where that is a folder: there is more room than in /tmp.
             root = self._store.root.resolve()
@@ -184,17 +191,19 @@ class Workers:
             watch = _Watch(self._reporter, steps, stack, self._lease, self.note)
             tuner = tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(_Task, shared=[shared]),
-                    partial(_needs, self._execution.resources),
+                    tune.with_parameters(_Task, shared=[shared], jobs=jobs),
+                    partial(_needs, self._execution.resources, packs),
                 ),
-                param_space={"job": tune.grid_search(jobs)},
+                param_space={"job": tune.grid_search(list(range(len(jobs))))},
                 tune_config=tune.TuneConfig(
-                    reuse_actors=True, max_concurrent_trials=self._execution.workers
+                    reuse_actors=True,
+                    max_concurrent_trials=self._execution.workers,
+                    scheduler=_InOrder(),  # type: ignore[no-untyped-call]
                 ),
                 run_config=tune.RunConfig(
                     storage_path=scratch,
                     verbose=0,
-                    callbacks=[watch, *self._curves(stack)],
+                    callbacks=[watch, *self._curves(specs, stack)],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             )
@@ -222,12 +231,12 @@ class Workers:
             return _Failure(f"it took longer than {limit:g} s", died=False)
         return _Failure(f"the worker died: {_last_line(error)}", died=True)
 
-    def _curves(self, stack: ExitStack) -> list[tune.Callback]:
+    def _curves(self, specs: Sequence[Spec], stack: ExitStack) -> list[tune.Callback]:
         """TensorBoard's files, where the results are in a local folder."""
         root = self._store.root.resolve()
         if not isinstance(root, Path):
             return []
-        curves = _Curves(root / "tensorboard")
+        curves = _Curves(root / "tensorboard", specs)
         stack.callback(curves.close)
         return [curves]
 
@@ -244,8 +253,10 @@ class Workers:
         return self._shared
 
 
-def _needs(stages: StageResources, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    stage = stages.trials if isinstance(config["job"]["spec"], PackSpec) else stages.rivals
+def _needs(
+    stages: StageResources, packs: int, config: Mapping[str, Any]
+) -> tune.PlacementGroupFactory:
+    stage = stages.trials if config["job"] < packs else stages.rivals
     return tune.PlacementGroupFactory([{"CPU": stage.cpu, "GPU": stage.gpu}])
 
 
@@ -264,9 +275,10 @@ class _Task(tune.Trainable):
     """One job after another in one process."""
 
     def setup(  # type: ignore[override]  # how Tune hands over what with_parameters holds
-        self, config: dict[str, Any], shared: list[ray.ObjectRef]
+        self, config: dict[str, Any], shared: list[ray.ObjectRef], jobs: Sequence[_Job]
     ) -> None:
         torch.set_num_threads(1)
+        self._jobs = jobs
         self._bench, root, self._execution = ray.get(shared[0])
         self._store = Store(root)
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
@@ -276,7 +288,7 @@ class _Task(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._work = self._guarded(**new_config["job"])
+        self._work = self._guarded(*self._jobs[new_config["job"]])
         return True
 
     def step(self) -> dict[str, Any]:
@@ -310,12 +322,21 @@ class _Task(tune.Trainable):
             faulthandler.cancel_dump_traceback_later()
 
 
+class _InOrder(FIFOScheduler):
+    """Tune's own looks each time through all jobs there ever were."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        live = tune_controller.get_live_trials()
+        waiting = [trial for trial in live if trial.status == trial.PENDING]
+        return min(waiting, key=attrgetter("trial_id"), default=None)
+
+
 class _Curves(TBXLoggerCallback):
     """Ray's own logger, into a folder that is kept."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, specs: Sequence[Spec]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._folder = folder
+        self._folder, self._specs = folder, specs
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         return tune.Callback, ()  # as in _Watch
@@ -326,7 +347,7 @@ class _Curves(TBXLoggerCallback):
             writer.close()
 
     def log_trial_start(self, trial: Any) -> None:
-        folder = self._folder / trial.config["job"]["spec"].id.replace(" ", "-")
+        folder = self._folder / self._specs[trial.config["job"]].id.replace(" ", "-")
         self._trial_writer[trial] = self._summary_writer_cls(str(folder), flush_secs=30)
         self._trial_result[trial] = {}
 
@@ -346,6 +367,7 @@ class _Watch(tune.Callback):
         self._note = note
         self._all = stack.enter_context(reporter.job("all jobs", sum(steps.values())))
         self._jobs: dict[str, Job] = {}
+        self._names = list(steps)
         self._at = dict.fromkeys(steps, 0)
         self._ended = 0
         self._started: dict[str, float] = {}
@@ -373,7 +395,7 @@ class _Watch(tune.Callback):
         trial: Any,
         **_info: Any,
     ) -> None:
-        self._started[trial.config["job"]["spec"].id] = time.monotonic()
+        self._started[self._names[trial.config["job"]]] = time.monotonic()
 
     def on_trial_result(
         self,
@@ -383,7 +405,7 @@ class _Watch(tune.Callback):
         result: dict[str, Any],
         **_info: Any,
     ) -> None:
-        name = trial.config["job"]["spec"].id
+        name = self._names[trial.config["job"]]
         if name not in self._jobs:
             self._jobs[name] = self._stack.enter_context(self._reporter.job(name, None))
         if "failure" in result:
@@ -403,7 +425,7 @@ class _Watch(tune.Callback):
         trial: Any,
         **_info: Any,
     ) -> None:
-        name = trial.config["job"]["spec"].id
+        name = self._names[trial.config["job"]]
         now = time.monotonic()
         self.lasted[name] = now - self._started.get(name, now)
         self._end(name)

@@ -75,10 +75,8 @@ class Toll:
 class Arena:
     """A folder with melodies and one tiny study that nothing happened to."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.melodies = folder, folder / "melodies"
-        self.melodies.mkdir()
-        write_melodies(self.melodies)
+    def __init__(self, folder: Path, melodies: Path) -> None:
+        self.folder, self.melodies = folder, melodies
         self.toll = Toll()
 
     def study(
@@ -276,20 +274,20 @@ def trial_misbehaves(arena: Arena, undisturbed: Store, kind: str, *, alone: bool
 
 
 def everything_at_once(arena: Arena, config: StudyConfig, undisturbed: Store) -> None:
-    """In one run: a second driver, a worker killed, and then the driver killed."""
+    """In one run a second driver, a worker killed, the driver killed; Ctrl-C in the next."""
     process = arena.start(config)
-    root = store_of(config).root
-    wait_for((root / "running.json").exists)
-    said = arena.finish(config, code=2)
-    assert f"is being run by process {process.pid}" in said, said
+    wait_for((store_of(config).root / "running.json").exists)
+    second = arena.start(config)
     victim, *_ = wait_for(lambda: workers_of(process.pid))
     wait_for(lambda: under_way(config))
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: len(Ledger.of(store_of(config)).done) >= 1)
     wait_for(lambda: max(Ledger.of(store_of(config)).handed_out.values()) == 2)
+    _refused(second, process)
     kill(process)
     arena.toll.kills += 2
     before = Ledger.of(store_of(config))
+    _interrupt(arena, config)
     arena.finish(config)
     arena.settle("worker and driver killed", config, undisturbed, before)
 
@@ -299,8 +297,7 @@ def two_drivers(arena: Arena, undisturbed: Store) -> None:
     config = arena.study("two")
     first = arena.start(config)
     wait_for((store_of(config).root / "running.json").exists)
-    said = arena.finish(config, code=2)
-    assert f"is being run by process {first.pid}" in said, said
+    _refused(arena.start(config), first)
     said, _ = first.communicate(timeout=PATIENCE)
     assert first.returncode == 0, said[-3000:]
     arena.settle("two drivers", config, undisturbed, Ledger.of(store_of(config)))
@@ -309,17 +306,29 @@ def two_drivers(arena: Arena, undisturbed: Store) -> None:
 def interrupted(arena: Arena, undisturbed: Store) -> None:
     """Ctrl-C stops within 10 s and says how to go on."""
     config = arena.study("interrupted")
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        _interrupt(arena, config, sign)
+    before = Ledger.of(store_of(config))
+    arena.finish(config)
+    arena.settle("interrupted", config, undisturbed, before)
+
+
+def _interrupt(arena: Arena, config: StudyConfig, sign: signal.Signals = signal.SIGINT) -> None:
     process = arena.start(config)
+    wait_for(lambda: workers_of(process.pid))
     wait_for(lambda: under_way(config))
     began = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sign)
     said, _ = process.communicate(timeout=PATIENCE)
     assert time.monotonic() - began < 10, said[-3000:]
     assert process.returncode == 130, said[-3000:]
     assert "give the same command again" in said
-    before = Ledger.of(store_of(config))
-    arena.finish(config)
-    arena.settle("interrupted", config, undisturbed, before)
+
+
+def _refused(second: "subprocess.Popen[str]", first: "subprocess.Popen[str]") -> None:
+    said, _ = second.communicate(timeout=PATIENCE)
+    assert second.returncode == 2, said[-3000:]
+    assert f"is being run by process {first.pid}" in said, said
 
 
 @contextmanager
@@ -397,7 +406,10 @@ def main(arguments: Sequence[str]) -> None:
     """Do all of it and write down the toll."""
     times = int(arguments[0]) if arguments else 20
     with tempfile.TemporaryDirectory() as folder:
-        arena = Arena(Path(folder))
+        melodies = Path(folder) / "melodies"
+        melodies.mkdir()
+        write_melodies(melodies)
+        arena = Arena(Path(folder), melodies)
         calm = arena.study("calm")
         arena.finish(calm)
         undisturbed = store_of(calm)

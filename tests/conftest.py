@@ -12,7 +12,7 @@ from cf_core.melody import MelodyFormat
 from cf_core.nets import initialise
 from cf_core.vae import MelodyVAE, VAESettings
 from study.store import Store
-from tests.tiny import write_melodies
+from tests.tiny import models, tiny, write_melodies
 
 # Small tensors: more threads would only wait for each other.
 torch.set_num_threads(1)
@@ -32,6 +32,12 @@ def melodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("melodies")
     write_melodies(made)
     return made
+
+
+@pytest.fixture(scope="session")
+def shared(melodies: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """What all trials of the tiny study share, and no trial yet."""
+    return models(tiny(melodies, tmp_path_factory.mktemp("shared")))
 
 
 @pytest.fixture(scope="session")

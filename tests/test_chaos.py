@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from study.store import Store
 from tests.chaos import Arena, everything_at_once, store_of
-from tests.tiny import EVALUATION
+from tests.tiny import EVALUATION, furnish
 
 SMALL: dict[str, Any] = {
     "search": {"lambda": [0.1, "conditional"], "style_dim": [0], "seeds": [0, 1]},
@@ -15,9 +16,11 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds its victims in /proc")
-def test_after_kills_nothing_is_lost_or_repeated_or_different(tmp_path: Path) -> None:
-    arena = Arena(tmp_path)
-    calm, struck = (arena.study(name, **SMALL) for name in ("calm", "struck"))
+def test_after_kills_nothing_is_lost_or_repeated_or_different(
+    melodies: Path, shared: Store, tmp_path: Path
+) -> None:
+    arena = Arena(tmp_path, melodies)
+    calm, struck = (furnish(arena.study(n, **SMALL), shared) for n in ("calm", "struck"))
     arena.finish(calm)
     everything_at_once(arena, struck, store_of(calm))
     toll = arena.toll

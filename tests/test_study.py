@@ -30,7 +30,16 @@ from study.run import plan, run_all
 from study.search import first_trials
 from study.store import TABLES, QuarantineWarning, Store, comparable
 from tests.conftest import folder
-from tests.tiny import GATES, Watch, assert_same_tables, go, tiny
+from tests.tiny import (
+    EVALUATION,
+    GATES,
+    Watch,
+    assert_same_tables,
+    furnish,
+    go,
+    models,
+    tiny,
+)
 
 SOURCES = ("test", "prior", "validation", "validation_prior")
 
@@ -53,9 +62,9 @@ RECORDS = 8 + len(RIVALS)
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    melodies: Path, tmp_path_factory: pytest.TempPathFactory
+    melodies: Path, shared: Store, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Store, StudyConfig, list[str]]:
-    config = tiny(melodies, tmp_path_factory.mktemp("results"))
+    config = furnish(tiny(melodies, tmp_path_factory.mktemp("results")), shared)
     store, lines = go(config, figures=True)
     return store, config, lines
 
@@ -64,9 +73,9 @@ Study = tuple[Store, StudyConfig, list[str]]
 
 
 @pytest.fixture
-def results(undisturbed: Study, tmp_path: Path) -> Path:
-    """An empty results folder, but for the melodies, which are read before."""
-    shutil.copytree(folder(undisturbed[0]).parent / ".corpora", tmp_path / ".corpora")
+def results(melodies: Path, shared: Store, tmp_path: Path) -> Path:
+    """A results folder with what trials share, and no trial yet."""
+    furnish(tiny(melodies, tmp_path), shared)
     return tmp_path
 
 
@@ -142,20 +151,32 @@ def test_latents_hold_what_was_put_in_and_what_came_out(undisturbed: Study) -> N
     assert outputs.shape == (latents.height, config.core.latent_dim)
 
 
-@pytest.mark.parametrize("stop", ["core at 50", "selection judge at 50", f": over (2 of {JOBS})"])
+def test_a_stopped_preparation_goes_on_and_ends_with_the_same_models(
+    shared: Store, melodies: Path, tmp_path: Path
+) -> None:
+    config = tiny(melodies, tmp_path)
+    for stop in ("core at 50", "selection judge at 50"):
+        with pytest.raises(KeyboardInterrupt):
+            models(config, stop)
+    store = models(config)
+    files = [path for name in ("core", "classifiers") for path in (folder(shared) / name).iterdir()]
+    assert len(files) == 2 * 4
+    for file in files:
+        assert (folder(store) / file.parent.name / file.name).read_bytes() == file.read_bytes()
+
+
 def test_a_stopped_study_goes_on_and_ends_with_the_same_tables(
-    undisturbed: Study, melodies: Path, results: Path, stop: str
+    undisturbed: Study, melodies: Path, results: Path
 ) -> None:
     config = tiny(melodies, results)
     with pytest.raises(KeyboardInterrupt):
-        go(config, stop)
+        go(config, f": over (2 of {JOBS})")
     before = {path: path.stat().st_mtime_ns for path in results.rglob("trials/*.parquet")}
-    assert (len(before) >= 2) == ("over" in stop)
+    assert len(before) >= 2
     store, lines = go(config)
     for path, written in before.items():
         assert path.stat().st_mtime_ns == written, "a finished trial was run again"
-    if before:
-        assert f"{len(before)} of {RECORDS} are already done" in lines
+    assert f"{len(before)} of {RECORDS} are already done" in lines
     assert_same_tables(store, undisturbed[0])
 
 
@@ -209,13 +230,17 @@ def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(melodies: Path, res
     assert store.scan("metrics").filter(pl.col("trial") == bad["trial"]).collect().is_empty()
 
 
-def test_a_study_uses_a_cluster_that_is_there_and_leaves_it_running(
+def test_a_study_on_two_and_three_nodes_is_that_of_one_machine(
     undisturbed: Study, melodies: Path, results: Path
 ) -> None:
+    """And the cluster is left running. What is lost in between is made again."""
     undisturbed_store, config, _ = undisturbed
     # GPUs that are only declared: half of one for each of four workers.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2})
+    node: dict[str, Any] = {"num_cpus": 2, "num_gpus": 1}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    lost = "lp-eta0.3"
     try:
+        cluster.add_node(**node)
         place = {
             "results": str(results),
             "address": cluster.address,
@@ -224,13 +249,24 @@ def test_a_study_uses_a_cluster_that_is_there_and_leaves_it_running(
         }
         execution = config.execution.model_dump() | place
         store, lines = go(tiny(melodies, results, execution=execution))
-        assert any("all 1 nodes have this code and share" in line for line in lines)
-        assert len(cluster.list_all_nodes()) == 1
+        assert any("all 2 nodes have this code and share" in line for line in lines)
+        assert_same_tables(store, undisturbed_store)
+        for table, name in (("metrics", lost), ("bins", "references")):
+            part = results / "tiny" / table / f"{name}.1.parquet"
+            part.write_bytes(part.read_bytes()[:300])
+        cluster.add_node(**node)
+        with pytest.warns(QuarantineWarning):
+            store, lines = go(tiny(melodies, results, execution=execution))
+        assert any("all 3 nodes have this code and share" in line for line in lines)
+        assert len(cluster.list_all_nodes()) == 3
         ray.init(address=cluster.address, log_to_driver=False)
-        assert ray.cluster_resources()["CPU"] == 4
+        assert ray.cluster_resources()["CPU"] == 6
     finally:
         ray.shutdown()
         cluster.shutdown()
+    assert f"{RECORDS - 1} of {RECORDS} are already done" in lines
+    assert any("2 damaged or foreign files" in line for line in lines)
+    assert store.tried()[lost] == 2
     assert_same_tables(store, undisturbed_store)
     trained = store.trials.filter(pl.col("seed").is_not_null()).collect()
     ends = trained["finished_at"].dt.epoch("ms") / 1000
@@ -401,23 +437,22 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
 
 
 def test_a_study_in_a_bucket_runs_stops_goes_on_and_is_compacted(
-    undisturbed: Study,
+    shared: Store,
     melodies: Path,
     bucket: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cache = tmp_path / "connective-fusion"
-    shutil.copytree(folder(undisturbed[0]).parent / ".corpora", cache)
+    shutil.copytree(folder(shared).parent / ".corpora", tmp_path / "connective-fusion")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    evaluation = undisturbed[1].evaluation.model_dump() | {"rivals": ["lp"], "latents": "scored"}
     config = tiny(
         melodies,
         tmp_path,
         search={"lambda": [0.1, "conditional"], "style_dim": [0], "seeds": [0]},
-        evaluation=evaluation,
+        evaluation=EVALUATION | {"latents": "scored"},
         execution={"workers": 2, "pack": 1, "results": f"{bucket}/small"},
     )
+    furnish(config, shared)
     with pytest.raises(KeyboardInterrupt):
         go(config, ": over (1 of 3)")
     store, lines = go(config)
@@ -482,24 +517,6 @@ def test_the_plan_tells_the_size_of_latents(melodies: Path, tmp_path: Path) -> N
         points = (1 + 2) * 2 + 2
         size = f"{pairs * points * 256 / 1e9:.2f}"
         assert f"latents kept: {latents}, up to {size} GB" in plan(config).splitlines()
-
-
-def test_a_study_that_lost_a_part_makes_it_again(undisturbed: Study, tmp_path: Path) -> None:
-    finished, config, _ = undisturbed
-    shutil.copytree(folder(finished), tmp_path / "tiny")
-    shutil.copytree(folder(finished).parent / ".corpora", tmp_path / ".corpora")
-    lost = "lp-eta0.3"
-    for table in ("metrics", "bins"):
-        name = "references" if table == "bins" else lost
-        part = tmp_path / "tiny" / table / f"{name}.1.parquet"
-        part.write_bytes(part.read_bytes()[:300])
-    execution = config.execution.model_copy(update={"results": str(tmp_path)})
-    with pytest.warns(QuarantineWarning):
-        store, lines = go(config.model_copy(update={"execution": execution}))
-    assert f"{RECORDS - 1} of {RECORDS} are already done" in lines
-    assert any("2 damaged or foreign files" in line for line in lines)
-    assert store.tried()[lost] == 2
-    assert_same_tables(store, finished)
 
 
 def test_the_notebook_answers_its_five_questions(undisturbed: Study) -> None:

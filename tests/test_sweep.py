@@ -23,7 +23,7 @@ from study.select import select, status
 from study.store import Store
 from study.sweep import outcomes, planned, recorded, sweep
 from tests.conftest import folder
-from tests.tiny import EVALUATION, Watch, assert_same_tables, go, tiny
+from tests.tiny import EVALUATION, Watch, assert_same_tables, furnish, go, tiny
 
 SEARCH: dict[str, Any] = {
     "method": "tpe",
@@ -51,8 +51,8 @@ Study = tuple[Store, StudyConfig, list[str]]
 
 
 @pytest.fixture(scope="module")
-def finished(melodies: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    config = searching(melodies, tmp_path_factory.mktemp("searched"))
+def finished(melodies: Path, shared: Store, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    config = furnish(searching(melodies, tmp_path_factory.mktemp("searched")), shared)
     store, lines = go(config, figures=True)
     return store, config, lines
 
@@ -141,11 +141,10 @@ def test_a_survivor_is_what_it_would_have_been_without_rungs(finished: Study) ->
 
 
 def test_neither_workers_nor_stops_change_a_record(
-    finished: Study, melodies: Path, tmp_path: Path
+    finished: Study, shared: Store, melodies: Path, tmp_path: Path
 ) -> None:
     done, _, _ = finished
-    shutil.copytree(folder(done).parent / ".corpora", tmp_path / ".corpora")
-    config = searching(melodies, tmp_path, workers=1)
+    config = furnish(searching(melodies, tmp_path, workers=1), shared)
     for stop in ("to step 100: over (4 of", "step 100: 2 of 3", ": over (2 of 4"):
         with pytest.raises(KeyboardInterrupt):
             go(config, stop)

@@ -1,5 +1,6 @@
 """A study small enough to be run whole in tests, and ways to run it."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -8,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+from cf_core.files import place, replacing
 from cf_core.melody import Note
 from cf_core.render import write_midi
 from study.config import StudyConfig
+from study.prepare import find_corpus, prepare
 from study.progress import Job, Reporter
-from study.run import run
+from study.run import DRIVER_THREADS, root, run
 from study.store import TABLES, Store, comparable
 
 GATES = ("token_accuracy", "onset_pitch_recall", "exact_segments", "valid_prior")
@@ -112,6 +116,28 @@ def go(config: StudyConfig, stop: str = "", *, figures: bool = False) -> tuple[S
         if not figures:
             patch.setattr("study.run.draw", lambda _store: [])
         return run(config, reporter), reporter.lines
+
+
+def models(config: StudyConfig, stop: str = "") -> Store:
+    """Make what all trials of a study share (melodies read, core, classifiers) and no more."""
+    torch.set_num_threads(DRIVER_THREADS)
+    with Watch(stop) as reporter:
+        store, corpus = Store(root(config)), find_corpus(config, reporter)
+        print_ = config.fingerprint(corpus.content_hash)
+        store.claim(config.identity(corpus.content_hash), print_, config.name)
+        prepare(config, corpus, store, reporter)
+    return store
+
+
+def furnish(config: StudyConfig, made: Store) -> StudyConfig:
+    """Have a tiny study begin with what `models` made."""
+    results = place(config.execution.results)
+    for file in (file for name in ("core", "classifiers") for file in (made.root / name).glob("*")):
+        with replacing(root(config) / file.parent.name / file.name) as temporary:
+            temporary.write_bytes(file.read_bytes())
+    if isinstance(results, Path):
+        shutil.copytree(str(made.root.parent / ".corpora"), results / ".corpora")
+    return config
 
 
 def assert_same_tables(store: Store, other: Store) -> None:
