@@ -42,6 +42,8 @@ def connect(execution: Execution) -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # Only the older of Tune's two outputs is silent at verbose=0.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune's own state, of all jobs each time: nothing is ever restored from it.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
     # Ctrl-C is ours: Tune's own handler would wait for the running steps.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
