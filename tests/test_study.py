@@ -214,13 +214,12 @@ def test_a_core_below_its_gate_stops_the_study(melodies: Path, results: Path) ->
     assert not (results / "tiny" / "trials").exists()
 
 
-def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(melodies: Path, results: Path) -> None:
-    config = tiny(
-        melodies,
-        results,
-        search={"lambda": [0.1, 1e38], "style_dim": [0], "seeds": [0]},
-    )
-    store, lines = go(config)
+def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(
+    melodies: Path, shared: Store, tmp_path: Path
+) -> None:
+    search = {"lambda": [0.1, 1e38], "style_dim": [0], "seeds": [0]}
+    config = tiny(melodies, tmp_path, search=search, evaluation=EVALUATION)
+    store, lines = go(furnish(config, shared))
     rows = {row["trial"]: row for row in store.scan("trials").collect().to_dicts()}
     bad = rows["lambda1e+38-style0-seed0"]
     assert bad["status"] == "diverged"

@@ -122,16 +122,22 @@ def models(config: StudyConfig, stop: str = "") -> Store:
     """Make what all trials of a study share (melodies read, core, classifiers) and no more."""
     torch.set_num_threads(DRIVER_THREADS)
     with Watch(stop) as reporter:
-        store, corpus = Store(root(config)), find_corpus(config, reporter)
-        print_ = config.fingerprint(corpus.content_hash)
-        store.claim(config.identity(corpus.content_hash), print_, config.name)
+        corpus = find_corpus(config, reporter)
+        store = _claim(config, corpus.content_hash)
         prepare(config, corpus, store, reporter)
+    return store
+
+
+def _claim(config: StudyConfig, corpus: str) -> Store:
+    store = Store(root(config))
+    store.claim(config.identity(corpus), config.fingerprint(corpus), config.name)
     return store
 
 
 def furnish(config: StudyConfig, made: Store) -> StudyConfig:
     """Have a tiny study begin with what `models` made."""
     results = place(config.execution.results)
+    _claim(config, made.record["identity"]["corpus"])
     for file in (file for name in ("core", "classifiers") for file in (made.root / name).glob("*")):
         with replacing(root(config) / file.parent.name / file.name) as temporary:
             temporary.write_bytes(file.read_bytes())
