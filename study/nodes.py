@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import signal
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,6 +11,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -47,6 +49,7 @@ def connect(execution: Execution) -> None:
     # Ctrl-C is ours: Tune's own handler would wait for the running steps.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _reach(address)
         if address is None:
@@ -67,6 +70,9 @@ def connect(execution: Execution) -> None:
         raise UserError(
             f"Ray at {where}: {reason}; check --address or execution.address"
         ) from error
+    if current_thread() is main_thread():
+        # Ray's own prints a stack and ends the process there and then.
+        signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
 
 
 def _reach(address: str | None) -> None:

@@ -96,7 +96,8 @@ def propose(config: StudyConfig, past: Sequence[Outcome]) -> dict[Configuration,
         more = _drawn(search, config.seed, whole + len(first))
     else:
         more = _asked(config, past, [*first, *tried], whole)
-    fresh = [c for c in dict.fromkeys([*first, *more]) if c not in tried]
+    known = set(tried)
+    fresh = [c for c in dict.fromkeys([*first, *more]) if c not in known]
     return {c: "first" if c in first else search.method for c in fresh[: whole - len(tried)]}
 
 
