@@ -229,21 +229,25 @@ def kill(process: "subprocess.Popen[str]") -> None:
 # ---- misfortunes ---------------------------------------------------------------------------------
 
 
-def drivers_killed(arena: Arena, undisturbed: Store, times: int) -> None:
-    """kill -9 of the driver at random moments, over one study."""
-    config, random = arena.study("drivers"), np.random.default_rng(0)
-    for _ in range(times):
+def drivers_killed(arena: Arena, times: int) -> None:
+    """kill -9 of the driver at random moments, over one study, large enough to outlast them."""
+    search = {"lambda": [0.1, "conditional"], "style_dim": [0, 2], "seeds": list(range(16))}
+    calm, config = (arena.study(name, search=search) for name in ("calm many", "drivers"))
+    arena.finish(calm)
+    random = np.random.default_rng(0)
+    for number in range(times):
         before = Ledger.of(store_of(config))
         process = arena.start(config)
-        try:
-            process.wait(timeout=float(random.uniform(2, 45)))
-        except subprocess.TimeoutExpired:
-            arena.toll.kills += 1
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=float(random.uniform(4, 30)))
+        assert process.poll() is None, f"the study was over after {number} kills"
         kill(process)
+        arena.toll.kills += 1
         arena.count(config, before)
     before = Ledger.of(store_of(config))
+    assert before.done, "no kill came after a trial was done"
     arena.finish(config)
-    arena.settle("driver killed", config, undisturbed, before)
+    arena.settle("driver killed", config, store_of(calm), before)
 
 
 def worker_killed(arena: Arena, undisturbed: Store) -> None:
@@ -430,7 +434,7 @@ def main(arguments: Sequence[str]) -> None:
             lambda: node_killed(arena, undisturbed),
             lambda: zombie(arena, undisturbed),
             lambda: disk_full(arena, undisturbed),
-            lambda: drivers_killed(arena, undisturbed, times),
+            lambda: drivers_killed(arena, times),
         ]
         failures = 0
         for part in parts:

@@ -56,7 +56,6 @@ RIVALS: dict[str, tuple[float | None, tuple[int, ...]]] = {
     "retrieval": (None, (1, 4)),
 }
 """λ and iteration counts of each setting."""
-JOBS = 4 + 7
 RECORDS = 8 + len(RIVALS)
 
 
@@ -163,21 +162,6 @@ def test_a_stopped_preparation_goes_on_and_ends_with_the_same_models(
     assert len(files) == 2 * 4
     for file in files:
         assert (folder(store) / file.parent.name / file.name).read_bytes() == file.read_bytes()
-
-
-def test_a_stopped_study_goes_on_and_ends_with_the_same_tables(
-    undisturbed: Study, melodies: Path, results: Path
-) -> None:
-    config = tiny(melodies, results)
-    with pytest.raises(KeyboardInterrupt):
-        go(config, f": over (2 of {JOBS})")
-    before = {path: path.stat().st_mtime_ns for path in results.rglob("trials/*.parquet")}
-    assert len(before) >= 2
-    store, lines = go(config)
-    for path, written in before.items():
-        assert path.stat().st_mtime_ns == written, "a finished trial was run again"
-    assert f"{len(before)} of {RECORDS} are already done" in lines
-    assert_same_tables(store, undisturbed[0])
 
 
 def test_running_a_finished_study_again_changes_no_record(undisturbed: Study) -> None:

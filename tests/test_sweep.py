@@ -146,10 +146,17 @@ def test_neither_workers_nor_stops_change_a_record(
 ) -> None:
     done, _, _ = finished
     config = furnish(searching(melodies, tmp_path, workers=1), shared)
+    written: dict[Path, int] = {}
     for stop in ("to step 100: over (4 of", ": over (2 of 4"):
         with pytest.raises(KeyboardInterrupt):
             go(config, stop)
-    store, _ = go(config)
+        parts = [*tmp_path.rglob("trials/*.parquet"), *tmp_path.rglob("rungs/*.parquet")]
+        written = {path: path.stat().st_mtime_ns for path in parts} | written
+    store, lines = go(config)
+    assert len(written) >= 6
+    for path, then in written.items():
+        assert path.stat().st_mtime_ns == then, "what was finished was run again"
+    assert any("are already done" in line for line in lines)
     assert_same_tables(store, done)
 
 
