@@ -239,7 +239,7 @@ def drivers_killed(arena: Arena, times: int) -> None:
         before = Ledger.of(store_of(config))
         process = arena.start(config)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=float(random.uniform(4, 30)))
+            process.wait(timeout=float(random.uniform(4, 21)))
         assert process.poll() is None, f"the study was over after {number} kills"
         kill(process)
         arena.toll.kills += 1
