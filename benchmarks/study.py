@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -153,7 +153,7 @@ def _workers(config: StudyConfig, bench: Workbench, store: Store) -> Iterator[Wo
     reporter = Reporter(Console(quiet=True))
     with (
         Lease(store.root) as lease,
-        Workers(bench, store, config.execution, reporter, lease) as made,
+        closing(Workers(bench, store, config.execution, reporter, lease)) as made,
     ):
         yield made
 

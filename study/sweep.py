@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from itertools import count, product
 from typing import Any
 
@@ -51,7 +52,7 @@ def sweep(
     if config.search.warm_start is not None and not past:
         past = _learned(config, store, reporter)
     rivals = rival_jobs(config.rivals())
-    with Workers(bench, store, config.execution, reporter, lease) as workers:
+    with closing(Workers(bench, store, config.execution, reporter, lease)) as workers:
         for number in count():
             batch = recorded(store, number) or _proposed(config, past, number, store)
             if not batch:

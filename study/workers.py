@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import polars as pl
 import ray
@@ -56,7 +55,7 @@ _Job = tuple[Spec, Mapping[str, int]]
 class Workers:
     """Those who do a study's jobs, on the Ray cluster at an address or on one of this machine.
 
-    Use as a context manager. Ray is started when there is a first job to do.
+    To be closed. Ray is started when there is a first job to do.
     """
 
     def __init__(
@@ -74,15 +73,8 @@ class Workers:
         self._stack = ExitStack()
         self._shared: ray.ObjectRef | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop Ray, or leave its cluster."""
         self._stack.close()
 
     def do(self, specs: Sequence[Spec]) -> None:
@@ -175,26 +167,19 @@ class Workers:
 
     def _wave(self, specs: Sequence[Spec], attempts: Mapping[str, int]) -> dict[Spec, _Failure]:
         """Hand jobs to workers until each is over; what did not come to its end, and why."""
-        # Packs first: what a job needs can then be told by its place. Tune copies all that its jobs
-        # are known by, and all that tells their needs, for each of them.
         specs = sorted(specs, key=lambda spec: not isinstance(spec, PackSpec))
-        packs = sum(isinstance(spec, PackSpec) for spec in specs)
-        jobs = [(spec, {part.id: attempts[part.id] for part in spec.parts}) for spec in specs]
         with ExitStack() as stack:
             # Beside the records where that is a folder: there is more room than in /tmp.
             root = self._store.root.resolve()
             beside = root if isinstance(root, Path) else None
             folder = tempfile.TemporaryDirectory(prefix=".tune-", dir=beside)
             scratch = stack.enter_context(folder)
-            shared = self._start()
+            task = self._task(specs, attempts)
             steps = {spec.id: job_steps(spec, self._bench) for spec in specs}
             watch = _Watch(self._reporter, steps, stack, self._lease, self.note)
             tuner = tune.Tuner(
-                tune.with_resources(
-                    tune.with_parameters(_Task, shared=[shared], jobs=jobs),
-                    partial(_needs, self._execution.resources, packs),
-                ),
-                param_space={"job": tune.grid_search(list(range(len(jobs))))},
+                task,
+                param_space={"job": tune.grid_search(list(range(len(specs))))},
                 tune_config=tune.TuneConfig(
                     reuse_actors=True,
                     max_concurrent_trials=self._execution.workers,
@@ -219,6 +204,18 @@ class Workers:
             for spec, error in zip(specs, errors, strict=True)
         }
         return {spec: failure for spec, failure in failures.items() if failure is not None}
+
+    def _task(self, specs: Sequence[Spec], attempts: Mapping[str, int]) -> Any:
+        """What Tune runs: a job, known by its place among `specs`, packs before rivals.
+
+        Tune copies all that its jobs are known by, and all that tells their needs, for each job.
+        """
+        packs = sum(isinstance(spec, PackSpec) for spec in specs)
+        jobs = [(spec, {part.id: attempts[part.id] for part in spec.parts}) for spec in specs]
+        return tune.with_resources(
+            tune.with_parameters(_Task, shared=[self._start()], jobs=jobs),
+            partial(_needs, self._execution.resources, packs),
+        )
 
     def _failure(self, spec: Spec, error: BaseException | None, watch: "_Watch") -> _Failure | None:
         """Why a job did not come to its end; None if it did."""

@@ -231,7 +231,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 def drivers_killed(arena: Arena, times: int) -> None:
     """kill -9 of the driver at random moments, over one study, large enough to outlast them."""
-    search = {"lambda": [0.1, "conditional"], "style_dim": [0, 2], "seeds": list(range(16))}
+    search = {"lambda": [0.1, "conditional"], "style_dim": [0, 2], "seeds": list(range(48))}
     calm, config = (arena.study(name, search=search) for name in ("calm many", "drivers"))
     arena.finish(calm)
     random = np.random.default_rng(0)
@@ -252,15 +252,10 @@ def drivers_killed(arena: Arena, times: int) -> None:
 
 def worker_killed(arena: Arena, undisturbed: Store) -> None:
     """kill -9 of a worker in the middle of a trial: the run itself tries again."""
-    config = arena.study("worker")
-    process = arena.start(config)
-    (victim, *_) = wait_for(lambda: workers_of(process.pid))
-    wait_for(lambda: under_way(config))
-    os.kill(victim, signal.SIGKILL)
+    config, process = _in_the_middle(arena, "worker")
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     arena.toll.kills += 1
-    said, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, said[-3000:]
-    assert "the worker died" in said
+    assert "the worker died" in _ended(process)
     arena.settle("worker killed", config, undisturbed, Ledger.of(store_of(config)))
 
 
@@ -302,8 +297,7 @@ def two_drivers(arena: Arena, undisturbed: Store) -> None:
     first = arena.start(config)
     wait_for((store_of(config).root / "running.json").exists)
     _refused(arena.start(config), first)
-    said, _ = first.communicate(timeout=PATIENCE)
-    assert first.returncode == 0, said[-3000:]
+    _ended(first)
     arena.settle("two drivers", config, undisturbed, Ledger.of(store_of(config)))
 
 
@@ -315,6 +309,23 @@ def interrupted(arena: Arena, undisturbed: Store) -> None:
     before = Ledger.of(store_of(config))
     arena.finish(config)
     arena.settle("interrupted", config, undisturbed, before)
+
+
+def _in_the_middle(
+    arena: Arena, name: str, execution: Mapping[str, Any] | None = None
+) -> "tuple[StudyConfig, subprocess.Popen[str]]":
+    """A study that has begun to train, and the process that runs it."""
+    config = arena.study(name, execution)
+    process = arena.start(config)
+    wait_for(lambda: under_way(config))
+    return config, process
+
+
+def _ended(process: "subprocess.Popen[str]") -> str:
+    """Wait until a run has come to its end, and well; what it said."""
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said[-3000:]
+    return said
 
 
 def _interrupt(arena: Arena, config: StudyConfig, sign: signal.Signals = signal.SIGINT) -> None:
@@ -350,32 +361,26 @@ def nodes(count: int) -> Iterator[Cluster]:
 def node_killed(arena: Arena, undisturbed: Store) -> None:
     """A node with a worker on it goes away; the rest of the cluster takes over."""
     with nodes(2) as cluster:
-        config = arena.study("node", {"address": cluster.address})
-        process = arena.start(config)
-        wait_for(lambda: under_way(config))
+        config, process = _in_the_middle(arena, "node", {"address": cluster.address})
         victim = next(iter(cluster.worker_nodes))
         cluster.remove_node(victim, allow_graceful=False)
         arena.toll.kills += 1
-        said, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, said[-3000:]
+        _ended(process)
     arena.settle("node killed", config, undisturbed, Ledger.of(store_of(config)))
 
 
 def zombie(arena: Arena, undisturbed: Store) -> None:
     """A node is declared dead while its worker goes on and writes."""
     with nodes(2) as cluster:
-        config = arena.study("zombie", {"address": cluster.address})
-        process = arena.start(config)
-        wait_for(lambda: under_way(config))
+        config, process = _in_the_middle(arena, "zombie", {"address": cluster.address})
         victim = next(iter(cluster.worker_nodes))
         raylet = victim.all_processes["raylet"][0].process.pid
         os.kill(raylet, signal.SIGSTOP)
         arena.toll.kills += 1
         try:
-            said, _ = process.communicate(timeout=PATIENCE)
+            _ended(process)
         finally:
             os.kill(raylet, signal.SIGCONT)
-    assert process.returncode == 0, said[-3000:]
     arena.settle("zombie", config, undisturbed, Ledger.of(store_of(config)))
 
 

@@ -17,7 +17,15 @@ from tests.tiny import models, tiny, write_melodies
 # Small tensors: more threads would only wait for each other.
 torch.set_num_threads(1)
 
+_LONGEST = ("test_study.py", "test_sweep.py", "test_chaos.py", "test_nodes.py")
+"""Files of tests that two processes should begin with, lest one waits for the other at the end."""
+
 MakeBundle = Callable[..., Bundle]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: (*_LONGEST, item.path.name).index(item.path.name))
 
 
 def folder(store: Store) -> Path:
