@@ -28,7 +28,7 @@ from evaluation.metrics import Evaluator, make_sources
 from evaluation.statistics import STATISTICS, Bins, segment_statistics, transition_matrix
 from evaluation.transforms import Fusion, LatentSearch
 from study.config import StudyConfig, load_all
-from study.findings import bin_counts, finished
+from study.findings import bin_counts, finished_metrics
 from study.prepare import training_latents
 from study.search import first_trials
 from study.store import Store
@@ -145,8 +145,8 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
     yield Measure("bootstrap_share", share, "share", 0.02, "lower")
 
 
-def _recorded(store: Store) -> tuple[pl.DataFrame, pl.DataFrame, Mapping[str, int]]:
-    return finished(store, "metrics"), finished(store, "outcomes"), bin_counts(store)
+def _recorded(store: Store) -> tuple[pl.DataFrame, pl.LazyFrame, Mapping[str, int]]:
+    return finished_metrics(store), store.outcomes, bin_counts(store)
 
 
 def _job_seconds(store: Store) -> float:
@@ -224,7 +224,7 @@ _KINDS = {
 
 def _made_up(
     config: StudyConfig, scale: int
-) -> tuple[pl.DataFrame, pl.DataFrame, Mapping[str, int]]:
+) -> tuple[pl.DataFrame, pl.LazyFrame, Mapping[str, int]]:
     """Random metrics and outcomes, of as many points and pairs as a study has."""
     random, count = np.random.default_rng(0), config.evaluation.pairs // scale
     bins = {name: 12 if name == "pitch_class" else 8 for name in STATISTICS}
@@ -246,7 +246,7 @@ def _made_up(
         own = named.with_columns(left_song=None, right_song=None) if "prior" in source else named
         measured = _measured(bins, count, random)
         pairs.append(own.with_columns(*measured, *labels, source=pl.lit(source)))
-    return pl.DataFrame(rows, infer_schema_length=None), pl.concat(pairs), bins
+    return pl.DataFrame(rows, infer_schema_length=None), pl.concat(pairs).lazy(), bins
 
 
 def _points(config: StudyConfig) -> list[_Point]:

@@ -51,7 +51,7 @@ _SCHEMA = pl.Schema(
 
 def verdicts(
     metrics: pl.DataFrame,
-    outcomes: pl.DataFrame,
+    outcomes: pl.LazyFrame,
     bins: Mapping[str, int],
     bounds: Mapping[str, tuple[float, float]],
     resamples: int,
@@ -61,9 +61,10 @@ def verdicts(
 
     What is compared is what `evaluation.frontier.matched_similarity` chose from `metrics` within
     `bounds`. `difference` is the mean over its distances of ours less the rival's, and ours the
-    mean over training seeds. It is taken from `outcomes` (one row per pair of every point): the
-    judge's mean, and the correlations with the transition matrices of the real pairs of test songs;
-    `bins` holds the number of bins of each statistic. Pairs without a value are left out and
+    mean over training seeds. It is taken from `outcomes` (one row per pair of every point, of which
+    only those of the points compared are read): the judge's mean, and the correlations with the
+    transition matrices of the real pairs of test songs; `bins` holds the number of bins of each
+    statistic. Pairs without a value are left out and
     counted in `excluded`, over all points that a row compares.
 
     `low`, `high` (95 %) and `p` (two-sided) are those of `crossed_interval`, songs and seeds
@@ -82,7 +83,7 @@ def verdicts(
     """
     matched = matched_similarity(metrics, bounds)
     trials = _trials(metrics)
-    real = outcomes.filter(pl.col("method") == REAL, pl.col("source") == "test")
+    real = outcomes.filter(pl.col("method") == REAL, pl.col("source") == "test").collect()
     references = {
         statistic: transition_matrix(*bins_of(real, statistic), count)
         for statistic, count in bins.items()
@@ -209,7 +210,7 @@ class _Pairs:
     @classmethod
     def of(
         cls,
-        outcomes: pl.DataFrame,
+        outcomes: pl.LazyFrame,
         source: str,
         points: set[_Point],
         resamples: int,
@@ -220,17 +221,20 @@ class _Pairs:
             {"trial": pl.String, "lambda": pl.Float64, "iteration": pl.Int32},
             orient="row",
         )
+        # The names alone would do no harm if left out, but tell which files to read.
+        named = pl.col("trial").is_in(keys["trial"].unique().to_list())
         found = (
-            outcomes.filter(pl.col("source") == source, pl.col("method") != REAL)
-            .join(keys, on=keys.columns, how="semi", nulls_equal=True)
+            outcomes.filter(pl.col("source") == source, named)
+            .join(keys.lazy(), on=keys.columns, how="semi", nulls_equal=True)
             .sort("pair", maintain_order=True)
+            .collect()
             .partition_by(keys.columns, as_dict=True)
         )
         if missing := points - found.keys():
             raise ValueError(f"outcomes: {min(missing, key=str)} of {source} is missing")
-        named = ["pair", "left_song", "right_song"]
-        one = next(iter(found.values())).select(named)
-        if not all(own.select(named).equals(one) for own in found.values()):
+        inputs = ["pair", "left_song", "right_song"]
+        one = next(iter(found.values())).select(inputs)
+        if not all(own.select(inputs).equals(one) for own in found.values()):
             raise ValueError(f"outcomes: the points of {source} differ in their pairs")
         songs = _numbered(one)
         drawn = Resamples.draw(songs, resamples, random) if enough_songs(songs) else None

@@ -57,7 +57,7 @@ _SHOWN_DISTANCE = 6
 
 def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
     """Write the tables `frontier`, `matched`, `hypervolumes` and `verdicts`."""
-    metrics = finished(store, "metrics")
+    metrics = finished_metrics(store)
     bounds = _bounds(evaluation)
     fronts = [
         _front(group).with_columns(source=pl.lit(source), metric=pl.lit(metric), axis=pl.lit(axis))
@@ -71,7 +71,7 @@ def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
     store.write("hypervolumes", "all", hypervolumes(metrics, bounds))
     found = verdicts(
         metrics,
-        finished(store, "outcomes"),
+        store.outcomes,
         bin_counts(store),
         bounds,
         evaluation.verdict_resamples,
@@ -129,7 +129,7 @@ def verdict_lines(store: Store) -> list[str]:
         )
     if found["seeds"].max() == 1:
         lines.append("(ahead: a count, no test; one training seed says nothing of others)")
-    metrics = finished(store, "metrics")
+    metrics = finished_metrics(store)
     lines += _agreement(metrics)
     lines += _halves_apart(store, metrics)
     lines += _left_out(store)
@@ -213,8 +213,7 @@ def improvement_lines(store: Store) -> list[str]:
 
 def _figures(store: Store) -> dict[str, Figure]:
     config = StudyConfig.restored(store.record)
-    metrics, found = finished(store, "metrics"), store.scan("verdicts").collect()
-    outcomes = finished(store, "outcomes")
+    metrics, found = finished_metrics(store), store.scan("verdicts").collect()
     figures = {
         f"{name}-{axis}": drawn(metrics, axis)
         for axis in AXES
@@ -234,7 +233,9 @@ def _figures(store: Store) -> dict[str, Figure]:
     figures["verdicts"] = verdict_figure(found)
     shown = _shown_points(store, metrics)
     if not shown.is_empty():
-        figures["transitions"] = transition_figure(outcomes, store.scan("bins").collect(), shown)
+        named = pl.col("trial").is_in([*shown["trial"], "identity", REAL])
+        outcomes = store.outcomes.filter(named).collect()
+        figures["transitions"] = transition_figure(outcomes, store.bins.collect(), shown)
     figures["song-distances"] = song_distance_figure(store.scan("song_distances").collect())
     costs, trials = store.scan("costs").collect(), store.scan("trials").collect()
     training = trials.filter(pl.col("method").is_in(FUSIONS))["training_seconds"].mean()
@@ -314,11 +315,10 @@ def _agreement(metrics: pl.DataFrame) -> list[str]:
     ]
 
 
-def finished(store: Store, table: str) -> pl.DataFrame:
-    """A table without what an unfinished job may have left in it."""
+def finished_metrics(store: Store) -> pl.DataFrame:
+    """The metrics without what an unfinished job may have left there."""
     done = [trial for trial, status in store.done_trials().items() if status == "done"]
-    references = (*LEVELS, "identity", REAL)
-    return store.scan(table).filter(pl.col("trial").is_in([*done, *references])).collect()
+    return store.metrics.filter(pl.col("trial").is_in([*done, *LEVELS, "identity"])).collect()
 
 
 def bin_counts(store: Store) -> dict[str, int]:

@@ -78,8 +78,9 @@ class Choice:
 def status(store: Store) -> pl.DataFrame:
     """List every planned job of a study: a trial, or a setting of latent search.
 
-    Columns: `trial`, `status` ("done", "diverged", "failed" or "pending"), `reason` why it is not
-    done, `attempt` (1 for the first) and `seconds`. Raises `UserError` for damaged records.
+    Columns: `trial`, `status` ("done", "pruned", "diverged", "failed" or "pending"), `reason` why
+    it is not done, `attempt` (1 for the first) and `seconds`. Raises `UserError` for damaged
+    records.
     """
     config = StudyConfig.restored(store.record)
     names = [trial.id for trial in planned(config, store)]
