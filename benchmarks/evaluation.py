@@ -21,7 +21,7 @@ from cf_core.pack import PackTrainer, Trial
 from cf_core.seeding import generator
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
-from evaluation.frontier import CHOSEN_ON
+from evaluation.frontier import CHOSEN_ON, matched_similarity
 from evaluation.inference import verdicts
 from evaluation.judge import Judge, JudgeSettings
 from evaluation.metrics import Evaluator, make_sources
@@ -137,7 +137,8 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
         for metrics, outcomes, bins in tables:
             bounds = {"z_distance": (0.03, 6.0), "edit_distance": (0.1, 28.0)}
             resamples = plan.verdict_resamples // rounds.scale
-            verdicts(metrics, outcomes, bins, bounds, resamples, np.random.default_rng(0))
+            matched = matched_similarity(metrics, bounds)
+            verdicts(metrics, matched, outcomes, bins, resamples, np.random.default_rng(0))
 
     (seconds,) = Rounds(1, 0.0, rounds.scale).take_turns(decide)
     share = float(seconds[0]) / whole

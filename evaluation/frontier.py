@@ -104,7 +104,7 @@ def panel_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> 
 
     `distance` is null where none was taken, as for the `LEVELS`.
     """
-    panel = metrics.filter(pl.col("source") == source)
+    panel = metrics.filter(pl.col("source") == source, pl.col("metric").is_in([metric, axis]))
     distances = panel.filter(pl.col("metric") == axis)
     return panel.filter(pl.col("metric") == metric).join(
         distances.select(*_POINT, distance="value"),

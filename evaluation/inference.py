@@ -22,7 +22,6 @@ from evaluation.frontier import (
     FUSIONS,
     OURS,
     REAL,
-    matched_similarity,
 )
 from evaluation.statistics import (
     Resamples,
@@ -51,16 +50,16 @@ _SCHEMA = pl.Schema(
 
 def verdicts(
     metrics: pl.DataFrame,
+    matched: pl.DataFrame,
     outcomes: pl.LazyFrame,
     bins: Mapping[str, int],
-    bounds: Mapping[str, tuple[float, float]],
     resamples: int,
     random: np.random.Generator,
 ) -> pl.DataFrame:
     """Ours against every rival, in every panel and along every axis.
 
-    What is compared is what `evaluation.frontier.matched_similarity` chose from `metrics` within
-    `bounds`. `difference` is the mean over its distances of ours less the rival's, and ours the
+    What is compared is what `evaluation.frontier.matched_similarity` chose from `metrics`:
+    `matched`. `difference` is the mean over its distances of ours less the rival's, and ours the
     mean over training seeds. It is taken from `outcomes` (one row per pair of every point, of which
     only those of the points compared are read): the judge's mean, and the correlations with the
     transition matrices of the real pairs of test songs; `bins` holds the number of bins of each
@@ -81,7 +80,6 @@ def verdicts(
     Raises ValueError where `outcomes` lacks what `metrics` has, and where the pairs of one source
     differ between its points.
     """
-    matched = matched_similarity(metrics, bounds)
     trials = _trials(metrics)
     real = outcomes.filter(pl.col("method") == REAL, pl.col("source") == "test").collect()
     references = {

@@ -24,6 +24,7 @@ from evaluation.figures import (
     verdict_figure,
 )
 from evaluation.frontier import (
+    COHERENCY,
     CONFIGURATION,
     DISTANCES,
     FUSIONS,
@@ -57,7 +58,7 @@ _SHOWN_DISTANCE = 6
 
 def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
     """Write the tables `frontier`, `matched`, `hypervolumes` and `verdicts`."""
-    metrics = finished_metrics(store)
+    metrics = finished_metrics(store).filter(pl.col("metric").is_in([*COHERENCY, *AXES]))
     bounds = _bounds(evaluation)
     fronts = [
         _front(group).with_columns(source=pl.lit(source), metric=pl.lit(metric), axis=pl.lit(axis))
@@ -67,13 +68,14 @@ def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
         .group_by("method", maintain_order=True)
     ]
     store.write("frontier", "all", pl.concat(fronts))
-    store.write("matched", "all", matched_similarity(metrics, bounds))
+    matched = matched_similarity(metrics, bounds)
+    store.write("matched", "all", matched)
     store.write("hypervolumes", "all", hypervolumes(metrics, bounds))
     found = verdicts(
         metrics,
+        matched,
         store.outcomes,
         bin_counts(store),
-        bounds,
         evaluation.verdict_resamples,
         np.random.default_rng(derive(seed, "verdicts")),
     )

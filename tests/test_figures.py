@@ -408,6 +408,20 @@ def test_what_is_left_out_is_counted_and_not_drawn() -> None:
     )
 
 
+def test_of_many_configurations_so_many_are_drawn_as_can_be_told_apart() -> None:
+    one = METRICS.filter(pl.col("trial") == "ours-b-seed0")
+    many = [
+        one.with_columns(pl.lit(number / 10).alias("lambda"), trial=pl.lit(f"n{number}-seed0"))
+        for number in range(63)
+    ]
+    figure = iteration_figure(pl.concat(many).sample(fraction=1, shuffle=True, seed=0))
+    for _, axes in panels(figure, COHERENCY):
+        names = [line.get_label() for line in axes.lines]
+        assert names == [f"n{number}" for number in range(0, 63, 2)]
+    (legend,) = figure.legends
+    assert legend.get_title().get_text().endswith("; 32 of 63 lines, evenly by λ")
+
+
 def test_sources_that_were_not_evaluated_take_no_room() -> None:
     figure = iteration_figure(METRICS.filter(pl.col("source") == "test"))
     assert len(figure.axes) == len(COHERENCY)

@@ -235,7 +235,9 @@ def _matrix(outcomes: pl.DataFrame, name: str) -> np.ndarray:
 
 
 def judged(metrics: pl.DataFrame, outcomes: pl.DataFrame) -> pl.DataFrame:
-    return verdicts(metrics, outcomes.lazy(), BINS, BOUNDS, 300, np.random.default_rng(3))
+    matched = matched_similarity(metrics, BOUNDS)
+    random = np.random.default_rng(3)
+    return verdicts(metrics, matched, outcomes.lazy(), BINS, 300, random)
 
 
 def test_verdicts_are_about_the_differences_at_matched_similarity() -> None:

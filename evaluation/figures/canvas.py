@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -17,6 +17,8 @@ from matplotlib.typing import ColorType, LineStyleType
 
 from cf_core.files import AnyPath, replacing
 from evaluation.frontier import CHOSEN_ON
+
+T = TypeVar("T")
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -158,7 +160,8 @@ def legend_below(
     figure: Figure, columns: Mapping[str, Sequence[tuple[str, Artist]]], note: str
 ) -> None:
     """Draw one legend below the panels, under `note`: a headed column for each scale."""
-    filled = {heading: _thinned(entries) for heading, entries in columns.items() if entries}
+    named = {heading: thinned(entries, _LEGEND_ROWS) for heading, entries in columns.items()}
+    filled = {heading: entries for heading, entries in named.items() if entries}
     height = max(len(entries) for entries in filled.values())
     blank: Artist = key(GREY)
     padded = [
@@ -172,8 +175,9 @@ def legend_below(
     )  # fmt: skip
 
 
-def _thinned(entries: Sequence[tuple[str, Artist]]) -> list[tuple[str, Artist]]:
-    kept = np.linspace(0, len(entries) - 1, min(len(entries), _LEGEND_ROWS)).round().astype(int)
+def thinned(entries: Sequence[T], most: int) -> list[T]:
+    """Keep at most so many of the entries, evenly, with the first and the last."""
+    kept = np.linspace(0, len(entries) - 1, min(len(entries), most)).round().astype(int)
     return [entries[index] for index in kept]
 
 

@@ -27,6 +27,7 @@ from evaluation.figures.canvas import (
     legend_below,
     look,
     panel_grid,
+    thinned,
 )
 from evaluation.frontier import (
     CHOSEN_ON,
@@ -48,6 +49,10 @@ _LEVEL_KEYS = [
 ]
 _RECTANGLE = ["distance_low", "distance_high", "coherency_low", "coherency_high", "difference"]
 _OURS_KEY = ("frontier", key("black", "-"))
+_MOST_LINES = 32
+"""Configurations at one λ whose iterations are drawn; of more, so many, evenly by λ."""
+_MANY_POINTS = 1000
+"""More points than this are pixels in an SVG file too."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +207,8 @@ def iteration_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
 
     Panels and arguments as for `frontier_figure`. A line is one configuration of ours (mean over
     its seeds, whiskers from the lowest to the highest) through its iteration counts: its colour is
-    λ, and the larger a marker, the more iterations. UserError if the table holds nothing of ours.
+    λ, and the larger a marker, the more iterations. Of more than 32 lines so many are drawn, evenly
+    by λ. UserError if the table holds nothing of ours.
     """
     ours = metrics.filter(pl.col("method").is_in((*FUSIONS, *LEVELS, "identity")))
     panels = _Panels.of(ours, COHERENCY, axis)
@@ -210,12 +216,17 @@ def iteration_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
     counts = panels.levels("iteration", FUSIONS)
     if not counts:
         raise UserError("metrics: no trial of ours is among them; train and evaluate one first")
+    trained = panels.configurations.filter(pl.col("method").is_in(FUSIONS))
+    lines = trained.select(_POINT[1:-1]).unique().sort("lambda", "configuration")
+    drawn = thinned(lines.rows(), _MOST_LINES)
+    some = f"; {len(drawn)} of {lines.height} lines, evenly by λ" * (len(drawn) < lines.height)
     sizes = dict(zip(counts, np.linspace(1.6, 4.6, len(counts)).tolist(), strict=True))
     methods = in_order(panels.configurations["method"].unique().to_list())
     with mpl.rc_context(STYLE):
         figure, axes = panels.draw(axis)
         for at, panel in panels.items():
-            for line in panel.ours.partition_by(_POINT[:-1], maintain_order=True):
+            by_line = panel.ours.partition_by(_POINT[1:-1], maintain_order=True, as_dict=True)
+            for line in (by_line[name] for name in drawn if name in by_line):
                 method, colour = line["method"][0], shade[line["lambda"][0]]
                 axes[at].plot(
                     line["distance"], line["value"], lw=0.7, color=colour,
@@ -234,7 +245,7 @@ def iteration_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
             "method": [(look(m).label, _method_key(m)) for m in methods],
             "references": _LEVEL_KEYS,
         }
-        legend_below(figure, columns, panels.note)
+        legend_below(figure, columns, panels.note + some)
     return figure
 
 
@@ -369,7 +380,7 @@ def _draw_points(
             points["distance"], points["value"], 8, [shade[x] for x in points[level]],
             marker=look(str(method)).marker, alpha=alpha, label=f"{method} points",
             zorder=2.1 if method == "lp" else 3.4,
-            linewidths=0.7 if method == "lp" else 0,
+            linewidths=0.7 if method == "lp" else 0, rasterized=points.height > _MANY_POINTS,
         )  # fmt: skip
 
 
