@@ -79,7 +79,7 @@ def _(limit, records):
         ## 1. What is the best that stays within a z-distance of {limit:g}?
 
         Chosen on validation songs: **{best["configuration"]}**, λ {best["lambda"]:g},
-        {best["iteration"]} iterations. On test songs the judge gives it
+        iterations {best["iteration"]}. On test songs the judge gives it
         **{best["test_judge"]:.3f}**, 95 % {best["low"]:.3f} to {best["high"]:.3f} over
         {best["seeds"]} seeds (with one seed nothing can be said of others).
         """

@@ -242,7 +242,7 @@ def summary(store: Store, choice: Choice, example: AnyPath) -> list[str]:
         f"verdicts: {store.root / 'verdicts.csv'}",
         f"figures: {store.root / 'figures'}",
         f"bundle: {choice.bundle} ({choice.trial}, λ {choice.weight:g},"
-        f" {choice.iterations} iterations)",
+        f" iterations {choice.iterations})",
         f"listen: {example / 'inputs.wav'}, then {example / 'outputs.wav'}",
         "next:",
         f'  {command} query {store.root} "{_EXAMPLE_QUERY}"',

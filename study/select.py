@@ -70,7 +70,7 @@ class Choice:
     def _told(self, row: dict[str, Any]) -> str:
         interval = f" (95 % {row['low']:.3f} to {row['high']:.3f})" if row["se"] > 0 else ""
         return (
-            f"{row['trial']}, λ {row['lambda']:g}, {row['iteration']} iterations: {self.metric}"
+            f"{row['trial']}, λ {row['lambda']:g}, iterations {row['iteration']}: {self.metric}"
             f" {row[self.metric]:.3f}{interval}, z_distance {row['z_distance']:.2f}"
         )
 
@@ -129,8 +129,8 @@ def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFram
         values = ", ".join(f"{c.metric} {nearest[c.metric]:.4g}" for c in conditions)
         raise UserError(
             f"no trial of {store.root} meets {' and '.join(where)}; the nearest is"
-            f" {nearest['trial']} at λ {nearest['lambda']:g} after {nearest['iteration']}"
-            f" iterations with {values}: loosen the conditions"
+            f" {nearest['trial']} at λ {nearest['lambda']:g}, iterations"
+            f" {nearest['iteration']}, with {values}: loosen the conditions"
         )
     ties = ["trial", "lambda", "iteration"]
     ranked = met.sort(maximise, "z_distance", *ties, descending=[True, *[False] * 4])

@@ -182,7 +182,7 @@ def test_the_nearest_miss_is_named(store: Store) -> None:
         candidates(store, "judge", ["z_distance >= 30", "judge <= 0.3"])
     # Relative to the bounds, A after 1 misses by 29/30 + 0.2/0.3, A after 4 by 26.9/30 + 0.6/0.3;
     # unscaled, the latter would be nearer.
-    named = f"the nearest is {A.removesuffix('-seed0')} at λ 0.1 after 1 iterations"
+    named = f"the nearest is {A.removesuffix('-seed0')} at λ 0.1, iterations 1,"
     assert f"{named} with z_distance 1, judge 0.5" in str(caught.value)
 
 
@@ -198,7 +198,7 @@ def test_the_bundle_holds_the_chosen_weights(trained: Store, tmp_path: Path) -> 
     assert (choice.trial, choice.iterations) == (B, 1)
     told = choice.lines()
     assert told[1] == (
-        f"chosen: {B.removesuffix('-seed0')}, λ 1, 1 iterations: judge 0.700"
+        f"chosen: {B.removesuffix('-seed0')}, λ 1, iterations 1: judge 0.700"
         " (95 % 0.600 to 0.800), z_distance 2.50"
     )
     assert [line.partition(":")[0] for line in told[2:]] == ["runner-up"] * 3

@@ -85,12 +85,10 @@ def _columns(outcomes: pl.DataFrame, points: pl.DataFrame) -> Iterator[_Column]:
     for point in ours_first.select("method", "trial", "lambda", "iteration").iter_rows(named=True):
         rows = test.filter(pl.col(name).eq_missing(value) for name, value in point.items())
         name, count = drawable(point["trial"], 24), point["iteration"]
-        if rows.is_empty():
-            raise UserError(
-                f"outcomes: no test pairs of {name} after {count} iterations; evaluate it first"
-            )
-        weight = "" if point["lambda"] is None else f"λ {point['lambda']:.3g}, "
         times = f"{count:,} iteration{'s' * (count != 1)}"
+        if rows.is_empty():
+            raise UserError(f"outcomes: no test pairs of {name} after {times}; evaluate it first")
+        weight = "" if point["lambda"] is None else f"λ {point['lambda']:.3g}, "
         yield _Column(f"{look(point['method']).label}\n{name}\n{weight}{times}", rows)
 
 
