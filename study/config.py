@@ -235,8 +235,8 @@ class Search(_Section):
     """λ at which the objectives of conditional trials are taken; null takes the middle one of
     `evaluation.lambda`."""
     constraints: tuple[Condition, ...] = ()
-    """Conditions on metrics that TPE and NSGA-II are to meet, such as `style_diversity >= 1`, taken
-    as the objectives are."""
+    """Conditions on metrics, such as `style_diversity >= 1`, taken as the objectives are: TPE and
+    NSGA-II are to meet them, and at rungs points that miss one do not count."""
     first: tuple[dict[str, float | str], ...] = ()
     """Configurations to try before all others, such as `{lambda: 0.1, style_dim: 4}`."""
     warm_start: str | None = None

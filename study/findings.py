@@ -256,6 +256,7 @@ def _search_figure(store: Store) -> Figure | None:
         store.scan("objectives")
         .join(store.scan("configurations").drop("batch"), on="configuration")
         .filter(pl.col("state") == "COMPLETE", pl.col("batch") >= 0)
+        .with_columns(feasible=(pl.col("violations").list.max() <= 0).fill_null(True))
         .collect()
     )
     varied = [name for name in PARAMETERS if points[name].n_unique() > 1]

@@ -1,6 +1,5 @@
 """What a worker does: a pack of trials, or some settings of a rival. Knows no Ray."""
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -313,14 +312,13 @@ def _measure_at_rung(
 ) -> Steps[Progress, None, None]:
     """Record the points of a trial that goes on only if they are good enough."""
     bench, rung, rows = recorder.bench, spec.until or 0, []
-    source = next(source for source in bench.sources if source.name == SOURCE)
-    styles = {SOURCE: _styles(source, trial.style_dim, bench)}
+    sources = [source for source in bench.sources if source.name == SOURCE]
+    styles = {source.name: _styles(source, trial.style_dim, bench) for source in sources}
     for weight in bench.plan.lambda_ if trial.lambda_ is None else (trial.lambda_,):
-        reading = _read(trial, generator, weight, styles, bench, [source])
-        measured, _ = bench.evaluator.evaluate(reading.label, source, reading.steps[SOURCE])
-        points: dict[int, dict[str, float]] = defaultdict(dict)
-        for row in measured:
-            points[row["iteration"]][row["metric"]] = row["value"]
+        reading = _read(trial, generator, weight, styles, bench, sources)
+        measured = _diversity_rows(reading, generator, weight, bench, sources)
+        for source in sources:
+            measured += bench.evaluator.evaluate(reading.label, source, reading.steps[SOURCE])[0]
         shared = {
             "trial": trial.id,
             "configuration": trial.configuration.id,
@@ -328,11 +326,8 @@ def _measure_at_rung(
             "rung": rung,
             "lambda": weight,
         }
-        rows += [
-            {**shared, "iteration": count}
-            | {name: point.get(name, math.nan) for name in ("judge", "z_distance")}
-            for count, point in points.items()
-        ]
+        own = ("iteration", "metric", "value")
+        rows += [{**shared, **{name: row[name] for name in own}} for row in measured]
         yield Progress(rung, rung, {})
     attempt = recorder.attempts[trial.id]
     recorder.store.write("rungs", f"{trial.id}-{rung}", rows, attempt)
@@ -350,7 +345,7 @@ def _finish(
     for weight in bench.plan.lambda_ if trial.lambda_ is None else (trial.lambda_,):
         reading = _read(trial, generator, weight, styles, bench, bench.sources)
         readings.append(reading)
-        diversity += _diversity_rows(reading, generator, weight, bench)
+        diversity += _diversity_rows(reading, generator, weight, bench, bench.sources)
     for _ in _record_readings(trial.id, readings, diversity, recorder):
         yield Progress(steps, steps, {})
     relative = f"{path.parent.name}/{path.name}"
@@ -379,7 +374,11 @@ def _read(
 
 
 def _diversity_rows(
-    reading: Reading, generator: Generator, weight: float, bench: Workbench
+    reading: Reading,
+    generator: Generator,
+    weight: float,
+    bench: Workbench,
+    sources: Sequence[Source],
 ) -> list[dict[str, Any]]:
     plan = bench.plan
     return [
@@ -392,7 +391,7 @@ def _diversity_rows(
             "n": min(DIVERSITY_INPUTS, len(source.songs)),
             "excluded": 0,
         }
-        for source in bench.sources
+        for source in sources
         for count, value in bench.evaluator.style_diversity(
             generator, source, plan.styles, plan.iterations, weight
         ).items()

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 import polars as pl
+from jaxtyping import Float64
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -79,6 +80,11 @@ class Outcome:
     """In the order of `OBJECTIVES`; none but of those complete."""
     violations: tuple[float, ...] = ()
     """By how much each constraint is missed; 0 or less where it holds."""
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it is complete and misses no constraint."""
+        return self.state == TrialState.COMPLETE and all(by <= 0 for by in self.violations)
 
 
 def propose(config: StudyConfig, past: Sequence[Outcome]) -> dict[Configuration, str]:
@@ -404,33 +410,52 @@ def judged(
 
 
 def front_hypervolume(past: Sequence[Outcome], farthest: float) -> float:
-    """Area that the objectives of all complete configurations dominate, up to a z-distance."""
-    points = [outcome.objectives for outcome in past if outcome.objectives]
+    """Area that the objectives of all configurations that meet the constraints dominate.
+
+    Up to the z-distance `farthest`.
+    """
+    points = [outcome.objectives for outcome in past if outcome.feasible]
     coherency, distance = np.array(points, np.float64).reshape(-1, 2).T
     return hypervolume(distance, coherency, (farthest, 0.0))
 
 
-def shortfalls(points: pl.DataFrame, names: Sequence[str]) -> dict[str, float]:
+def shortfalls(
+    points: pl.DataFrame, names: Sequence[str], constraints: Sequence[str] = ()
+) -> dict[str, float]:
     """By how much each of some configurations falls short of the front of all others, least first.
 
-    `points` has a row for every trial, λ and iteration count, with `configuration`, `judge` and
-    `z_distance`. A configuration's points are means over its seeds. It falls short by as much as
-    its best point would have to be bettered in both objectives, in units of their ranges, not to be
-    dominated (`shortfall`); by less than 0 where it is on the front itself. Of equals the first by
-    name. One without a finite point falls short by infinity.
+    `points` has a row for every trial, λ, iteration count and metric, with `configuration` and
+    `value`. A configuration's points are means over its seeds; only those count where objectives
+    and constrained metrics are finite and all constraints hold. It falls short by as much as its
+    best point would have to be bettered in both objectives, in units of their ranges, not to be
+    dominated (`shortfall`); by less than 0 where it is on the front itself. One without a point
+    that counts falls short by infinity; of those, who misses the constraints least comes first. Of
+    equals the first by name.
     """
-    means = (
-        points.group_by("configuration", "lambda", "iteration")
-        .agg(pl.col("judge", "z_distance").mean())
-        .filter(pl.col("judge").is_finite(), pl.col("z_distance").is_finite())
-        .sort("configuration", "lambda", "iteration")
+    conditions = [Condition.parse(text) for text in constraints]
+    needed = list(dict.fromkeys([*OBJECTIVES, *(condition.metric for condition in conditions)]))
+    at = ["configuration", "lambda", "iteration"]
+    finite = (
+        points.group_by(at)
+        .agg(pl.col("value").filter(pl.col("metric") == name).mean().alias(name) for name in needed)
+        .filter(pl.all_horizontal(pl.col(needed).is_finite()))
+        .with_columns(miss=pl.sum_horizontal(pl.lit(0.0), *(c.miss() for c in conditions)))
+        .sort(at)
     )
-    owners = means["configuration"].to_numpy()
-    value, distance = (means[name].to_numpy() for name in OBJECTIVES)
-    scale = float(np.ptp(distance)) or 1.0, float(np.ptp(value)) or 1.0
+    missed = dict(finite.group_by("configuration").agg(pl.col("miss").min()).iter_rows())
+    counting = finite.filter(pl.all_horizontal(pl.lit(True), *(c.holds() for c in conditions)))
+    owners = counting["configuration"].to_numpy()
+    value, distance = (counting[name].to_numpy() for name in OBJECTIVES)
+    scale = (_range(distance), _range(value))
     short = {}
     for name in names:
         own = owners == name
         points_of = (distance[own], value[own]), (distance[~own], value[~own])
         short[name] = shortfall(*points_of, scale) if own.any() else math.inf
-    return dict(sorted(short.items(), key=lambda item: (item[1], item[0])))
+    ranked = sorted(names, key=lambda name: (short[name], missed.get(name, math.inf), name))
+    return {name: short[name] for name in ranked}
+
+
+def _range(values: Float64[np.ndarray, "n"]) -> float:
+    """From the lowest to the highest; 1 where that is nothing."""
+    return float(np.ptp(values)) or 1.0 if len(values) else 1.0

@@ -209,7 +209,7 @@ TABLES: dict[str, Table] = {
         ),
     ),
     "rungs": Table(
-        "Points of trials at the rungs of successive halving, on validation songs.",
+        "Metrics of trials at the rungs of successive halving, on validation songs.",
         (
             _TRIAL,
             _CONFIGURATION,
@@ -217,9 +217,10 @@ TABLES: dict[str, Table] = {
             _column("rung", _INT32, "Training steps taken so far."),
             _LAMBDA,
             _ITERATION,
-            _column("judge", _FLOAT64, "Selection judge."),
-            _column("z_distance", _FLOAT64, "z-distance."),
+            _METRIC,
+            _column("value", _FLOAT64, "The metric."),
         ),
+        version=6,
     ),
     "importances": Table(
         "How much each searched parameter matters to the objectives (PED-ANOVA).",

@@ -130,7 +130,7 @@ class _Batch:
             for name, trials in by_name.items()
             if reached.issuperset(trial.id for trial in trials)
         ]
-        short = shortfalls(points, whole)
+        short = shortfalls(points, whole, self._config.search.constraints)
         kept = list(short)[: math.ceil(self._config.search.keep * len(by_name))]
         stopped = [trial for trial in going if trial.configuration.id not in kept]
         self._stop(rung, [trial for trial in stopped if trial.id in reached], short)
@@ -143,7 +143,9 @@ class _Batch:
             if statuses.get(trial.id) in FINAL:
                 continue
             by = short.get(trial.configuration.id)
-            why = "another seed failed" if by is None else f"{by:.3f} short of the front"
+            why = "another seed failed"
+            if by is not None:
+                why = f"{by:.3f} short of the front" if by < math.inf else "no point that counts"
             reason = f"stopped after {rung} steps: {why}"
             outcome = {"status": "pruned", "reason": reason, "steps": rung}
             record_over(trial, outcome, self._bench, self._store, attempts[trial.id])

@@ -23,6 +23,7 @@ from evaluation.figures import (
     frontier_figure,
     iteration_figure,
     save,
+    search_figure,
     song_distance_figure,
     transition_figure,
     verdict_figure,
@@ -193,6 +194,30 @@ DIFFERENCES = pl.DataFrame(
     ]
 )
 
+# (batch, λ, width, judge, z-distance, whether it meets the constraints)
+SEARCHED: list[tuple[int, float | None, int, float, float, bool]] = [
+    (0, 0.01, 96, 0.9, 4.0, True),
+    (0, 0.1, 384, 0.8, 3.0, True),
+    (0, 1.0, 192, 0.7, 3.5, True),
+    (1, 3.0, 96, 0.95, 1.0, False),
+    (2, None, 192, 0.6, 2.0, True),
+]
+CONFIGURATIONS = pl.DataFrame(
+    SEARCHED,
+    schema={"batch": pl.Int32, "lambda": pl.Float64, "hidden": pl.Int32}
+    | {"judge": pl.Float64, "z_distance": pl.Float64, "feasible": pl.Boolean},
+    orient="row",
+)
+IMPORTANCES = pl.DataFrame(
+    [
+        (objective, parameter, share)
+        for objective in ("judge", "z_distance")
+        for parameter, share in (("lambda", 0.7), ("hidden", 0.3))
+    ],
+    schema={"objective": pl.String, "parameter": pl.String, "importance": pl.Float64},
+    orient="row",
+)
+
 Draw = Callable[..., Figure]
 CASES: dict[str, tuple[Draw, tuple[pl.DataFrame, ...]]] = {
     "frontier": (frontier_figure, (METRICS,)),
@@ -202,6 +227,10 @@ CASES: dict[str, tuple[Draw, tuple[pl.DataFrame, ...]]] = {
     "cost": (lambda metrics, costs: cost_figure(metrics, costs, 100.0), (METRICS, COSTS)),
     "transition": (transition_figure, (OUTCOMES, BINS, POINTS)),
     "songs": (song_distance_figure, (SONG_DISTANCES,)),
+    "search": (
+        lambda points, shares: search_figure(points, shares, ["lambda", "hidden"]),
+        (CONFIGURATIONS, IMPORTANCES),
+    ),
     "verdict": (verdict_figure, (VERDICTS,)),
 }
 EVERY = pytest.mark.parametrize("name", CASES)
@@ -578,6 +607,22 @@ def test_without_a_test_verdicts_are_open() -> None:
     assert [t.get_text() for t in verdict_figure(missing).axes[0].texts].count("NaN") == 4
 
 
+def test_a_search_is_ringed_where_no_other_that_meets_the_constraints_is_better(
+    figures: dict[str, Figure],
+) -> None:
+    figure = figures["search"]
+    panel = next(axes for axes in figure.axes if axes.get_ylabel() == "judge, probability")
+    met, missed, ringed = (np.asarray(each.get_offsets()).tolist() for each in panel.collections)
+    assert len(met) == 4
+    assert missed == [[3.0, 0.95]]
+    # λ as an input stands to the right of all numbers.
+    assert sorted(ringed) == [[0.01, 0.9], [0.1, 0.8], [30.0, 0.6]]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][-1] == "misses a constraint"
+    (first, *_) = search_figure(CONFIGURATIONS.filter("feasible"), IMPORTANCES, ["hidden"]).legends
+    assert len(first.get_texts()) == 1
+
+
 def svg(figure: Figure, folder: Path) -> bytes:
     """The figure without its layout, which takes most of the time of saving."""
     figure.set_layout_engine("none")
@@ -610,7 +655,7 @@ def test_equal_figures_are_saved_as_equal_bytes(tmp_path: Path) -> None:
 @EVERY
 def test_nothing_to_draw_is_said_in_one_line(name: str) -> None:
     draw, frames = CASES[name]
-    numbers = ("value", "coherency", "z_distance", "difference")
+    numbers = ("value", "coherency", "z_distance", "difference", "judge")
     hollow = frames[0].with_columns(
         pl.lit(math.nan).alias(column) for column in frames[0].columns if column in numbers
     )

@@ -385,24 +385,27 @@ def test_the_hypervolume_so_far_is_that_of_complete_configurations() -> None:
     assert front_hypervolume(past[2:], 5.0) == 0.0
     areas = [front_hypervolume(past[:count], 5.0) for count in range(4)]
     assert all(one <= other for one, other in pairwise(areas))
+    missing = Outcome(Configuration(0.4, 0), 0, COMPLETE, (0.9, 1.0), (-1.0, 0.1))
+    assert front_hypervolume([*past, missing], 5.0) == areas[-1]
 
 
 # ---- who goes on ---------------------------------------------------------------------------------
 
 
-def points(**of: list[tuple[float, float]]) -> pl.DataFrame:
-    """Rows of (z-distance, judge), one per iteration count, by configuration; one seed."""
+def points(**of: list[tuple[float, ...]]) -> pl.DataFrame:
+    """Rows of (z-distance, judge, novelty), one per iteration count, by configuration; one seed."""
     rows = [
         {
             "trial": f"{name}-seed0",
             "configuration": name,
             "lambda": 0.1,
             "iteration": count,
-            "judge": judge,
-            "z_distance": distance,
+            "metric": metric,
+            "value": value,
         }
         for name, own in of.items()
-        for count, (distance, judge) in enumerate(own)
+        for count, values in enumerate(own)
+        for metric, value in zip(("z_distance", "judge", "novelty"), values, strict=False)
     ]
     return pl.DataFrame(rows)
 
@@ -423,7 +426,8 @@ def test_who_falls_furthest_short_of_the_front_comes_last() -> None:
 
 def test_points_are_means_over_seeds_and_what_is_not_finite_does_not_count() -> None:
     one = points(a=[(1.0, 0.5)], b=[(2.0, 0.4)], c=[(math.nan, 0.9)])
-    two = one.with_columns(judge=pl.col("judge") + 0.2, trial=pl.lit("other"))
+    better = pl.when(pl.col("metric") == "judge").then(0.2).otherwise(0.0)
+    two = one.with_columns(value=pl.col("value") + better, trial=pl.lit("other"))
     short = shortfalls(pl.concat([one, two]), ["a", "b", "c"])
     alone = shortfalls(one, ["a", "b"])
     assert {name: short[name] for name in "ab"} == pytest.approx(alone)
@@ -434,3 +438,22 @@ def test_a_configuration_is_compared_with_those_of_earlier_batches() -> None:
     frame = points(old=[(1.0, 0.9)], new=[(2.0, 0.5)], newer=[(0.5, 0.1)])
     assert list(shortfalls(frame, ["new", "newer"])) == ["newer", "new"]
     assert shortfalls(frame, ["new"])["new"] > 0
+
+
+def test_points_that_miss_a_constraint_do_not_count() -> None:
+    near, far = (1.0, 0.6, 5.0), (4.0, 1.0, 5.0)
+    frame = points(
+        a=[near, (0.5, 0.9, 2.9)],
+        b=[(2.0, 0.5, 4.0)],
+        c=[far],
+        # All of these would be the best there are.
+        nearly=[(0.1, 1.0, 2.0), (0.0, 1.0, 0.0)],
+        never=[(0.1, 1.0, 1.0)],
+        unknown=[(0.1, 1.0, math.nan)],
+    )
+    names = ["unknown", "never", "nearly", "c", "b", "a"]
+    counted = points(a=[near], b=[(2.0, 0.5)], c=[far])
+    short = shortfalls(frame, names, ["novelty >= 3", "z_distance <= 4.5"])
+    assert list(short) == ["c", "a", "b", "nearly", "never", "unknown"]
+    assert {name: short[name] for name in "abc"} == shortfalls(counted, ["a", "b", "c"])
+    assert [short[name] for name in names[:3]] == [math.inf] * 3

@@ -101,11 +101,16 @@ def test_what_was_stopped_is_a_row_and_in_no_frontier(finished: Study) -> None:
     for table in ("metrics", "outcomes", "latents", "frontier"):
         names = store.scan(table).select("trial").unique().collect()["trial"]
         assert not set(names) & set(pruned["trial"])
+    # At a rung all is measured that a constraint may be about.
+    measured = store.metrics.filter(pl.col("method").is_in(FUSIONS)).collect()
+    assert set(rungs["metric"]) == set(measured["metric"])
     # The weakest by the recorded points, by a definition written out.
     for (_, batch), points in rungs.group_by("rung", "batch"):
-        so_far = rungs.filter(pl.col("batch") <= batch)
-        means = so_far.group_by("configuration", "lambda", "iteration").agg(
-            pl.col("judge", "z_distance").mean()
+        means = rungs.filter(pl.col("batch") <= batch).pivot(
+            "metric",
+            index=["configuration", "lambda", "iteration"],
+            values="value",
+            aggregate_function="mean",
         )
         spread = [float(means[c].max() - means[c].min()) for c in ("judge", "z_distance")]  # type: ignore[operator, arg-type]
         short = {}

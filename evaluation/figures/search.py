@@ -17,6 +17,8 @@ from evaluation.frontier import non_dominated
 _LOGARITHMIC = ("lambda", "learning_rate", "style_weight")
 _NAMES = {"lambda": "λ", "style_dim": "style dimension", "hidden": "width"}
 _SHADES = "cividis_r"
+_FEW = 30.0
+"""Of a logarithmic axis from end to end: where there are few powers of ten to name."""
 
 
 def search_figure(
@@ -24,16 +26,20 @@ def search_figure(
 ) -> Figure:
     """Draw a row for either objective: importances of parameters, then a slice by each of them.
 
-    `points` has a row per complete configuration: `batch`, `judge`, `z_distance`, and the
-    `parameters`, null where one does not apply (for `lambda`: where λ is an input). `importances`
-    is the study's table. Colour is the batch; ringed are the configurations that no other betters
-    in both objectives. UserError without a configuration whose objectives are finite.
+    `points` has a row per complete configuration: `batch`, `judge`, `z_distance`, `feasible`
+    (whether it meets the constraints), and the `parameters`, null where one does not apply (for
+    `lambda`: where λ is an input). `importances` is the study's table. Colour is the batch; ringed
+    are the feasible configurations that no other betters in both objectives. UserError without a
+    configuration whose objectives are finite.
     """
     finite = points.filter(pl.col("judge").is_finite(), pl.col("z_distance").is_finite())
     if finite.is_empty():
-        raise UserError("objectives: no configuration is complete; run the search first")
+        raise UserError("objectives: no configuration is complete; evaluate some first")
     finite = finite.sort("batch", *parameters, "judge", "z_distance")
-    front = non_dominated(finite["z_distance"].to_numpy(), finite["judge"].to_numpy())
+    feasible = finite["feasible"].to_numpy()
+    front = feasible.copy()
+    objectives = (finite[name].to_numpy()[feasible] for name in ("z_distance", "judge"))
+    front[feasible] = non_dominated(*objectives)
     labels = {"judge": heading("judge").replace("\n", ", "), "z_distance": DISTANCES["z_distance"]}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
@@ -58,10 +64,12 @@ def search_figure(
             figure.colorbar(shades, ax=grid, label="batch", ticks=ticks, aspect=40, pad=0.01)
         ring = key("black", marker="o", size=5.0)
         ring.set_markerfacecolor("none")
+        legend = {"no other is better in both objectives": ring}
+        if not feasible.all():
+            legend["misses a constraint"] = key("black", marker="x", size=3.0)
         figure.legend(
-            [ring], ["no other is better in both objectives"], loc="outside lower center",
-            frameon=False,
-        )  # fmt: skip
+            list(legend.values()), list(legend), loc="outside lower center", frameon=False, ncols=2
+        )
     return figure
 
 
@@ -89,13 +97,15 @@ def _draw_slice(
         panel.axvline(place[~known][0] / 3, color=GREY, lw=0.5, ls=":")
         panel.annotate(
             "λ as\ninput", (place[~known][0], 1.0), xycoords=("data", "axes fraction"),
-            ha="center", va="bottom", fontsize=5.5,
+            ha="center", va="bottom", fontsize=6,
         )  # fmt: skip
     value, batch = points[objective].to_numpy(), points["batch"].to_numpy() + 1
-    panel.scatter(
-        place[kept], value[kept], c=batch[kept], cmap=_SHADES, s=9, lw=0,
-        vmin=batch.min(), vmax=max(batch.max(), batch.min() + 1), clip_on=False,
-    )  # fmt: skip
+    feasible = points["feasible"].to_numpy()
+    for drawn, marker, width in ((kept & feasible, "o", 0.0), (kept & ~feasible, "x", 0.8)):
+        panel.scatter(
+            place[drawn], value[drawn], c=batch[drawn], cmap=_SHADES, s=9, lw=width, marker=marker,
+            vmin=batch.min(), vmax=max(batch.max(), batch.min() + 1), clip_on=False,
+        )  # fmt: skip
     ringed = kept & front
     panel.scatter(
         place[ringed], value[ringed], s=26, facecolors="none", edgecolors="black", lw=0.7,
@@ -108,7 +118,8 @@ def _scale(panel: Axes, numbers: np.ndarray, logarithmic: bool) -> None:
     levels = np.unique(numbers)
     if logarithmic and levels.size and levels[0] > 0:
         panel.set_xscale("log")
-        panel.xaxis.set_major_locator(LogLocator(numticks=4))
+        few = levels[-1] / levels[0] < _FEW
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if few else (1.0,), numticks=4))
         panel.xaxis.set_minor_formatter(NullFormatter())
         # Beyond the numbers there may be λ as an input, which is none.
         highest = levels[-1] * 1.001
