@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cf_core.errors import UserError
 from cf_core.files import AnyPath, replacing
-from study.config import Execution
+from study.config import Execution, StageResources
 
 PACKAGES = ("cf_core", "evaluation", "study")
 """The project's own code."""
@@ -80,6 +80,16 @@ def _reach(address: str | None) -> None:
     place = urlsplit(address if address and "://" in address else f"//{address or ''}")
     if place.hostname and place.port:
         socket.create_connection((place.hostname, place.port), timeout=10).close()
+
+
+def lacking(stages: StageResources) -> str | None:
+    """What a job asks for that no node of this cluster has, in words."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, stage in (("trials", stages.trials), ("rivals", stages.rivals)):
+        needed = {"CPU": stage.cpu, "GPU": stage.gpu}
+        if not any(all(node.get(x, 0.0) >= n for x, n in needed.items()) for node in nodes):
+            return f"execution.resources.{name}: no node has {stage.cpu:g} CPU, {stage.gpu:g} GPU"
+    return None
 
 
 def prove(root: AnyPath) -> int:

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from statistics import median
@@ -26,28 +26,32 @@ _REPEATS = 5
 _MEMORY_SHARE = 0.25
 """Part of the machine's memory that the packs of all workers may take."""
 
+Rates = Mapping[int, float]
+"""Trial-steps per second, by the number of trials in a pack."""
+
 
 def pack_size(
     trials: Sequence[TrialSpec],
-    bench: Workbench,
+    fusion: FusionSettings,
     store: Store,
     execution: Execution,
+    measure: Callable[[Sequence[TrialSpec]], Rates],
     reporter: Reporter,
 ) -> int:
     """How many trials a pack holds, as an earlier run recorded it, else as now decided.
 
-    Raises `UserError` for a damaged record.
+    `measure` is `pack_rates` where trials are trained. Raises `UserError` for a damaged record.
     """
     file = store.root / "packs.json"
     if not file.exists():
-        rates: dict[int, float] = {}
+        rates: Rates = {}
         if execution.pack == "auto":
-            alike = max(packed(trials, len(trials), bench.fusion), key=lambda p: len(p.trials))
-            rates = _measure(alike.trials, bench, execution.workers)
+            alike = max(packed(trials, len(trials), fusion), key=lambda pack: len(pack.trials))
+            rates = measure(alike.trials)
             size = max(rates, key=lambda size: rates[size])
         else:
             size = execution.pack
-        record = {"size": size, "trial_steps_per_second": rates}
+        record = {"size": size, "trial_steps_per_second": dict(rates)}
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
     try:
@@ -82,28 +86,38 @@ def packed(
     ]
 
 
-def _measure(trials: Sequence[TrialSpec], bench: Workbench, workers: int) -> dict[int, float]:
-    """Trial-steps per second of packs of 1, 2, 4, … trials, up to the last that was worth it."""
-    most = min(math.ceil(len(trials) / workers), _most_in_memory(trials, bench, workers))
+def pack_rates(
+    trials: Sequence[TrialSpec], bench: Workbench, workers: int, device: str = "cpu"
+) -> Rates:
+    """Measure packs of 1, 2, 4, … trials of one shape, up to the last that is worth it.
+
+    No pack holds more than an equal share of `trials` for each of `workers`, nor than fits into
+    the memory of the device.
+    """
+    most = math.ceil(len(trials) / workers)
+    if device == "cpu":
+        most = min(most, _most_in_memory(trials, bench, workers))
     rates: dict[int, float] = {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for size in takewhile(lambda size: size <= most, (2**power for power in range(16))):
-            rate = _rate(trials[:size], bench)
-            if rates and rate < _GAIN * max(rates.values()):
-                break
-            rates[size] = rate
-    finally:
-        torch.set_num_threads(threads)
+    for size in takewhile(lambda size: size <= most, (2**power for power in range(16))):
+        try:
+            rate = _rate(trials[:size], bench, device)
+        except torch.OutOfMemoryError:
+            if not rates:
+                raise
+            break
+        if rates and rate < _GAIN * max(rates.values()):
+            break
+        rates[size] = rate
     return rates
 
 
-def _rate(trials: Sequence[TrialSpec], bench: Workbench) -> float:
-    trainer, seconds = pack_trainer(trials, bench), []
+def _rate(trials: Sequence[TrialSpec], bench: Workbench, device: str) -> float:
+    trainer, seconds = pack_trainer(trials, bench, device=device), []
     for _ in range(1 + _REPEATS):
         started = time.perf_counter()
         trainer.update()
+        if device != "cpu":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     return len(trials) / median(seconds[1:])
 

@@ -90,7 +90,12 @@ class _Batch:
     def do(self, others: Sequence[Any]) -> None:
         """Train and evaluate its trials, stopping the weakest at each rung, and `others` beside."""
         size = pack_size(
-            self._trials, self._bench, self._store, self._config.execution, self._reporter
+            self._trials,
+            self._config.fusion,
+            self._store,
+            self._config.execution,
+            self._workers.pack_rates,
+            self._reporter,
         )
         going, start = self._trials, 0
         for until in (*self._config.search.rungs, None):

@@ -17,12 +17,13 @@ import polars as pl
 import ray
 import torch
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import FIFOScheduler
 
 from cf_core.errors import UserError
 from cf_core.training import Progress
-from study.config import Execution, StageResources
+from study.config import Execution, StageResources, TrialSpec
 from study.jobs import (
     FINAL,
     PackSpec,
@@ -34,7 +35,8 @@ from study.jobs import (
     run_job,
 )
 from study.lease import Lease
-from study.nodes import connect, prove
+from study.nodes import connect, lacking, prove
+from study.packs import Rates, pack_rates
 from study.progress import Job, Reporter
 from study.store import Store
 
@@ -76,6 +78,22 @@ class Workers:
     def close(self) -> None:
         """Stop Ray, or leave its cluster."""
         self._stack.close()
+
+    def pack_rates(self, trials: Sequence[TrialSpec]) -> Rates:
+        """Measure packs of these trials on one worker, as `study.packs.pack_rates` does.
+
+        Raises `UserError` where that can't be done.
+        """
+        stage = self._execution.resources.trials
+        task = ray.remote(num_cpus=stage.cpu, num_gpus=stage.gpu)(_pack_rates)
+        try:
+            rates: Rates = ray.get(task.remote([self._start()], trials))
+        except RayError as error:
+            raise UserError(
+                f"how many trials make a pack can't be measured: {_last_line(error)}; give a number"
+                " in execution.pack"
+            ) from error
+        return rates
 
     def do(self, specs: Sequence[Spec]) -> None:
         """Do those jobs that the study's records do not hold yet.
@@ -242,6 +260,10 @@ class Workers:
         if self._shared is None:
             connect(self._execution)
             self._stack.callback(ray.shutdown)
+            if lack := lacking(self._execution.resources):
+                if self._execution.address is None:
+                    raise UserError(f"{lack}; ask for less, or give an --address that has it")
+                self._reporter.say(f"{lack}; waiting for one")
             root = self._store.root.resolve()
             if self._execution.address is not None:
                 count = prove(root)
@@ -268,6 +290,16 @@ def _is_over(spec: Spec, part: str, over: Collection[tuple[str, int | None]]) ->
     return (part, None) in over or (isinstance(spec, PackSpec) and (part, spec.until) in over)
 
 
+def _device() -> str:
+    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+
+
+def _pack_rates(shared: list[ray.ObjectRef], trials: Sequence[TrialSpec]) -> Rates:
+    torch.set_num_threads(1)
+    bench, _, execution = ray.get(shared[0])
+    return pack_rates(trials, bench, execution.workers, _device())
+
+
 class _Task(tune.Trainable):
     """One job after another in one process."""
 
@@ -278,7 +310,7 @@ class _Task(tune.Trainable):
         self._jobs = jobs
         self._bench, root, self._execution = ray.get(shared[0])
         self._store = Store(root)
-        self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+        self._device = _device()
         if self._execution.memory_gb is not None:
             most = int(self._execution.memory_gb * 1e9)
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))

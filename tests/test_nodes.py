@@ -12,8 +12,8 @@ from ray.cluster_utils import Cluster
 
 from cf_core.errors import UserError
 from study import nodes
-from study.config import Execution
-from study.nodes import PACKAGES, code, connect, prove
+from study.config import Execution, StageResources
+from study.nodes import PACKAGES, code, connect, lacking, prove
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,8 +27,13 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_all_nodes_show_what_they_have_and_see(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=3, num_gpus=1)
     connect(Execution(address=cluster.address))
+    half = StageResources.model_validate({"trials": {"cpu": 3, "gpu": 0.5}, "rivals": {"cpu": 1}})
+    assert lacking(half) is None
+    # All nodes together would have it.
+    more = StageResources.model_validate({"trials": {"cpu": 1}, "rivals": {"cpu": 3.5, "gpu": 1}})
+    assert lacking(more) == "execution.resources.rivals: no node has 3.5 CPU, 1 GPU"
     assert prove(tmp_path) == 2
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,11 @@ from cf_core.errors import UserError
 from cf_core.fusion import FusionSettings, Latents
 from study.config import Configuration, Execution, StudyConfig, TrialSpec
 from study.jobs import PackSpec, pack_trainer
-from study.packs import pack_size, packed
+from study.lease import Lease
+from study.packs import Rates, pack_rates, pack_size, packed
 from study.progress import Reporter
 from study.store import Store
+from study.workers import Workers
 from tests.conftest import folder
 
 TRIALS = [TrialSpec(Configuration(weight, 0), 0) for weight in (0.1, 0.2, 0.3, 0.4, 0.5)]
@@ -52,11 +55,32 @@ def names(packs: Sequence[PackSpec]) -> list[list[str]]:
     return [[trial.id for trial in pack.trials] for pack in packs]
 
 
+def never(trials: Sequence[TrialSpec]) -> Rates:
+    raise AssertionError(trials)
+
+
 def test_the_size_is_written_down_and_kept(store: Store, bench: Any, reporter: Reporter) -> None:
-    assert pack_size(TRIALS, bench, store, Execution(pack=2), reporter) == 2
-    assert json.loads((store.root / "packs.json").read_text())["size"] == 2
-    assert pack_size(TRIALS, bench, store, Execution(pack=5), reporter) == 2
-    assert pack_size(TRIALS, bench, store, Execution(), reporter) == 2
+    for pack in (2, 5, "auto"):
+        execution = Execution(pack=pack)
+        assert pack_size(TRIALS, bench.fusion, store, execution, never, reporter) == 2
+        assert json.loads((store.root / "packs.json").read_text())["size"] == 2
+
+
+def test_the_fastest_is_taken_of_the_most_that_are_alike(
+    store: Store, bench: Any, reporter: Reporter
+) -> None:
+    wide = [TrialSpec(Configuration(0.1, 0, (("hidden", 16),)), seed) for seed in range(6)]
+    measured: list[Sequence[TrialSpec]] = []
+
+    def measure(trials: Sequence[TrialSpec]) -> Rates:
+        measured.append(trials)
+        return {1: 10.0, 2: 30.0, 4: 20.0}
+
+    trials = [*TRIALS, *wide]
+    assert pack_size(trials, bench.fusion, store, Execution(), measure, reporter) == 2
+    assert [list(trials) for trials in measured] == [wide]
+    record = json.loads((store.root / "packs.json").read_text())
+    assert record == {"size": 2, "trial_steps_per_second": {"1": 10.0, "2": 30.0, "4": 20.0}}
 
 
 def test_packs_hold_trials_of_one_shape_and_budget_in_their_order(bench: Any) -> None:
@@ -90,7 +114,7 @@ def test_a_pack_trains_each_trial_by_its_own_settings(bench: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rates", "workers", "size"),
+    ("rates", "workers", "tried"),
     [
         ([10, 10.5, 11], 1, 1),  # no size is worth it
         ([10, 30, 60], 1, 4),
@@ -99,30 +123,34 @@ def test_a_pack_trains_each_trial_by_its_own_settings(bench: Any) -> None:
         ([10, 30, 60], 5, 1),
     ],
 )
-def test_as_many_trials_as_are_faster_together(
+def test_packs_grow_while_that_is_faster(
     rates: list[float],
     workers: int,
-    size: int,
-    store: Store,
+    tried: int,
     bench: Any,
-    reporter: Reporter,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured = {2**power: rate for power, rate in enumerate(rates)}
-    monkeypatch.setattr(module, "_rate", lambda trials, _bench: measured[len(trials)])
-    assert pack_size(TRIALS, bench, store, Execution(workers=workers), reporter) == size
-    record = json.loads((store.root / "packs.json").read_text())
-    assert record["size"] == size
-    assert record["trial_steps_per_second"][str(size)] == measured[size]
+    monkeypatch.setattr(module, "_rate", lambda trials, *_: measured[len(trials)])
+    found = pack_rates(TRIALS, bench, workers)
+    assert found == {size: rate for size, rate in measured.items() if size <= tried}
 
 
-def test_a_pack_fits_into_memory(
-    store: Store, bench: Any, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pack_fits_into_memory(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(module, "_rate", lambda trials, _bench: len(trials) ** 2)
+    monkeypatch.setattr(module, "_rate", lambda trials, *_: len(trials) ** 2)
     monkeypatch.setattr("study.packs.os.sysconf", lambda name: pages[name])
-    assert pack_size(TRIALS, bench, store, Execution(workers=1), reporter) == 1
+    assert max(pack_rates(TRIALS, bench, 1)) == 1
+    # The memory of a GPU is another; what doesn't fit there is not tried twice.
+    assert max(pack_rates(TRIALS, bench, 1, "cuda")) == 4
+
+    def full(trials: Sequence[TrialSpec], *_: Any) -> float:
+        if len(trials) > 2:
+            raise torch.OutOfMemoryError
+        return len(trials) ** 2
+
+    monkeypatch.setattr(module, "_rate", full)
+    assert max(pack_rates(TRIALS, bench, 1, "cuda")) == 2
 
 
 def test_a_rate_is_trial_steps_over_the_median_without_the_first(
@@ -131,7 +159,22 @@ def test_a_rate_is_trial_steps_over_the_median_without_the_first(
     durations = [100.0, 1.0, 2.0, 3.0, 4.0, 50.0]
     clock = iter([time for seconds in durations for time in (0.0, seconds)])
     monkeypatch.setattr("study.packs.time.perf_counter", lambda: next(clock))
-    assert module._rate(TRIALS[:4], bench) == 4 / 3
+    assert module._rate(TRIALS[:4], bench, "cpu") == 4 / 3
+
+
+def test_packs_are_measured_by_a_worker(store: Store, bench: Any, reporter: Reporter) -> None:
+    none = TrialSpec(Configuration(0.1, 0, (("hidden", -1),)), 0)
+    with (
+        Lease(store.root) as lease,
+        closing(Workers(bench, store, Execution(workers=1), reporter, lease)) as workers,
+    ):
+        rates = workers.pack_rates(TRIALS[:2])
+        with pytest.raises(
+            UserError, match=r"can't be measured: .*above 0, got -1.*execution\.pack"
+        ):
+            workers.pack_rates([none])
+    assert rates.keys() <= {1, 2}
+    assert rates[1] > 0
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"size": "two"}'])
@@ -140,4 +183,4 @@ def test_a_damaged_record_is_refused(
 ) -> None:
     (folder(store) / "packs.json").write_text(text)
     with pytest.raises(UserError, match=r"packs\.json: is damaged"):
-        pack_size(TRIALS, bench, store, Execution(), reporter)
+        pack_size(TRIALS, bench.fusion, store, Execution(), never, reporter)

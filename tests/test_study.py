@@ -259,6 +259,16 @@ def test_a_study_on_two_and_three_nodes_is_that_of_one_machine(
     assert max(together) > 4
 
 
+def test_a_gpu_that_is_not_there_is_not_waited_for(
+    melodies: Path, shared: Store, tmp_path: Path
+) -> None:
+    execution = {"workers": 1, "results": str(tmp_path), "resources": {"trials": {"gpu": 0.5}}}
+    config = furnish(tiny(melodies, tmp_path, execution=execution), shared)
+    with pytest.raises(UserError, match=r"resources\.trials: no node has 1 CPU, 0\.5 GPU; ask"):
+        go(config)
+    assert not ray.is_initialized()
+
+
 def test_a_cluster_that_is_not_there_is_named(melodies: Path, results: Path) -> None:
     execution = {"workers": 2, "results": str(results), "address": "127.0.0.1:1"}
     with pytest.raises(UserError, match=r"127\.0\.0\.1:1.*execution\.address"):
