@@ -148,9 +148,7 @@ class _Batch:
             if statuses.get(trial.id) in FINAL:
                 continue
             by = short.get(trial.configuration.id)
-            why = "another seed failed"
-            if by is not None:
-                why = f"{by:.3f} short of the front" if by < math.inf else "no point that counts"
+            why = "another seed failed" if by is None else _told(by)
             reason = f"stopped after {rung} steps: {why}"
             outcome = {"status": "pruned", "reason": reason, "steps": rung}
             record_over(trial, outcome, self._bench, self._store, attempts[trial.id])
@@ -279,6 +277,15 @@ def _states(past: Sequence[Outcome], batch: int) -> str:
     states = Counter(one.state.name.lower() for one in past if one.batch == batch)
     told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     return f"{told} configurations"
+
+
+def _told(short: float) -> str:
+    """How far a configuration falls short of the front, in words."""
+    if short == math.inf:
+        return "no point that meets the constraints"
+    if short <= 0:
+        return f"only {-short:.3f} beyond the front of the others"
+    return f"{short:.3f} short of the front"
 
 
 def _front(config: StudyConfig, past: Sequence[Outcome]) -> str:

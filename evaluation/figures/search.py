@@ -17,7 +17,7 @@ from evaluation.frontier import non_dominated
 _LOGARITHMIC = ("lambda", "learning_rate", "style_weight")
 _NAMES = {"lambda": "λ", "style_dim": "style dimension", "hidden": "width"}
 _SHADES = "cividis_r"
-_FEW = 30.0
+_FEW = 100.0
 """Of a logarithmic axis from end to end: where there are few powers of ten to name."""
 
 
