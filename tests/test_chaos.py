@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from study.store import Store
-from tests.chaos import Arena, everything_at_once, store_of
-from tests.tiny import EVALUATION, furnish
+from tests.chaos import Arena, everything_at_once
+from tests.tiny import EVALUATION, furnish, go
 
 SMALL: dict[str, Any] = {
     "search": {"lambda": [0.1, "conditional"], "style_dim": [0], "seeds": [0, 1]},
@@ -21,7 +21,7 @@ def test_after_kills_nothing_is_lost_or_repeated_or_different(
 ) -> None:
     arena = Arena(tmp_path, melodies)
     calm, struck = (furnish(arena.study(n, **SMALL), shared) for n in ("calm", "struck"))
-    arena.finish(calm)
-    everything_at_once(arena, struck, store_of(calm))
+    undisturbed, _ = go(calm)
+    everything_at_once(arena, struck, undisturbed)
     toll = arena.toll
     assert (toll.kills, toll.lost, toll.repeated, toll.differing_rows) == (2, 0, 0, 0)
