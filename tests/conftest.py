@@ -14,9 +14,6 @@ from cf_core.vae import MelodyVAE, VAESettings
 from study.store import Store
 from tests.tiny import models, tiny, write_melodies
 
-# Small tensors: more threads would only wait for each other.
-torch.set_num_threads(1)
-
 _LONGEST = ("test_study.py", "test_sweep.py", "test_chaos.py", "test_nodes.py")
 """Files of tests that two processes should begin with, lest one waits for the other at the end."""
 
@@ -26,6 +23,11 @@ MakeBundle = Callable[..., Bundle]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     items.sort(key=lambda item: (*_LONGEST, item.path.name).index(item.path.name))
+
+
+def pytest_runtest_setup() -> None:
+    """Small tensors: more threads would only wait for each other. Runs of studies set their own."""
+    torch.set_num_threads(1)
 
 
 def folder(store: Store) -> Path:

@@ -33,15 +33,6 @@ MIXED = (
 """Trials that differ in everything that trials may differ in."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """As in the workers of a study; networks this small gain nothing from more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def latents(dtype: torch.dtype = torch.float32, count: int = 40) -> Latents:
     """Pairs whose halves are equal: what G must learn is to bring the halves together."""
     mean = torch.randn(count, Z, generator=generator(0, "latents"))

@@ -202,14 +202,16 @@ def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(
     melodies: Path, shared: Store, tmp_path: Path
 ) -> None:
     search = {"lambda": [0.1, 1e38], "style_dim": [0], "seeds": [0]}
-    config = tiny(melodies, tmp_path, search=search, evaluation=EVALUATION)
-    store, lines = go(furnish(config, shared))
+    config = furnish(tiny(melodies, tmp_path, search=search, evaluation=EVALUATION), shared)
+    store = models(config)
+    bench = prepare(config, find_corpus(config, Watch()), store, Watch())
+    pack = tuple(first_trials(config))
+    list(jobs.run_job(jobs.PackSpec(pack, pack), bench, store, {trial.id: 1 for trial in pack}))
     rows = {row["trial"]: row for row in store.scan("trials").collect().to_dicts()}
     bad = rows["lambda1e+38-style0-seed0"]
     assert bad["status"] == "diverged"
     assert "not finite" in bad["reason"]
     assert rows["lambda0.1-style0-seed0"]["status"] == "done"
-    assert any("1e+38" in line and "diverged" in line for line in lines)
     assert store.scan("metrics").filter(pl.col("trial") == bad["trial"]).collect().is_empty()
 
 

@@ -132,14 +132,9 @@ def test_a_survivor_is_what_it_would_have_been_without_rungs(finished: Study) ->
     done = store.scan("trials").filter(status="done").collect()["trial"]
     survivor = next(trial for trial in planned(config, store) if trial.id in done)
     bench = prepare(config, find_corpus(config, Watch()), store, Watch())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        trainer = pack_trainer([survivor], bench)
-        for _ in train(trainer, 100):
-            pass
-    finally:
-        torch.set_num_threads(threads)
+    trainer = pack_trainer([survivor], bench)
+    for _ in train(trainer, 100):
+        pass
     expected = trainer.generator(0).state_dict()
     found = load_tensors(generator_path(store, survivor.id))
     assert found is not None
