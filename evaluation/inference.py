@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from jaxtyping import Float, Float32, Float64, Int64, Integer
-from scipy import stats
+from scipy import special
 
 from evaluation.frontier import (
     CHOSEN_ON,
@@ -134,8 +134,8 @@ def crossed_interval(
     variance, freedom = crossed_variance(by_seed, resampled, resamples)
     known = variance == 0
     error = np.sqrt(variance)
-    reach = stats.t.ppf(1 - SIGNIFICANCE / 2, freedom) * error
-    p = 2 * stats.t.sf(np.abs(mean) / np.where(known, 1, error), freedom)
+    reach = special.stdtrit(freedom, 1 - SIGNIFICANCE / 2) * error
+    p = 2 * special.stdtr(freedom, -np.abs(mean) / np.where(known, 1, error))
     p = np.where(known, mean == 0, p)
     return np.asarray(mean - reach), np.asarray(mean + reach), np.asarray(p, np.float64)
 
