@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -53,3 +53,13 @@ class Condition(NamedTuple):
         over = pl.col(self.metric) - self.bound
         over = over if self.sign.startswith("<") else -over
         return over.clip(lower_bound=0.0) / (abs(self.bound) or 1.0)
+
+
+def all_hold(conditions: Sequence[Condition]) -> pl.Expr:
+    """Whether all of some conditions hold, where their metrics are columns."""
+    return pl.all_horizontal(pl.lit(True), *(condition.holds() for condition in conditions))
+
+
+def total_miss(conditions: Sequence[Condition]) -> pl.Expr:
+    """By how much a point misses some conditions, each relative to its bound; 0 where all hold."""
+    return pl.sum_horizontal(pl.lit(0.0), *(condition.miss() for condition in conditions))

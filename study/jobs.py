@@ -312,13 +312,12 @@ def _measure_at_rung(
 ) -> Steps[Progress, None, None]:
     """Record the points of a trial that goes on only if they are good enough."""
     bench, rung, rows = recorder.bench, spec.until or 0, []
-    sources = [source for source in bench.sources if source.name == SOURCE]
-    styles = {source.name: _styles(source, trial.style_dim, bench) for source in sources}
+    source = next(source for source in bench.sources if source.name == SOURCE)
+    styles = {SOURCE: _styles(source, trial.style_dim, bench)}
     for weight in bench.plan.lambda_ if trial.lambda_ is None else (trial.lambda_,):
-        reading = _read(trial, generator, weight, styles, bench, sources)
-        measured = _diversity_rows(reading, generator, weight, bench, sources)
-        for source in sources:
-            measured += bench.evaluator.evaluate(reading.label, source, reading.steps[SOURCE])[0]
+        reading = _read(trial, generator, weight, styles, bench, [source])
+        measured, _ = bench.evaluator.evaluate(reading.label, source, reading.steps[SOURCE])
+        measured += _diversity_rows(reading, generator, weight, bench)
         shared = {
             "trial": trial.id,
             "configuration": trial.configuration.id,
@@ -345,7 +344,7 @@ def _finish(
     for weight in bench.plan.lambda_ if trial.lambda_ is None else (trial.lambda_,):
         reading = _read(trial, generator, weight, styles, bench, bench.sources)
         readings.append(reading)
-        diversity += _diversity_rows(reading, generator, weight, bench, bench.sources)
+        diversity += _diversity_rows(reading, generator, weight, bench)
     for _ in _record_readings(trial.id, readings, diversity, recorder):
         yield Progress(steps, steps, {})
     relative = f"{path.parent.name}/{path.name}"
@@ -374,11 +373,7 @@ def _read(
 
 
 def _diversity_rows(
-    reading: Reading,
-    generator: Generator,
-    weight: float,
-    bench: Workbench,
-    sources: Sequence[Source],
+    reading: Reading, generator: Generator, weight: float, bench: Workbench
 ) -> list[dict[str, Any]]:
     plan = bench.plan
     return [
@@ -391,7 +386,8 @@ def _diversity_rows(
             "n": min(DIVERSITY_INPUTS, len(source.songs)),
             "excluded": 0,
         }
-        for source in sources
+        for source in bench.sources
+        if source.name in reading.steps
         for count, value in bench.evaluator.style_diversity(
             generator, source, plan.styles, plan.iterations, weight
         ).items()

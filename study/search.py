@@ -33,7 +33,7 @@ from cf_core.errors import UserError
 from cf_core.files import AnyPath, replacing
 from cf_core.seeding import derive
 from evaluation.frontier import CONFIGURATION, FUSIONS, hypervolume, shortfall
-from study.conditions import Condition
+from study.conditions import Condition, all_hold, total_miss
 from study.config import (
     PARAMETERS,
     WHOLE,
@@ -439,11 +439,11 @@ def shortfalls(
         points.group_by(at)
         .agg(pl.col("value").filter(pl.col("metric") == name).mean().alias(name) for name in needed)
         .filter(pl.all_horizontal(pl.col(needed).is_finite()))
-        .with_columns(miss=pl.sum_horizontal(pl.lit(0.0), *(c.miss() for c in conditions)))
         .sort(at)
     )
-    missed = dict(finite.group_by("configuration").agg(pl.col("miss").min()).iter_rows())
-    counting = finite.filter(pl.all_horizontal(pl.lit(True), *(c.holds() for c in conditions)))
+    least = finite.group_by("configuration").agg(total_miss(conditions).min())
+    missed = dict(least.iter_rows())
+    counting = finite.filter(all_hold(conditions))
     owners = counting["configuration"].to_numpy()
     value, distance = (counting[name].to_numpy() for name in OBJECTIVES)
     scale = (_range(distance), _range(value))

@@ -18,7 +18,7 @@ from cf_core.files import AnyPath
 from cf_core.training import load_tensors
 from cf_core.vae import MelodyVAE
 from evaluation.frontier import CONFIGURATION, FUSIONS
-from study.conditions import Condition
+from study.conditions import Condition, all_hold, total_miss
 from study.config import StudyConfig
 from study.jobs import generator_path
 from study.store import Store
@@ -122,10 +122,11 @@ def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFram
     finite = points.filter(pl.all_horizontal(pl.col(*needed).is_finite()))
     if finite.is_empty():
         raise UserError(f"{store.root}: {maximise} is not finite anywhere; nothing can be selected")
-    misses = pl.sum_horizontal(pl.lit(0.0), *(condition.miss() for condition in conditions))
-    met = finite.filter(pl.all_horizontal(pl.lit(True), *(c.holds() for c in conditions)))
+    met = finite.filter(all_hold(conditions))
     if met.is_empty():
-        nearest = finite.sort(misses, "trial", "lambda", "iteration").row(0, named=True)
+        nearest = finite.sort(total_miss(conditions), "trial", "lambda", "iteration").row(
+            0, named=True
+        )
         values = ", ".join(f"{c.metric} {nearest[c.metric]:.4g}" for c in conditions)
         raise UserError(
             f"no trial of {store.root} meets {' and '.join(where)}; the nearest is"
@@ -249,7 +250,7 @@ def _of_seed(
         .select("seed", *dict.fromkeys((maximise, "z_distance", *(c.metric for c in conditions))))
         .sort(maximise, "seed", descending=[True, False])
     )
-    met = values.filter(pl.all_horizontal(pl.lit(True), *(c.holds() for c in conditions)))
+    met = values.filter(all_hold(conditions))
     return (met if met.height else values).row(0, named=True)
 
 

@@ -282,7 +282,7 @@ def _states(past: Sequence[Outcome], batch: int) -> str:
 def _told(short: float) -> str:
     """How far a configuration falls short of the front, in words."""
     if short == math.inf:
-        return "no point that meets the constraints"
+        return "no point that counts"
     if short <= 0:
         return f"only {-short:.3f} beyond the front of the others"
     return f"{short:.3f} short of the front"
