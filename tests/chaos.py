@@ -20,14 +20,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pytest
 from ray.cluster_utils import Cluster
 
-from cf_core.errors import UserError
 from cf_core.files import AnyPath, replacing
 from study.config import StudyConfig
 from study.store import TABLES, Store, comparable
-from tests.tiny import go, tiny, write_melodies
+from tests.tiny import tiny, write_melodies
 
 OUTPUT = Path(__file__).parent.parent / "benchmarks" / "out" / "chaos.json"
 PATIENCE = 600.0
@@ -278,13 +276,13 @@ def everything_at_once(arena: Arena, config: StudyConfig, undisturbed: Store) ->
     """In one run a second driver, a worker killed, the driver killed; Ctrl-C in the next."""
     process = arena.start(config)
     wait_for((store_of(config).root / "running.json").exists)
-    with pytest.raises(UserError, match=f"is being run by process {process.pid}"):
-        go(config)
+    second = arena.start(config)
     victim, *_ = wait_for(lambda: workers_of(process.pid))
     wait_for(lambda: under_way(config))
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: len(Ledger.of(store_of(config)).done) >= 1)
     wait_for(lambda: max(Ledger.of(store_of(config)).handed_out.values()) == 2)
+    _refused(second, process)
     kill(process)
     arena.toll.kills += 2
     before = Ledger.of(store_of(config))

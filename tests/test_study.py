@@ -202,16 +202,14 @@ def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(
     melodies: Path, shared: Store, tmp_path: Path
 ) -> None:
     search = {"lambda": [0.1, 1e38], "style_dim": [0], "seeds": [0]}
-    config = furnish(tiny(melodies, tmp_path, search=search, evaluation=EVALUATION), shared)
-    store = models(config)
-    bench = prepare(config, find_corpus(config, Watch()), store, Watch())
-    pack = tuple(first_trials(config))
-    list(jobs.run_job(jobs.PackSpec(pack, pack), bench, store, {trial.id: 1 for trial in pack}))
+    config = tiny(melodies, tmp_path, search=search, evaluation=EVALUATION)
+    store, lines = go(furnish(config, shared))
     rows = {row["trial"]: row for row in store.scan("trials").collect().to_dicts()}
     bad = rows["lambda1e+38-style0-seed0"]
     assert bad["status"] == "diverged"
     assert "not finite" in bad["reason"]
     assert rows["lambda0.1-style0-seed0"]["status"] == "done"
+    assert any("1e+38" in line and "diverged" in line for line in lines)
     assert store.scan("metrics").filter(pl.col("trial") == bad["trial"]).collect().is_empty()
 
 
@@ -452,7 +450,7 @@ def test_a_study_in_a_bucket_runs_stops_goes_on_and_is_compacted(
         go(config, ": over (1 of 3)")
     # The other worker may have come to an end just then, too.
     done = len(study.open(f"{bucket}/small/tiny").done_trials())
-    assert done > 0
+    assert done in {1, 2}
     store, lines = go(config)
     assert f"{done} of 3 are already done" in lines
     assert str(store.root) == f"{bucket}/small/tiny"
