@@ -7,13 +7,14 @@ Letters in shapes: `B` segments, `T` steps of a segment, `V` tokens of the vocab
 """
 
 import re
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from math import lcm
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
@@ -51,6 +52,17 @@ def bar_length(meter: str) -> Fraction:
     return Fraction(4 * int(beats), int(unit))
 
 
+class Tempo(NamedTuple):
+    """From `start` (quarter notes) on, music goes at `speed` quarter notes per minute."""
+
+    start: Fraction
+    speed: float
+
+
+DEFAULT_TEMPO = 120.0
+"""Quarter notes per minute where a source says nothing."""
+
+
 @dataclass(frozen=True)
 class Melody:
     """One monophonic song: notes by onset, and the true bars that cover them."""
@@ -59,8 +71,20 @@ class Melody:
     title: str
     notes: tuple[Note, ...]
     bars: tuple[Bar, ...]
-    tempo: float
-    """Quarter notes per minute at the start; 120 where the source says none."""
+    tempos: tuple[Tempo, ...] = ()
+    """By start, as the source gives them."""
+    played: bool = False
+    """Ends of notes are those of keys: see `grid`."""
+
+    @property
+    def tempo(self) -> float:
+        """Quarter notes per minute at the start."""
+        return self.tempo_at(Fraction(0))
+
+    def tempo_at(self, position: Fraction) -> float:
+        """Quarter notes per minute at a position; 120 before the first tempo of the source."""
+        speeds = [tempo.speed for tempo in self.tempos if tempo.start <= position]
+        return speeds[-1] if speeds else DEFAULT_TEMPO
 
 
 TOLERANCE = Fraction(1, 96)
@@ -93,6 +117,8 @@ class GridBar:
     onsets: int
     """Notes that begin in the bar."""
     reason: BarReason | None
+    moved: int = 0
+    """Of those notes, how many had their ends moved to the next onset, or to the grid."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +212,7 @@ def grid(melody: Melody, steps_per_beat: int = 4, tolerance: Fraction = TOLERANC
 
     Positions count from the bar's own start. Onsets and ends within `tolerance` (quarter notes,
     less than a third of a step) of a grid line snap to it; a note that would vanish is off grid.
+    Where the melody was `played`, ends of notes are moved before, as `_legato` says.
     """
     if 3 * tolerance * steps_per_beat >= 1:
         raise ValueError(
@@ -193,18 +220,23 @@ def grid(melody: Melody, steps_per_beat: int = 4, tolerance: Fraction = TOLERANC
         )
     unit = _unit(melody, steps_per_beat, tolerance)
     step, near = _in(unit, Fraction(1, steps_per_beat)), _in(unit, tolerance)
-    notes = deque(
+    written = [
         (onset, onset + _in(unit, note.duration), note.pitch)
         for note in melody.notes
         for onset in [_in(unit, note.onset)]
-    )
+    ]
+    notes = written
+    if melody.played:
+        notes = _legato(written, [_in(unit, bar.start) for bar in melody.bars], step, near)
+    moved = [note for note, before in zip(notes, written, strict=True) if note != before]
+    waiting = deque(notes)
     bars: list[GridBar] = []
     sounding: list[Sounding] = []
     for bar in melody.bars:
         start, length = _in(unit, bar.start), _in(unit, bar.length)
         sounding = [note for note in sounding if note[1] > start + near]
-        while notes and notes[0][0] < start + length - near:
-            sounding.append(notes.popleft())
+        while waiting and waiting[0][0] < start + length - near:
+            sounding.append(waiting.popleft())
         held = [pitch for onset, _, pitch in sounding if onset < start - near]
         tokens: list[int] = []
         reason: BarReason | None = None
@@ -222,9 +254,53 @@ def grid(melody: Melody, steps_per_beat: int = 4, tolerance: Fraction = TOLERANC
                 held=held[-1] if held else None,
                 onsets=len(sounding) - len(held),
                 reason=reason,
+                moved=sum(start - near <= onset < start + length - near for onset, _, _ in moved),
             )
         )
     return bars
+
+
+def _legato(notes: list[Sounding], starts: list[int], step: int, near: int) -> list[Sounding]:
+    """Move ends of played notes to where they were meant to be: keys are not released so exactly.
+
+    An end that lies before the next onset by less than a step, or beyond it by less than half a
+    step, means "until the next onset". Where that is so of half of the notes or more, all too short
+    or all too long, the middle one of them tells what this file takes off or adds. Then an end that
+    misses the next onset or a grid line by no more, of its length or in ticks, means that place.
+    `starts` are those of the bars, from which grid lines count.
+    """
+    onsets = sorted({onset for onset, _, _ in notes})
+    following = [_above(onsets, onset + near) for onset, _, _ in notes]
+    moved: list[Sounding] = []
+    missed: list[tuple[int, int]] = []
+    for (onset, end, pitch), stop in zip(notes, following, strict=True):
+        gap = 0 if stop is None else stop - end
+        close = abs(gap) > near and -step < 2 * gap and gap < step - near
+        moved.append((onset, end + gap if close else end, pitch))
+        if close:
+            missed.append((gap, end + gap - onset))
+    for sign in (1, -1):
+        alike = sorted(
+            (sign * gap / full, sign * gap, full) for gap, full in missed if sign * gap > 0
+        )
+        if 2 * len(alike) < len(notes):
+            continue
+        _, usual, of = alike[len(alike) // 2]
+        for index, ((onset, end, pitch), stop) in enumerate(zip(moved, following, strict=True)):
+            start = starts[max(bisect_right(starts, end) - 1, 0)]
+            line = end + sign * (sign * (start - end) % step)
+            for meant in (line,) if stop is None else (stop, line):
+                gap = sign * (meant - end)
+                if near < gap <= near + max(usual, usual * (meant - onset) // of):
+                    moved[index] = (onset, meant, pitch)
+                    break
+    return moved
+
+
+def _above(values: list[int], bound: int) -> int | None:
+    """Return the first of sorted values above a bound."""
+    place = bisect_right(values, bound)
+    return values[place] if place < len(values) else None
 
 
 def _unit(melody: Melody, steps_per_beat: int, tolerance: Fraction) -> int:

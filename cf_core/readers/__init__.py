@@ -1,0 +1,254 @@
+"""Melodies read from MIDI, MusicXML and ABC, with their true bar lines.
+
+Whatever can't be read becomes a `Rejected` record with a reason; no file raises, and none is
+written: zip members are read in memory. Bytes count as hostile: see `limits`.
+"""
+
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from math import isfinite
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, TypeVar
+
+from cf_core.errors import UserError
+from cf_core.melody import GridBar, Melody, bar_length, grid
+from cf_core.readers import abc, midi, musicxml
+from cf_core.readers.limits import (
+    MAX_BYTES,
+    MAX_TITLE,
+    MAX_TUNE,
+    MAX_TUNES,
+    RejectedError,
+    SongReason,
+    decoded,
+)
+from cf_core.readers.musicxml import UNPACKED, member_name
+
+VERSION = 4
+"""Raised whenever what is read from a file changes: it names the caches of corpora."""
+
+FORMATS = {
+    ".mid": "midi",
+    ".midi": "midi",
+    ".kar": "midi",
+    ".rmi": "midi",
+    ".mxl": "musicxml",
+    ".musicxml": "musicxml",
+    ".xml": "musicxml",
+    ".abc": "abc",
+}
+"""Suffixes of the files that can be read."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A song, or a file where it has no songs, that could not be taken."""
+
+    id: str
+    reason: SongReason
+    detail: str
+
+
+class Song(NamedTuple):
+    """One song as a file has it: a tune of an ABC book, else the whole file."""
+
+    id: str
+    format: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Gridded:
+    """One song as bars on a grid."""
+
+    id: str
+    title: str
+    bars: list[GridBar]
+
+
+# ---- public ------------------------------------------------------------------------------------
+
+
+def songs(name: str, data: bytes) -> Iterator[Song | Rejected]:
+    """Yield the songs of one file, not yet read: several for an ABC book, else one.
+
+    `name` gives the format (by its suffix) and the song id (its stem; tunes of a book with several
+    add `:number`).
+    """
+    # File names need not be text, but ids are written down as such.
+    stem = PurePosixPath(name).stem.encode(errors="backslashreplace").decode()
+    kind = FORMATS.get(PurePosixPath(name).suffix.lower())
+    if kind is None or not data:
+        yield Rejected(stem, "unreadable", "empty or damaged file" if kind else "unknown format")
+    elif len(data) > MAX_BYTES[kind]:
+        yield Rejected(stem, "too large", f"more than {MAX_BYTES[kind]} bytes")
+    elif kind == "abc":
+        yield from _tunes(stem, data)
+    else:
+        yield Song(stem, kind, data)
+
+
+def read_song(song: Song, part: str | None = None) -> Melody | Rejected:
+    """Read one song. Raises nothing but `MemoryError`, after which a process is best ended.
+
+    `part` names the part to take, or counts it from 1; without it a score must have one part, and
+    of a MIDI file the first nearly monophonic track is taken.
+    """
+    return _or_rejected(song, lambda: _melody(song, part))
+
+
+def read_gridded(song: Song, part: str | None, steps_per_beat: int) -> Gridded | Rejected:
+    """Read one song as `read_song` does, and put its bars on a grid."""
+
+    def read() -> Gridded:
+        melody = _melody(song, part)
+        return Gridded(melody.id, melody.title, grid(melody, steps_per_beat))
+
+    return _or_rejected(song, read)
+
+
+def read_melodies(name: str, data: bytes, part: str | None = None) -> Iterator[Melody | Rejected]:
+    """Yield the songs of one file as `songs` finds and `read_song` reads them."""
+    for song in songs(name, data):
+        yield song if isinstance(song, Rejected) else read_song(song, part)
+
+
+def read_file(path: Path, part: str | None = None) -> Melody:
+    """Read the one melody of a file (the first readable of an ABC book).
+
+    Raises `UserError` where there is none, with the reason for the first. Unlike an ingest it
+    knows no limits of time and memory but those of what a file may hold.
+    """
+    if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file raises where it may not look)
+        raise UserError(f"{path}: no such file")
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"{path}: not a melody file: its name must end in {', '.join(FORMATS)}")
+    rejected: list[Rejected] = []
+    for song in read_melodies(path.name, _content(path), part):
+        if isinstance(song, Melody):
+            return song
+        rejected.append(song)
+    first = rejected[0]
+    why = f"{first.reason} ({first.detail})" if first.detail else first.reason
+    hint = ": name one as part" if first.reason == "several parts" else ""
+    raise UserError(f"{path}: can't read its melody: {why}{hint}")
+
+
+def find_songs(source: Path, include: str | None = None) -> Iterator[Song | Rejected]:
+    """Yield every song of a folder, a zip archive or a single file, in order of the file names.
+
+    `include` is a glob that a file's path inside the folder or archive must match from its end,
+    as in `PurePath.match`. Raises `UserError` where `source` is missing or holds no file that could
+    be read, and for an empty `include`.
+    """
+    if include is not None and not PurePosixPath(include).parts:
+        raise UserError(f"include: {include!r} matches no file; give a pattern such as '*.mid'")
+    files = _files(source, include)
+    first = next(files, None)
+    if first is None:
+        named = f"named {include!r} " if include else ""
+        raise UserError(f"{source}: no file {named}there that ends in {', '.join(FORMATS)}")
+    return (song for name, data in chain([first], files) for song in songs(name, data))
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+_DAMAGE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
+"""What reading a file or a damaged archive raises."""
+
+
+def _files(source: Path, include: str | None) -> Iterator[tuple[str, bytes]]:
+    """Yield names and bytes of the melody files in `source`, by name."""
+
+    def wanted(name: str) -> bool:
+        path = PurePosixPath(name)
+        readable = path.suffix.lower() in FORMATS and not path.name.startswith(".")
+        return readable and (include is None or path.match(include))
+
+    root: Path | zipfile.Path
+    if os.path.isdir(source):  # noqa: PTH112  (Path.is_dir raises where it may not look)
+        root = source
+        names = [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
+    elif not os.path.isfile(source):  # noqa: PTH113
+        raise UserError(f"{source}: no such file or folder")
+    elif source.suffix.lower() == ".zip":
+        try:
+            root = zipfile.Path(source)
+        except _DAMAGE as error:
+            raise UserError(f"{source}: not a readable zip archive: {error}") from error
+        names = root.root.namelist()
+    else:
+        root, names = source.parent, [source.name]
+    for name in sorted(filter(wanted, names)):
+        yield name, _content(root / name)
+
+
+def _content(path: Path | zipfile.Path) -> bytes:
+    """Return a file's bytes, one more than the limit where there are too many, none if damaged."""
+    limit = MAX_BYTES[FORMATS[PurePosixPath(path.name).suffix.lower()]]
+    try:
+        packed = isinstance(path, zipfile.Path) and path.root.getinfo(path.at).compress_type
+        if packed and packed not in UNPACKED:
+            return b""
+        with path.open("rb") as stream:
+            return bytes(stream.read(limit + 1))
+    except _DAMAGE:
+        return b""
+
+
+_T = TypeVar("_T")
+
+
+def _or_rejected(song: Song, read: Callable[[], _T]) -> _T | Rejected:
+    """What `read` returns, or why it can't."""
+    try:
+        return read()
+    except RejectedError as error:
+        return Rejected(song.id, error.reason, error.detail[:MAX_TITLE])
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  (parsers raise anything on a corrupt file)
+        text = " ".join(str(error)[: 2 * MAX_TITLE].split())
+        return Rejected(song.id, "unreadable", f"{type(error).__name__}: {text}"[:MAX_TITLE])
+
+
+_READERS: dict[str, Callable[[str, bytes, str | None], Melody]] = {
+    "midi": midi.read,
+    "musicxml": musicxml.read,
+    "abc": lambda song_id, data, part: abc.read(song_id, data.decode(), part),
+}
+
+
+def _melody(song: Song, part: str | None) -> Melody:
+    melody = _READERS[song.format](song.id, song.content, part)
+    if not any(bar.length == bar_length(bar.meter) for bar in melody.bars):
+        raise RejectedError("no complete bar", f"{len(melody.bars)} bars")
+    tempos = tuple(tempo for tempo in melody.tempos if tempo.speed > 0 and isfinite(tempo.speed))
+    return replace(melody, title=melody.title[:MAX_TITLE], tempos=tempos)
+
+
+# ---- ABC books ---------------------------------------------------------------------------------
+
+
+def _tunes(stem: str, data: bytes) -> Iterator[Song | Rejected]:
+    """Yield the tunes of an ABC book; fields before the first tune go to every tune."""
+    text = re.sub(r"\r*\n|\r", "\n", decoded(data)) + "\n"
+    header, *tunes = re.split(r"(?m)^[ \t]*X:(?!\s*[|:\]])", text)
+    if len(tunes) > MAX_TUNES:
+        yield Rejected(stem, "too large", f"{len(tunes)} tunes, more than {MAX_TUNES}")
+        return
+    fields = "".join(re.findall(r"(?m)^(?:[A-Z]:|%%).*\n", header))[: MAX_TUNE + 1]
+    for tune in tunes or [f"1\n{header}"]:
+        number, body = tune.split("\n", 1)
+        short = number.partition("%")[0].strip().lstrip("0")[:MAX_TITLE]
+        song_id = f"{stem}:{short}" if len(tunes) > 1 else stem
+        song = f"X:{number}\n{fields if tunes else ''}{body}"
+        if len(song) > MAX_TUNE:
+            yield Rejected(song_id, "too large", f"{len(song)} characters, more than {MAX_TUNE}")
+        else:
+            yield Song(song_id, "abc", song.encode())

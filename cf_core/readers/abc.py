@@ -1,0 +1,590 @@
+"""ABC, as its standard 2.1 has it, with the habits of older files.
+
+The standard is that of Walshaw, Guido et al., "The ABC music standard 2.1" (2011). A tune becomes a
+list of `Measure` for each of its voices, which `score` plays out.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+from cf_core.melody import Melody, Tempo, bar_length
+from cf_core.readers.limits import (
+    LONGEST_BAR,
+    MAX_BARS,
+    MAX_MEASURES,
+    MAX_NOTES,
+    MAX_TITLE,
+    RejectedError,
+    chosen,
+    listed,
+)
+from cf_core.readers.score import (
+    MAX_TIMES,
+    Measure,
+    Written,
+    mark,
+    meter_of,
+    numbers,
+    play_order,
+    played,
+)
+
+
+def read(song_id: str, text: str, part: str | None) -> Melody:
+    """Read one tune; `part` names a voice, or counts it from 1.
+
+    Raises `RejectedError` where there is no such voice, none is named of several, or the tune is
+    empty or absurdly long.
+    """
+    tune = _Tune(text)
+    voices = [voice for voice in tune.voices.values() if voice.has_notes]
+    if not voices:
+        raise RejectedError("no notes")
+    names = [voice.name for voice in voices]
+    if part is None and len(voices) > 1:
+        raise RejectedError("several parts", listed(names))
+    voice = voices[0 if part is None else chosen(names, part)]
+    return played(song_id, tune.title or song_id, voice.measures, tune.order(voice))
+
+
+# ---- lines -------------------------------------------------------------------------------------
+
+# A line such as "C:|" is music: no note is a field whose content is a bar line.
+_FIELD = re.compile(r"(?P<name>[A-Za-z+]):(?!(?<=[A-Ga-gxzXZ]:)\s*[:|\]])(?P<value>.*)")
+_COMMENT = re.compile(r"(?<!\\)%.*")
+
+
+class _Line(NamedTuple):
+    """A field's letter and content, or a line of music, whose letter is empty."""
+
+    field: str
+    text: str
+
+
+def _lines(text: str) -> Iterator[_Line]:
+    """Yield fields and music: no comments, no text blocks, nothing after the tune's blank line."""
+    in_block = in_body = False
+    for line in text.split("\n"):
+        if line.startswith("%%"):
+            in_block = line.startswith("%%begin") or (in_block and not line.startswith("%%end"))
+            yield _Line("I", line[2:])
+            continue
+        if in_block:
+            continue
+        if in_body and not line.strip():
+            return
+        stripped = _COMMENT.sub("", line)
+        found = _FIELD.match(stripped.lstrip())
+        if found is None:
+            if in_body:
+                yield _Line("", stripped)
+            continue
+        yield _Line(found["name"], found["value"].strip())
+        in_body = in_body or found["name"] == "K"
+
+
+# ---- keys --------------------------------------------------------------------------------------
+
+_SHARPS = "FCGDAEB"
+_STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+_MODES = {"": 0, "maj": 0, "ion": 0, "m": -3, "min": -3, "aeo": -3}
+_MODES |= {"mix": -1, "dor": -2, "phr": -4, "lyd": 1, "loc": -5}
+_ALTERS = {"^^": 2, "^": 1, "=": 0, "_": -1, "__": -2}
+_KEY = re.compile(
+    r"(?P<tonic>[A-G])(?P<sign>[#b♯♭]?)\s*(?P<mode>(?:maj|ion|min|m(?![a-z])|aeo|mix|dor|phr|lyd|loc)?)",
+    re.IGNORECASE,
+)
+_ACCIDENTAL = re.compile(r"(?<![\w=])(\^\^|\^|__|_|=)([A-Ga-g])(?![\w=])")
+_PROPERTY = re.compile(r"\b(transpose|octave|t)\s*=\s*([-+]?\d{1,3})")
+_CLEF = re.compile(r"\b(?:treble|alto|tenor|bass|perc|none|[GCF]\d?)([-+])8", re.IGNORECASE)
+
+
+def _signature(text: str) -> dict[str, int] | None:
+    """Return how a `K:` field alters each step; `None` where it names no key."""
+    text = text.strip()
+    alters: dict[str, int] = {}
+    found = _KEY.match(text)
+    if text.startswith("HP"):
+        rest = text[2:]
+    elif text.startswith("Hp"):
+        alters, rest = {"F": 1, "C": 1}, text[2:]
+    elif text.lower().startswith("none"):
+        rest = text[4:]
+    elif found is not None and (found["mode"] or not text[found.end() : found.end() + 1].isalpha()):
+        fifths = _SHARPS.index(found["tonic"].upper()) - 1
+        fifths += {"#": 7, "♯": 7, "b": -7, "♭": -7}.get(found["sign"], 0)
+        fifths += _MODES[found["mode"].lower()]
+        alters = dict.fromkeys(_SHARPS[: max(fifths, 0)], 1)
+        alters |= dict.fromkeys(_SHARPS[fifths:] if fifths < 0 else "", -1)
+        rest = text[found.end() :]
+    elif _ACCIDENTAL.search(text):
+        rest = text
+    else:
+        return None
+    if re.match(r"\s*exp\b", rest):
+        alters = {}
+    for sign, letter in _ACCIDENTAL.findall(rest):
+        alters[letter.upper()] = _ALTERS[sign]
+    return alters
+
+
+def _transposition(text: str) -> int | None:
+    """Semitones by which a `K:` or `V:` field moves its notes; `None` where it does not say."""
+    moved = [int(n) * (12 if name == "octave" else 1) for name, n in _PROPERTY.findall(text)]
+    moved += [-12 if sign == "-" else 12 for sign in _CLEF.findall(text)]
+    return sum(moved) if moved else None
+
+
+# ---- tokens ------------------------------------------------------------------------------------
+
+_LENGTH = r"(?:\d{0,4}/{1,6}\d{0,4}|\d{1,4})?"
+_NOTE = rf"(?:\^\^|\^|__|_|=)?[A-Ga-g][,']*{_LENGTH}"
+_TOKEN = re.compile(
+    rf"""
+    "(?P<words>[^"\n]*)"
+    | \[(?P<inline>[A-Za-z]:[^\]\n]*)\]
+    | (?P<bar>(?:\[(?=\|)|(?<=\|)\]|:\ +(?=\|)|[|:])+)(?P<number>\d[\d,-]*)?
+    | \[\ *(?P<variant>\d[\d,\- ]*|(?="))
+    | \[(?P<chord>[^\]|\n]*)\](?P<chord_length>{_LENGTH})
+    | !(?P<decoration>f+|\d|[<>^][()]?|D\.[CS]\.?|(?![A-GHLMOPSTa-guvxzXZ\d/,'^_=<>()~.\- ]+!)
+        [^!|\s:\[\]][^!|\n:\[\]]*)!
+    | \+(?P<plus>[^+|\s]+)\+
+    | \{{[^}}\n]*\}}
+    | \((?P<tuplet>\d)(?::(?P<time_of>\d?))?(?::(?P<count>\d?))?
+    | (?P<note>{_NOTE})
+    | (?P<letter>[H-Wh-w~])
+    | (?P<rest>[zx])(?P<rest_length>{_LENGTH})
+    | (?P<bars_rest>[ZX])(?P<bars>\d{{0,9}})
+    | (?P<broken><{{1,3}}|>{{1,3}})
+    | (?P<tie>-)
+    | (?P<overlay>&)
+    | [yY]\d*
+    | .
+    """,
+    re.VERBOSE,
+)
+_IN_NOTE = re.compile(
+    r"(?P<sign>\^\^|\^|__|_|=)?(?P<letter>[A-Ga-g])(?P<octave>[,']*)"
+    rf"(?P<length>{_LENGTH})(?P<tie>-?)"
+)
+_IN_TIME_OF = {2: 3, 3: 2, 4: 3, 6: 2, 8: 3}
+"""So many notes of a tuplet are played in the time of so many; others in that of two or three."""
+_LETTERS = {"O": "coda", "S": "segno"}
+"""What a letter stands for, of those that matter to the order of play."""
+
+
+def _length(text: str) -> Fraction:
+    """Return a note's length in units: "3/2", "/", "//" and so on; 1 where nothing is written."""
+    over, _, under = text.partition("/")
+    slashes, under = text.count("/"), under.lstrip("/")
+    divisor = int(under) if under else 2**slashes
+    return Fraction(int(over or 1), divisor) if divisor else Fraction(0)
+
+
+def _length_of(note: str) -> Fraction:
+    """Return the length of a note such as "^c'3/2-"."""
+    return _length(note.lstrip("^_=").lstrip("ABCDEFGabcdefg").lstrip(",'").rstrip("-"))
+
+
+class _Element(NamedTuple):
+    """The last note, chord or rest: where its notes are in the measure, and how long it is."""
+
+    notes: range
+    duration: Fraction
+    alters: dict[str, int]
+    """How its notes are altered, by step and octave: a tied note keeps that."""
+    ends_tuplet: bool
+
+
+class _Voice:
+    """One voice, as far as it has been read."""
+
+    def __init__(self, name: str, header: "_Voice | None" = None) -> None:
+        self.name = name
+        self.measures: list[Measure] = []
+        self.labels: list[str] = []
+        """The part (`P:`) of each measure."""
+        self.has_notes = False
+        self.begun = header is not None
+        """Its first `K:` has come, which ends a header."""
+        self.label = header.label if header else ""
+        self.meter = header.meter if header else "4/4"
+        self.unit = header.length_of_unit if header else None
+        self.key = header.key if header else {}
+        self.transposition = header.transposition if header else 0
+        self.propagation = header.propagation if header else "pitch"
+        self._count = 0
+        self._accidentals: dict[str, int] = {}
+        self._tied: dict[str, int] = {}
+        self._tuplet, self._tuplet_left = Fraction(1), 0
+        self._begin()
+        if header:
+            self.measure.tempos = list(header.measure.tempos)
+
+    def _begin(self) -> None:
+        self.measure = Measure(self.meter)
+        self._at = Fraction(0)
+        self._last: _Element | None = None
+        self._factor = Fraction(1)
+
+    # ---- fields and signs
+
+    def set_meter(self, text: str) -> None:
+        """Take an `M:` field, of this measure if it is still empty, else from the next on."""
+        text = {"C": "4/4", "c": "4/4", "C|": "2/2", "c|": "2/2"}.get(text.strip(), text)
+        found = re.match(r"[(\s]*(\d[\d+\s]*)\)?\s*/\s*(\d+)", text)
+        meter = meter_of([found[1]], [found[2]]) if found else None
+        if meter is not None and bar_length(meter) > LONGEST_BAR:
+            raise RejectedError("too large", f"a time signature of {meter[:MAX_TITLE]}")
+        self.meter = meter or self.meter
+        if self._is_empty:
+            self.measure.meter = self.meter
+
+    def set_unit(self, text: str) -> None:
+        """Take an `L:` field."""
+        found = re.match(r"(\d{1,3})(?:\s*/\s*(\d{1,3}))?", text)
+        if found and int(found[1]) and int(found[2] or 1):
+            self.unit = Fraction(4 * int(found[1]), int(found[2] or 1))
+
+    def set_key(self, text: str) -> None:
+        """Take a `K:` field: the signature, and how notes are moved."""
+        self.begun = True
+        signature = _signature(text)
+        self.key = self.key if signature is None else signature
+        self.set_transposition(text)
+
+    def set_transposition(self, text: str) -> None:
+        """Take what a `K:` or `V:` field says of how notes are moved."""
+        transposition = _transposition(text)
+        self.transposition = self.transposition if transposition is None else transposition
+
+    def set_tempo(self, text: str) -> None:
+        """Take a `Q:` field: beats per minute, in units where it names no beat."""
+        found = _TEMPO.search(re.sub(r'"[^"]*"', " ", text))
+        if found is None:
+            return
+        speed = Fraction(found["speed"])
+        if found["beats"]:
+            beat = sum(Fraction(*map(int, f.split("/"))) for f in found["beats"].split()) * 4
+        else:
+            beat = self.length_of_unit * int(found["units"] or 1)
+        if 0 < speed * beat < 10_000:
+            self.measure.tempos.append(Tempo(self._at, float(speed * beat)))
+
+    def sign(self, name: str) -> None:
+        """Take a decoration: those that say what is played next are kept."""
+        if name == "segno":
+            self.measure.segno = True
+        elif name == "coda" and self._is_empty:
+            self.measure.coda = True
+        elif name == "coda":
+            self.measure.to_coda = True
+        else:
+            mark(self.measure, _ABBREVIATED.get(name, name))
+
+    @property
+    def length_of_unit(self) -> Fraction:
+        """`L:` in quarter notes: without it a sixteenth in meters below 3/4, else an eighth."""
+        if self.unit is None:
+            return Fraction(1, 4) if bar_length(self.meter) < 3 else Fraction(1, 2)
+        return self.unit
+
+    @property
+    def _is_empty(self) -> bool:
+        return not self.measure.length
+
+    # ---- measures
+
+    def close(self) -> None:
+        """End the measure, unless it is empty."""
+        if self._is_empty:
+            return
+        if self.measure.length > LONGEST_BAR:
+            long = float(self.measure.length)
+            raise RejectedError("too large", f"a bar of {long:.0f} quarter notes")
+        if len(self.measures) == MAX_MEASURES:
+            raise RejectedError("too large", f"more than {MAX_MEASURES} measures")
+        self.measure.notes.sort(key=lambda note: note.offset)
+        self.measures.append(self.measure)
+        self.labels.append(self.label)
+        self._begin()
+
+    def finish(self) -> None:
+        """End the voice: jumps that nothing follows belong to the last measure."""
+        self.close()
+        if self.measures:
+            last = self.measures[-1]
+            last.jump = last.jump or self.measure.jump
+            last.fine = last.fine or self.measure.fine
+
+    def bar_line(self, sign: str) -> None:
+        """Take a bar line such as "|", ":|", "::" or "|]"."""
+        sign = sign.replace(" ", "")
+        if sign == ":":
+            return
+        self.close()
+        self._accidentals, self._last = {}, None
+        if sign.startswith(":") and self.measures:
+            colons = len(sign) - len(sign.lstrip(":"))
+            self.measures[-1].times = min(colons + 1, MAX_TIMES) if "|" in sign else 2
+        self.measure.opens |= sign.endswith(":")
+        self.measure.new_section |= "||" in sign or "[" in sign or "]" in sign
+
+    def ending(self, which: str) -> None:
+        """Begin an ending, such as "1" or "1,3-4"."""
+        self.close()
+        self.measure.ending = numbers(which) or frozenset([1])
+
+    def rest_for_bars(self, count: int) -> None:
+        """Rest for whole bars, the first of which is this measure."""
+        for number in range(min(count, MAX_MEASURES + 1)):
+            if number:
+                self.close()
+            self._move(bar_length(self.meter))
+
+    # ---- notes
+
+    def element(self, notes: list[str], length: Fraction) -> None:
+        """Add one note such as "^c'2-", several that sound together, or, without any, a rest."""
+        duration = length * self.length_of_unit * self._factor
+        ends_tuplet = self._tuplet_left == 1
+        if self._tuplet_left:
+            duration *= self._tuplet
+            self._tuplet_left -= 1
+        tied, self._tied, self._factor = self._tied, {}, Fraction(1)
+        first, alters = len(self.measure.notes), dict[str, int]()
+        for text in notes if duration else []:
+            found = _IN_NOTE.fullmatch(text)
+            if found is None:
+                continue
+            pitch = self._pitch(found, tied, alters)
+            self.measure.notes.append(Written(self._at, duration, pitch, bool(found["tie"])))
+            if found["tie"]:
+                self._tied |= alters
+        found_notes = range(first, len(self.measure.notes))
+        self._last = _Element(found_notes, duration, alters, ends_tuplet)
+        self._count += len(self._last.notes)
+        if self._count > MAX_NOTES:
+            raise RejectedError("too large", f"more than {MAX_NOTES} notes")
+        self.has_notes |= bool(self._last.notes)
+        self._move(duration)
+
+    def _move(self, duration: Fraction) -> None:
+        self._at += duration
+        self.measure.length = max(self.measure.length, self._at)
+
+    def _pitch(self, found: re.Match[str], tied: dict[str, int], alters: dict[str, int]) -> int:
+        """MIDI number of a note: its accidental holds in all octaves to the bar line."""
+        letter, marks = found["letter"], found["octave"]
+        octave = 5 + letter.islower() + marks.count("'") - marks.count(",")
+        step = letter.upper()
+        place = f"{step}{octave}"
+        name = place if self.propagation == "octave" else step
+        if found["sign"]:
+            alter = _ALTERS[found["sign"]]
+            if self.propagation != "not":
+                self._accidentals[name] = alter
+        else:
+            alter = tied.get(place, self._accidentals.get(name, self.key.get(step, 0)))
+        alters[place] = alter
+        pitch = 12 * octave + _STEPS[step] + alter + self.transposition
+        if not 0 <= pitch <= 127:
+            raise RejectedError("unreadable", f"a note that MIDI has not: {found[0]}"[:MAX_TITLE])
+        return pitch
+
+    def tie(self) -> None:
+        """Tie the last element to the next one."""
+        if self._last is None:
+            return
+        for index in self._last.notes:
+            self.measure.notes[index] = self.measure.notes[index]._replace(starts_tie=True)
+        self._tied = self._last.alters
+
+    def broken(self, sign: str) -> None:
+        """Lengthen the last element at the cost of the next one, or the other way round.
+
+        Between a tuplet and what follows it the sign has no meaning.
+        """
+        if self._last is None or self._last.ends_tuplet:
+            return
+        short = Fraction(1, 2 ** len(sign))
+        mine, self._factor = (2 - short, short) if sign[0] == ">" else (short, 2 - short)
+        for index in self._last.notes:
+            note = self.measure.notes[index]
+            self.measure.notes[index] = note._replace(duration=note.duration * mine)
+        reached = self.measure.length == self._at
+        self._at += self._last.duration * (mine - 1)
+        self.measure.length = self._at if reached else max(self.measure.length, self._at)
+        self._last = self._last._replace(duration=self._last.duration * mine)
+
+    def tuplet(self, size: int, time_of: int, count: int) -> None:
+        """Begin a tuplet: `size` notes in the time of `time_of`, for the next `count` notes."""
+        beats = self.meter.split("/")
+        compound = int(beats[0]) % 3 == 0 and int(beats[1]) == 8
+        time_of = time_of or _IN_TIME_OF.get(size, 3 if compound else 2)
+        self._tuplet, self._tuplet_left = Fraction(time_of, size or 1), count or size
+
+    def overlay(self) -> None:
+        """Go back to the start of the measure: what follows sounds at the same time."""
+        self._at, self._last = Fraction(0), None
+
+
+_TEMPO = re.compile(
+    r"(?:(?P<beats>(?:\d{1,3}/\d{1,3}\s*)+)=|C(?P<units>\d{0,2})\s*=)?\s*(?P<speed>\d{1,4}(?:\.\d{1,4})?)"
+)
+_ABBREVIATED = {"dacapo": "D.C.", "dacoda": "to coda", "D.C.alfine": "D.C.", "D.S.alfine": "D.S."}
+
+
+# ---- tunes -------------------------------------------------------------------------------------
+
+
+class _Tune:
+    """One tune, read line by line: its title, its voices and the order of its parts."""
+
+    def __init__(self, text: str) -> None:
+        self.title = ""
+        self.voices: dict[str, _Voice] = {}
+        self._header = self._voice = _Voice("1")
+        """Voices begin as the header is when their music begins."""
+        self._declared: dict[str, str] = {}
+        self._parts = ""
+        self._letters = dict(_LETTERS)
+        for line in _lines(text):
+            if line.field:
+                self._field(line.field, line.text)
+            else:
+                self._music(line.text)
+        for voice in self.voices.values():
+            voice.finish()
+
+    def order(self, voice: _Voice) -> list[int]:
+        """Order in which a voice's measures are played: that of `P:`, and in each part its own."""
+        blocks: dict[str, list[int]] = {}
+        for index, label in enumerate(voice.labels):
+            blocks.setdefault(label, []).append(index)
+        parts = [part for part in _in_sequence(self._parts) if part in blocks]
+        if not parts:
+            return play_order(voice.measures)
+        order: list[int] = []
+        for part in ["", *parts]:
+            block = blocks.get(part, [])
+            order += [block[index] for index in play_order([voice.measures[i] for i in block])]
+        return order[: MAX_BARS + 1]
+
+    # ---- fields
+
+    def _field(self, name: str, text: str) -> None:
+        if name == "V":
+            self._take_voice(text)
+        elif name == "P":
+            self._take_part(text)
+        elif name == "T":
+            self.title = self.title or " ".join(text.split())
+        elif name == "U":
+            letter, _, meaning = text.partition("=")
+            self._letters[letter.strip()] = meaning.strip().strip("!+")
+        elif name == "I":
+            found = re.match(r"propagate-accidentals\s+(not|octave|pitch)", text)
+            self._voice.propagation = found[1] if found else self._voice.propagation
+        elif name in _SETTINGS:
+            _SETTINGS[name](self._voice, text)
+
+    def _take_voice(self, text: str) -> None:
+        name, _, about = text.partition(" ")
+        in_header = self._voice is self._header and not self._header.begun
+        self._declared[name] = f"{self._declared.get(name, '')} {about}"
+        if not in_header:
+            self._voice = self._voice_of(name)
+            self._voice.set_transposition(about)
+
+    def _voice_of(self, name: str) -> _Voice:
+        """Return a voice by its name, begun anew where its first music comes."""
+        if name not in self.voices:
+            about = self._declared.get(name, "")
+            found = re.search(r'\b(?:name|nm)\s*=\s*(?:"([^"]*)"|(\S+))', about)
+            title = (found[1] or found[2]) if found else name
+            self.voices[name] = _Voice(title or name, self._header)
+            self.voices[name].set_transposition(about)
+        return self.voices[name]
+
+    def _take_part(self, text: str) -> None:
+        if not self._header.begun:
+            self._parts = text
+            return
+        for voice in (self._header, *self.voices.values()):
+            voice.close()
+            voice.label = text[:1]
+
+    # ---- music
+
+    def _music(self, line: str) -> None:
+        if self._voice is self._header:
+            self._voice = self._voice_of(next(iter(self._declared), "1"))
+        for token in _TOKEN.finditer(line):
+            if token.lastgroup is not None:
+                self._token(token)
+
+    def _token(self, token: re.Match[str]) -> None:  # noqa: C901  (one line for each kind)
+        voice = self._voice
+        found = {name: text for name, text in token.groupdict().items() if text is not None}
+        match next(iter(found)):
+            case "note":
+                voice.element([found["note"]], _length_of(found["note"]))
+            case "bar":
+                voice.bar_line(found["bar"])
+                if "number" in found:
+                    voice.ending(found["number"])
+            case "rest":
+                voice.element([], _length(found["rest_length"]))
+            case "chord":
+                self._chord(found["chord"], _length(found["chord_length"]))
+            case "broken":
+                voice.broken(found["broken"])
+            case "tie":
+                voice.tie()
+            case "tuplet":
+                sizes = (found["tuplet"], found.get("time_of"), found.get("count"))
+                voice.tuplet(*(int(size or 0) for size in sizes))
+            case "variant":
+                voice.ending(found["variant"])
+            case "inline":
+                self._field(found["inline"][0], found["inline"][2:].strip())
+            case "letter":
+                voice.sign(self._letters.get(found["letter"], ""))
+            case "bars_rest":
+                voice.rest_for_bars(int(found["bars"] or 1))
+            case "overlay":
+                voice.overlay()
+            case "words":
+                if found["words"][:1] in tuple("^_<>@"):
+                    voice.sign(found["words"][1:])
+            case "plus" if re.fullmatch(rf"(?:{_NOTE})+", found["plus"]):
+                self._chord(found["plus"], Fraction(1))
+            case "decoration" | "plus":
+                voice.sign(found.get("decoration") or found["plus"])
+
+    def _chord(self, text: str, length: Fraction) -> None:
+        """Notes that sound together are as long as the first of them."""
+        notes = [found[0] for found in _IN_NOTE.finditer(text)]
+        if notes:
+            self._voice.element(notes, length * _length_of(notes[0]))
+
+
+_SETTINGS: dict[str, Callable[[_Voice, str], None]] = {
+    "K": _Voice.set_key,
+    "L": _Voice.set_unit,
+    "M": _Voice.set_meter,
+    "Q": _Voice.set_tempo,
+}
+
+
+def _in_sequence(text: str) -> list[str]:
+    """Parts in the order that a `P:` field gives, such as "A2(BC)3"; at most `MAX_BARS`."""
+    text = re.sub(r"[^A-Za-z0-9()]", "", text)[:MAX_TITLE]
+    while found := re.search(r"\(([A-Za-z0-9]*)\)(\d*)|([A-Za-z])(\d{1,2})", text):
+        repeated = found[1] if found[3] is None else found[3]
+        count = min(int((found[2] if found[3] is None else found[4])[:2] or 1), MAX_BARS)
+        text = (text[: found.start()] + repeated * count + text[found.end() :])[:MAX_BARS]
+    return [letter for letter in text if letter.isalpha()]

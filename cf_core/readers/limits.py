@@ -1,0 +1,80 @@
+"""What a melody file may hold at most, and how its reading ends where it can't be taken."""
+
+from fractions import Fraction
+from typing import Literal
+
+MAX_BYTES = {"midi": 2**20, "musicxml": 2**25, "abc": 2**22}
+"""Largest file of each format, uncompressed."""
+MAX_TUNE = 2**13
+"""Most characters of one ABC tune; the longest of the built-in books has 2,439."""
+MAX_TUNES = 10_000
+"""Most tunes of one ABC book."""
+MAX_TAGS = 2**20
+"""Most tags of a MusicXML score; long ones have 150,000."""
+MAX_MEASURES = 2_000
+"""Most measures of a MusicXML part or an ABC voice as written."""
+MAX_NOTES = 20_000
+MAX_BARS = 10_000
+MAX_QUARTERS = 40_000
+"""Most notes, bars and quarter notes of one song."""
+LONGEST_BAR = 128
+"""In quarter notes, of ABC and MusicXML."""
+MAX_TITLE = 200
+"""Characters that are kept of a title, and of the detail of a rejection."""
+
+SongReason = Literal[
+    "unreadable",
+    "too large",
+    "no notes",
+    "no melody track",
+    "no such part",
+    "several parts",
+    "no complete bar",
+    "duplicate id",
+    "too slow",
+    "too much memory",
+    "reader died",
+]
+"""The last three come of reading in a process with limits: see `cf_core.isolation`."""
+
+
+class RejectedError(Exception):
+    """Ends the reading of one song."""
+
+    def __init__(self, reason: SongReason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def check_size(notes: int, bars: int, quarters: Fraction | float = 0) -> None:
+    """Refuse what is empty or absurdly long, before work is spent on it."""
+    if not notes:
+        raise RejectedError("no notes")
+    if notes > MAX_NOTES or bars > MAX_BARS or quarters > MAX_QUARTERS:
+        long = f", {float(quarters):.0f} quarter notes long" if quarters > MAX_QUARTERS else ""
+        raise RejectedError("too large", f"{notes} notes in {bars} bars{long}")
+
+
+def chosen(names: list[str], part: str) -> int:
+    """Index of the part that `part` names, or counts from 1."""
+    if part in names:
+        return names.index(part)
+    if part.isdecimal() and 1 <= int(part) <= len(names):
+        return int(part) - 1
+    raise RejectedError("no such part", f"{part!r} is none of {listed(names)}")
+
+
+def listed(names: list[str]) -> str:
+    """Names with their numbers, as an error shows them."""
+    return ", ".join(f"{number} {name!r}" for number, name in enumerate(names, start=1))
+
+
+def decoded(data: bytes) -> str:
+    """Text of a file: UTF-16 or UTF-8 by its mark, else UTF-8 where it can be, else Latin-1."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")

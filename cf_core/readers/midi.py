@@ -1,0 +1,284 @@
+"""Standard MIDI files: the notes of their melody, meters, tempos and names.
+
+Every byte is looked at once and whatever else a file holds is passed over, so that reading takes a
+fraction of the time of building an object for each event. Bar lines are found as `_bars` says.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import islice, pairwise
+from typing import NamedTuple
+
+from cf_core.melody import TOLERANCE, Bar, Melody, Note, Tempo, bar_length
+from cf_core.readers.limits import MAX_BARS, RejectedError, check_size, chosen, decoded, listed
+
+_PERCUSSION = 9
+_OTHER_DATA = {0xA: 2, 0xB: 2, 0xC: 1, 0xD: 1, 0xE: 2}
+"""Data bytes of the channel messages that are no notes, by the high half of the status."""
+
+_Note = tuple[int, int, int, int]
+"""`(onset, end, pitch, velocity)`, times in ticks."""
+
+
+def read(song_id: str, data: bytes, part: str | None) -> Melody:
+    """Read the melody of a file; `part` names a track, or counts the channels of tracks from 1.
+
+    Raises `RejectedError` where there is none, and `ValueError` for a file that is none.
+    """
+    quarter, chunks = parse(data)
+    tracks = [_Track(c.name, notes, c.meters) for c in chunks for notes in c.notes.values()]
+    if not tracks and any(chunk.percussion for chunk in chunks):
+        raise RejectedError("no notes", "percussion only")
+    track = _melody_track(tracks, part)
+    end = max(end for _, end, _, _ in track.notes)
+    check_size(len(track.notes), 0, end / quarter)
+    # Tracks may disagree: bars are the melody's.
+    meters = {0: "4/4"}
+    meters |= track.meters or {tick: m for chunk in chunks for tick, m in chunk.meters.items()}
+    bars = tuple(islice(_bars(sorted(meters.items()), track.notes, quarter, end), MAX_BARS + 1))
+    check_size(len(track.notes), len(bars))
+    tempos = {tick: tempo for chunk in reversed(chunks) for tick, tempo in chunk.tempos.items()}
+    return Melody(
+        id=song_id,
+        title=next((chunk.name for chunk in chunks if chunk.name), song_id),
+        notes=tuple(
+            Note(Fraction(onset, quarter), Fraction(end - onset, quarter), pitch)
+            for onset, end, pitch, _ in track.notes
+        ),
+        bars=bars,
+        tempos=tuple(Tempo(Fraction(t, quarter), 6e7 / tempos[t]) for t in sorted(tempos)),
+        played=True,
+    )
+
+
+# ---- bytes -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Chunk:
+    """One track chunk of a file; times in ticks from its start."""
+
+    name: str = ""
+    notes: dict[int, list[_Note]] = field(default_factory=dict)
+    """By channel, sorted; percussion left out."""
+    meters: dict[int, str] = field(default_factory=dict)
+    """Time signatures by tick."""
+    tempos: dict[int, int] = field(default_factory=dict)
+    """Microseconds per quarter note by tick."""
+    percussion: bool = False
+    """Notes of percussion were left out."""
+
+
+def parse(data: bytes) -> tuple[int, list[Chunk]]:
+    """Return the ticks per quarter note and the tracks of a file, in RIFF or not.
+
+    Raises `ValueError` for what is no MIDI file, is cut off, or has no common time line.
+    """
+    if data[:4] == b"RIFF" and data[8:12] == b"RMID":
+        data = _in_riff(data)
+    if data[:4] != b"MThd" or len(data) < 14:
+        raise ValueError("not a MIDI file")
+    kind, count = int.from_bytes(data[8:10]), int.from_bytes(data[10:12])
+    quarter = int.from_bytes(data[12:14], signed=True)
+    if quarter < 0:
+        raise ValueError("its time is in frames of a film (SMPTE), not in quarter notes")
+    if kind == 2:
+        raise ValueError("its tracks are pieces of their own (MIDI type 2), not one piece")
+    if not quarter:
+        raise ValueError("it has no ticks in a quarter note")
+    tracks = _bodies(data, 8 + int.from_bytes(data[4:8]))
+    try:
+        return quarter, [_chunk(next(tracks)) for _ in range(count)]
+    except (IndexError, StopIteration):
+        raise ValueError("cut off, or lengths that don't fit") from None
+
+
+def _in_riff(data: bytes) -> bytes:
+    """Return the MIDI file inside a RIFF file."""
+    at = 12
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"data":
+            return data[at + 8 : at + 8 + size]
+        at += 8 + size + size % 2
+    return b""
+
+
+def _bodies(data: bytes, at: int) -> Iterator[bytes]:
+    """Contents of the track chunks from a place on."""
+    while at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at + 4 : at + 8])
+        if data[at : at + 4] == b"MTrk":
+            if end > len(data):
+                return
+            yield data[at + 8 : end]
+        at = end
+
+
+def _chunk(data: bytes) -> Chunk:
+    """Read one track; raises `IndexError` where it ends within an event."""
+    chunk = Chunk()
+    keys: dict[int, list[tuple[int, int]]] = {}
+    tick = at = status = 0
+    while at < len(data):
+        delta, at = _number(data, at)
+        tick += delta
+        if data[at] >= 0xF0:
+            at = _other(data, at, tick, chunk)
+            continue
+        if data[at] >= 0x80:
+            status = data[at]
+            at += 1
+        elif not status:
+            raise ValueError("data bytes before any status")
+        if status >= 0xA0:
+            at += _OTHER_DATA[status >> 4]
+            continue
+        channel, pitch, velocity = status & 0xF, min(data[at], 127), min(data[at + 1], 127)
+        at += 2
+        struck = velocity if status >= 0x90 else 0
+        if channel == _PERCUSSION:
+            chunk.percussion |= struck > 0
+        else:
+            keys.setdefault(channel << 7 | pitch, []).append((tick, struck))
+    if at > len(data):
+        raise IndexError
+    for key, events in keys.items():
+        notes = [(on, off, key & 127, velocity) for on, off, velocity in _pressed(events)]
+        if notes:
+            chunk.notes.setdefault(key >> 7, []).extend(notes)
+    chunk.notes = {channel: sorted(notes) for channel, notes in sorted(chunk.notes.items())}
+    return chunk
+
+
+def _pressed(events: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Yield onset, end and velocity of each note of one key, from its strokes and releases.
+
+    An event is a tick and a velocity, 0 for a release. A stroke ends the note before it. A release
+    belongs to the oldest note that has had none; where a key is struck more often than it is
+    released, strokes stand for the releases that are missing.
+    """
+    strokes = sum(velocity > 0 for _, velocity in events)
+    all_released = 2 * strokes <= len(events)
+    unreleased: deque[int] = deque()
+    sounding: tuple[int, int] | None = None
+    struck_anew = -1
+    for tick, velocity in events:
+        if velocity:
+            if sounding is not None and sounding[0] < tick:
+                yield sounding[0], tick, sounding[1]
+                struck_anew = tick
+            if not all_released:
+                unreleased.clear()
+            sounding = tick, velocity
+            unreleased.append(tick)
+        elif unreleased and (all_released or tick > struck_anew):
+            onset = unreleased.popleft()
+            if sounding is not None and onset == sounding[0]:
+                if onset < tick:
+                    yield onset, tick, sounding[1]
+                sounding = None
+
+
+def _other(data: bytes, at: int, tick: int, chunk: Chunk) -> int:
+    """Take what is needed of a meta event or system message; return where the next event begins."""
+    status, kind = data[at], None
+    if status == 0xFF:
+        kind, at = data[at + 1], at + 1
+    elif status not in (0xF0, 0xF7):
+        raise ValueError(f"status {status:#x} has no place in a file")
+    length, at = _number(data, at + 1)
+    content = data[at : at + length]
+    if kind == 0x03 and not chunk.name:
+        chunk.name = decoded(content).strip("\0 \t\r\n")
+    elif kind == 0x51 and any(content[:3]):
+        chunk.tempos[tick] = int.from_bytes(content[:3])
+    elif kind == 0x58:
+        beats, power = content[0], content[1]
+        if not beats or power > 6:
+            raise ValueError(f"time signature {beats}/2^{power}")
+        chunk.meters[tick] = f"{beats}/{2**power}"
+    return at + length
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """Return a variable-length number, of four bytes at most, and the place after it."""
+    value = 0
+    for place in range(at, at + 4):
+        byte = data[place]
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return value, place + 1
+    raise ValueError("a number of more than four bytes")
+
+
+# ---- the melody --------------------------------------------------------------------------------
+
+_MONOPHONIC = 0.4
+"""Least share of notes that start after the middle of the one before, in a melody track."""
+
+
+class _Track(NamedTuple):
+    """The notes of one channel of one track, times in ticks."""
+
+    name: str
+    notes: list[_Note]
+    meters: dict[int, str]
+    """Time signatures of the track, by tick."""
+
+
+def _melody_track(tracks: list[_Track], part: str | None) -> _Track:
+    """Return the track that `part` chooses, else the first nearly monophonic one."""
+    if not tracks:
+        raise RejectedError("no notes")
+    if part is not None:
+        return tracks[chosen([track.name for track in tracks], part)]
+    for track in tracks:
+        apart = sum(
+            second[0] > (first[0] + first[1]) / 2 for first, second in pairwise(track.notes)
+        )
+        if apart >= _MONOPHONIC * (len(track.notes) - 1):
+            return track
+    raise RejectedError("no melody track", f"chords in {listed([t.name for t in tracks])}")
+
+
+def _pickup(notes: list[_Note], quarter: int, bar: Fraction, stop: int) -> Fraction:
+    """Length of the pickup in quarter notes, from the notes that begin before tick `stop`.
+
+    Programs that write MIDI from a score without padding its pickup play the first note of a bar
+    loudest. Where the loudest notes are a minority and more than 40 % of them, on more than 40 %
+    of the bars and at least two, fall on one place of the bar counted from tick 0, that place is
+    the bar line; else there is no pickup.
+    """
+    opening = [(onset, velocity) for onset, _, _, velocity in notes if onset < stop]
+    loudest = max((velocity for _, velocity in opening), default=0)
+    accents = [onset for onset, velocity in opening if velocity == loudest]
+    if len(accents) >= len(opening) / 2:
+        return Fraction(0)
+    places = Counter(Fraction(round(onset * 24 / quarter), 24) % bar for onset in accents)
+    place, count = places.most_common(1)[0]
+    found = count > max(1, 0.4 * len(accents), 0.4 * stop / (quarter * bar))
+    return place if found else Fraction(0)
+
+
+def _bars(
+    meters: list[tuple[int, str]],
+    notes: list[_Note],
+    quarter: int,
+    end: int,
+) -> Iterator[Bar]:
+    """Bars up to tick `end`, counted from the pickup's end and anew from every time signature."""
+    starts = [Fraction(tick, quarter) for tick, _ in meters]
+    first = meters[0][1]
+    pickup = _pickup(notes, quarter, bar_length(first), min([end, *(t for t, _ in meters[1:])]))
+    if pickup:
+        yield Bar(Fraction(0), pickup, first)
+    for (_, meter), start, stop in zip(meters, starts, [*starts[1:], None], strict=True):
+        position = start or pickup
+        length = bar_length(meter)
+        while position < (Fraction(end, quarter) - TOLERANCE if stop is None else stop):
+            cut = length if stop is None else min(length, stop - position)
+            yield Bar(position, cut, meter)
+            position += length

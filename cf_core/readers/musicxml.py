@@ -1,0 +1,360 @@
+"""MusicXML, versions 1 to 4, part-wise, compressed or not.
+
+A part, a staff or a voice of it becomes a list of `Measure`, which `score` plays out. Tempos, repeats
+and words such as "D.C." are taken from all parts: often only the first one has them.
+"""
+
+import io
+import re
+import zipfile
+from fractions import Fraction
+from urllib.parse import unquote
+from xml.etree.ElementTree import Element, ParseError, fromstring
+
+from cf_core.melody import Melody, Tempo
+from cf_core.readers.limits import (
+    LONGEST_BAR,
+    MAX_BYTES,
+    MAX_MEASURES,
+    MAX_TAGS,
+    RejectedError,
+    check_size,
+    chosen,
+    decoded,
+    listed,
+)
+from cf_core.readers.score import (
+    MAX_TIMES,
+    Measure,
+    Written,
+    mark,
+    meter_of,
+    numbers,
+    play_order,
+    played,
+)
+
+
+def read(song_id: str, data: bytes, part: str | None) -> Melody:
+    """Read one score; `part` names a part, a staff or a voice, or counts parts and staves from 1.
+
+    A staff of a part that has several is named as in "Piano, staff 2", a voice as in "Violin, voice
+    1" or "Piano, staff 2, voice 5", with the numbers of the file. Raises `RejectedError` where there
+    is no such thing, none is named of several, or the file is hostile or no score.
+    """
+    root = _score(_unpacked(data) if data[:2] == b"PK" else data)
+    parts = root.findall("part")
+    names = _names(root, parts)
+    staves = [
+        (f"{name}, staff {staff}" if staff else name, element, staff)
+        for name, element in zip(names, parts, strict=True)
+        for staff in _staves(element)
+    ]
+    labels = [label for label, _, _ in staves]
+    name, _, voice = (
+        (part or "").rpartition(", voice ") if part and ", voice " in part else (part, "", "")
+    )
+    if name is None and len(staves) > 1:
+        raise RejectedError("several parts", listed(labels))
+    if name in names and name not in labels:
+        raise RejectedError("several parts", f"{name} has several staves: {listed(labels)}")
+    _, element, staff = staves[0 if name is None else chosen(labels, name)]
+    measures = _Reader(staff, voice).measures(element)
+    for other in parts:
+        if other is not element:
+            _add_signs(measures, _Reader(None, "").measures(other))
+    title = next((e.text.strip() for e in root.iter("work-title") if e.text), "")
+    title = title or next((e.text.strip() for e in root.iter("movement-title") if e.text), "")
+    return played(song_id, title or song_id, measures, play_order(measures))
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How members of archives may be compressed: of other ways, a few bytes give gigabytes at once."""
+_MAX_CONTAINER = 2**16
+_ENCODINGS = ("utf-8", "utf8", "iso-8859-1", "latin-1", "us-ascii", "ascii", "windows-1252")
+
+
+def _xml(data: bytes) -> Element:
+    """Parse XML that defines no entities and is in an encoding that hides none."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = decoded(data)
+    else:
+        declared = re.search(
+            rb"""^.{0,99}encoding\s*=\s*["']([\w.-]{1,40})""", data[:200], re.DOTALL
+        )
+        encoding = declared[1].decode().lower() if declared else "utf-8"
+        if encoding not in _ENCODINGS:
+            raise RejectedError("unreadable", f"its encoding is {encoding}; save it as UTF-8")
+        text = data.decode("utf-8-sig" if encoding.startswith("utf") else encoding)
+    if "<!ENTITY" in text:
+        raise RejectedError("unreadable", "defines XML entities")
+    return fromstring(text)  # noqa: S314  (entities were refused above)
+
+
+def _score(data: bytes) -> Element:
+    """Parse a part-wise score."""
+    if max(data.count(b"<"), data.count(b"\0<"), data.count(b"<\0")) > MAX_TAGS:
+        raise RejectedError("too large", f"more than {MAX_TAGS} tags")
+    root = _xml(data)
+    if root.tag != "score-partwise":
+        raise RejectedError("unreadable", f"not a part-wise score: <{root.tag}>")
+    for beats in root.iter("beats"):
+        if any(len(number) > 2 for number in re.findall(r"\d+", beats.text or "")):
+            raise RejectedError("too large", "a time signature of more than 99 beats")
+    return root
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Return the score inside a compressed MusicXML file: the one that its container names.
+
+    Where the container is missing or odd, it is the only score in the file.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {member_name(member): member for member in archive.infolist()}
+        if any(member.compress_type not in UNPACKED for member in members.values()):
+            raise RejectedError("unreadable", "compressed by other than deflate")
+        scores = [
+            name
+            for name in members
+            if not name.startswith(("META-INF/", "__MACOSX/"))
+            and name.lower().endswith((".xml", ".musicxml"))
+        ]
+        named = [name for name in _named_scores(archive, members) if name in members]
+        if not named and len(scores) != 1:
+            raise RejectedError("unreadable", f"its container names no score of {listed(scores)}")
+        with archive.open(members[(named or scores)[0]]) as stream:
+            score = stream.read(MAX_BYTES["musicxml"] + 1)
+    if len(score) > MAX_BYTES["musicxml"]:
+        raise RejectedError("too large", f"more than {MAX_BYTES['musicxml']} bytes uncompressed")
+    return score
+
+
+def _named_scores(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> list[str]:
+    """Names that the container of a compressed file gives for its score."""
+    container = members.get("META-INF/container.xml")
+    if container is None:
+        return []
+    with archive.open(container) as stream:
+        content = stream.read(_MAX_CONTAINER)
+    try:
+        paths = [e.get("full-path", "") for e in _xml(content).iter() if e.get("full-path")]
+    except (ParseError, UnicodeDecodeError, RejectedError):
+        return []
+    return [name for path in paths for name in (path, unquote(path))]
+
+
+def member_name(member: zipfile.ZipInfo) -> str:
+    """Name of an archive's member: as UTF-8 where it can be, even where no flag says so."""
+    if member.flag_bits & 0x800:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode()
+    except UnicodeError:
+        return member.filename
+
+
+# ---- parts -------------------------------------------------------------------------------------
+
+
+def _names(root: Element, parts: list[Element]) -> list[str]:
+    """Names of the parts, as the score lists them."""
+    if not parts:
+        raise RejectedError("unreadable", "the score has no parts")
+    listing = {element.get("id"): element for element in root.iterfind("part-list/score-part")}
+    names = [listing.get(part.get("id"), part).findtext("part-name") or "" for part in parts]
+    return [" ".join(name.split()) for name in names]
+
+
+def _staves(part: Element) -> list[str | None]:
+    """Numbers of a part's staves, where its notes are on several."""
+    staves = {_staff(note) for note in part.iter("note")}
+    return sorted(staves, key=lambda staff: (len(staff), staff)) if len(staves) > 1 else [None]
+
+
+def _staff(note: Element) -> str:
+    return (note.findtext("staff") or "1").strip()
+
+
+def _add_signs(measures: list[Measure], others: list[Measure]) -> None:
+    """Add what another part says of tempo and order."""
+    for measure, other in zip(measures, others, strict=False):
+        measure.tempos = measure.tempos or other.tempos
+        measure.times = measure.times or other.times
+        measure.ending = measure.ending or other.ending
+        measure.jump = measure.jump or other.jump
+        for sign in ("opens", "new_section", "ending_stops", "segno", "coda", "to_coda", "fine"):
+            setattr(measure, sign, getattr(measure, sign) or getattr(other, sign))
+
+
+# ---- measures ----------------------------------------------------------------------------------
+
+_STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+_QUARTERS = {
+    "breve": Fraction(8),
+    "whole": Fraction(4),
+    "half": Fraction(2),
+    "quarter": Fraction(1),
+    "eighth": Fraction(1, 2),
+    "16th": Fraction(1, 4),
+    "32nd": Fraction(1, 8),
+}
+
+
+class _Reader:
+    """Reads the measures of a part, or those of a staff or voice of it."""
+
+    def __init__(self, staff: str | None, voice: str) -> None:
+        self._staff, self._voice = staff, voice
+        self._divisions = Fraction(1)
+        self._meter = "4/4"
+        self._transposition = 0
+
+    def measures(self, part: Element) -> list[Measure]:
+        """Read a part; raises `RejectedError` where it is absurdly long."""
+        elements = part.findall("measure")
+        if len(elements) > MAX_MEASURES:
+            raise RejectedError("too large", f"{len(elements)} measures, more than {MAX_MEASURES}")
+        check_size(1 + sum(1 for _ in part.iter("note")), len(elements))
+        measures: list[Measure] = []
+        after_double_bar = False
+        for element in elements:
+            measure = Measure(self._meter, new_section=after_double_bar)
+            self._read(measure, element)
+            after_double_bar = False
+            for line in element.iterfind("barline"):
+                at_left = line.get("location") == "left"
+                _bar_line(line, measure, measures[-1] if at_left and measures else measure)
+                double = (line.findtext("bar-style") or "") in _DOUBLE
+                measure.new_section |= double and at_left
+                after_double_bar |= double and not at_left
+            measures.append(measure)
+        return measures
+
+    def _read(self, measure: Measure, element: Element) -> None:
+        """Read the notes of a measure and what stands between them."""
+        at = onset = Fraction(0)
+        for child in element:
+            match child.tag:
+                case "note":
+                    if child.find("grace") is not None:
+                        continue
+                    duration = self._duration(child)
+                    if child.find("chord") is None:
+                        onset, at = at, at + duration
+                    self._note(measure, child, onset, duration)
+                case "backup":
+                    at = max(at - self._duration(child), Fraction(0))
+                case "forward":
+                    at += self._duration(child)
+                case "attributes":
+                    self._attributes(child)
+                    measure.meter = measure.meter if at else self._meter
+                case "direction" | "sound":
+                    _direction(measure, child, at)
+            measure.length = max(measure.length, at)
+            if measure.length > LONGEST_BAR:
+                long = float(measure.length)
+                raise RejectedError("too large", f"a bar of {long:.0f} quarter notes")
+        measure.notes.sort(key=lambda note: note.offset)
+
+    def _duration(self, element: Element) -> Fraction:
+        return (
+            max(Fraction((element.findtext("duration") or "0").strip()), Fraction(0))
+            / self._divisions
+        )
+
+    def _note(self, measure: Measure, note: Element, onset: Fraction, duration: Fraction) -> None:
+        """Add a note that sounds on the staff and in the voice that are read."""
+        pitch, size = note.find("pitch"), note.find("type")
+        cue = note.find("cue") is not None or (size is not None and "cue" in size.get("size", ""))
+        other = self._staff not in (None, _staff(note)) or (
+            self._voice and self._voice != (note.findtext("voice") or "1").strip()
+        )
+        if pitch is None or cue or other or not duration:
+            return
+        ties = {
+            tie.get("type") for path in ("tie", "notations/tied") for tie in note.iterfind(path)
+        }
+        number = _midi_number(pitch) + self._transposition
+        if not 0 <= number <= 127:
+            raise RejectedError("unreadable", f"a note that MIDI has not: number {number}")
+        written = Written(onset, duration, number, "start" in ties, "stop" in ties)
+        measure.notes.append(written)
+
+    def _attributes(self, attributes: Element) -> None:
+        """Take divisions, time signature and transposition, where they are of this staff."""
+        divisions = Fraction((attributes.findtext("divisions") or "0").strip())
+        self._divisions = divisions if divisions > 0 else self._divisions
+        for element in attributes:
+            if element.get("number") not in (None, self._staff or "1"):
+                continue
+            if element.tag == "time":
+                beats = [beat.text or "" for beat in element.findall("beats")]
+                units = [unit.text or "" for unit in element.findall("beat-type")]
+                self._meter = meter_of(beats, units) or self._meter
+            elif element.tag == "transpose":
+                semitones = float(element.findtext("chromatic") or 0)
+                octaves = int(element.findtext("octave-change") or 0)
+                octaves -= element.find("double") is not None
+                self._transposition = round(semitones) + 12 * octaves
+
+
+def _midi_number(pitch: Element) -> int:
+    """MIDI number of a pitch as written; quarter tones are rounded."""
+    step, octave = (pitch.findtext("step") or "").strip(), int(pitch.findtext("octave") or 4)
+    if step not in _STEPS:
+        raise RejectedError("unreadable", f"{step!r} is no step of a scale")
+    return 12 * (octave + 1) + _STEPS[step] + round(float(pitch.findtext("alter") or 0))
+
+
+_DOUBLE = ("light-light", "light-heavy", "heavy-light", "heavy-heavy")
+
+
+def _bar_line(line: Element, measure: Measure, before: Measure) -> None:
+    """Take the repeat and the ending of a bar line; `before` is what a repeat end there ends."""
+    repeat, ending = line.find("repeat"), line.find("ending")
+    if repeat is not None and repeat.get("direction") == "forward":
+        measure.opens = True
+    elif repeat is not None:
+        times = repeat.get("times") or ""
+        before.times = min(int(times[:2]), MAX_TIMES) if times.isdecimal() and times != "0" else 2
+    if ending is not None and ending.get("type") == "start":
+        measure.ending = numbers(ending.get("number") or ending.text or "") or frozenset([1])
+    elif ending is not None:
+        before.ending_stops = True
+
+
+def _direction(measure: Measure, direction: Element, at: Fraction) -> None:
+    """Take what a direction or a `<sound>` says of tempo and of the order of play."""
+    sounds = list(direction.iter("sound"))
+    to_coda = any(sound.get("tocoda") for sound in sounds)
+    for words in direction.iter("words"):
+        mark(measure, words.text or "")
+    measure.segno |= direction.find("direction-type/segno") is not None
+    if direction.find("direction-type/coda") is not None and not (to_coda or measure.to_coda):
+        measure.coda, measure.to_coda = measure.coda or not at, measure.to_coda or bool(at)
+    measure.to_coda |= to_coda
+    for sound in sounds:
+        measure.jump = "capo" if sound.get("dacapo") == "yes" else measure.jump
+        measure.jump = "segno" if sound.get("dalsegno") else measure.jump
+        measure.fine |= bool(sound.get("fine"))
+        measure.segno |= bool(sound.get("segno"))
+        measure.coda |= bool(sound.get("coda"))
+    tempo = next((float(s.get("tempo", 0)) for s in sounds if s.get("tempo")), 0.0)
+    for metronome in direction.iter("metronome"):
+        tempo = tempo or _speed(metronome)
+    if 0 < tempo < float("inf"):
+        measure.tempos.append(Tempo(at, tempo))
+
+
+def _speed(metronome: Element) -> float:
+    """Quarter notes per minute of a metronome mark; 0 where it relates two note values."""
+    units, number = metronome.findall("beat-unit"), metronome.findtext("per-minute") or ""
+    found = re.search(r"\d+(\.\d+)?", number)
+    if len(units) != 1 or found is None:
+        return 0.0
+    beat = _QUARTERS.get((units[0].text or "").strip(), Fraction(1))
+    dots = len(metronome.findall("beat-unit-dot"))
+    return float(found[0]) * float(beat * (2 - Fraction(1, 2 ** min(dots, 3))))
