@@ -28,8 +28,7 @@ FIRST_PITCH = 2
 """Token of the lowest pitch; the token of MIDI pitch `p` is `FIRST_PITCH + p - lowest`."""
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """One note: `onset` and `duration` in quarter notes, `pitch` as a MIDI number (0-127)."""
 
     onset: Fraction
@@ -37,8 +36,7 @@ class Note:
     pitch: int
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """One true bar: `start` and `length` in quarter notes, `meter` as written, such as "6/8"."""
 
     start: Fraction
@@ -102,8 +100,7 @@ BarReason = Literal["short bar", "long bar", "chord", "off grid"]
 end is farther from the grid than the tolerance."""
 
 
-@dataclass(frozen=True)
-class GridBar:
+class GridBar(NamedTuple):
     """One true bar on the grid: its tokens, or the reason why it has none.
 
     Tokens are absolute: `FIRST_PITCH + p` is the onset of MIDI pitch `p`.

@@ -64,7 +64,9 @@ def without_ornaments(text: str) -> str:
     return head + key + first + newline + _MUSIC.sub(lambda line: _ORNAMENT.sub("", line[0]), rest)
 
 
-_BAR = re.compile(r"(?P<bar>(?:\[(?=\|)|(?<=\|)\]|[|:])+)(?P<number>\d)?|\[(?P<variant>\d)|%.*|\"[^\"\n]*\"")
+_BAR = re.compile(
+    r"(?P<bar>(?:\[(?=\|)|(?<=\|)\]|[|:])+)(?P<number>\d)?|\[(?P<variant>\d)|%.*|\"[^\"\n]*\""
+)
 
 
 class _Repeat:
@@ -95,7 +97,9 @@ def unambiguous(text: str) -> str:
 
     A repeat starts after the last double bar line, repeat or row of endings.
     """
-    head, body = re.split(r"(?m)(?<=\n)(?=(?:[^A-Za-z%]|[A-Za-z][^:]|[A-Ga-g]:[|:]))", text, maxsplit=1)
+    head, body = re.split(
+        r"(?m)(?<=\n)(?=(?:[^A-Za-z%]|[A-Za-z][^:]|[A-Ga-g]:[|:]))", text, maxsplit=1
+    )
     body = re.sub(r"!D\.?C\.?!", "", body)
     inserted: list[int] = []
     voices: dict[str, _Repeat] = {}
@@ -103,7 +107,9 @@ def unambiguous(text: str) -> str:
     for line in body.splitlines(keepends=True):
         if not re.match(r"[A-Za-z]:(?![|:])|%", line):
             voice = re.match(r"\[V:([^]]*)\]", line)
-            repeat = voices.setdefault(voice[1] if voice else "", _Repeat(at + (voice.end() if voice else 0)))
+            repeat = voices.setdefault(
+                voice[1] if voice else "", _Repeat(at + (voice.end() if voice else 0))
+            )
             for found in _BAR.finditer(line):
                 inserted += repeat.take(found, at)
         at += len(line)

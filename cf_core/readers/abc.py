@@ -7,9 +7,10 @@ list of `Measure` for each of its voices, which `score` plays out.
 import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
-from cf_core.melody import Melody, Tempo, bar_length
+from cf_core.melody import Melody, bar_length
 from cf_core.readers.limits import (
     LONGEST_BAR,
     MAX_BARS,
@@ -22,13 +23,18 @@ from cf_core.readers.limits import (
 )
 from cf_core.readers.score import (
     MAX_TIMES,
+    TICKS,
     Measure,
+    Time,
     Written,
+    exact,
+    full_bar,
     mark,
     meter_of,
     numbers,
     play_order,
     played,
+    quarters,
 )
 
 
@@ -39,7 +45,7 @@ def read(song_id: str, text: str, part: str | None) -> Melody:
     empty or absurdly long.
     """
     tune = _Tune(text)
-    voices = [voice for voice in tune.voices.values() if voice.has_notes]
+    voices = [voice for voice in tune.voices.values() if voice.notes]
     if not voices:
         raise RejectedError("no notes")
     names = [voice.name for voice in voices]
@@ -175,25 +181,43 @@ _LETTERS = {"O": "coda", "S": "segno"}
 """What a letter stands for, of those that matter to the order of play."""
 
 
-def _length(text: str) -> Fraction:
-    """Return a note's length in units: "3/2", "/", "//" and so on; 1 where nothing is written."""
-    over, _, under = text.partition("/")
-    slashes, under = text.count("/"), under.lstrip("/")
+class _Note(NamedTuple):
+    """A note as written."""
+
+    step: str
+    octave: int
+    alter: int | None
+    length: str
+    ties: bool
+
+
+@lru_cache(4096)
+def _note(text: str) -> _Note | None:
+    """Take a note such as "^c'3/2-" apart; `None` where it is none."""
+    found = _IN_NOTE.fullmatch(text)
+    if found is None:
+        return None
+    letter, marks = found["letter"], found["octave"]
+    octave = 5 + letter.islower() + marks.count("'") - marks.count(",")
+    alter = _ALTERS[found["sign"]] if found["sign"] else None
+    return _Note(letter.upper(), octave, alter, found["length"], bool(found["tie"]))
+
+
+@lru_cache(4096)
+def _duration(length: str, unit: Time) -> Time:
+    """Return a length such as "3/2", "/" or "//" in ticks; a unit where it is empty."""
+    over, _, under = length.partition("/")
+    slashes, under = length.count("/"), under.lstrip("/")
     divisor = int(under) if under else 2**slashes
-    return Fraction(int(over or 1), divisor) if divisor else Fraction(0)
-
-
-def _length_of(note: str) -> Fraction:
-    """Return the length of a note such as "^c'3/2-"."""
-    return _length(note.lstrip("^_=").lstrip("ABCDEFGabcdefg").lstrip(",'").rstrip("-"))
+    return exact(Fraction(unit * int(over or 1), divisor)) if divisor else 0
 
 
 class _Element(NamedTuple):
     """The last note, chord or rest: where its notes are in the measure, and how long it is."""
 
     notes: range
-    duration: Fraction
-    alters: dict[str, int]
+    duration: Time
+    alters: dict[tuple[str, int], int]
     """How its notes are altered, by step and octave: a tied note keeps that."""
     ends_tuplet: bool
 
@@ -206,7 +230,7 @@ class _Voice:
         self.measures: list[Measure] = []
         self.labels: list[str] = []
         """The part (`P:`) of each measure."""
-        self.has_notes = False
+        self.notes = 0
         self.begun = header is not None
         """Its first `K:` has come, which ends a header."""
         self.label = header.label if header else ""
@@ -215,9 +239,8 @@ class _Voice:
         self.key = header.key if header else {}
         self.transposition = header.transposition if header else 0
         self.propagation = header.propagation if header else "pitch"
-        self._count = 0
-        self._accidentals: dict[str, int] = {}
-        self._tied: dict[str, int] = {}
+        self._accidentals: dict[tuple[str, int], int] = {}
+        self._tied: dict[tuple[str, int], int] = {}
         self._tuplet, self._tuplet_left = Fraction(1), 0
         self._begin()
         if header:
@@ -225,9 +248,10 @@ class _Voice:
 
     def _begin(self) -> None:
         self.measure = Measure(self.meter)
-        self._at = Fraction(0)
+        self._at: Time = 0
+        self._overlaid: Time = 0
         self._last: _Element | None = None
-        self._factor = Fraction(1)
+        self._factor: Fraction | None = None
 
     # ---- fields and signs
 
@@ -246,7 +270,7 @@ class _Voice:
         """Take an `L:` field."""
         found = re.match(r"(\d{1,3})(?:\s*/\s*(\d{1,3}))?", text)
         if found and int(found[1]) and int(found[2] or 1):
-            self.unit = Fraction(4 * int(found[1]), int(found[2] or 1))
+            self.unit = exact(Fraction(4 * TICKS * int(found[1]), int(found[2] or 1)))
 
     def set_key(self, text: str) -> None:
         """Take a `K:` field: the signature, and how notes are moved."""
@@ -269,9 +293,9 @@ class _Voice:
         if found["beats"]:
             beat = sum(Fraction(*map(int, f.split("/"))) for f in found["beats"].split()) * 4
         else:
-            beat = self.length_of_unit * int(found["units"] or 1)
+            beat = quarters(self.length_of_unit) * int(found["units"] or 1)
         if 0 < speed * beat < 10_000:
-            self.measure.tempos.append(Tempo(self._at, float(speed * beat)))
+            self.measure.tempos.append((self._at, float(speed * beat)))
 
     def sign(self, name: str) -> None:
         """Take a decoration: those that say what is played next are kept."""
@@ -285,10 +309,10 @@ class _Voice:
             mark(self.measure, _ABBREVIATED.get(name, name))
 
     @property
-    def length_of_unit(self) -> Fraction:
-        """`L:` in quarter notes: without it a sixteenth in meters below 3/4, else an eighth."""
+    def length_of_unit(self) -> Time:
+        """`L:` in ticks: without it a sixteenth in meters below 3/4, else an eighth."""
         if self.unit is None:
-            return Fraction(1, 4) if bar_length(self.meter) < 3 else Fraction(1, 2)
+            return TICKS // 4 if full_bar(self.meter) < 3 * TICKS else TICKS // 2
         return self.unit
 
     @property
@@ -301,8 +325,8 @@ class _Voice:
         """End the measure, unless it is empty."""
         if self._is_empty:
             return
-        if self.measure.length > LONGEST_BAR:
-            long = float(self.measure.length)
+        if self.measure.length > LONGEST_BAR * TICKS:
+            long = self.measure.length / TICKS
             raise RejectedError("too large", f"a bar of {long:.0f} quarter notes")
         if len(self.measures) == MAX_MEASURES:
             raise RejectedError("too large", f"more than {MAX_MEASURES} measures")
@@ -342,56 +366,54 @@ class _Voice:
         for number in range(min(count, MAX_MEASURES + 1)):
             if number:
                 self.close()
-            self._move(bar_length(self.meter))
+            self._move(full_bar(self.meter))
 
     # ---- notes
 
-    def element(self, notes: list[str], length: Fraction) -> None:
-        """Add one note such as "^c'2-", several that sound together, or, without any, a rest."""
-        duration = length * self.length_of_unit * self._factor
-        ends_tuplet = self._tuplet_left == 1
-        if self._tuplet_left:
-            duration *= self._tuplet
-            self._tuplet_left -= 1
-        tied, self._tied, self._factor = self._tied, {}, Fraction(1)
-        first, alters = len(self.measure.notes), dict[str, int]()
-        for text in notes if duration else []:
-            found = _IN_NOTE.fullmatch(text)
-            if found is None:
-                continue
-            pitch = self._pitch(found, tied, alters)
-            self.measure.notes.append(Written(self._at, duration, pitch, bool(found["tie"])))
-            if found["tie"]:
+    def element(self, notes: list[_Note], length: str, times: Fraction | None = None) -> None:
+        """Add a note, several that sound together, or, without any, a rest.
+
+        It is `length` long, or as many `times` that.
+        """
+        duration = _duration(length, self.length_of_unit)
+        for factor in (times, self._factor, self._tuplet if self._tuplet_left else None):
+            duration = duration if factor is None else exact(duration * factor)
+        tied, self._tied, self._factor = self._tied, {}, None
+        alters: dict[tuple[str, int], int] = {}
+        first = len(self.measure.notes)
+        for note in notes if duration else []:
+            pitch = self._pitch(note, tied, alters)
+            self.measure.notes.append(Written(self._at, duration, pitch, note.ties))
+            if note.ties:
                 self._tied |= alters
-        found_notes = range(first, len(self.measure.notes))
-        self._last = _Element(found_notes, duration, alters, ends_tuplet)
-        self._count += len(self._last.notes)
-        if self._count > MAX_NOTES:
+        sounding = range(first, len(self.measure.notes))
+        self._last = _Element(sounding, duration, alters, self._tuplet_left == 1)
+        self._tuplet_left = max(self._tuplet_left - 1, 0)
+        self.notes += len(sounding)
+        if self.notes > MAX_NOTES:
             raise RejectedError("too large", f"more than {MAX_NOTES} notes")
-        self.has_notes |= bool(self._last.notes)
         self._move(duration)
 
-    def _move(self, duration: Fraction) -> None:
-        self._at += duration
-        self.measure.length = max(self.measure.length, self._at)
+    def _move(self, duration: Time) -> None:
+        self._at = exact(self._at + duration)
+        self.measure.length = max(self._at, self._overlaid) if self._overlaid else self._at
 
-    def _pitch(self, found: re.Match[str], tied: dict[str, int], alters: dict[str, int]) -> int:
+    def _pitch(
+        self, note: _Note, tied: dict[tuple[str, int], int], alters: dict[tuple[str, int], int]
+    ) -> int:
         """MIDI number of a note: its accidental holds in all octaves to the bar line."""
-        letter, marks = found["letter"], found["octave"]
-        octave = 5 + letter.islower() + marks.count("'") - marks.count(",")
-        step = letter.upper()
-        place = f"{step}{octave}"
-        name = place if self.propagation == "octave" else step
-        if found["sign"]:
-            alter = _ALTERS[found["sign"]]
-            if self.propagation != "not":
-                self._accidentals[name] = alter
-        else:
-            alter = tied.get(place, self._accidentals.get(name, self.key.get(step, 0)))
+        place = (note.step, note.octave)
+        name = place if self.propagation == "octave" else (note.step, 0)
+        alter = note.alter
+        if alter is None:
+            alter = tied.get(place, self._accidentals.get(name, self.key.get(note.step, 0)))
+        elif self.propagation != "not":
+            self._accidentals[name] = alter
         alters[place] = alter
-        pitch = 12 * octave + _STEPS[step] + alter + self.transposition
+        pitch = 12 * note.octave + _STEPS[note.step] + alter + self.transposition
         if not 0 <= pitch <= 127:
-            raise RejectedError("unreadable", f"a note that MIDI has not: {found[0]}"[:MAX_TITLE])
+            where = f"{note.step} in octave {note.octave}"
+            raise RejectedError("unreadable", f"a note that MIDI has not: {where}")
         return pitch
 
     def tie(self) -> None:
@@ -413,11 +435,9 @@ class _Voice:
         mine, self._factor = (2 - short, short) if sign[0] == ">" else (short, 2 - short)
         for index in self._last.notes:
             note = self.measure.notes[index]
-            self.measure.notes[index] = note._replace(duration=note.duration * mine)
-        reached = self.measure.length == self._at
-        self._at += self._last.duration * (mine - 1)
-        self.measure.length = self._at if reached else max(self.measure.length, self._at)
-        self._last = self._last._replace(duration=self._last.duration * mine)
+            self.measure.notes[index] = note._replace(duration=exact(note.duration * mine))
+        self._move(self._last.duration * (mine - 1))
+        self._last = self._last._replace(duration=exact(self._last.duration * mine))
 
     def tuplet(self, size: int, time_of: int, count: int) -> None:
         """Begin a tuplet: `size` notes in the time of `time_of`, for the next `count` notes."""
@@ -428,7 +448,8 @@ class _Voice:
 
     def overlay(self) -> None:
         """Go back to the start of the measure: what follows sounds at the same time."""
-        self._at, self._last = Fraction(0), None
+        self._overlaid = self.measure.length
+        self._at, self._last = 0, None
 
 
 _TEMPO = re.compile(
@@ -526,52 +547,62 @@ class _Tune:
             if token.lastgroup is not None:
                 self._token(token)
 
-    def _token(self, token: re.Match[str]) -> None:  # noqa: C901  (one line for each kind)
+    def _token(self, token: re.Match[str]) -> None:
+        """Take one token; most are notes and bar lines."""
         voice = self._voice
-        found = {name: text for name, text in token.groupdict().items() if text is not None}
-        match next(iter(found)):
+        match token.lastgroup:
             case "note":
-                voice.element([found["note"]], _length_of(found["note"]))
-            case "bar":
-                voice.bar_line(found["bar"])
-                if "number" in found:
-                    voice.ending(found["number"])
-            case "rest":
-                voice.element([], _length(found["rest_length"]))
-            case "chord":
-                self._chord(found["chord"], _length(found["chord_length"]))
+                note = _note(token["note"])
+                voice.element([note] if note else [], note.length if note else "")
+            case "bar" | "number":
+                voice.bar_line(token["bar"])
+                if token["number"]:
+                    voice.ending(token["number"])
+            case "rest_length":
+                voice.element([], token["rest_length"])
+            case "chord_length":
+                self._chord(token["chord"], token["chord_length"])
+            case "plus" if _CHORD.fullmatch(token["plus"]):
+                self._chord(token["plus"], "")
+            case "bars":
+                voice.rest_for_bars(int(token["bars"] or 1))
+            case "variant":
+                voice.ending(token["variant"])
+            case "inline":
+                self._field(token["inline"][0], token["inline"][2:].strip())
+            case "tuplet" | "time_of" | "count":
+                sizes = (token["tuplet"], token["time_of"], token["count"])
+                voice.tuplet(*(int(size or 0) for size in sizes))
             case "broken":
-                voice.broken(found["broken"])
+                voice.broken(token["broken"])
+            case _:
+                self._mark(token)
+
+    def _mark(self, token: re.Match[str]) -> None:
+        """Take a token that stands between notes, or over them."""
+        voice = self._voice
+        match token.lastgroup:
             case "tie":
                 voice.tie()
-            case "tuplet":
-                sizes = (found["tuplet"], found.get("time_of"), found.get("count"))
-                voice.tuplet(*(int(size or 0) for size in sizes))
-            case "variant":
-                voice.ending(found["variant"])
-            case "inline":
-                self._field(found["inline"][0], found["inline"][2:].strip())
-            case "letter":
-                voice.sign(self._letters.get(found["letter"], ""))
-            case "bars_rest":
-                voice.rest_for_bars(int(found["bars"] or 1))
             case "overlay":
                 voice.overlay()
-            case "words":
-                if found["words"][:1] in tuple("^_<>@"):
-                    voice.sign(found["words"][1:])
-            case "plus" if re.fullmatch(rf"(?:{_NOTE})+", found["plus"]):
-                self._chord(found["plus"], Fraction(1))
+            case "letter":
+                voice.sign(self._letters.get(token["letter"], ""))
             case "decoration" | "plus":
-                voice.sign(found.get("decoration") or found["plus"])
+                voice.sign(token[token.lastgroup])
+            case "words" if token["words"].startswith(tuple("^_<>@")):
+                voice.sign(token["words"][1:])
 
-    def _chord(self, text: str, length: Fraction) -> None:
-        """Notes that sound together are as long as the first of them."""
-        notes = [found[0] for found in _IN_NOTE.finditer(text)]
+    def _chord(self, text: str, length: str) -> None:
+        """Notes that sound together, in unison only once, are as long as the first of them."""
+        written = [note for found in _IN_NOTE.finditer(text) if (note := _note(found[0]))]
+        notes = list({(note.step, note.octave, note.alter): note for note in written}.values())
         if notes:
-            self._voice.element(notes, length * _length_of(notes[0]))
+            times = Fraction(_duration(length, TICKS), TICKS) if length else None
+            self._voice.element(notes, notes[0].length, times)
 
 
+_CHORD = re.compile(rf"(?:{_NOTE})+")
 _SETTINGS: dict[str, Callable[[_Voice, str], None]] = {
     "K": _Voice.set_key,
     "L": _Voice.set_unit,

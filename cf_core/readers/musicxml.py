@@ -11,7 +11,7 @@ from fractions import Fraction
 from urllib.parse import unquote
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
-from cf_core.melody import Melody, Tempo
+from cf_core.melody import Melody
 from cf_core.readers.limits import (
     LONGEST_BAR,
     MAX_BYTES,
@@ -25,8 +25,11 @@ from cf_core.readers.limits import (
 )
 from cf_core.readers.score import (
     MAX_TIMES,
+    TICKS,
     Measure,
+    Time,
     Written,
+    exact,
     mark,
     meter_of,
     numbers,
@@ -234,7 +237,8 @@ class _Reader:
 
     def _read(self, measure: Measure, element: Element) -> None:
         """Read the notes of a measure and what stands between them."""
-        at = onset = Fraction(0)
+        at: Time = 0
+        onset: Time = 0
         for child in element:
             match child.tag:
                 case "note":
@@ -245,7 +249,7 @@ class _Reader:
                         onset, at = at, at + duration
                     self._note(measure, child, onset, duration)
                 case "backup":
-                    at = max(at - self._duration(child), Fraction(0))
+                    at = max(at - self._duration(child), 0)
                 case "forward":
                     at += self._duration(child)
                 case "attributes":
@@ -254,18 +258,19 @@ class _Reader:
                 case "direction" | "sound":
                     _direction(measure, child, at)
             measure.length = max(measure.length, at)
-            if measure.length > LONGEST_BAR:
-                long = float(measure.length)
+            if measure.length > LONGEST_BAR * TICKS:
+                long = measure.length / TICKS
                 raise RejectedError("too large", f"a bar of {long:.0f} quarter notes")
-        measure.notes.sort(key=lambda note: note.offset)
+        # Of notes in unison, one is heard.
+        heard = {(note.offset, note.pitch): note for note in measure.notes}
+        measure.notes = sorted(heard.values(), key=lambda note: note.offset)
 
-    def _duration(self, element: Element) -> Fraction:
-        return (
-            max(Fraction((element.findtext("duration") or "0").strip()), Fraction(0))
-            / self._divisions
-        )
+    def _duration(self, element: Element) -> Time:
+        text = (element.findtext("duration") or "0").strip()
+        divisions = Fraction(text) if "." in text else int(text)
+        return exact(Fraction(max(divisions, 0) * TICKS) / self._divisions)
 
-    def _note(self, measure: Measure, note: Element, onset: Fraction, duration: Fraction) -> None:
+    def _note(self, measure: Measure, note: Element, onset: Time, duration: Time) -> None:
         """Add a note that sounds on the staff and in the voice that are read."""
         pitch, size = note.find("pitch"), note.find("type")
         cue = note.find("cue") is not None or (size is not None and "cue" in size.get("size", ""))
@@ -326,7 +331,7 @@ def _bar_line(line: Element, measure: Measure, before: Measure) -> None:
         before.ending_stops = True
 
 
-def _direction(measure: Measure, direction: Element, at: Fraction) -> None:
+def _direction(measure: Measure, direction: Element, at: Time) -> None:
     """Take what a direction or a `<sound>` says of tempo and of the order of play."""
     sounds = list(direction.iter("sound"))
     to_coda = any(sound.get("tocoda") for sound in sounds)
@@ -346,7 +351,7 @@ def _direction(measure: Measure, direction: Element, at: Fraction) -> None:
     for metronome in direction.iter("metronome"):
         tempo = tempo or _speed(metronome)
     if 0 < tempo < float("inf"):
-        measure.tempos.append(Tempo(at, tempo))
+        measure.tempos.append((at, tempo))
 
 
 def _speed(metronome: Element) -> float:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from cf_core.melody import Bar, Melody, Note, Tempo, bar_length
@@ -20,11 +21,34 @@ Jump = Literal["capo", "segno"]
 """Where music goes on after D.C. and after D.S."""
 
 
-class Written(NamedTuple):
-    """One note of a measure; times in quarter notes from the measure's start."""
+TICKS = 40_320
+"""Ticks of a quarter note: times are whole numbers of them, but for odd tuplets."""
+Time = int | Fraction
+"""In ticks, exact."""
 
-    offset: Fraction
-    duration: Fraction
+
+def exact(time: Time) -> Time:
+    """The same time, as a whole number if it is one: those are much faster."""
+    return time if isinstance(time, int) or time.denominator != 1 else time.numerator
+
+
+@lru_cache(2**16)
+def quarters(time: Time) -> Fraction:
+    """Ticks as quarter notes."""
+    return Fraction(time, TICKS)
+
+
+@lru_cache(2**10)
+def full_bar(meter: str) -> Time:
+    """Ticks of a full bar."""
+    return exact(bar_length(meter) * TICKS)
+
+
+class Written(NamedTuple):
+    """One note of a measure; times in ticks from the measure's start."""
+
+    offset: Time
+    duration: Time
     pitch: int
     """MIDI number as it sounds."""
     starts_tie: bool = False
@@ -39,10 +63,10 @@ class Measure:
 
     meter: str
     notes: list[Written] = field(default_factory=list)
-    length: Fraction = Fraction(0)
-    """In quarter notes, as its notes and rests fill it; 0 stands for a whole empty bar."""
-    tempos: list[Tempo] = field(default_factory=list)
-    """Times count from the measure's start."""
+    length: Time = 0
+    """In ticks, as its notes and rests fill it; 0 stands for a whole empty bar."""
+    tempos: list[tuple[Time, float]] = field(default_factory=list)
+    """Quarter notes per minute, from so many ticks after the measure's start on."""
     opens: bool = False
     """A repeat begins at its left."""
     new_section: bool = False
@@ -215,49 +239,52 @@ def played(
     """
     order = list(order)
     check_size(sum(len(measure.notes) for measure in measures), len(order))
-    notes: list[Note] = []
+    notes: list[list[Time]] = []
     bars: list[Bar] = []
     tempos: list[Tempo] = []
-    tied: dict[int, int] = {}
-    start = Fraction(0)
+    tied: dict[int, list[Time]] = {}
+    start: Time = 0
     for index in order:
         measure = measures[index]
-        # Of notes in unison one is heard.
-        for note in {(note.offset, note.pitch): note for note in measure.notes}.values():
+        for note in measure.notes:
             _add(notes, tied, start, note)
-        tempos += [Tempo(start + tempo.start, tempo.speed) for tempo in measure.tempos]
-        length = measure.length or bar_length(measure.meter)
-        _add_bar(bars, Bar(start, length, measure.meter))
+        tempos += [Tempo(quarters(start + at), speed) for at, speed in measure.tempos]
+        length = measure.length or full_bar(measure.meter)
+        _add_bar(bars, Bar(quarters(start), quarters(length), measure.meter))
         start += length
-        check_size(len(notes) + 1, len(bars), start)
-    check_size(len(notes), len(bars), start)
-    notes.sort(key=lambda note: note.onset)
-    return Melody(song_id, title, tuple(notes), tuple(bars), tuple(tempos))
+        check_size(len(notes) or 1, len(bars), start / TICKS)
+    check_size(len(notes), len(bars))
+    notes.sort(key=lambda note: note[0])
+    return Melody(
+        song_id,
+        title,
+        tuple(
+            Note(quarters(onset), quarters(end - onset), int(pitch)) for onset, end, pitch in notes
+        ),
+        tuple(bars),
+        tuple(tempos),
+    )
 
 
-def _add(notes: list[Note], tied: dict[int, int], start: Fraction, note: Written) -> None:
+def _add(notes: list[list[Time]], tied: dict[int, list[Time]], start: Time, note: Written) -> None:
     """Append a note, or prolong the one that is tied to it; `tied` has the open ties by pitch."""
     onset = start + note.offset
-    index = tied.pop(note.pitch, None)
-    before = notes[index] if index is not None and note.stops_tie else None
-    if index is not None and before is not None and before.onset + before.duration == onset:
-        notes[index] = Note(before.onset, before.duration + note.duration, note.pitch)
+    last = tied.pop(note.pitch, None) if tied else None
+    if last is not None and note.stops_tie and last[1] == onset:
+        last[1] = onset + note.duration
     else:
-        index = len(notes)
-        notes.append(Note(onset, note.duration, note.pitch))
+        last = [onset, onset + note.duration, note.pitch]
+        notes.append(last)
     if note.starts_tie:
-        tied[note.pitch] = index
+        tied[note.pitch] = last
 
 
 def _add_bar(bars: list[Bar], bar: Bar) -> None:
     """Append a bar, or complete the short bar before it."""
-    full = bar_length(bar.meter)
-    if (
-        bars
-        and bars[-1].meter == bar.meter
-        and max(bars[-1].length, bar.length) < full == bars[-1].length + bar.length
-    ):
-        bars[-1] = Bar(bars[-1].start, full, bar.meter)
+    full = quarters(full_bar(bar.meter))
+    before = bars[-1] if bars and bar.length < full else None
+    if before and before.meter == bar.meter and before.length == full - bar.length:
+        bars[-1] = Bar(before.start, full, bar.meter)
     else:
         bars.append(bar)
 
@@ -289,8 +316,3 @@ def meter_of(beats: Sequence[str], units: Sequence[str]) -> str | None:
 
 
 _UNITS = {2**power for power in range(8)}
-
-
-def in_order(notes: Iterable[Written]) -> list[Written]:
-    """Notes by onset; of equal onsets, as they were written."""
-    return sorted(notes, key=lambda note: note.offset)
