@@ -280,13 +280,17 @@ def _add(notes: list[list[Time]], tied: dict[int, list[Time]], start: Time, note
 
 
 def _add_bar(bars: list[Bar], bar: Bar) -> None:
-    """Append a bar, or complete the short bar before it."""
+    """Append a bar, and make one bar of the last few if they are short and fill one together."""
+    bars.append(bar)
     full = quarters(full_bar(bar.meter))
-    before = bars[-1] if bars and bar.length < full else None
-    if before and before.meter == bar.meter and before.length == full - bar.length:
-        bars[-1] = Bar(before.start, full, bar.meter)
-    else:
-        bars.append(bar)
+    length = Fraction(0)
+    for index in range(len(bars) - 1, -1, -1):
+        length += bars[index].length
+        if bars[index].meter != bar.meter or bars[index].length >= full or length > full:
+            return
+        if length == full:
+            bars[index:] = [Bar(bars[index].start, full, bar.meter)]
+            return
 
 
 def numbers(text: str) -> frozenset[int]:
