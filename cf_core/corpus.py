@@ -52,8 +52,18 @@ _BARS = pa.schema(
         ("reason", pa.string()),
     ]
 )
-_READ = _BARS.append(pa.field("onsets", pa.int32()))
-"""Bars as they are read. A rejected song is one row without a bar: its title is the detail."""
+_READ = pa.schema(
+    [
+        *_BARS,
+        ("onsets", pa.int32()),
+        ("moved", pa.int32()),
+        ("path", pa.string()),
+    ]
+)
+"""Bars as they are read; the first of a song has the path of its file.
+
+A rejected song is one row without a bar: its title is the detail.
+"""
 
 
 # ---- writing -----------------------------------------------------------------------------------
@@ -83,6 +93,12 @@ class IngestReport:
     """By meter ("all" for the sum) and number of bars (2, 4, 8)."""
     rejected_songs: Counter[str] = field(default_factory=Counter)
     rejected_bars: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """Files that were not read because of their names, by suffix."""
+    moved_ends: int = 0
+    """Ends of played notes that were moved to the next onset or grid line."""
+    moved_songs: int = 0
+    """Songs that have such notes."""
     content_hash: str = ""
 
     def __str__(self) -> str:
@@ -93,10 +109,20 @@ class IngestReport:
             counts = [self.windows[meter, bars] for bars in _WINDOW_BARS]
             cells = (f"{c.all:,} / {c.on_grid:,} / {c.unique:,}" for c in counts)
             lines.append(f"{meter:8}" + "".join(f"{cell:>26}" for cell in cells))
-        for what, reasons in (("songs", self.rejected_songs), ("bars", self.rejected_bars)):
-            listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-            lines.append(f"rejected {what}: {listed or 'none'}")
+        lines.append(f"rejected songs: {_listed(self.rejected_songs)}")
+        lines.append(f"rejected bars: {_listed(self.rejected_bars)}")
+        if self.moved_ends:
+            lines.append(
+                f"played notes: the ends of {self.moved_ends:,} in {self.moved_songs:,} songs were"
+                " moved to the next onset or grid line"
+            )
+        if self.passed_over:
+            lines.append(f"files passed over by their names: {_listed(self.passed_over)}")
         return "\n".join(lines)
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.most_common()) or "none"
 
 
 _WINDOW_BARS = (2, 4, 8)
@@ -123,11 +149,14 @@ def ingest(
     that was, goes on from there when it is called again. The file is the same, byte for byte,
     whatever the mapper and however often it was stopped.
 
-    Raises `UserError` where nothing can be read, or `output` can't be written.
+    Raises `UserError` where nothing can be read, once the list of what was left out is written, and
+    where `output` can't be written.
     """
     songs = readers.find_songs(source, include)
     plan = _Plan(source.name, part, steps_per_beat)
-    return _write(songs, output, plan, mapper or processes(), progress)
+    report = _write(songs, output, plan, mapper or processes(), progress)
+    report.passed_over = readers.passed_over(source, include)
+    return report
 
 
 def builtin_corpus(
@@ -204,13 +233,15 @@ def _write(
             raise UserError(f"{path}: is a folder; give the name of a file")
     parts = output.parent / f".{output.name}.parts"
     table = _without_repeated(_read(_batches(songs, plan), parts, plan, mapper, progress, total))
-    whole = table.filter(pc.is_valid(table["bar"]))
-    if not len(whole):
+    bars = table.filter(pc.is_valid(table["bar"])).select(_BARS.names)
+    rejected = table.filter(pc.is_valid(table["reason"]))
+    rejected = rejected.select(["song_id", "bar", "reason", "title"])
+    rejected = rejected.rename_columns(["id", "bar", "reason", "detail"])
+    if not len(bars):
+        with replacing(beside) as rejected_file:
+            pq.write_table(rejected, rejected_file, compression="zstd")
         rmtree(parts, ignore_errors=True)
-        counts = Counter(table["reason"].to_pylist())
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        raise UserError(f"{plan.source}: no melody could be read ({reasons or 'no tunes'})")
-    bars, rejected = whole.select(_BARS.names), table.filter(pc.is_valid(table["reason"]))
+        raise UserError(_nothing_read(plan.source, rejected, beside))
     report = _report(table)
     about = {
         "schema_version": SCHEMA_VERSION,
@@ -220,15 +251,27 @@ def _write(
         "content_hash": report.content_hash,
     }
     bars = bars.replace_schema_metadata({_KEY: json.dumps(about)})
-    rejected = rejected.select(["song_id", "bar", "reason", "title"])
     # Both are whole before either appears.
     with replacing(output) as bars_file:
         pq.write_table(bars, bars_file, compression="zstd")
         with replacing(beside) as rejected_file:
-            names = ["id", "bar", "reason", "detail"]
-            pq.write_table(rejected.rename_columns(names), rejected_file, compression="zstd")
+            pq.write_table(rejected, rejected_file, compression="zstd")
     rmtree(parts, ignore_errors=True)
     return report
+
+
+def _nothing_read(source: str, rejected: pa.Table, path: Path) -> str:
+    """Say that no song could be read, and why."""
+    songs = rejected.to_pylist()
+    counts = _listed(Counter(song["reason"] for song in songs))
+    shown = "; ".join(
+        f"{song['id']}: {song['reason']}" + (f" ({song['detail']})" if song["detail"] else "")
+        for song in songs[:3]
+    )
+    return (
+        f"{source}: no melody could be read ({counts}): {shown}{'; …' * (len(songs) > 3)};"
+        f" {path} lists them all"
+    )
 
 
 def _batches(songs: Iterable[Song | Rejected], plan: _Plan) -> Iterator[_Batch]:
@@ -249,7 +292,7 @@ def _key(batch: Sequence[Song | Rejected], plan: _Plan) -> str:
     digest = hashlib.sha256(repr((readers.VERSION, plan.part, plan.steps_per_beat)).encode())
     for song in batch:
         if isinstance(song, Song):
-            digest.update(repr((song.id, song.format, len(song.content))).encode())
+            digest.update(repr((song.id, song.path, song.format, len(song.content))).encode())
             digest.update(song.content)
         else:
             digest.update(repr(song).encode())
@@ -314,42 +357,47 @@ def _read_batch(plan: _Plan, batch: _Batch) -> tuple[_Batch, pa.Table]:
         except CallError as error:
             result = Rejected(song.id, error.reason, error.detail)
         if isinstance(result, Rejected):
-            rows.append((result.id, result.detail, None, None, None, None, result.reason, None))
+            rows.append((result.id, result.detail, *[None] * 4, result.reason, *[None] * 3))
             continue
         for index, bar in enumerate(result.bars):
-            about = (bar.meter, bar.tokens, bar.held, bar.reason, bar.onsets)
-            rows.append((result.id, result.title, index, *about))
+            about = (bar.meter, bar.tokens, bar.held, bar.reason, bar.onsets, bar.moved)
+            path = None if index or isinstance(song, Rejected) else song.path
+            rows.append((result.id, result.title, index, *about, path))
     columns = zip(*rows, strict=True)
     arrays = [pa.array(c, type=kind.type) for c, kind in zip(columns, _READ, strict=True)]
     return batch, pa.table(arrays, schema=_READ)
 
 
 def _without_repeated(tables: Sequence[pa.Table]) -> pa.Table:
-    """Join the batches; of a song whose id an earlier one has, a rejection is left."""
+    """Join the batches; of a song whose id an earlier one has, a rejection is left.
+
+    It names both paths.
+    """
     table = pa.concat_tables(tables).combine_chunks() if tables else _READ.empty_table()
     # Whatever has a bar 0 is a song that was read.
     first = pc.fill_null(pc.equal(table["bar"], 0), False).to_numpy()
     starts = np.flatnonzero(first)
-    seen: set[str] = set()
-    repeated: list[int] = []
-    for start, song_id in zip(
-        starts.tolist(), table["song_id"].take(starts).to_pylist(), strict=True
-    ):
+    seen: dict[str, str] = {}
+    repeated: dict[int, str] = {}
+    ids, paths = (table[name].take(starts).to_pylist() for name in ("song_id", "path"))
+    for start, song_id, path in zip(starts.tolist(), ids, paths, strict=True):
         if song_id in seen:
-            repeated.append(start)
-        seen.add(song_id)
+            repeated[start] = f"{path}: {seen[song_id]} was taken"
+        seen.setdefault(song_id, path)
     if not repeated:
         return table
     songs = np.cumsum(first | table["bar"].is_null().to_numpy())
-    gone = np.isin(songs, songs[repeated])
+    gone = np.isin(songs, songs[list(repeated)])
     kept = ~gone
-    kept[repeated] = True
+    kept[list(repeated)] = True
     is_repeated = pa.array(gone)
     columns = {
         name: pc.if_else(is_repeated, pa.scalar(None, table[name].type), table[name])
-        for name in ("bar", "meter", "tokens", "held", "onsets")
+        for name in ("bar", "meter", "tokens", "held", "onsets", "moved", "path")
     }
     columns["reason"] = pc.if_else(is_repeated, "duplicate id", table["reason"])
+    details = [repeated.get(row) for row in range(len(table))]
+    columns["title"] = pc.coalesce(pa.array(details, pa.string()), table["title"])
     for name, column in columns.items():
         table = table.set_column(table.column_names.index(name), name, column)
     return table.filter(pa.array(kept)).combine_chunks()
@@ -388,6 +436,8 @@ def _report(table: pa.Table) -> IngestReport:
         songs=pc.sum(pc.equal(bars["bar"], 0)).as_py(),
         rejected_songs=Counter(songs["reason"].to_pylist()),
         rejected_bars=Counter(bars["reason"].drop_null().to_pylist()),
+        moved_ends=pc.sum(bars["moved"]).as_py(),
+        moved_songs=len(bars.filter(pc.greater(bars["moved"], 0))["song_id"].unique()),
         content_hash=content_hash(bars),
     )
     _count_windows(bars, report.windows)

@@ -146,7 +146,8 @@ def _take(
         start, tokens = _nearest_segment(path, bars, form, from_end=from_end)
     number = start + 1 - pickup
     taken = (number, number + form.bars_per_segment - 1)
-    return _Taken(tokens, taken, bars[start].meter, melody.tempo)
+    tempo = melody.tempo_at(melody.bars[start].start)
+    return _Taken(tokens, taken, bars[start].meter, tempo)
 
 
 def _start(path: Path, chosen: BarRange, form: MelodyFormat, count: int, pickup: int) -> int:

@@ -6,8 +6,6 @@ written: zip members are read in memory. Bytes count as hostile: see `limits`.
 
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -18,6 +16,7 @@ from typing import NamedTuple, TypeVar
 from cf_core.errors import UserError
 from cf_core.melody import GridBar, Melody, bar_length, grid
 from cf_core.readers import abc, midi, musicxml
+from cf_core.readers.files import FORMATS, content, melody_files, passed_over
 from cf_core.readers.limits import (
     MAX_BYTES,
     MAX_TITLE,
@@ -27,22 +26,24 @@ from cf_core.readers.limits import (
     SongReason,
     decoded,
 )
-from cf_core.readers.musicxml import UNPACKED, member_name
+
+__all__ = [
+    "FORMATS",
+    "VERSION",
+    "Gridded",
+    "Rejected",
+    "Song",
+    "find_songs",
+    "passed_over",
+    "read_file",
+    "read_gridded",
+    "read_melodies",
+    "read_song",
+    "songs",
+]
 
 VERSION = 4
 """Raised whenever what is read from a file changes: it names the caches of corpora."""
-
-FORMATS = {
-    ".mid": "midi",
-    ".midi": "midi",
-    ".kar": "midi",
-    ".rmi": "midi",
-    ".mxl": "musicxml",
-    ".musicxml": "musicxml",
-    ".xml": "musicxml",
-    ".abc": "abc",
-}
-"""Suffixes of the files that can be read."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Song(NamedTuple):
     id: str
     format: str
     content: bytes
+    path: str = ""
+    """Of its file, inside the folder or archive."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +84,17 @@ def songs(name: str, data: bytes) -> Iterator[Song | Rejected]:
     add `:number`).
     """
     # File names need not be text, but ids are written down as such.
-    stem = PurePosixPath(name).stem.encode(errors="backslashreplace").decode()
+    path = name.encode(errors="backslashreplace").decode()
+    stem = PurePosixPath(path).stem
     kind = FORMATS.get(PurePosixPath(name).suffix.lower())
     if kind is None or not data:
         yield Rejected(stem, "unreadable", "empty or damaged file" if kind else "unknown format")
     elif len(data) > MAX_BYTES[kind]:
         yield Rejected(stem, "too large", f"more than {MAX_BYTES[kind]} bytes")
     elif kind == "abc":
-        yield from _tunes(stem, data)
+        yield from _tunes(stem, data, path)
     else:
-        yield Song(stem, kind, data)
+        yield Song(stem, kind, data, path)
 
 
 def read_song(song: Song, part: str | None = None) -> Melody | Rejected:
@@ -129,7 +133,7 @@ def read_file(path: Path, part: str | None = None) -> Melody:
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: not a melody file: its name must end in {', '.join(FORMATS)}")
     rejected: list[Rejected] = []
-    for song in read_melodies(path.name, _content(path), part):
+    for song in read_melodies(path.name, content(path), part):
         if isinstance(song, Melody):
             return song
         rejected.append(song)
@@ -148,7 +152,7 @@ def find_songs(source: Path, include: str | None = None) -> Iterator[Song | Reje
     """
     if include is not None and not PurePosixPath(include).parts:
         raise UserError(f"include: {include!r} matches no file; give a pattern such as '*.mid'")
-    files = _files(source, include)
+    files = melody_files(source, include)
     first = next(files, None)
     if first is None:
         named = f"named {include!r} " if include else ""
@@ -156,50 +160,7 @@ def find_songs(source: Path, include: str | None = None) -> Iterator[Song | Reje
     return (song for name, data in chain([first], files) for song in songs(name, data))
 
 
-# ---- files -------------------------------------------------------------------------------------
-
-_DAMAGE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
-"""What reading a file or a damaged archive raises."""
-
-
-def _files(source: Path, include: str | None) -> Iterator[tuple[str, bytes]]:
-    """Yield names and bytes of the melody files in `source`, by name."""
-
-    def wanted(name: str) -> bool:
-        path = PurePosixPath(name)
-        readable = path.suffix.lower() in FORMATS and not path.name.startswith(".")
-        return readable and (include is None or path.match(include))
-
-    root: Path | zipfile.Path
-    if os.path.isdir(source):  # noqa: PTH112  (Path.is_dir raises where it may not look)
-        root = source
-        names = [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
-    elif not os.path.isfile(source):  # noqa: PTH113
-        raise UserError(f"{source}: no such file or folder")
-    elif source.suffix.lower() == ".zip":
-        try:
-            root = zipfile.Path(source)
-        except _DAMAGE as error:
-            raise UserError(f"{source}: not a readable zip archive: {error}") from error
-        names = root.root.namelist()
-    else:
-        root, names = source.parent, [source.name]
-    for name in sorted(filter(wanted, names)):
-        yield name, _content(root / name)
-
-
-def _content(path: Path | zipfile.Path) -> bytes:
-    """Return a file's bytes, one more than the limit where there are too many, none if damaged."""
-    limit = MAX_BYTES[FORMATS[PurePosixPath(path.name).suffix.lower()]]
-    try:
-        packed = isinstance(path, zipfile.Path) and path.root.getinfo(path.at).compress_type
-        if packed and packed not in UNPACKED:
-            return b""
-        with path.open("rb") as stream:
-            return bytes(stream.read(limit + 1))
-    except _DAMAGE:
-        return b""
-
+# ---- songs ---------------------------------------------------------------------------------------
 
 _T = TypeVar("_T")
 
@@ -235,7 +196,7 @@ def _melody(song: Song, part: str | None) -> Melody:
 # ---- ABC books ---------------------------------------------------------------------------------
 
 
-def _tunes(stem: str, data: bytes) -> Iterator[Song | Rejected]:
+def _tunes(stem: str, data: bytes, path: str) -> Iterator[Song | Rejected]:
     """Yield the tunes of an ABC book; fields before the first tune go to every tune."""
     text = re.sub(r"\r*\n|\r", "\n", decoded(data)) + "\n"
     header, *tunes = re.split(r"(?m)^[ \t]*X:(?!\s*[|:\]])", text)
@@ -251,4 +212,4 @@ def _tunes(stem: str, data: bytes) -> Iterator[Song | Rejected]:
         if len(song) > MAX_TUNE:
             yield Rejected(song_id, "too large", f"{len(song)} characters, more than {MAX_TUNE}")
         else:
-            yield Song(song_id, "abc", song.encode())
+            yield Song(song_id, "abc", song.encode(), path)

@@ -233,12 +233,12 @@ class _Voice:
         self.notes = 0
         self.begun = header is not None
         """Its first `K:` has come, which ends a header."""
-        self.label = header.label if header else ""
-        self.meter = header.meter if header else "4/4"
-        self.unit = header.length_of_unit if header else None
-        self.key = header.key if header else {}
-        self.transposition = header.transposition if header else 0
-        self.propagation = header.propagation if header else "pitch"
+        self.label: str = header.label if header else ""
+        self.meter: str = header.meter if header else "4/4"
+        self.unit: Time | None = header.length_of_unit if header else None
+        self.key: dict[str, int] = header.key if header else {}
+        self.transposition: int = header.transposition if header else 0
+        self.propagation: str = header.propagation if header else "pitch"
         self._accidentals: dict[tuple[str, int], int] = {}
         self._tied: dict[tuple[str, int], int] = {}
         self._tuplet, self._tuplet_left = Fraction(1), 0
@@ -247,7 +247,7 @@ class _Voice:
             self.measure.tempos = list(header.measure.tempos)
 
     def _begin(self) -> None:
-        self.measure = Measure(self.meter)
+        self.measure: Measure = Measure(self.meter)
         self._at: Time = 0
         self._overlaid: Time = 0
         self._last: _Element | None = None
@@ -547,7 +547,7 @@ class _Tune:
             if token.lastgroup is not None:
                 self._token(token)
 
-    def _token(self, token: re.Match[str]) -> None:
+    def _token(self, token: re.Match[str]) -> None:  # noqa: C901  (a case for each kind)
         """Take one token; most are notes and bar lines."""
         voice = self._voice
         match token.lastgroup:

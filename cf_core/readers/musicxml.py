@@ -1,7 +1,7 @@
 """MusicXML, versions 1 to 4, part-wise, compressed or not.
 
-A part, a staff or a voice of it becomes a list of `Measure`, which `score` plays out. Tempos, repeats
-and words such as "D.C." are taken from all parts: often only the first one has them.
+A part, a staff or a voice of it becomes a list of `Measure`, which `score` plays out. Tempos,
+repeats and words such as "D.C." are taken from all parts: often only the first one has them.
 """
 
 import io
@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from cf_core.melody import Melody
+from cf_core.readers.files import UNPACKED, member_name
 from cf_core.readers.limits import (
     LONGEST_BAR,
     MAX_BYTES,
@@ -42,8 +43,8 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     """Read one score; `part` names a part, a staff or a voice, or counts parts and staves from 1.
 
     A staff of a part that has several is named as in "Piano, staff 2", a voice as in "Violin, voice
-    1" or "Piano, staff 2, voice 5", with the numbers of the file. Raises `RejectedError` where there
-    is no such thing, none is named of several, or the file is hostile or no score.
+    1" or "Piano, staff 2, voice 5", with the numbers of the file. Raises `RejectedError` where
+    there is no such thing, none is named of several, or the file is hostile or no score.
     """
     root = _score(_unpacked(data) if data[:2] == b"PK" else data)
     parts = root.findall("part")
@@ -54,9 +55,7 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
         for staff in _staves(element)
     ]
     labels = [label for label, _, _ in staves]
-    name, _, voice = (
-        (part or "").rpartition(", voice ") if part and ", voice " in part else (part, "", "")
-    )
+    name, voice = _split(part)
     if name is None and len(staves) > 1:
         raise RejectedError("several parts", listed(labels))
     if name in names and name not in labels:
@@ -65,16 +64,20 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     measures = _Reader(staff, voice).measures(element)
     for other in parts:
         if other is not element:
-            _add_signs(measures, _Reader(None, "").measures(other))
+            _add_signs(measures, _Reader("", "").measures(other))
     title = next((e.text.strip() for e in root.iter("work-title") if e.text), "")
     title = title or next((e.text.strip() for e in root.iter("movement-title") if e.text), "")
     return played(song_id, title or song_id, measures, play_order(measures))
 
 
+def _split(part: str | None) -> tuple[str | None, str]:
+    """Take the voice from the name of a part, if it has one."""
+    name, comma, voice = (part or "").rpartition(", voice ")
+    return (name, voice) if comma else (part, "")
+
+
 # ---- files -------------------------------------------------------------------------------------
 
-UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""How members of archives may be compressed: of other ways, a few bytes give gigabytes at once."""
 _MAX_CONTAINER = 2**16
 _ENCODINGS = ("utf-8", "utf8", "iso-8859-1", "latin-1", "us-ascii", "ascii", "windows-1252")
 
@@ -148,16 +151,6 @@ def _named_scores(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo])
     return [name for path in paths for name in (path, unquote(path))]
 
 
-def member_name(member: zipfile.ZipInfo) -> str:
-    """Name of an archive's member: as UTF-8 where it can be, even where no flag says so."""
-    if member.flag_bits & 0x800:
-        return member.filename
-    try:
-        return member.filename.encode("cp437").decode()
-    except UnicodeError:
-        return member.filename
-
-
 # ---- parts -------------------------------------------------------------------------------------
 
 
@@ -170,10 +163,10 @@ def _names(root: Element, parts: list[Element]) -> list[str]:
     return [" ".join(name.split()) for name in names]
 
 
-def _staves(part: Element) -> list[str | None]:
-    """Numbers of a part's staves, where its notes are on several."""
+def _staves(part: Element) -> list[str]:
+    """Numbers of a part's staves, where its notes are on several; else one that is empty."""
     staves = {_staff(note) for note in part.iter("note")}
-    return sorted(staves, key=lambda staff: (len(staff), staff)) if len(staves) > 1 else [None]
+    return sorted(staves, key=lambda staff: (len(staff), staff)) if len(staves) > 1 else [""]
 
 
 def _staff(note: Element) -> str:
@@ -208,7 +201,7 @@ _QUARTERS = {
 class _Reader:
     """Reads the measures of a part, or those of a staff or voice of it."""
 
-    def __init__(self, staff: str | None, voice: str) -> None:
+    def __init__(self, staff: str, voice: str) -> None:
         self._staff, self._voice = staff, voice
         self._divisions = Fraction(1)
         self._meter = "4/4"
@@ -274,7 +267,7 @@ class _Reader:
         """Add a note that sounds on the staff and in the voice that are read."""
         pitch, size = note.find("pitch"), note.find("type")
         cue = note.find("cue") is not None or (size is not None and "cue" in size.get("size", ""))
-        other = self._staff not in (None, _staff(note)) or (
+        other = self._staff not in ("", _staff(note)) or (
             self._voice and self._voice != (note.findtext("voice") or "1").strip()
         )
         if pitch is None or cue or other or not duration:

@@ -101,11 +101,13 @@ def play_order(measures: Sequence[Measure]) -> list[int]:
     hold.
     """
     endings = _endings(measures)
-    order = _play(measures, endings, 0, after_jump=False)
+    order = _Player(measures, endings, 0, after_jump=False).order()
     jump = measures[order[-1]].jump if order else None
     segno = next((index for index, measure in enumerate(measures) if measure.segno), None)
     back = {"capo": 0, "segno": segno, None: None}[jump]
-    return order if back is None else order + _play(measures, endings, back, after_jump=True)
+    if back is None:
+        return order
+    return order + _Player(measures, endings, back, after_jump=True).order()
 
 
 class _Ending(NamedTuple):
@@ -155,53 +157,82 @@ def _stops(measures: Sequence[Measure], index: int) -> bool:
     return bool(measures[index].times or measures[index].ending_stops or sign)
 
 
-def _play(
-    measures: Sequence[Measure], endings: dict[int, _Ending], index: int, *, after_jump: bool
-) -> list[int]:
-    """Play from a measure on, to the end or the first jump."""
-    order: list[int] = []
-    start, is_open, turn = index, False, 1
-    inside: _Ending | None = None
-    coda = next((i for i, measure in enumerate(measures) if measure.coda), None)
-    while index < len(measures) and len(order) <= MAX_BARS:
-        measure = measures[index]
-        if (measure.opens or measure.new_section) and not is_open:
-            turn = turn if index == start else 1
-            start, is_open = index, measure.opens
-        elif measure.opens and index != start:
-            start, turn = index, 1
-        if index in endings:
-            inside = endings[index]
-            if not inside.is_last and (after_jump or turn not in inside.numbers):
-                index = inside.stop
+class _Player:
+    """Goes through measures as they are played, from one of them to the end or the first jump."""
+
+    def __init__(
+        self, measures: Sequence[Measure], endings: dict[int, _Ending], index: int, after_jump: bool
+    ) -> None:
+        self._measures, self._endings, self._after_jump = measures, endings, after_jump
+        self._index = index
+        self._start, self._is_open, self._turn = index, False, 1
+        """Where a repeat goes back to, whether a sign says so, and how often it has been played."""
+        self._inside: _Ending | None = None
+        self._coda = next((i for i, measure in enumerate(measures) if measure.coda), None)
+
+    def order(self) -> list[int]:
+        """Return the indices of the measures played, no more than is needed to refuse a song."""
+        order: list[int] = []
+        while self._index < len(self._measures) and len(order) <= MAX_BARS:
+            measure = self._measures[self._index]
+            self._begin_section(measure)
+            if self._skips_ending():
                 continue
-            if inside.is_last and turn > 1 and turn not in inside.numbers and not after_jump:
-                index = start = inside.stop
-                is_open, turn, inside = False, 1, None
-                continue
-        order.append(index)
-        if after_jump and (measure.fine or (measure.to_coda and coda is not None)):
-            if measure.fine:
+            order.append(self._index)
+            if self._after_jump and measure.fine:
                 break
-            index, coda = coda or 0, None
-            continue
-        times = 0 if after_jump else measure.times
-        again = turn < times
-        if times and inside is not None and len(inside.beside) > 1:
-            again = turn + 1 in inside.beside
-        if again:
-            turn += 1
-            index, inside = start, None
-            continue
-        if measure.jump and not after_jump:
-            break
-        index += 1
-        last = inside is not None and index == inside.stop and inside.is_last
-        if times or last:
-            start, is_open, turn = index, False, 1
-        if inside is not None and index == inside.stop:
-            inside = None
-    return order
+            if self._after_jump and measure.to_coda and self._coda is not None:
+                self._index, self._coda = self._coda, None
+            elif self._repeats(measure):
+                self._index, self._inside = self._start, None
+                self._turn += 1
+            elif measure.jump and not self._after_jump:
+                break
+            else:
+                self._go_on(measure)
+        return order
+
+    def _begin_section(self, measure: Measure) -> None:
+        """Note where the next repeat goes back to, if that is here."""
+        begins = measure.opens or (measure.new_section and not self._is_open)
+        if begins and self._index != self._start:
+            self._start, self._turn = self._index, 1
+        self._is_open = measure.opens if begins else self._is_open
+
+    def _skips_ending(self) -> bool:
+        """Pass over an ending that is not for this turn; after a jump, over all but the last."""
+        ending = self._inside = self._endings.get(self._index, self._inside)
+        if ending is None or ending.start != self._index:
+            return False
+        if self._after_jump:
+            skips = not ending.is_last
+        else:
+            skips = self._turn not in ending.numbers and (self._turn > 1 or not ending.is_last)
+        if skips:
+            self._index = ending.stop
+            if ending.is_last:
+                self._close_section()
+        return skips
+
+    def _repeats(self, measure: Measure) -> bool:
+        """Whether the music goes back after this measure."""
+        if self._after_jump or not measure.times:
+            return False
+        if self._inside is not None and len(self._inside.beside) > 1:
+            return self._turn + 1 in self._inside.beside
+        return self._turn < measure.times
+
+    def _go_on(self, measure: Measure) -> None:
+        """Go on to the next measure; the end of a repeat or of its last ending closes a section."""
+        self._index += 1
+        leaves = self._inside is not None and self._index == self._inside.stop
+        if measure.times or (leaves and self._inside is not None and self._inside.is_last):
+            self._close_section()
+        if leaves:
+            self._inside = None
+
+    def _close_section(self) -> None:
+        self._start, self._is_open, self._turn, self._inside = self._index, False, 1, None
 
 
 _JUMPS = re.compile(
@@ -306,17 +337,14 @@ def meter_of(beats: Sequence[str], units: Sequence[str]) -> str | None:
 
     Returns `None` where they are no time signature.
     """
-    total = Fraction(0)
-    pairs = list(zip(beats, units, strict=False))
-    for count, unit in pairs:
-        terms = re.findall(r"\d+", count)
+    total, finest = Fraction(0), 1
+    for count, unit in zip(beats, units, strict=False):
+        terms = [int(term) for term in re.findall(r"\d+", count)]
         if not terms or not unit.strip().isdecimal() or int(unit) not in _UNITS:
             return None
-        total += Fraction(sum(map(int, terms)), int(unit))
-    if not total:
-        return None
-    unit = max(int(unit) for _, unit in pairs)
-    return f"{total * unit}/{unit}"
+        total += Fraction(sum(terms), int(unit))
+        finest = max(finest, int(unit))
+    return f"{total * finest}/{finest}" if total else None
 
 
 _UNITS = {2**power for power in range(8)}
