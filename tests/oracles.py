@@ -14,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from fractions import Fraction
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,18 @@ class Heard(NamedTuple):
     onset: float
     duration: float
     pitch: int
+
+
+def digest(name: str, data: bytes) -> str:
+    """A digest of what is read of a tune: notes, bars and tempos, or the reason against it."""
+    (song,) = songs(name, data)
+    read = song if isinstance(song, Rejected) else read_song(song)
+    if isinstance(read, Rejected):
+        return read.reason
+    text = repr(
+        [[tuple(map(str, row)) for row in rows] for rows in (read.notes, read.bars, read.tempos)]
+    )
+    return sha256(text.encode()).hexdigest()[:16]
 
 
 def heard(melody: Melody) -> list[Heard]:
@@ -159,3 +171,14 @@ def nottingham() -> Iterator[tuple[str, bytes]]:
                 text = members.read(name).decode("latin-1")
                 for number, tune in enumerate(re.split(r"(?m)^(?=X:)", text)[1:], start=1):
                     yield f"{Path(name).stem}{number}.abc", tune.encode()
+
+
+def main(arguments: list[str]) -> None:
+    if "--digests" in arguments:
+        digests = {name: digest(name, text) for name, text in common_time_tunes()}
+        DIGESTS.write_text(json.dumps(digests, indent=0) + "\n")
+        return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

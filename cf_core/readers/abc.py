@@ -152,7 +152,7 @@ _TOKEN = re.compile(
     "(?P<words>[^"\n]*)"
     | \[(?P<inline>[A-Za-z]:[^\]\n]*)\]
     | (?P<bar>(?:\[(?=\|)|(?<=\|)\]|:\ +(?=\|)|[|:])+)(?P<number>\d[\d,-]*)?
-    | \[\ *(?P<variant>\d[\d,\- ]*|(?="))
+    | \[\ *(?P<variant>\d[\d,\- ]*|"[^"\n]*")
     | \[(?P<chord>[^\]|\n]*)\](?P<chord_length>{_LENGTH})
     | !(?P<decoration>f+|\d|[<>^][()]?|D\.[CS]\.?|(?![A-GHLMOPSTa-guvxzXZ\d/,'^_=<>()~.\- ]+!)
         [^!|\s:\[\]][^!|\n:\[\]]*)!
@@ -242,6 +242,7 @@ class _Voice:
         self._accidentals: dict[tuple[str, int], int] = {}
         self._tied: dict[tuple[str, int], int] = {}
         self._tuplet, self._tuplet_left = Fraction(1), 0
+        self._ending = 0
         self._begin()
         if header:
             self.measure.tempos = list(header.measure.tempos)
@@ -286,16 +287,18 @@ class _Voice:
 
     def set_tempo(self, text: str) -> None:
         """Take a `Q:` field: beats per minute, in units where it names no beat."""
-        found = _TEMPO.search(re.sub(r'"[^"]*"', " ", text))
+        text = re.sub(r'"[^"]*"', " ", text).strip()
+        found = _TEMPO.search(text) or _SPEED.fullmatch(text)
         if found is None:
             return
-        speed = Fraction(found["speed"])
-        if found["beats"]:
+        about = found.groupdict()
+        if about.get("beats"):
             beat = sum(Fraction(*map(int, f.split("/"))) for f in found["beats"].split()) * 4
         else:
-            beat = quarters(self.length_of_unit) * int(found["units"] or 1)
-        if 0 < speed * beat < 10_000:
-            self.measure.tempos.append((self._at, float(speed * beat)))
+            beat = quarters(self.length_of_unit) * int(about.get("units") or 1)
+        speed = float(beat * Fraction(found["speed"]))
+        if 0 < speed < 10_000:
+            self.measure.tempos.append((self._at, speed))
 
     def sign(self, name: str) -> None:
         """Take a decoration: those that say what is played next are kept."""
@@ -359,7 +362,8 @@ class _Voice:
     def ending(self, which: str) -> None:
         """Begin an ending, such as "1" or "1,3-4"."""
         self.close()
-        self.measure.ending = numbers(which) or frozenset([1])
+        self._ending = max(numbers(which), default=self._ending + 1)
+        self.measure.ending = numbers(which) or frozenset([self._ending])
 
     def rest_for_bars(self, count: int) -> None:
         """Rest for whole bars, the first of which is this measure."""
@@ -452,8 +456,9 @@ class _Voice:
         self._at, self._last = 0, None
 
 
+_SPEED = re.compile(r"(?P<speed>\d{1,4}(?:\.\d{1,4})?)")
 _TEMPO = re.compile(
-    r"(?:(?P<beats>(?:\d{1,3}/\d{1,3}\s*)+)=|C(?P<units>\d{0,2})\s*=)?\s*(?P<speed>\d{1,4}(?:\.\d{1,4})?)"
+    rf"(?:(?P<beats>(?:\d{{1,3}}/[1-9]\d{{0,2}}\s*)+)|C(?P<units>\d{{0,2}})\s*)=\s*{_SPEED.pattern}"
 )
 _ABBREVIATED = {"dacapo": "D.C.", "dacoda": "to coda", "D.C.alfine": "D.C.", "D.S.alfine": "D.S."}
 

@@ -101,13 +101,15 @@ def play_order(measures: Sequence[Measure]) -> list[int]:
     hold.
     """
     endings = _endings(measures)
-    order = _Player(measures, endings, 0, after_jump=False).order()
-    jump = measures[order[-1]].jump if order else None
-    segno = next((index for index, measure in enumerate(measures) if measure.segno), None)
-    back = {"capo": 0, "segno": segno, None: None}[jump]
-    if back is None:
+    targets: dict[Jump | None, int] = {"capo": 0}
+    for index, measure in enumerate(measures):
+        if measure.segno:
+            targets.setdefault("segno", index)
+    order = _Player(measures, endings, 0, targets).order()
+    target = targets.get(measures[order[-1]].jump) if order else None
+    if target is None:
         return order
-    return order + _Player(measures, endings, back, after_jump=True).order()
+    return order + _Player(measures, endings, target, {}).order()
 
 
 class _Ending(NamedTuple):
@@ -161,10 +163,14 @@ class _Player:
     """Goes through measures as they are played, from one of them to the end or the first jump."""
 
     def __init__(
-        self, measures: Sequence[Measure], endings: dict[int, _Ending], index: int, after_jump: bool
+        self,
+        measures: Sequence[Measure],
+        endings: dict[int, _Ending],
+        index: int,
+        targets: dict[Jump | None, int],
     ) -> None:
-        self._measures, self._endings, self._after_jump = measures, endings, after_jump
-        self._index = index
+        self._measures, self._endings, self._index = measures, endings, index
+        self._targets, self._after_jump = targets, not targets
         self._start, self._is_open, self._turn = index, False, 1
         """Where a repeat goes back to, whether a sign says so, and how often it has been played."""
         self._inside: _Ending | None = None
@@ -186,7 +192,7 @@ class _Player:
             elif self._repeats(measure):
                 self._index, self._inside = self._start, None
                 self._turn += 1
-            elif measure.jump and not self._after_jump:
+            elif measure.jump in self._targets:
                 break
             else:
                 self._go_on(measure)

@@ -1,0 +1,453 @@
+import json
+from fractions import Fraction
+
+import pytest
+
+from cf_core.corpus import common_time_tunes
+from cf_core.melody import Melody, Note, grid
+from cf_core.readers import read_melodies
+from cf_core.readers.limits import MAX_BARS, MAX_TUNE
+from tests.melodies import HEAD, A, B, C, D, E, G, lengths, only, pitches, rejection
+from tests.oracles import DIGESTS, digest
+
+
+@pytest.mark.parametrize(
+    ("music", "expected"),
+    [
+        ("C4|D4|]", [C, D]),
+        ("|:C4|D4:|E4|]", [C, D, C, D, E]),
+        ("C4|D4::E4|G4:|", [C, D, C, D, E, G, E, G]),
+        ("C4|D4:|:E4|G4:|", [C, D, C, D, E, G, E, G]),
+        ("|:C4|1D4:|2E4|G4|]", [C, D, C, E, G]),
+        ("|:C4|:D4|:E4|]", [C, D, E]),
+        ('^C4|C4|{g}D4|"Am"E4|', [61, C, D, E]),
+    ],
+)
+def test_abc_as_played(music: str, expected: list[int]) -> None:
+    song = only("a.abc", (HEAD + music + "\n").encode())
+    assert pitches(song) == expected
+    assert lengths(song) == [4] * len(expected)
+    assert (song.id, song.title) == ("a", "A Tune")
+
+
+def test_abc_rhythm_ties_and_key() -> None:
+    text = "X:1\nM:2/4\nL:1/8\nQ:1/4=90\nK:G\nF>G A-A|A2 (3Bcd|\n"
+    song = only("a.abc", text.encode())
+    third = Fraction(1, 3)
+    assert [(n.pitch, n.duration) for n in song.notes] == [
+        (66, Fraction(3, 4)),
+        (G, Fraction(1, 4)),
+        (A, Fraction(1)),
+        (A, Fraction(1)),
+        (B, third),
+        (72, third),
+        (74, third),
+    ]
+    assert song.tempo == 90
+
+
+def test_a_note_tied_over_the_bar_line_is_one_note() -> None:
+    song = only("a.abc", (HEAD + "C4-|C4|D4|\n").encode())
+    assert song.notes == (Note(Fraction(0), Fraction(8), C), Note(Fraction(8), Fraction(4), D))
+    song = only("a.abc", (HEAD + "C4-|C4-|C4|C4|\n").encode())
+    assert song.notes == (Note(Fraction(0), Fraction(12), C), Note(Fraction(12), Fraction(4), C))
+
+
+def test_a_bar_split_at_a_repeat_sign_is_one_bar() -> None:
+    song = only("a.abc", (HEAD + "|:G|C4|D3:|G|E4|C3|]\n").encode())
+    assert pitches(song) == [G, C, D, G, C, D, G, E, C]
+    assert lengths(song) == [1, 4, 4, 4, 4, 4, 3]
+
+
+def test_double_stops_reject_the_bar_not_the_tune() -> None:
+    song = only("a.abc", (HEAD + "C4|[CE]4|D4|\n").encode())
+    assert [bar.reason for bar in grid(song)] == [None, "chord", None]
+
+
+def test_abc_books_number_their_tunes() -> None:
+    book = "M:4/4\nL:1/4\n\nX:1\nK:C\nC4|D4|\n\nX:007\nT:Other\nK:C\nE4|G4|\n"
+    songs = [s for s in read_melodies("book.abc", book.encode()) if isinstance(s, Melody)]
+    assert [(s.id, pitches(s)) for s in songs] == [("book:1", [C, D]), ("book:7", [E, G])]
+
+
+def test_abc_that_gives_no_melody() -> None:
+    assert rejection("a.abc", (HEAD + "z4|z4|\n").encode()).reason == "no notes"
+    assert rejection("a.abc", b"\xff\xfe not abc").reason in ("unreadable", "no notes")
+    room = MAX_TUNE - len(HEAD)
+    assert pitches(only("a.abc", (HEAD + f"C4|D4|\n{'%':{room - 8}}").encode())) == [C, D]
+    assert rejection("a.abc", (HEAD + f"C4|D4|\n{'%':{room - 7}}").encode()).reason == "too large"
+    voices = (HEAD + "V:1\nC4|D4|\nV:2\nE4|G4|\n").encode()
+    assert rejection("a.abc", voices).reason == "several parts"
+    assert pitches(only("a.abc", voices, "2")) == [E, G]
+
+
+def abc(music: str, *fields: str, meter: str = "4/4", key: str = "C") -> Melody:
+    """A tune of quarter notes, unless its fields say otherwise."""
+    head = f"X:1\nT:A Tune\nM:{meter}\nL:1/4\n" + "".join(f"{field}\n" for field in fields)
+    return only("a.abc", f"{head}K:{key}\n{music}\n".encode())
+
+
+def letters(song: Melody) -> str:
+    """The notes played, as they are called between middle C and the B above."""
+    return "".join(
+        {60: "C", 62: "D", 64: "E", 65: "F", 67: "G", 69: "A", 71: "B"}[p] for p in pitches(song)
+    )
+
+
+# ---- repeats, endings and jumps
+
+
+@pytest.mark.parametrize(
+    ("music", "order"),
+    [
+        ("C4|D4:|E4|F4:|", "CDCDEFEF"),  # no start: back to the last end
+        ("C4|D4||E4|F4:|", "CDEFEF"),  # or to the last double bar line
+        ("C4|D4|]E4|F4:|", "CDEFEF"),
+        ("|:C4|D4||E4|F4:|", "CDEFCDEF"),  # but not past an open start
+        ("C4::D4||E4:|F4|]", "CCDEDEF"),
+        ("C4:||:D4:|", "CCDD"),
+        ("C4:|:D4:|", "CCDD"),
+        ("C4: |D4:|", "CCDD"),
+        ("|::C4::|D4|]", "CCCD"),
+        ("|:|:C4:|D4|]", "CCD"),
+        ("C4|[1D4:|[2E4||F4|[1G4:|[2A4|]", "CDCEFGFA"),  # a second strain with endings
+        ("C4|1D4:|2E4|F4|G4:|", "CDCEFGFG"),  # an ending is as long as the one before it
+        ("C4|1D4|E4:|2F4|G4:|A4|]", "CDECFGA"),
+        ("|:C4|[1,3D4:|[2E4:|[4F4|]", "CDCECDCF"),
+        ("|:C4|[1-3D4:|[4E4|]", "CDCDCDCE"),
+        ('|:C4|["1"D4:|["2"E4|]', "CDCE"),
+        ("|:C4|1D4:|E4|]", "CDCE"),
+        ("|:C4[1D4:|[2E4|]F4|]", "CDCEF"),
+        ("C4|D4!D.C.!|", "CDCD"),
+        ("C4|D4!fine!|E4|F4!D.C.!|", "CDEFCD"),
+        ("|:C4|D4:|E4!D.C.!|]", "CDCDECDE"),  # no repeats after the jump
+        ("|:C4|1D4:|2E4!fine!|F4!dacapo!|]", "CDCEFCE"),
+        ("C4|!segno!D4|E4!D.S.!|]", "CDEDE"),
+        ("C4|SD4|E4!D.S.!|]", "CDEDE"),
+        ("C4|D4!dacoda!|E4!D.C.!|!coda!F4|]", "CDECDF"),
+        ("C4|D4!coda!|E4!D.S.al coda!|]!coda!F4|]", "CDEF"),  # there is no sign to go back to
+        ("!segno!C4|D4O|E4!D.S.!|OF4|]", "CDECDF"),
+        ('C4|D4"^Fine"|E4|F4"^D.C. al Fine"|]', "CDEFCD"),
+        ('C4|D4"D.C."|]', "CD"),  # a chord symbol is no annotation
+        ("C4|D4|] !D.C.!", "CDCD"),
+    ],
+)
+def test_the_order_of_play(music: str, order: str) -> None:
+    song = abc(music)
+    assert letters(song) == order
+    assert lengths(song) == [4] * len(order)
+
+
+@pytest.mark.parametrize(
+    ("parts", "order"), [("AABA", "CCDC"), ("A2.B", "CCD"), ("(AB)2", "CDCD"), ("BX", "D")]
+)
+def test_parts_are_played_in_the_order_of_the_header(parts: str, order: str) -> None:
+    assert letters(abc("P:A\nC4|\nP:B\nD4|\n", f"P:{parts}")) == order
+
+
+def test_repeats_within_parts_are_played() -> None:
+    assert letters(abc("P:A\nC4:|\nP:B\nD4|E4:|\n", "P:ABA")) == "CCDEDECC"
+
+
+def test_very_many_repeats_are_played_once_more_each() -> None:
+    assert len(abc("|:C4:|" * 400).bars) == 800
+    with_times = abc(":::C4:::|" * 100 + "D4|")
+    assert len(with_times.bars) == 401
+    nested = "P:A\nC4|\n"
+    song = only("a.abc", f"{HEAD[:-4]}P:{'(' * 9 + 'A' + ')9' * 9}\nK:C\n{nested}".encode())
+    assert len(song.bars) <= MAX_BARS
+
+
+# ---- notes
+
+
+@pytest.mark.parametrize(
+    ("music", "expected"),
+    [
+        ("^FGFG|F4|", [66, 67, 66, 67, 65]),
+        ("^Ff,f'F,|", [66, 66, 90, 54]),  # in all octaves
+        ("^F_F=FF|", [66, 64, 65, 65]),
+        ("^^F__FFz|", [67, 63, 63]),
+        ("^F3F-|F2F2|F4|", [66, 66, 65, 65]),
+        ("^F4-|F4|F4|", [66, 65]),  # a tied note keeps its accidental, the next one does not
+        ("^F4|[1F4:|[2F4|]", [66, 65, 66, 65]),
+        ("C,,4|c''4|B,,4|", [36, 96, 47]),
+    ],
+)
+def test_accidentals(music: str, expected: list[int]) -> None:
+    assert pitches(abc(music)) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "music", "expected"),
+    [
+        ("D", "FCGz", [66, 61, 67]),
+        ("Am", "FCGz", [65, 60, 67]),
+        ("F#m", "FCGD", [66, 61, 68, 62]),
+        ("Bb", "BEAz", [70, 63, 69]),
+        ("D dorian", "FCBz", [65, 60, 71]),
+        ("Ddor", "FCBz", [65, 60, 71]),
+        ("AMix", "FCGz", [66, 61, 67]),
+        ("E phrygian", "FCGz", [65, 60, 67]),
+        ("F lydian", "BEAz", [71, 64, 69]),
+        ("B Locrian", "BEAz", [71, 64, 69]),
+        ("G minor", "BEAz", [70, 63, 69]),
+        ("A minor =c ^g", "FCGz", [65, 60, 68]),
+        ("D exp _b _e ^f", "FBEC", [66, 70, 63, 60]),
+        ("C ^f", "FCGz", [66, 60, 67]),
+        ("^f _b", "FBEz", [66, 70, 64]),
+        ("none", "FCGz", [65, 60, 67]),
+        ("HP", "FCGz", [65, 60, 67]),
+        ("Hp", "FCGz", [66, 61, 67]),
+        ("C transpose=-2", "CDEz", [58, 60, 62]),
+        ("C treble octave=-1", "CDEz", [48, 50, 52]),
+        ("C clef=treble-8", "CDEz", [48, 50, 52]),
+        ("Em clef=bass", "FCGz", [66, 60, 67]),
+        ("G % Dorian", "FCGz", [66, 60, 67]),
+    ],
+)
+def test_keys(key: str, music: str, expected: list[int]) -> None:
+    assert pitches(abc(music + "|", key=key)) == expected
+
+
+@pytest.mark.parametrize(
+    ("music", "expected"),
+    [
+        ("C3/2D/E/2F//G///Az///|", ["3/2", "1/2", "1/2", "1/4", "1/8", "1"]),
+        ("C>DE<F|", ["3/2", "1/2", "1/2", "3/2"]),
+        ("C>>DE<<F|", ["7/4", "1/4", "1/4", "7/4"]),
+        ("C>(DE)<(F|", ["3/2", "1/2", "1/2", "3/2"]),
+        ("C>{g}D E < F|", ["3/2", "1/2", "1/2", "3/2"]),
+        ("C2>z2|", ["3"]),
+        ("C>[DF]E2|", ["3/2", "1/2", "1/2", "2"]),
+        ("(3CDE F2|", ["2/3", "2/3", "2/3", "2"]),
+        ("(3:2:2C2D G2|", ["4/3", "2/3", "2"]),
+        ("(3::2C2D G2|", ["4/3", "2/3", "2"]),
+        ("(2CD G|", ["3/2", "3/2", "1"]),
+        ("(4CDEF G|", ["3/4", "3/4", "3/4", "3/4", "1"]),
+        ("(5CDEFG A2|", ["2/5"] * 5 + ["2"]),
+        ("(3C>DE F2|", ["1", "1/3", "2/3", "2"]),
+        ("(3CDE>F z|", ["2/3", "2/3", "2/3", "1"]),
+        ("[CE]2[C2E]/G|", ["2", "2", "1", "1", "1"]),
+        ("C-CD2|", ["2", "2"]),
+        ("C2-|C2D2|", ["4", "2"]),
+        ("[CE]-[CE]z2|", ["2", "2"]),
+        ("[C-E][CE]z2|", ["2", "1", "1"]),
+        ("C-DE2|", ["1", "1", "2"]),
+    ],
+)
+def test_lengths(music: str, expected: list[str]) -> None:
+    assert [note.duration for note in abc(music).notes] == [Fraction(text) for text in expected]
+
+
+def test_a_tuplet_of_five_follows_the_meter() -> None:
+    song = abc("(5CDEFGz3/2|", meter="9/8")
+    assert {note.duration for note in song.notes} == {Fraction(3, 5)}
+
+
+def test_a_tie_into_an_ending_is_played_each_time() -> None:
+    song = abc("|:D4|C4-|[1C4:|[2C4|]")
+    assert [(n.pitch, n.duration) for n in song.notes] == [(D, 4), (C, 8), (D, 4), (C, 8)]
+
+
+def test_unison_is_one_note() -> None:
+    assert [bar.reason for bar in grid(abc("[CC]4|[ce]4|"))] == [None, "chord"]
+
+
+def test_a_voice_overlay_sounds_together_with_its_bar() -> None:
+    song = abc("C4&E2G2|D4|")
+    assert [(n.onset, n.pitch) for n in song.notes] == [(0, C), (0, E), (2, G), (4, D)]
+    assert lengths(song) == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("music", "onsets", "bars"),
+    [
+        ("C2z2|x2D2|", [0, 6], 2),
+        ("C4|Z2|D4|", [0, 12], 4),
+        ("C4|X|D4|", [0, 8], 3),
+        ("C4|Z|[M:2/4]Z2|D2|", [0, 12], 5),
+    ],
+)
+def test_rests(music: str, onsets: list[int], bars: int) -> None:
+    song = abc(music)
+    assert ([note.onset for note in song.notes], len(song.bars)) == (onsets, bars)
+
+
+def test_absurd_rests_and_notes_are_refused() -> None:
+    for music in ("C4|Z999999999|D4|", "C4|z9999|D4|", "Z1999|" * 30 + "C4|"):
+        assert rejection("a.abc", (HEAD + music + "\n").encode()).reason == "too large"
+    high = rejection("a.abc", (HEAD + "C4|c''''''|\n").encode())
+    assert (high.reason, "MIDI" in high.detail) == ("unreadable", True)
+
+
+# ---- what is no note
+
+
+@pytest.mark.parametrize(
+    "music",
+    [
+        "HCTDuEvF|",
+        "~C.D!trill!E!fermata!F|",
+        "!f!C!>!D!D.S.!E!1!F|",
+        "+trill+C+fermata+DE+accent+F|",
+        "LCMDPERF|",
+        '"^Allegro"C"Am"D"<d"E"G7/b"F|',
+        "{gab}C{/g}DE{a}F|",
+        "C(D(E))F|",
+        "C`D`E`F|",
+        "CDyEy2F|",
+        "CD$E*F|",
+        "qCDiEF|",
+        "[r:remark ABC]CDEF|",
+        "CDEF|% GAB",
+        "CDEF|!",
+        "!CDEF!|",  # old line breaks, not a decoration
+        "CD\\\nEF|",
+        "CD\nw:ga bd\nEF|",
+        "CD\nw:|la\ns:ABC\nN:ABC\nEF|",
+        "%%text GAB\nCDEF|\n%%begintext\nGAB|\n%%endtext\n",
+        "CDEF|\n\nA fine tune by Abe, GAG BAD FEED.\n",
+    ],
+)
+def test_what_is_no_note_is_passed_over_and_notes_beside_it_stay(music: str) -> None:
+    song = abc(music)
+    assert letters(song) == "CDEF"
+    assert lengths(song) == [4]
+
+
+def test_user_defined_letters_keep_their_note() -> None:
+    assert letters(abc("TCDWEF|", "U:T=!trill!", "U: W = !fermata!")) == "CDEF"
+    assert letters(abc("C4|WD4|", "U:W=!D.C.!")) == "CDCD"
+
+
+def test_old_line_breaks_do_not_swallow_music() -> None:
+    assert letters(abc("C4|!D4|E4:|!F4|G4\n!A2 B2|")) == "CDECDEFGAB"
+    assert letters(abc("C !D E! F|")) == "CDEF"
+
+
+def test_a_line_is_a_field_only_where_its_colon_is_not_of_a_bar_line() -> None:
+    assert letters(abc("|:CDE\nF:|\nGAB\nC::\nD4\nE:|")) == "CDEFCDEFGABCGABCDEDE"
+
+
+# ---- fields
+
+
+def test_fields_within_the_music() -> None:
+    song = abc("CDEF|[K:D]FCGz|[L:1/8]C2D2E2F2|[M:3/4][L:1/4]CDE|\nM:2/4\nK:F\nBE|\n")
+    assert pitches(song) == [60, 62, 64, 65, 66, 61, 67, 61, 62, 64, 66, 61, 62, 64, 70, 64]
+    assert [(bar.meter, bar.length) for bar in song.bars] == [("4/4", 4)] * 3 + [
+        ("3/4", 3),
+        ("2/4", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("meter", "expected"),
+    [
+        ("C", "4/4"),
+        ("C|", "2/2"),
+        ("6/8", "6/8"),
+        ("3+2/8", "5/8"),
+        ("(2+3)/8", "5/8"),
+        ("none", "4/4"),
+        ("nonsense", "4/4"),
+        ("4/3", "4/4"),
+    ],
+)
+def test_meters(meter: str, expected: str) -> None:
+    assert abc("C4z4|C5|C4|C6|", "L:1/8", meter=meter).bars[0].meter == expected
+
+
+def test_without_a_unit_the_meter_gives_it_once() -> None:
+    for meter, length in (
+        ("4/4", Fraction(1, 2)),
+        ("3/4", Fraction(1, 2)),
+        ("2/4", Fraction(1, 4)),
+    ):
+        song = only("a.abc", f"X:1\nM:{meter}\nK:C\nCDEFCDEF|[M:6/8]CDEFGA|\n".encode())
+        assert {note.duration for note in song.notes} == {length}
+
+
+@pytest.mark.parametrize(
+    ("field", "tempo"),
+    [
+        ("1/4=90", 90),
+        ("1/8=90", 45),
+        ("3/8=60", 90),
+        ("1/4 1/8 = 60", 90),
+        ('"Slow" 1/4=50', 50),
+        ('1/4=50 "Slow"', 50),
+        ("C=100", 100),
+        ("C2=100", 200),
+        ("100", 100),
+        ('"Andante"', 120),
+        ("1/4=0", 120),
+    ],
+)
+def test_tempos(field: str, tempo: float) -> None:
+    assert abc("CDEF|", f"Q:{field}").tempo == tempo
+
+
+def test_a_tempo_holds_from_where_it_stands_each_time_it_is_played() -> None:
+    song = abc("C4|[Q:1/4=60]D4:|E4|[Q:1/4=90]F4|")
+    assert song.tempo == 120
+    speeds = [song.tempo_at(bar.start) for bar in song.bars]
+    assert speeds == [120, 60, 60, 60, 60, 90]
+
+
+def test_how_far_accidentals_go_can_be_said() -> None:
+    for how, expected in (("not", [66, 65, 77]), ("octave", [66, 66, 77]), ("pitch", [66, 66, 78])):
+        assert pitches(abc("^FFfz|", f"%%propagate-accidentals {how}")) == expected
+        assert pitches(abc("^FFfz|", f"I:propagate-accidentals {how}")) == expected
+
+
+# ---- voices
+
+
+def test_voices_are_parts() -> None:
+    body = "[V:S] CDEF|\n[V:A] E4|\n[V:S] G4|\n[V:A] C4|\n"
+    text = f'{HEAD[:-4]}V:S name="High one"\nV:A nm=Low clef=bass\nV:B\nK:C\n{body}'.encode()
+    assert rejection("a.abc", text).detail == "1 'High one', 2 'Low'"
+    assert letters(only("a.abc", text, "High one")) == "CDEFG"
+    assert letters(only("a.abc", text, "2")) == "EC"
+    assert rejection("a.abc", text, "Bass").reason == "no such part"
+
+
+def test_a_voice_keeps_its_own_key_meter_and_accidentals() -> None:
+    body = "V:1\nK:D\n^G2F2|\nV:2\nG2F2|\nV:1\nG2F2|\n"
+    text = (HEAD + body).encode()
+    assert pitches(only("a.abc", text, "1")) == [68, 66, 67, 66]
+    assert pitches(only("a.abc", text, "2")) == [67, 65]
+
+
+def test_one_voice_declared_and_used_is_one_part() -> None:
+    head = '%%score 1\nI:linebreak $\nV:1 treble nm="Voice" snm="V."\nV:2 octave=-1\n'
+    assert letters(abc(head + "V:1\nCDEF|$GABC|\n")) == "CDEFGABC"
+    assert pitches(abc("V:2\nCDEF|\n", "V:1", "V:2 octave=-1")) == [48, 50, 52, 53]
+
+
+# ---- books
+
+
+def test_ids_of_tunes_know_no_comments() -> None:
+    book = "X: 012 % the twelfth\nK:C\nCDEF|\n\nX:3\nK:C\nGABC|\n"
+    assert [song.id for song in read_melodies("book.abc", book.encode())] == ["book:12", "book:3"]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r", "\r\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+def test_line_ends_and_encodings(ending: str, encoding: str) -> None:
+    text = HEAD.replace("A Tune", "Caf\xe9 \x85") + "CDEF|\nGABC|\n"
+    song = only("a.abc", text.replace("\n", ending).encode(encoding))
+    assert (song.title, letters(song)) == ("Caf\xe9 \x85".strip(), "CDEFGABC")
+
+
+# ---- every built-in tune
+
+
+def test_the_built_in_tunes_are_read_as_they_were_when_held_against_abc2midi() -> None:
+    digests = json.loads(DIGESTS.read_text())
+    found = {name: digest(name, text) for name, text in common_time_tunes()}
+    assert {name for name in digests if digests[name] != found[name]} == set()
+    assert found.keys() == digests.keys()
