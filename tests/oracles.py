@@ -13,16 +13,26 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from shutil import which
+from typing import Any, NamedTuple
+from xml.etree.ElementTree import fromstring
 
 import mido
+import symusic
 
 from cf_core.corpus import common_time_tunes
+from cf_core.isolation import isolated, processes
 from cf_core.melody import Melody
 from cf_core.readers import Rejected, read_song, songs
+from cf_core.readers.midi import parse
+from cf_core.readers.musicxml import written
+from cf_core.readers.score import quarters
 
 DIGESTS = Path(__file__).parent / "built_in_tunes.json"
 
@@ -47,11 +57,28 @@ def digest(name: str, data: bytes) -> str:
     return sha256(text.encode()).hexdigest()[:16]
 
 
-def heard(melody: Melody) -> list[Heard]:
-    """Our reading, by onset and pitch."""
-    first = melody.notes[0].onset
-    notes = [Heard(float(n.onset - first), float(n.duration), n.pitch) for n in melody.notes]
-    return sorted(notes, key=lambda n: (round(n.onset * 48), n.pitch))
+def digests(tunes: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+    """Digests of tunes by their names, made in processes that check no types while they read."""
+
+    def make(tune: tuple[str, bytes]) -> tuple[str, str]:
+        return tune[0], isolated(digest, *tune)
+
+    return dict(sorted(processes(2)(make, tunes)))
+
+
+def heard(*voices: Melody) -> list[Heard]:
+    """Our reading, by onset and pitch; times count from the first note of all voices."""
+    first = min((voice.notes[0].onset for voice in voices), default=Fraction(0))
+    return in_order(
+        Heard(float(note.onset - first), float(note.duration), note.pitch)
+        for voice in voices
+        for note in voice.notes
+    )
+
+
+def in_order(notes: Iterable[Heard]) -> list[Heard]:
+    """Notes by onset, of one onset by pitch; of equal ones, one."""
+    return sorted(set(notes), key=lambda note: (round(note.onset * 48), *note[:0:-1]))
 
 
 def same(ours: list[Heard], theirs: list[Heard]) -> bool:
@@ -158,8 +185,8 @@ def midi_notes(data: bytes) -> list[Heard]:
     if not notes:
         return []
     first, quarter = min(notes)[0], file.ticks_per_beat
-    found = [Heard((on - first) / quarter, (off - on) / quarter, p) for on, off, p in notes]
-    return sorted(set(found), key=lambda n: (round(n.onset * 48), n.pitch, n.duration))
+    found = (Heard((on - first) / quarter, (off - on) / quarter, p) for on, off, p in notes)
+    return in_order(found)
 
 
 def nottingham() -> Iterator[tuple[str, bytes]]:
@@ -173,11 +200,129 @@ def nottingham() -> Iterator[tuple[str, bytes]]:
                     yield f"{Path(name).stem}{number}.abc", tune.encode()
 
 
+# ---- MIDI: symusic -----------------------------------------------------------------------------
+
+
+def as_symusic(data: bytes) -> bool:
+    """Whether a MIDI file has the notes that symusic reads, percussion apart.
+
+    Of a key that is struck anew while it sounds, symusic lets the first note go on.
+    """
+    _, chunks = parse(data)
+    score: Any = symusic.Score.from_midi(data)
+    theirs = set[tuple[int, int, int, int]]()
+    for track in score.tracks:
+        if track.is_drum:
+            continue
+        struck = {(n.pitch, n.time) for n in track.notes}
+        for n in track.notes:
+            later = [time for pitch, time in struck if pitch == n.pitch and time > n.time]
+            end = min([n.time + n.duration, *later])
+            theirs.add((int(n.time), int(end), int(n.pitch), int(n.velocity)))
+    return theirs == {note for chunk in chunks for notes in chunk.notes.values() for note in notes}
+
+
+# ---- MusicXML: music21 -------------------------------------------------------------------------
+
+
+def scores() -> list[str]:
+    """Names of the scores of OpenScore Lieder."""
+    with _lieder() as members:
+        return sorted(name for name in members.namelist() if name.endswith(".mxl"))
+
+
+def as_music21(name: str) -> tuple[int, int]:
+    """How many notes the first part of a score has, and how many of them music21 reads alike.
+
+    Compared are measure, place, length and pitch, before repeats are played and ties joined.
+    """
+    with _lieder() as members:
+        data = members.read(name)
+    ours = Counter(
+        (index, quarters(note.offset), quarters(note.duration), note.pitch)
+        for index, measure in enumerate(written(data, "1"))
+        for note in measure.notes
+    )
+    part = _first_part(data).toSoundingPitch()
+    theirs: Counter[tuple[Any, ...]] = Counter()
+    for index, measure in enumerate(part.getElementsByClass("Measure")):
+        for element in measure.flatten().notes:
+            cue = element.hasStyleInformation and element.style.noteSize == "cue"
+            if element.duration.isGrace or cue or "Harmony" in element.classes:
+                continue
+            onset, length = Fraction(element.offset), Fraction(element.duration.quarterLength)
+            for pitch in {pitch.midi for pitch in element.pitches}:
+                theirs[index, onset, length, pitch] += 1
+    # In unison, voices sound as one.
+    return max(len(ours), len(theirs)), len(ours.keys() & theirs.keys())
+
+
+def _first_part(data: bytes) -> Any:
+    """Part of a compressed score as music21 reads it; the others are taken out before."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        root = fromstring(archive.read("score.xml"))  # noqa: S314  (a file of the corpus)
+    listing = root.find("part-list")
+    assert listing is not None
+    for parent, tag in ((listing, "score-part"), (root, "part")):
+        for element in parent.findall(tag)[1:]:
+            parent.remove(element)
+    for group in listing.findall("part-group"):
+        listing.remove(group)
+    reader: Any = import_module("music21.musicxml.xmlToM21").MusicXMLImporter()
+    return reader.xmlRootToScore(root).parts[0]
+
+
+def _lieder() -> zipfile.ZipFile:
+    folder = Path(os.environ["CF_DATA"], "openscore-lieder")
+    return zipfile.ZipFile(folder / "openscore-lieder-mxl.zip")
+
+
+# ---- the whole ---------------------------------------------------------------------------------
+
+
+def all_voices(name: str, data: bytes) -> list[Heard]:
+    """Our reading of a tune, all its voices together."""
+    (song,) = songs(name, data)
+    if isinstance(song, Rejected):
+        return []
+    read = read_song(song)
+    voices = [read]
+    if isinstance(read, Rejected):
+        voices = [read_song(song, str(number)) for number in range(1, 1 + read.detail.count("',"))]
+    melodies = [voice for voice in voices if isinstance(voice, Melody)]
+    return heard(*melodies)
+
+
+def report_abc(title: str, tunes: list[tuple[str, bytes]]) -> None:
+    """Print how many tunes are equal, as they are and made unambiguous, and which are not."""
+    for how, change in (("as they are", str), ("unambiguous", unambiguous)):
+        differing = []
+        for name, data in tunes:
+            text = change(data.decode())
+            if not same(all_voices(name, text.encode()), abc2midi(text)):
+                differing.append(name.removesuffix(".abc"))
+        equal = len(tunes) - len(differing)
+        print(f"{title}, {how}: {equal} of {len(tunes)} equal ({equal / len(tunes):.2%})")
+        print("  others:", ", ".join(differing))
+
+
 def main(arguments: list[str]) -> None:
+    """Print all comparisons for which there is an oracle and a corpus."""
     if "--digests" in arguments:
-        digests = {name: digest(name, text) for name, text in common_time_tunes()}
-        DIGESTS.write_text(json.dumps(digests, indent=0) + "\n")
+        found = {name: digest(name, text) for name, text in sorted(common_time_tunes())}
+        DIGESTS.write_text(json.dumps(found, indent=0) + "\n")
         return
+    if which("abc2midi"):
+        report_abc("built-in tunes", list(common_time_tunes()))
+        if "CF_DATA" in os.environ:
+            report_abc("Nottingham", list(nottingham()))
+    if "CF_DATA" in os.environ:
+        counts = {name: as_music21(name) for name in scores()}
+        total, alike = map(sum, zip(*counts.values(), strict=True))
+        print(f"OpenScore: {alike} of {total} notes equal ({alike / total:.2%})")
+        print(
+            "  others:", [(Path(n).stem, *pair) for n, pair in counts.items() if len({*pair}) > 1]
+        )
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -34,7 +35,7 @@ def melody(notes: list[Note], lengths: list[Fraction | int], meter: str = "2/4")
     bars = tuple(
         Bar(Fraction(s), Fraction(length), meter) for s, length in zip(starts, lengths, strict=True)
     )
-    return Melody("song", "Song", tuple(notes), bars, 120.0)
+    return Melody("song", "Song", tuple(notes), bars)
 
 
 def note(onset: Fraction | str | int, duration: Fraction | str | int, pitch: int = 60) -> Note:
@@ -189,3 +190,72 @@ def test_bar_lengths_and_formats() -> None:
 )
 def test_what_a_melody_is(tokens: list[int], valid: bool) -> None:
     assert is_melody(np.array([tokens])).tolist() == [valid]
+
+
+# ---- played notes
+
+
+def played(*notes: tuple[float, float, int], bars: int = 2) -> list[GridBar]:
+    """Bars of 4/4 with played notes as `(onset, end, pitch)`, in ticks of 480."""
+    return grid(
+        Melody(
+            "a",
+            "A",
+            tuple(
+                Note(Fraction(onset) / 480, Fraction(end - onset) / 480, pitch)
+                for onset, end, pitch in notes
+            ),
+            tuple(Bar(Fraction(4 * n), Fraction(4), "4/4") for n in range(bars)),
+            played=True,
+        )
+    )
+
+
+TUNE = [(0, 480, 60), (480, 720, 62), (720, 960, 64), (960, 1920, 65), (1920, 3840, 67)]
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        (lambda onset, end: end, 0),
+        (lambda onset, end: end - 0.01 * (end - onset), 1),  # within the tolerance but for one
+        (lambda onset, end: end - 0.05 * (end - onset), 5),
+        (lambda onset, end: end - 0.10 * (end - onset), 5),
+        (lambda onset, end: end - 10, 5),
+        (lambda onset, end: end + 10, 5),
+        (lambda onset, end: end + 59, 5),
+    ],
+)
+def test_ends_of_played_notes_mean_the_next_onset(
+    change: Callable[[int, int], float], moved: int
+) -> None:
+    straight = [bar.tokens for bar in played(*TUNE)]
+    bars = played(*((onset, change(onset, end), pitch) for onset, end, pitch in TUNE))
+    assert [bar.tokens for bar in bars] == straight
+    assert sum(bar.moved for bar in bars) == moved
+    assert bars[0].moved == max(moved - 1, 0)
+
+
+def test_written_notes_are_not_moved() -> None:
+    notes = tuple(Note(Fraction(o, 480), Fraction(e - o - 24, 480), p) for o, e, p in TUNE)
+    bars = tuple(Bar(Fraction(4 * n), Fraction(4), "4/4") for n in range(2))
+    assert [bar.reason for bar in grid(Melody("a", "A", notes, bars))] == ["off grid"] * 2
+
+
+def test_rests_between_played_notes_stay() -> None:
+    rests = [(0, 360, 60), (480, 600, 62), (720, 960, 64), (960, 1800, 65), (1920, 3720, 67)]
+    assert [bar.moved for bar in played(*rests)] == [0, 0]
+    straight = [bar.tokens for bar in played(*rests)]
+    # A note before a rest is as much too short as most notes are.
+    cut = [(o, e - round(0.08 * (e - o)), p) for o, e, p in [*TUNE[:3], *rests[3:]]]
+    gated = played(*cut)
+    assert gated[0].tokens is not None
+    assert gated[0].tokens[8:] == straight[0][8:]  # type: ignore[index]
+    assert gated[1].tokens == straight[1]
+
+
+def test_short_notes_and_double_stops_are_not_stretched() -> None:
+    staccato = [(onset, onset + 60, pitch) for onset, _, pitch in TUNE]
+    assert [bar.reason for bar in played(*staccato)] == ["off grid", "off grid"]
+    stops = [(0, 1910, 60), (0, 1910, 64), (1920, 3840, 62)]
+    assert [bar.reason for bar in played(*stops)] == ["chord", None]

@@ -6,8 +6,7 @@ from fractions import Fraction
 import pytest
 
 from cf_core.melody import Note, grid
-from tests.melodies import A, B, C, D, E, F, G, lengths, only, pitches, rejection, score, xml_note
-
+from tests.melodies import C, D, E, F, G, lengths, only, pitches, rejection, score, xml_note
 
 SONG = [
     '<direction><sound tempo="96"/></direction>' + xml_note("G", 4, 1),
@@ -56,6 +55,209 @@ def test_musicxml_chords_reject_their_bar() -> None:
     assert [bar.reason for bar in grid(song)] == [None, "chord", None]
 
 
+def play(measures: list[str]) -> list[int]:
+    """Pitches of a score whose measures are given as a letter and what stands beside its note."""
+    steps = [f"{xml_note(text[0], 4, 4)}{text[1:]}" for text in measures]
+    return pitches(only("a.xml", score({"Voice": steps})))
+
+
+def line(inside: str, side: str = "right") -> str:
+    return f'<barline location="{side}">{inside}</barline>'
+
+
+END, START = line('<repeat direction="backward"/>'), line('<repeat direction="forward"/>', "left")
+
+
+def ending(numbers: str, side: str = "left", *, end: bool = False) -> str:
+    kind = "start" if side == "left" else "stop"
+    repeat = '<repeat direction="backward"/>' if end else ""
+    return line(f'<ending number="{numbers}" type="{kind}"/>{repeat}', side)
+
+
+def played(times: int) -> str:
+    return line(f'<repeat direction="backward" times="{times}"/>')
+
+
+def words(text: str) -> str:
+    return f"<direction><direction-type><words>{text}</words></direction-type></direction>"
+
+
+SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
+
+
+@pytest.mark.parametrize(
+    ("measures", "expected"),
+    [
+        (["C", f"D{END}", "E", f"F{END}"], [C, D, C, D, E, F, E, F]),
+        (["C", f"D{START}", f"E{END}", "F"], [C, D, E, D, E, F]),
+        (["C", f"D{line('<bar-style>light-light</bar-style>')}", f"E{END}"], [C, D, E, E]),
+        (
+            ["C", f"D{ending('1')}{ending('1', 'right', end=True)}", f"E{ending('2')}", "F"],
+            [C, D, C, E, F],
+        ),
+        (
+            [
+                "C",
+                f"D{ending('1, 2')}{ending('1, 2', 'right', end=True)}",
+                f"E{ending('3')}{ending('3', 'right')}",
+                f"F{END}",
+            ],
+            [C, D, C, D, C, E, F, F],
+        ),
+        ([f"C{played(3)}", "D"], [C, C, C, D]),
+        ([f"C{played(99)}", "D"], [C, C, C, C, D]),
+        (["C", f"D{words('Fine')}", f"E{words('D.C. al Fine')}"], [C, D, E, C, D]),
+        (["C", 'D<sound fine="yes"/>', 'E<sound dacapo="yes"/>'], [C, D, E, C, D]),
+        (["C", f"{'D'}{SEGNO}", f"E{words('Dal Segno')}"], [C, D, E, D, E]),
+        (
+            ["C", f"D{words('To Coda')}", f"E{words('D.C. al Coda')}", 'F<sound coda="1"/>'],
+            [C, D, E, C, D, F],
+        ),
+        (["C", f"D{words('dolce, con moto')}", "E"], [C, D, E]),
+    ],
+)
+def test_the_order_of_play(measures: list[str], expected: list[int]) -> None:
+    assert play(measures) == expected
+
+
+def test_signs_of_another_part_hold_for_all() -> None:
+    upper = [xml_note("C", 5, 4), xml_note("D", 5, 4) + words("D.C."), ""]
+    lower = [xml_note("C", 4, 4), xml_note("D", 4, 4) + END, xml_note("E", 4, 4)]
+    song = only("a.xml", score({"Oboe": upper, "Horn": lower}), "Horn")
+    assert pitches(song) == [C, D, C, D, C, D, E]
+
+
+def test_sounding_pitch_of_transposing_parts() -> None:
+    def transposed(inside: str) -> list[int]:
+        change = f"<attributes><transpose>{inside}</transpose></attributes>"
+        measures = [change + xml_note("C", 4, 4), xml_note("D", 4, 4)]
+        return pitches(only("a.xml", score({"Clarinet": measures})))
+
+    assert transposed("<diatonic>-1</diatonic><chromatic>-2</chromatic>") == [58, 60]
+    assert transposed("<chromatic>3</chromatic><octave-change>-1</octave-change>") == [51, 53]
+    assert transposed("<chromatic>0</chromatic><double/>") == [48, 50]
+
+
+def test_cue_notes_chord_symbols_and_what_has_no_pitch_are_dropped() -> None:
+    def cue(inside: str, after: str = "") -> str:
+        return xml_note("G", 5, 1, inside=inside, after=after)
+
+    measure = (
+        '<harmony default-y="40" font-size="9"><root><root-step>A</root-step></root></harmony>'
+        + cue("<cue/>")
+        + cue("", '<type size="cue">eighth</type>')
+        + xml_note("A", 5, 0, inside="<grace/>", after='<type size="grace-cue">eighth</type>')
+        + "<note><unpitched/><duration>1</duration></note>"
+        + xml_note("C", 4, 1)
+    )
+    song = only("a.xml", score({"Voice": [measure, xml_note("D", 4, 4)]}))
+    assert [(float(n.onset), n.pitch) for n in song.notes] == [(1.5, C), (2, D)]
+    drums = "<note><unpitched/><duration>4</duration></note>"
+    assert rejection("a.xml", score({"Drums": [drums, drums]})).reason == "no notes"
+
+
+def test_backup_and_forward_move_between_voices() -> None:
+    measure = (
+        xml_note("C", 4, 4, after="<voice>1</voice>")
+        + "<backup><duration>4</duration></backup><forward><duration>2</duration></forward>"
+        + xml_note("E", 4, 2, after="<voice>2</voice>")
+    )
+    data = score({"Viola": [measure, xml_note("D", 4, 4)]})
+    song = only("a.xml", data)
+    assert [(float(n.onset), n.pitch) for n in song.notes] == [(0, C), (1, E), (2, D)]
+    assert pitches(only("a.xml", data, "Viola, voice 1")) == [C, D]
+    assert pitches(only("a.xml", data, "1, voice 2")) == [E]
+    assert rejection("a.xml", data, "Viola, voice 3").reason == "no notes"
+
+
+def test_staves_can_be_named() -> None:
+    def on(staff: int, step: str) -> str:
+        return xml_note(step, 4, 4, after=f"<staff>{staff}</staff>")
+
+    back = "<backup><duration>4</duration></backup>"
+    piano = [on(1, "E") + back + on(2, "C"), on(1, "F") + back + on(2, "D")]
+    alone = score({"Piano": piano})
+    listed = "1 'Piano, staff 1', 2 'Piano, staff 2'"
+    assert rejection("a.xml", alone).detail == listed
+    assert listed in rejection("a.xml", alone, "Piano").detail
+    for part in ("2", "Piano, staff 2", "Piano, staff 2, voice 1"):
+        assert pitches(only("a.xml", alone, part)) == [C, D]
+    both = score({"Voice": [xml_note("G", 4, 4)] * 2, "Piano": piano})
+    assert rejection("a.xml", both).detail == "1 'Voice', 2 'Piano, staff 1', 3 'Piano, staff 2'"
+    assert pitches(only("a.xml", both, "Voice")) == [G, G]
+    assert pitches(only("a.xml", both, "2")) == [E, F]
+
+
+def test_a_staff_has_its_own_meter_and_transposition() -> None:
+    def both(tag: str) -> str:
+        return "".join(f'<{tag} number="{n}"><chromatic>{-n}</chromatic></{tag}>' for n in (1, 2))
+
+    measure = f"<attributes>{both('transpose')}</attributes>" + "".join(
+        xml_note("C", 4, 4, after=f"<staff>{n}</staff>") + "<backup><duration>4</duration></backup>"
+        for n in (1, 2)
+    )
+    data = score({"Two": [measure, measure]})
+    assert pitches(only("a.xml", data, "1")) == [59, 59]
+    assert pitches(only("a.xml", data, "2")) == [58, 58]
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("<beats>3+2</beats><beat-type>8</beat-type>", "5/8"),
+        ("<beats>3</beats><beat-type>8</beat-type><beats>2</beats><beat-type>4</beat-type>", "7/8"),
+        ("<beats>6</beats><beat-type>8</beat-type>", "6/8"),
+        ("<senza-misura/>", "2/4"),
+        ("<beats>x</beats><beat-type>0</beat-type>", "2/4"),
+    ],
+)
+def test_meters(time: str, expected: str) -> None:
+    change = f"<attributes><time>{time}</time></attributes>"
+    song = only("a.xml", score({"Voice": [xml_note("C", 4, 4), change + xml_note("D", 4, 4)]}))
+    assert [bar.meter for bar in song.bars] == ["2/4", expected]
+
+
+def metronome(inside: str) -> str:
+    mark = f"<direction-type><metronome>{inside}</metronome></direction-type>"
+    return f"<direction>{mark}</direction>"
+
+
+@pytest.mark.parametrize(
+    ("inside", "tempo"),
+    [
+        ("<beat-unit>quarter</beat-unit><per-minute>76</per-minute>", 76),
+        ("<beat-unit>half</beat-unit><per-minute>60</per-minute>", 120),
+        ("<beat-unit>quarter</beat-unit><beat-unit-dot/><per-minute>60</per-minute>", 90),
+        ("<beat-unit>eighth</beat-unit><per-minute>c. 132-144</per-minute>", 66),
+        ("<beat-unit>quarter</beat-unit><beat-unit>eighth</beat-unit>", 120),
+        ("<beat-unit>quarter</beat-unit><per-minute>fast</per-minute>", 120),
+    ],
+)
+def test_metronome_marks(inside: str, tempo: float) -> None:
+    measures = [metronome(inside) + xml_note("C", 4, 4), xml_note("D", 4, 4)]
+    assert only("a.xml", score({"Voice": measures})).tempo == tempo
+
+
+def test_tempos_hold_from_where_they_stand_whatever_part_says_so() -> None:
+    upper = [xml_note("C", 5, 4), xml_note("C", 5, 2) + '<sound tempo="60"/>' + xml_note("C", 5, 2)]
+    lower = [xml_note("C", 4, 4), xml_note("D", 4, 4)]
+    song = only("a.xml", score({"Flute": upper, "Horn": lower}), "Horn")
+    assert [song.tempo_at(Fraction(n)) for n in range(5)] == [120, 120, 120, 60, 60]
+
+
+def test_encodings() -> None:
+    data = score({"Voice": SONG}).replace(b"A Song", "Caf\xe9".encode())
+    text = data.decode().replace('encoding="UTF-8"', 'encoding="{}"')
+    for encoding in ("utf-16", "utf-8-sig", "iso-8859-1", "windows-1252"):
+        named = text.replace("{}", encoding.removesuffix("-sig"))
+        assert only("a.xml", named.encode(encoding)).title == "Caf\xe9"
+    strange = rejection("a.xml", text.replace("{}", "cp037").encode())
+    assert (strange.reason, "cp037" in strange.detail) == ("unreadable", True)
+    bomb = '<!DOCTYPE x [<!ENTITY a "aaaa">]>'
+    hidden = score({"Voice": SONG}, bomb).decode().encode("utf-16")
+    assert rejection("a.xml", hidden).detail == "defines XML entities"
+
+
 def compressed(content: bytes, name: str = "score.xml", padding: int = 0) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -65,9 +267,44 @@ def compressed(content: bytes, name: str = "score.xml", padding: int = 0) -> byt
     return stream.getvalue()
 
 
+def archive(*members: tuple[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in members:
+            opened.writestr(name, content)
+    return stream.getvalue()
+
+
+def container(*names: str) -> tuple[str, bytes]:
+    files = "".join(f"<rootfile full-path='{name}' media-type='x'/>" for name in names)
+    return "META-INF/container.xml", f"<c xmlns='urn:x'><rootfiles>{files}</rootfiles></c>".encode()
+
+
 def test_compressed_musicxml() -> None:
-    plain = only("a.xml", score({"Voice": SONG}))
-    assert only("a.mxl", compressed(score({"Voice": SONG}), "../../etc/score.xml")) == plain
+    data = score({"Voice": SONG})
+    plain, other = only("a.xml", data), b"<html/>"
+    assert only("a.mxl", compressed(data, "../../etc/score.xml")) == plain
+    for members in (
+        [container("a.xml", "b.pdf"), ("a.xml", data), ("b.xml", other)],
+        [container("a%20b.xml"), ("a b.xml", data), ("b.xml", other)],
+        [("META-INF/container.xml", b"<c"), ("a.musicxml", data), ("b.png", other)],
+        [container("gone.xml"), ("__MACOSX/._a.xml", other), ("a.xml", data)],
+        [("a.xml", data)],
+    ):
+        assert only("a.mxl", archive(*members)) == plain
+    two = rejection("a.mxl", archive(("a.xml", data), ("b.xml", data)))
+    assert (two.reason, two.detail) == (
+        "unreadable",
+        "its container names no score of 1 'a.xml', 2 'b.xml'",
+    )
+
+
+def test_members_in_utf_8_without_the_flag_are_found() -> None:
+    data = score({"Voice": SONG})
+    packed = archive(container("F\xfcr.xml"), ("F\xfcr.xml", data), ("x.xml", b"<html/>"))
+    flagged = b"\x00\x08\x08\x00"
+    assert packed.count(flagged) == 2
+    assert only("a.mxl", packed.replace(flagged, b"\x00\x00\x08\x00")) == only("a.xml", data)
 
 
 def test_hostile_musicxml_is_refused() -> None:

@@ -47,6 +47,18 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     there is no such thing, none is named of several, or the file is hostile or no score.
     """
     root = _score(_unpacked(data) if data[:2] == b"PK" else data)
+    title = next((e.text.strip() for e in root.iter("work-title") if e.text), "")
+    title = title or next((e.text.strip() for e in root.iter("movement-title") if e.text), "")
+    measures = _written(root, part)
+    return played(song_id, title or song_id, measures, play_order(measures))
+
+
+def written(data: bytes, part: str | None) -> list[Measure]:
+    """The measures of a part as they are written; otherwise as `read`."""
+    return _written(_score(_unpacked(data) if data[:2] == b"PK" else data), part)
+
+
+def _written(root: Element, part: str | None) -> list[Measure]:
     parts = root.findall("part")
     names = _names(root, parts)
     staves = [
@@ -65,9 +77,7 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     for other in parts:
         if other is not element:
             _add_signs(measures, _Reader("", "").measures(other))
-    title = next((e.text.strip() for e in root.iter("work-title") if e.text), "")
-    title = title or next((e.text.strip() for e in root.iter("movement-title") if e.text), "")
-    return played(song_id, title or song_id, measures, play_order(measures))
+    return measures
 
 
 def _split(part: str | None) -> tuple[str | None, str]:
