@@ -261,10 +261,11 @@ def _legato(notes: list[Sounding], starts: list[int], step: int, near: int) -> l
     """Move ends of played notes to where they were meant to be: keys are not released so exactly.
 
     An end that lies before the next onset by less than a step, or beyond it by less than half a
-    step, means "until the next onset". Where that is so of half of the notes or more, all too short
-    or all too long, the middle one of them tells what this file takes off or adds. Then an end that
-    misses the next onset or a grid line by no more, of its length or in ticks, means that place.
-    `starts` are those of the bars, from which grid lines count.
+    step, means "until the next onset". Where half of the notes or more end too soon, or too late,
+    the middle one of them tells how much this file takes off or adds. Then an end that misses the
+    next onset or a grid line by no more, of its length or in ticks, means that place; of several,
+    the one that it misses most nearly so. `starts` are those of the bars, from which grid lines
+    count.
     """
     onsets = sorted({onset for onset, _, _ in notes})
     following = [_above(onsets, onset + near) for onset, _, _ in notes]
@@ -272,26 +273,50 @@ def _legato(notes: list[Sounding], starts: list[int], step: int, near: int) -> l
     missed: list[tuple[int, int]] = []
     for (onset, end, pitch), stop in zip(notes, following, strict=True):
         gap = 0 if stop is None else stop - end
-        close = abs(gap) > near and -step < 2 * gap and gap < step - near
-        moved.append((onset, end + gap if close else end, pitch))
-        if close:
+        close = -step < 2 * gap and gap < step - near
+        moved.append((onset, end + gap if close and abs(gap) > near else end, pitch))
+        if close and gap:
             missed.append((gap, end + gap - onset))
     for sign in (1, -1):
-        alike = sorted(
-            (sign * gap / full, sign * gap, full) for gap, full in missed if sign * gap > 0
-        )
-        if 2 * len(alike) < len(notes):
-            continue
-        _, usual, of = alike[len(alike) // 2]
-        for index, ((onset, end, pitch), stop) in enumerate(zip(moved, following, strict=True)):
-            start = starts[max(bisect_right(starts, end) - 1, 0)]
-            line = end + sign * (sign * (start - end) % step)
-            for meant in (line,) if stop is None else (stop, line):
-                gap = sign * (meant - end)
-                if near < gap <= near + max(usual, usual * (meant - onset) // of):
-                    moved[index] = (onset, meant, pitch)
-                    break
+        alike = sorted((sign * gap / full, sign * gap) for gap, full in missed if sign * gap > 0)
+        if 2 * len(alike) >= len(notes):
+            gate = _Gate(sign, *alike[len(alike) // 2])
+            for index, ((onset, end, pitch), stop) in enumerate(zip(moved, following, strict=True)):
+                start = starts[max(bisect_right(starts, end) - 1, 0)]
+                moved[index] = (onset, _meant(onset, end, stop, start, step, near, gate), pitch)
     return moved
+
+
+class _Gate(NamedTuple):
+    """What a file takes off its notes (`sign` 1) or adds to them (-1)."""
+
+    sign: int
+    share: float
+    """Of a note's length."""
+    ticks: int
+
+
+def _meant(
+    onset: int, end: int, stop: int | None, start: int, step: int, near: int, gate: _Gate
+) -> int:
+    """Where a note was meant to end: at the next onset, `stop`, at a grid line, or as played.
+
+    Grid lines count from `start`, that of the bar.
+    """
+    beyond = (end - start) % step
+    if min(beyond, step - beyond, abs((stop or end + step) - end)) <= near:
+        return end
+    line = end - beyond + (step if gate.sign > 0 else 0)
+    most = near + max(gate.ticks, gate.share * (end - onset) / (1 - gate.sign * gate.share))
+    places = [*range(line, end + gate.sign * int(most + 1), gate.sign * step), stop]
+    found = [
+        (min(abs(gap - gate.ticks), abs(gap - gate.share * (place - onset))), place)
+        for place in places
+        if place is not None and (stop is None or place <= stop)
+        for gap in [gate.sign * (place - end)]
+        if 0 < gap <= most
+    ]
+    return min(found)[1] if found else end
 
 
 def _above(values: list[int], bound: int) -> int | None:

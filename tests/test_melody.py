@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -215,25 +214,22 @@ TUNE = [(0, 480, 60), (480, 720, 62), (720, 960, 64), (960, 1920, 65), (1920, 38
 
 
 @pytest.mark.parametrize(
-    ("change", "moved"),
+    ("share", "ticks", "moved"),
     [
-        (lambda onset, end: end, 0),
-        (lambda onset, end: end - 0.01 * (end - onset), 1),  # within the tolerance but for one
-        (lambda onset, end: end - 0.05 * (end - onset), 5),
-        (lambda onset, end: end - 0.10 * (end - onset), 5),
-        (lambda onset, end: end - 10, 5),
-        (lambda onset, end: end + 10, 5),
-        (lambda onset, end: end + 59, 5),
+        (0, 0, 0),
+        (0.01, 0, 2),  # within the tolerance but for the long ones
+        (0.05, 0, 5),
+        (0.10, 0, 5),
+        (0, 10, 5),
+        (0, -10, 5),
+        (0, -59, 5),
     ],
 )
-def test_ends_of_played_notes_mean_the_next_onset(
-    change: Callable[[int, int], float], moved: int
-) -> None:
+def test_ends_of_played_notes_mean_the_next_onset(share: float, ticks: int, moved: int) -> None:
     straight = [bar.tokens for bar in played(*TUNE)]
-    bars = played(*((onset, change(onset, end), pitch) for onset, end, pitch in TUNE))
+    bars = played(*((o, e - share * (e - o) - ticks, p) for o, e, p in TUNE))
     assert [bar.tokens for bar in bars] == straight
-    assert sum(bar.moved for bar in bars) == moved
-    assert bars[0].moved == max(moved - 1, 0)
+    assert [bar.moved for bar in bars] == [moved - (moved > 0), int(moved > 0)]
 
 
 def test_written_notes_are_not_moved() -> None:
