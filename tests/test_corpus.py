@@ -16,6 +16,7 @@ from cf_core import corpus
 from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus, ingest, load_corpus
 from cf_core.errors import UserError
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
+from tests.melodies import meter, midi, sound
 
 DATA = os.environ.get("CF_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="CF_DATA names no folder of corpora")
@@ -31,7 +32,7 @@ def tune(seed: int, bars: int = 8) -> str:
 
 
 def write(folder: Path, tunes: dict[str, str]) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in tunes.items():
         (folder / f"{name}.abc").write_text(text)
     return folder
@@ -78,13 +79,57 @@ def test_progress_and_the_tolerance_are_told(tmp_path: Path) -> None:
     assert b'"tolerance": "1/96"' in about
 
 
-def test_nothing_is_written_where_nothing_was_read(tmp_path: Path) -> None:
-    source = write(tmp_path / "tunes", {"b": "nothing"})
-    with pytest.raises(UserError, match=r"no melody could be read .*1 unreadable"):
-        ingest(source, tmp_path / "out" / "x.parquet")
+def test_where_nothing_can_be_read_the_reasons_are_written(tmp_path: Path) -> None:
+    tunes = dict.fromkeys("bcd", "nothing") | {"a": HEAD + "z4|]\n", "e": "X:1\nK:C\n"}
+    source = write(tmp_path / "tunes", tunes)
+    output, beside = tmp_path / "out" / "x.parquet", tmp_path / "out" / "x.rejected.parquet"
+    with pytest.raises(UserError) as error:
+        ingest(source, output)
+    assert str(error.value) == (
+        "tunes: no melody could be read (3 unreadable, 2 no notes): a: no notes;"
+        " b: unreadable (no K: field, after which the music would begin);"
+        " c: unreadable (no K: field, after which the music would begin); …;"
+        f" {beside} lists them all"
+    )
+    assert [row["id"] for row in rows(beside)] == list("abcde")
+    assert list(output.parent.iterdir()) == [beside]
     with pytest.raises(UserError, match="steps_per_beat: 0"):
-        ingest(source, tmp_path / "out" / "x.parquet", steps_per_beat=0)
-    assert not list((tmp_path / "out").iterdir())
+        ingest(source, output, steps_per_beat=0)
+
+
+def test_a_repeated_id_names_both_files(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write(
+            tmp_path / "tunes" / folder,
+            {"x": tune(1), "y": tune(2)} if folder == "a" else {"x": tune(3)},
+        )
+    report = ingest(tmp_path / "tunes", tmp_path / "x.parquet")
+    assert report.rejected_songs == {"duplicate id": 1}
+    (rejected,) = rows(tmp_path / "x.rejected.parquet")
+    assert rejected == {
+        "id": "x",
+        "bar": None,
+        "reason": "duplicate id",
+        "detail": "b/x.abc: a/x.abc was taken",
+    }
+
+
+def test_the_report_counts_ends_moved_and_files_passed_over(tmp_path: Path) -> None:
+    source = write(tmp_path / "tunes", {"a": tune(0)})
+    for name, cut in (("straight", 0), ("cut", 30)):
+        track = [e for i in range(16) for e in sound(480 * i, 480 * i + 480 - cut, 60 + i % 7)]
+        (source / f"{name}.mid").write_bytes(midi([meter(0, 4, 4), *track]))
+    for name in ("notes.txt", "more.TXT", "cover.jpg"):
+        (source / name).write_text("x")
+    report = ingest(source, tmp_path / "x.parquet")
+    assert (report.moved_ends, report.moved_songs) == (16, 1)
+    assert report.passed_over == {".txt": 2, ".jpg": 1}
+    assert report.rejected_bars == {}
+    shown = str(report).splitlines()
+    assert shown[-2:] == [
+        "played notes: the ends of 16 in 1 songs were moved to the next onset or grid line",
+        "files passed over by their names: 2 .txt, 1 .jpg",
+    ]
 
 
 def test_nothing_is_written_where_one_of_the_two_files_cant_be(tmp_path: Path) -> None:

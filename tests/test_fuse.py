@@ -199,6 +199,21 @@ def test_pitches_out_of_range(tmp_path: Path, left: Path, bundle: Bundle) -> Non
         fuse_files(left, low, bundle, right_bars=(1, 2))
 
 
+def test_the_tempo_is_that_where_the_left_segment_is(
+    tmp_path: Path, right: Path, bundle: Bundle
+) -> None:
+    path = tmp_path / "slowing.abc"
+    bars = "CDEF|GABc|"
+    path.write_text(
+        f"X:1\nL:1/4\nM:4/4\nQ:1/4=100\nK:C\n{bars}{bars}[Q:1/4=60]{bars}[Q:1/4=40]{bars}\n"
+    )
+    for chosen, tempo in ((None, 40.0), ((1, 2), 100.0), ((5, 6), 60.0), ((4, 5), 100.0)):
+        assert fuse_files(path, right, bundle, left_bars=chosen).tempo == tempo
+    late = tmp_path / "late.abc"
+    late.write_text(f"X:1\nL:1/4\nM:4/4\nK:C\n{bars}[Q:1/4=60]{bars}\n")
+    assert fuse_files(late, right, bundle, left_bars=(1, 2)).tempo == 120.0
+
+
 @pytest.mark.parametrize("tempo", [0.0, -90.0, 9.0, 501.0, float("nan"), float("inf")])
 def test_tempos_that_no_file_can_have(
     left: Path, right: Path, bundle: Bundle, tempo: float

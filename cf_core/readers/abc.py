@@ -46,6 +46,8 @@ def read(song_id: str, text: str, part: str | None) -> Melody:
     """
     tune = _Tune(text)
     voices = [voice for voice in tune.voices.values() if voice.notes]
+    if not tune.has_key:
+        raise RejectedError("unreadable", "no K: field, after which the music would begin")
     if not voices:
         raise RejectedError("no notes")
     names = [voice.name for voice in voices]
@@ -484,6 +486,11 @@ class _Tune:
                 self._music(line.text)
         for voice in self.voices.values():
             voice.finish()
+
+    @property
+    def has_key(self) -> bool:
+        """Whether the header ends, so that there is a body."""
+        return self._header.begun
 
     def order(self, voice: _Voice) -> list[int]:
         """Order in which a voice's measures are played: that of `P:`, and in each part its own."""
