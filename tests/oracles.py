@@ -104,7 +104,8 @@ def without_ornaments(text: str) -> str:
 
 
 _BAR = re.compile(
-    r"(?P<bar>(?:\[(?=\|)|(?<=\|)\]|[|:])+)(?P<number>\d)?|\[(?P<variant>\d)|%.*|\"[^\"\n]*\""
+    r"\[[A-Za-z]:[^]\n]*\]|%.*|\"[^\"\n]*\""  # nothing that stands in these is a bar line
+    r"|(?P<bar>(?:\[(?=\|)|(?<=\|)\]|[|:])+)(?P<number>\d)?|\[(?P<variant>\d)"
 )
 
 
@@ -288,7 +289,7 @@ def all_voices(name: str, data: bytes) -> list[Heard]:
     read = read_song(song)
     voices = [read]
     if isinstance(read, Rejected):
-        voices = [read_song(song, str(number)) for number in range(1, 1 + read.detail.count("',"))]
+        voices = [read_song(song, str(number)) for number in range(1, 2 + read.detail.count("',"))]
     melodies = [voice for voice in voices if isinstance(voice, Melody)]
     return heard(*melodies)
 
