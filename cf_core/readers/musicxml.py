@@ -265,8 +265,7 @@ class _Reader:
                 long = measure.length / TICKS
                 raise RejectedError("too large", f"a bar of {long:.0f} quarter notes")
         # Of notes in unison, one is heard.
-        heard = {(note.offset, note.pitch): note for note in measure.notes}
-        measure.notes = sorted(heard.values(), key=lambda note: note.offset)
+        measure.notes = sorted(dict.fromkeys(measure.notes), key=lambda note: note.offset)
 
     def _duration(self, element: Element) -> Time:
         text = (element.findtext("duration") or "0").strip()
