@@ -222,15 +222,18 @@ def grid(melody: Melody, steps_per_beat: int = 4, tolerance: Fraction = TOLERANC
         for note in melody.notes
         for onset in [_in(unit, note.onset)]
     ]
+    measures = [(_in(unit, bar.start), _in(unit, bar.length)) for bar in melody.bars]
     notes = written
     if melody.played:
-        notes = _legato(written, [_in(unit, bar.start) for bar in melody.bars], step, near)
+        notes = _legato(written, measures, step, near)
+        # A last bar that nothing but the end of a note had reached is none.
+        last, reached = (max((n[1] for n in ns), default=0) for ns in (notes, written))
+        measures = [bar for bar in measures if not last - near <= bar[0] < reached]
     moved = [note for note, before in zip(notes, written, strict=True) if note != before]
     waiting = deque(notes)
     bars: list[GridBar] = []
     sounding: list[Sounding] = []
-    for bar in melody.bars:
-        start, length = _in(unit, bar.start), _in(unit, bar.length)
+    for bar, (start, length) in zip(melody.bars, measures, strict=False):
         sounding = [note for note in sounding if note[1] > start + near]
         while waiting and waiting[0][0] < start + length - near:
             sounding.append(waiting.popleft())
@@ -257,34 +260,46 @@ def grid(melody: Melody, steps_per_beat: int = 4, tolerance: Fraction = TOLERANC
     return bars
 
 
-def _legato(notes: list[Sounding], starts: list[int], step: int, near: int) -> list[Sounding]:
+def _legato(
+    notes: list[Sounding], bars: list[tuple[int, int]], step: int, near: int
+) -> list[Sounding]:
     """Move ends of played notes to where they were meant to be: keys are not released so exactly.
 
     An end that lies before the next onset by less than a step, or beyond it by less than half a
-    step, means "until the next onset". Where half of the notes or more end too soon, or too late,
-    the middle one of them tells how much this file takes off or adds. Then an end that misses the
-    next onset or a grid line by no more, of its length or in ticks, means that place; of several,
-    the one that it misses most nearly so. `starts` are those of the bars, from which grid lines
-    count.
+    step, means "until the next onset"; after the last onset, until the bar line. Where half of the
+    notes or more end too soon, or too late, the middle one of them tells how much this file takes
+    off or adds (its gate). Then an end that misses the next onset or a grid line by no more, of its
+    length or in ticks, means that place. `bars` are their starts and lengths.
     """
     onsets = sorted({onset for onset, _, _ in notes})
     following = [_above(onsets, onset + near) for onset, _, _ in notes]
+    missed = [
+        (stop - end, stop - onset)
+        for (onset, end, _), stop in zip(notes, following, strict=True)
+        if stop is not None and -step < 2 * (stop - end) < max(2 * step, (stop - onset) / 4)
+    ]
+    gates = [gate for sign in (1, -1) if (gate := _gate(missed, len(notes), sign))]
+    late = max((gate.ticks for gate in gates if gate.sign < 0), default=0)
+    starts = [start for start, _ in bars]
+    lines = [*starts, sum(bars[-1])] if bars else []
     moved: list[Sounding] = []
-    missed: list[tuple[int, int]] = []
     for (onset, end, pitch), stop in zip(notes, following, strict=True):
-        gap = 0 if stop is None else stop - end
-        close = -step < 2 * gap and gap < step - near
-        moved.append((onset, end + gap if close and abs(gap) > near else end, pitch))
-        if close and gap:
-            missed.append((gap, end + gap - onset))
-    for sign in (1, -1):
-        alike = sorted((sign * gap / full, sign * gap) for gap, full in missed if sign * gap > 0)
-        if 2 * len(alike) >= len(notes):
-            gate = _Gate(sign, *alike[len(alike) // 2])
-            for index, ((onset, end, pitch), stop) in enumerate(zip(moved, following, strict=True)):
-                start = starts[max(bisect_right(starts, end) - 1, 0)]
-                moved[index] = (onset, _meant(onset, end, stop, start, step, near, gate), pitch)
+        bar = min(lines, key=lambda line: abs(line - end), default=end)
+        meant = stop if stop is not None else max(bar, onset)
+        gap = meant - end
+        close = -step < 2 * gap and gap + late < step - near and abs(gap) > near
+        place = meant if close and meant > onset else end
+        start = starts[max(bisect_right(starts, place) - 1, 0)] if starts else 0
+        for gate in gates:
+            place = _meant(onset, place, stop, start, step, near, gate)
+        moved.append((onset, place, pitch))
     return moved
+
+
+def _gate(missed: list[tuple[int, int]], count: int, sign: int) -> "_Gate | None":
+    """What a file of so many notes takes off them or adds to them, if most show it."""
+    alike = sorted((sign * gap / full, sign * gap) for gap, full in missed if sign * gap > 0)
+    return None if 2 * len(alike) < count else _Gate(sign, *alike[len(alike) // 2])
 
 
 class _Gate(NamedTuple):

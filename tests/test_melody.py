@@ -250,6 +250,32 @@ def test_rests_between_played_notes_stay() -> None:
     assert gated[1].tokens == straight[1]
 
 
+def test_rests_of_one_step_stay_where_keys_are_released_late() -> None:
+    lengths = [1, 0.75, 0.75, 1, 1, 0.25, 0.5, 2]
+    starts = [0, 1, 2, 3, 4, 5, 5.5, 6]
+    straight = [(480 * o, 480 * (o + d), 60) for o, d in zip(starts, lengths, strict=True)]
+    expected = [bar.tokens for bar in played(*straight)]
+    for late in (5, 10, 30):
+        assert [
+            bar.tokens for bar in played(*((o, e + late, p) for o, e, p in straight))
+        ] == expected
+
+
+def test_long_notes_show_the_gate_too() -> None:
+    long = [(0, 960, 60), (960, 1920, 62), (1920, 3840, 64), (3840, 5280, 65), (5760, 7680, 67)]
+    expected = [bar.tokens for bar in played(*long, bars=4)]
+    cut = ((o, e - round(0.1 * (e - o)), p) for o, e, p in long)
+    assert [bar.tokens for bar in played(*cut, bars=4)] == expected
+
+
+def test_the_end_of_a_last_note_makes_no_bar() -> None:
+    notes = [*TUNE[:4], (1920, 3850, 67)]
+    for bars in (2, 3):
+        assert [bar.reason for bar in played(*notes, bars=bars)] == [None, None]
+    staccato = played(*TUNE[:4], (1920, 2400, 67), (3360, 3370, 69))
+    assert staccato[1].reason == "off grid"
+
+
 def test_short_notes_and_double_stops_are_not_stretched() -> None:
     staccato = [(onset, onset + 60, pitch) for onset, _, pitch in TUNE]
     assert [bar.reason for bar in played(*staccato)] == ["off grid", "off grid"]

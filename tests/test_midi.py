@@ -305,8 +305,15 @@ def test_midi_files_in_riff_and_karaoke_files() -> None:
 def test_times_that_are_no_music_are_refused_with_a_sentence() -> None:
     plain = midi([meter(0, 4, 4), *sound(0, 1920, 60)])
     film = plain[:12] + bytes([256 - 25, 40]) + plain[14:]
-    pieces = plain[:9] + b"\2" + plain[10:]
-    for data, message in ((film, "SMPTE"), (pieces, "type 2"), (plain[:12] + b"\0\0", "ticks")):
+    pieces = bytearray(midi([meter(0, 4, 4)], sound(0, 1920, 60)))
+    pieces[9] = 2
+    alone = plain[:9] + b"\2" + plain[10:]
+    assert pitches(only("a.mid", alone)) == [60]
+    for data, message in (
+        (film, "SMPTE"),
+        (bytes(pieces), "type 2"),
+        (plain[:12] + b"\0\0", "ticks"),
+    ):
         found = rejection("a.mid", data)
         assert (found.reason, message in found.detail) == ("unreadable", True)
 

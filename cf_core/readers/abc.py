@@ -53,7 +53,11 @@ def read(song_id: str, text: str, part: str | None) -> Melody:
     names = [voice.name for voice in voices]
     if part is None and len(voices) > 1:
         raise RejectedError("several parts", listed(names))
-    voice = voices[0 if part is None else chosen(names, part)]
+    named = tune.voices.get(part or "")
+    if part is None or named not in voices or part in names or part.isdecimal():
+        voice = voices[0 if part is None else chosen(names, part)]
+    else:
+        voice = named
     return played(song_id, tune.title or song_id, voice.measures, tune.order(voice))
 
 
@@ -100,13 +104,12 @@ _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _MODES = {"": 0, "maj": 0, "ion": 0, "m": -3, "min": -3, "aeo": -3}
 _MODES |= {"mix": -1, "dor": -2, "phr": -4, "lyd": 1, "loc": -5}
 _ALTERS = {"^^": 2, "^": 1, "=": 0, "_": -1, "__": -2}
-_KEY = re.compile(
-    r"(?P<tonic>[A-G])(?P<sign>[#b♯♭]?)\s*(?P<mode>(?:maj|ion|min|m(?![a-z])|aeo|mix|dor|phr|lyd|loc)?)",
-    re.IGNORECASE,
-)
+_KEY = re.compile(r"([A-Ga-g])([#b♯♭]?)(\s*)([A-Za-z]*(?!\s*=)\b)?")
 _ACCIDENTAL = re.compile(r"(?<![\w=])(\^\^|\^|__|_|=)([A-Ga-g])(?![\w=])")
 _PROPERTY = re.compile(r"\b(transpose|octave|t)\s*=\s*([-+]?\d{1,3})")
-_CLEF = re.compile(r"\b(?:treble|alto|tenor|bass|perc|none|[GCF]\d?)([-+])8", re.IGNORECASE)
+_CLEF = re.compile(
+    r"(?:\bclef\s*=\s*[\"']?|(?<![\w=]))(?:treble|alto|tenor|bass|perc|(?<==)none|[GCF](?=\d))\d?([-+]8)?"
+)
 
 
 def _signature(text: str) -> dict[str, int] | None:
@@ -114,19 +117,18 @@ def _signature(text: str) -> dict[str, int] | None:
     text = text.strip()
     alters: dict[str, int] = {}
     found = _KEY.match(text)
-    if text.startswith("HP"):
-        rest = text[2:]
-    elif text.startswith("Hp"):
-        alters, rest = {"F": 1, "C": 1}, text[2:]
+    word = (found[4] or "").lower() if found else ""
+    mode = "m" if word == "m" else word[:3]
+    if text.startswith(("HP", "Hp")):
+        alters, rest = ({"F": 1, "C": 1} if text[1] == "p" else {}), text[2:]
     elif text.lower().startswith("none"):
         rest = text[4:]
-    elif found is not None and (found["mode"] or not text[found.end() : found.end() + 1].isalpha()):
-        fifths = _SHARPS.index(found["tonic"].upper()) - 1
-        fifths += {"#": 7, "♯": 7, "b": -7, "♭": -7}.get(found["sign"], 0)
-        fifths += _MODES[found["mode"].lower()]
+    elif found and (mode in _MODES or found[3]):
+        fifths = _SHARPS.index(found[1].upper()) - 1 + _MODES.get(mode, 0)
+        fifths += {"#": 7, "♯": 7, "b": -7, "♭": -7}.get(found[2], 0)
         alters = dict.fromkeys(_SHARPS[: max(fifths, 0)], 1)
         alters |= dict.fromkeys(_SHARPS[fifths:] if fifths < 0 else "", -1)
-        rest = text[found.end() :]
+        rest = text[found.end() if mode in _MODES else found.start(4) :]
     elif _ACCIDENTAL.search(text):
         rest = text
     else:
@@ -138,11 +140,14 @@ def _signature(text: str) -> dict[str, int] | None:
     return alters
 
 
-def _transposition(text: str) -> int | None:
-    """Semitones by which a `K:` or `V:` field moves its notes; `None` where it does not say."""
-    moved = [int(n) * (12 if name == "octave" else 1) for name, n in _PROPERTY.findall(text)]
-    moved += [-12 if sign == "-" else 12 for sign in _CLEF.findall(text)]
-    return sum(moved) if moved else None
+def _moves(text: str) -> dict[str, int]:
+    """Semitones by which a `K:` or `V:` field moves its notes, by what moves them."""
+    moves: dict[str, int] = {}
+    for name, number in _PROPERTY.findall(text):
+        octave = name == "octave"
+        moves["octave" if octave else "transpose"] = int(number) * (12 if octave else 1)
+    clef = _CLEF.search(text)
+    return moves if clef is None else moves | {"clef": {None: 0, "+8": 12, "-8": -12}[clef[1]]}
 
 
 # ---- tokens ------------------------------------------------------------------------------------
@@ -156,8 +161,7 @@ _TOKEN = re.compile(
     | (?P<bar>(?:\[(?=\|)|(?<=\|)\]|:\ +(?=\|)|[|:])+)(?P<number>\d[\d,-]*)?
     | \[\ *(?P<variant>\d[\d,\- ]*|"[^"\n]*")
     | \[(?P<chord>[^\]|\n]*)\](?P<chord_length>{_LENGTH})
-    | !(?P<decoration>f+|\d|[<>^][()]?|D\.[CS]\.?|(?![A-GHLMOPSTa-guvxzXZ\d/,'^_=<>()~.\- ]+!)
-        [^!|\s:\[\]][^!|\n:\[\]]*)!
+    | !(?P<decoration>[^!|\s:\[\]]+|(?:D\.?[CS]|[Dd]al?\b|[Tt]o\b|[Ff]ine)[^!|\n]*)!
     | \+(?P<plus>[^+|\s]+)\+
     | \{{[^}}\n]*\}}
     | \((?P<tuplet>\d)(?::(?P<time_of>\d?))?(?::(?P<count>\d?))?
@@ -239,15 +243,18 @@ class _Voice:
         self.meter: str = header.meter if header else "4/4"
         self.unit: Time | None = header.length_of_unit if header else None
         self.key: dict[str, int] = header.key if header else {}
-        self.transposition: int = header.transposition if header else 0
+        self._moves: dict[str, int] = dict(header._moves) if header else {}
         self.propagation: str = header.propagation if header else "pitch"
         self._accidentals: dict[tuple[str, int], int] = {}
         self._tied: dict[tuple[str, int], int] = {}
         self._tuplet, self._tuplet_left = Fraction(1), 0
         self._ending = 0
+        self._tied_into_endings: dict[tuple[str, int], int] = {}
         self._begin()
+        self.tempo: str = ""
+        """What `Q:` said last: in a header, it may stand before the unit that it counts in."""
         if header:
-            self.measure.tempos = list(header.measure.tempos)
+            self.set_tempo(header.tempo)
 
     def _begin(self) -> None:
         self.measure: Measure = Measure(self.meter)
@@ -261,8 +268,9 @@ class _Voice:
     def set_meter(self, text: str) -> None:
         """Take an `M:` field, of this measure if it is still empty, else from the next on."""
         text = {"C": "4/4", "c": "4/4", "C|": "2/2", "c|": "2/2"}.get(text.strip(), text)
-        found = re.match(r"[(\s]*(\d[\d+\s]*)\)?\s*/\s*(\d+)", text)
-        meter = meter_of([found[1]], [found[2]]) if found else None
+        found = _METER.match(text)
+        terms = _METER_TERM.findall(found[0]) if found else []
+        meter = meter_of([beats for beats, _ in terms], [unit for _, unit in terms])
         if meter is not None and bar_length(meter) > LONGEST_BAR:
             raise RejectedError("too large", f"a time signature of {meter[:MAX_TITLE]}")
         self.meter = meter or self.meter
@@ -280,15 +288,15 @@ class _Voice:
         self.begun = True
         signature = _signature(text)
         self.key = self.key if signature is None else signature
-        self.set_transposition(text)
+        self.move(text)
 
-    def set_transposition(self, text: str) -> None:
+    def move(self, text: str) -> None:
         """Take what a `K:` or `V:` field says of how notes are moved."""
-        transposition = _transposition(text)
-        self.transposition = self.transposition if transposition is None else transposition
+        self._moves |= _moves(text)
 
     def set_tempo(self, text: str) -> None:
         """Take a `Q:` field: beats per minute, in units where it names no beat."""
+        self.tempo = text
         text = re.sub(r'"[^"]*"', " ", text).strip()
         found = _TEMPO.search(text) or _SPEED.fullmatch(text)
         if found is None:
@@ -341,19 +349,20 @@ class _Voice:
         self._begin()
 
     def finish(self) -> None:
-        """End the voice: jumps that nothing follows belong to the last measure."""
+        """End the voice, or the line at a bar line: signs after the last note belong to it."""
         self.close()
         if self.measures:
-            last = self.measures[-1]
-            last.jump = last.jump or self.measure.jump
-            last.fine = last.fine or self.measure.fine
+            last, now = self.measures[-1], self.measure
+            last.jump = last.jump or now.jump
+            last.fine, last.to_coda = last.fine or now.fine, last.to_coda or now.to_coda
+            now.jump, now.fine, now.to_coda = None, False, False
 
     def bar_line(self, sign: str) -> None:
         """Take a bar line such as "|", ":|", "::" or "|]"."""
         sign = sign.replace(" ", "")
         if sign == ":":
             return
-        self.close()
+        self.finish()
         self._accidentals, self._last = {}, None
         if sign.startswith(":") and self.measures:
             colons = len(sign) - len(sign.lstrip(":"))
@@ -365,6 +374,10 @@ class _Voice:
         """Begin an ending, such as "1" or "1,3-4"."""
         self.close()
         self._ending = max(numbers(which), default=self._ending + 1)
+        if 1 in numbers(which):
+            self._tied_into_endings = dict(self._tied)
+        else:
+            self._tied = dict(self._tied_into_endings)
         self.measure.ending = numbers(which) or frozenset([self._ending])
 
     def rest_for_bars(self, count: int) -> None:
@@ -416,7 +429,7 @@ class _Voice:
         elif self.propagation != "not":
             self._accidentals[name] = alter
         alters[place] = alter
-        pitch = 12 * note.octave + _STEPS[note.step] + alter + self.transposition
+        pitch = 12 * note.octave + _STEPS[note.step] + alter + sum(self._moves.values())
         if not 0 <= pitch <= 127:
             where = f"{note.step} in octave {note.octave}"
             raise RejectedError("unreadable", f"a note that MIDI has not: {where}")
@@ -447,8 +460,7 @@ class _Voice:
 
     def tuplet(self, size: int, time_of: int, count: int) -> None:
         """Begin a tuplet: `size` notes in the time of `time_of`, for the next `count` notes."""
-        beats = self.meter.split("/")
-        compound = int(beats[0]) % 3 == 0 and int(beats[1]) == 8
+        compound = self.meter in ("6/8", "9/8", "12/8")
         time_of = time_of or _IN_TIME_OF.get(size, 3 if compound else 2)
         self._tuplet, self._tuplet_left = Fraction(time_of, size or 1), count or size
 
@@ -458,6 +470,8 @@ class _Voice:
         self._at, self._last = 0, None
 
 
+_METER_TERM = re.compile(r"(\d[\d+\s]*)\)?\s*/\s*(\d{1,3})")
+_METER = re.compile(rf"[(\s]*{_METER_TERM.pattern}(?:\s*\+\s*\(?{_METER_TERM.pattern})*")
 _SPEED = re.compile(r"(?P<speed>\d{1,4}(?:\.\d{1,4})?)")
 _TEMPO = re.compile(
     rf"(?:(?P<beats>(?:\d{{1,3}}/[1-9]\d{{0,2}}\s*)+)|C(?P<units>\d{{0,2}})\s*)=\s*{_SPEED.pattern}"
@@ -525,12 +539,12 @@ class _Tune:
             _SETTINGS[name](self._voice, text)
 
     def _take_voice(self, text: str) -> None:
-        name, _, about = text.partition(" ")
+        name, about = (*text.split(None, 1), "", "")[:2]
         in_header = self._voice is self._header and not self._header.begun
         self._declared[name] = f"{self._declared.get(name, '')} {about}"
         if not in_header:
             self._voice = self._voice_of(name)
-            self._voice.set_transposition(about)
+            self._voice.move(about)
 
     def _voice_of(self, name: str) -> _Voice:
         """Return a voice by its name, begun anew where its first music comes."""
@@ -539,7 +553,7 @@ class _Tune:
             found = re.search(r'\b(?:name|nm)\s*=\s*(?:"([^"]*)"|(\S+))', about)
             title = (found[1] or found[2]) if found else name
             self.voices[name] = _Voice(title or name, self._header)
-            self.voices[name].set_transposition(about)
+            self.voices[name].move(about)
         return self.voices[name]
 
     def _take_part(self, text: str) -> None:

@@ -84,7 +84,7 @@ def parse(data: bytes) -> tuple[int, list[Chunk]]:
     quarter = int.from_bytes(data[12:14], signed=True)
     if quarter < 0:
         raise ValueError("its time is in frames of a film (SMPTE), not in quarter notes")
-    if kind == 2:
+    if kind == 2 and count > 1:
         raise ValueError("its tracks are pieces of their own (MIDI type 2), not one piece")
     if not quarter:
         raise ValueError("it has no ticks in a quarter note")
