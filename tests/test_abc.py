@@ -131,6 +131,9 @@ def letters(song: Melody) -> str:
         ('C4|D4"^Fine"|E4|F4"^D.C. al Fine"|]', "CDEFCD"),
         ('C4|D4"D.C."|]', "CD"),  # a chord symbol is no annotation
         ("C4|D4|] !D.C.!", "CDCD"),
+        ('C4|D4|"^Fine"||E4|F4|"^D.C. al Fine"|]', "CDEFCD"),  # signs between two bar lines
+        ("C4|D4||!D.C.!||E4|]", "CDCDE"),
+        ("|:C4:|!fine!|:D4:|!D.C.!|", "CCDDC"),
     ],
 )
 def test_the_order_of_play(music: str, order: str) -> None:
@@ -205,6 +208,13 @@ def test_accidentals(music: str, expected: list[int]) -> None:
         ("C clef=treble-8", "CDEz", [48, 50, 52]),
         ("Em clef=bass", "FCGz", [66, 60, 67]),
         ("G % Dorian", "FCGz", [66, 60, 67]),
+        ("G clef=treble", "FCGz", [66, 60, 67]),
+        ("Bb bass", "BEAz", [70, 63, 69]),
+        ("D transpose=-2", "FCGz", [64, 59, 65]),
+        ("D middle=B stafflines=5", "FCGz", [66, 61, 67]),
+        ("C m=D", "BEAz", [71, 64, 69]),
+        ("am", "FCGz", [65, 60, 67]),
+        ("G exp", "FCGz", [65, 60, 67]),
     ],
 )
 def test_keys(key: str, music: str, expected: list[int]) -> None:
@@ -244,11 +254,15 @@ def test_lengths(music: str, expected: list[str]) -> None:
 def test_a_tuplet_of_five_follows_the_meter() -> None:
     song = abc("(5CDEFGz3/2|", meter="9/8")
     assert {note.duration for note in song.notes} == {Fraction(3, 5)}
+    song = abc("(5CDEFGz|", "L:1/8", meter="3/8")
+    assert {note.duration for note in song.notes} == {Fraction(1, 5)}
 
 
 def test_a_tie_into_an_ending_is_played_each_time() -> None:
     song = abc("|:D4|C4-|[1C4:|[2C4|]")
     assert [(n.pitch, float(n.duration)) for n in song.notes] == [(D, 4), (C, 8), (D, 4), (C, 8)]
+    sharp = abc("|:D4|^F4-|[1F4:|[2F4|F4|]")
+    assert pitches(sharp) == [D, 66, D, 66, 65]
 
 
 def test_unison_is_one_note() -> None:
@@ -304,7 +318,8 @@ def test_absurd_rests_and_notes_are_refused() -> None:
         "[r:remark ABC]CDEF|",
         "CDEF|% GAB",
         "CDEF|!",
-        "!CDEF!|",  # old line breaks, not a decoration
+        "!C D E F!|",  # old line breaks, not a decoration
+        "!8va(!C!8va)!D!fz!E!edge!F|",
         "CD\\\nEF|",
         "CD\nw:ga bd\nEF|",
         "CD\nw:|la\ns:ABC\nN:ABC\nEF|",
@@ -350,6 +365,7 @@ def test_fields_within_the_music() -> None:
         ("6/8", "6/8"),
         ("3+2/8", "5/8"),
         ("(2+3)/8", "5/8"),
+        ("1/8+2/4", "5/8"),
         ("none", "4/4"),
         ("nonsense", "4/4"),
         ("4/3", "4/4"),
@@ -389,6 +405,17 @@ def test_tempos(field: str, tempo: float) -> None:
     assert abc("CDEF|", f"Q:{field}").tempo == tempo
 
 
+def test_a_tempo_before_the_unit_counts_in_it() -> None:
+    tune = "X:1\nM:4/4\nQ:100\nL:1/4\nK:C\nCDEF|\n"
+    assert only("a.abc", tune.encode()).tempo == 100
+
+
+def test_what_moves_notes_adds_up_and_ends_by_itself() -> None:
+    assert pitches(abc("CDEz|", "V:1 octave=-1", key="C transpose=-2")) == [46, 48, 50]
+    assert pitches(abc("V:1\nCz3|[K:bass]Cz3|", "V:1 clef=treble-8")) == [48, 60]
+    assert pitches(abc("V:1\nCz3|\nV:1 clef=treble\nCz3|", "V:1 treble-8")) == [48, 60]
+
+
 def test_a_tempo_holds_from_where_it_stands_each_time_it_is_played() -> None:
     song = abc("C4|[Q:1/4=60]D4:|E4|[Q:1/4=90]F4|")
     assert song.tempo == 120
@@ -411,7 +438,9 @@ def test_voices_are_parts() -> None:
     assert rejection("a.abc", text).detail == "1 'High one', 2 'Low'"
     assert letters(only("a.abc", text, "High one")) == "CDEFG"
     assert letters(only("a.abc", text, "2")) == "EC"
+    assert letters(only("a.abc", text, "A")) == "EC"
     assert rejection("a.abc", text, "Bass").reason == "no such part"
+    assert letters(abc("V:1\tclef=treble\nC4|\nV:1\nD4|")) == "CD"
 
 
 def test_a_voice_keeps_its_own_key_meter_and_accidentals() -> None:

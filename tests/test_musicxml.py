@@ -136,6 +136,8 @@ def test_sounding_pitch_of_transposing_parts() -> None:
     assert transposed("<diatonic>-1</diatonic><chromatic>-2</chromatic>") == [58, 60]
     assert transposed("<chromatic>3</chromatic><octave-change>-1</octave-change>") == [51, 53]
     assert transposed("<chromatic>0</chromatic><double/>") == [48, 50]
+    assert transposed("<chromatic>-2.0</chromatic><octave-change>-1.0</octave-change>") == [46, 48]
+    assert transposed('<chromatic>0</chromatic><double above="yes"/>') == [72, 74]
 
 
 def test_cue_notes_chord_symbols_and_what_has_no_pitch_are_dropped() -> None:
@@ -167,7 +169,10 @@ def test_backup_and_forward_move_between_voices() -> None:
     assert [(float(n.onset), n.pitch) for n in song.notes] == [(0, C), (1, E), (2, D)]
     assert pitches(only("a.xml", data, "Viola, voice 1")) == [C, D]
     assert pitches(only("a.xml", data, "1, voice 2")) == [E]
-    assert rejection("a.xml", data, "Viola, voice 3").reason == "no notes"
+    missing = rejection("a.xml", data, "Viola, voice 3")
+    assert (missing.reason, missing.detail) == ("no such part", "voice 3 is none of 1, 2")
+    odd = score({"Alto, voice 1": [xml_note("C", 4, 4)] * 2, "B": [xml_note("D", 4, 4)] * 2})
+    assert pitches(only("a.xml", odd, "Alto, voice 1")) == [C, C]
 
 
 def test_staves_can_be_named() -> None:
@@ -186,6 +191,47 @@ def test_staves_can_be_named() -> None:
     assert rejection("a.xml", both).detail == "1 'Voice', 2 'Piano, staff 1', 3 'Piano, staff 2'"
     assert pitches(only("a.xml", both, "Voice")) == [G, G]
     assert pitches(only("a.xml", both, "2")) == [E, F]
+
+
+def test_parts_and_staves_without_notes_are_left_out() -> None:
+    rests = "<note><rest/><duration>4</duration></note>"
+    voice = [xml_note("C", 4, 4), xml_note("D", 4, 4)]
+    empty = {"Tacet": [rests] * 2, "Drums": ["<note><unpitched/><duration>4</duration></note>"] * 2}
+    data = score({**empty, "Voice": voice})
+    assert pitches(only("a.xml", data)) == [C, D]
+    assert pitches(only("a.xml", data, "1")) == [C, D]
+    silent = rejection("a.xml", data, "Drums")
+    assert (silent.reason, silent.detail) == ("no notes", "none in Drums")
+    left_hand = rests.replace("</note>", "<staff>2</staff></note>")
+    piano = [note + "<backup><duration>4</duration></backup>" + left_hand for note in voice]
+    assert pitches(only("a.xml", score({"Piano": piano}))) == [C, D]
+
+
+def test_ties_that_go_on_and_voices_in_unison() -> None:
+    def tied(kind: str) -> str:
+        return xml_note("C", 4, 4, after=f'<notations><tied type="{kind}"/></notations>')
+
+    song = only("a.xml", score({"Voice": [tied("start"), tied("continue"), tied("stop")]}))
+    assert song.notes == (Note(Fraction(0), Fraction(6), C),)
+    back = "<backup><duration>4</duration></backup>"
+    unison = xml_note("C", 4, 4) + back + xml_note("C", 4, 4)
+    other = xml_note("C", 4, 4) + back + xml_note("C", 4, 2) + xml_note("E", 4, 2)
+    song = only("a.xml", score({"Voice": [unison, other]}))
+    assert [bar.reason for bar in grid(song)] == [None, "chord"]
+
+
+def test_a_segno_at_a_bar_line() -> None:
+    sign = line("<segno/>", "left")
+    assert play(["C", f"D{sign}", f"E{words('D.S.')}"]) == [C, D, E, D, E]
+
+
+def test_values_that_are_no_numbers_are_none() -> None:
+    measures = ['<sound tempo="120,5"/>' + xml_note("C", 4, 4), xml_note("D", 4, 4)]
+    assert only("a.xml", score({"Voice": measures})).tempo == 120.5
+    measures[0] = measures[0].replace("120,5", "fast")
+    assert only("a.xml", score({"Voice": measures})).tempo == 120
+    torn = rejection("a.xml", score({"Voice": measures})[:-30])
+    assert torn.detail.startswith("not well-formed XML: ")
 
 
 def test_a_staff_has_its_own_meter_and_transposition() -> None:
@@ -230,6 +276,9 @@ def metronome(inside: str) -> str:
         ("<beat-unit>quarter</beat-unit><beat-unit-dot/><per-minute>60</per-minute>", 90),
         ("<beat-unit>eighth</beat-unit><per-minute>c. 132-144</per-minute>", 66),
         ("<beat-unit>quarter</beat-unit><beat-unit>eighth</beat-unit>", 120),
+        ("<beat-unit>64th</beat-unit><per-minute>960</per-minute>", 60),
+        ("<beat-unit>long</beat-unit><per-minute>10</per-minute>", 160),
+        ("<beat-unit>moon</beat-unit><per-minute>10</per-minute>", 120),
         ("<beat-unit>quarter</beat-unit><per-minute>fast</per-minute>", 120),
     ],
 )
@@ -251,6 +300,10 @@ def test_encodings() -> None:
     for encoding in ("utf-16", "utf-8-sig", "iso-8859-1", "windows-1252"):
         named = text.replace("{}", encoding.removesuffix("-sig"))
         assert only("a.xml", named.encode(encoding)).title == "Caf\xe9"
+    for wrongly in ("utf-16", "UTF-16LE"):
+        assert only("a.xml", text.replace("{}", wrongly).encode()).title == "Caf\xe9"
+    for unmarked in ("utf-16-le", "utf-16-be"):
+        assert only("a.xml", text.replace("{}", unmarked).encode(unmarked)).title == "Caf\xe9"
     strange = rejection("a.xml", text.replace("{}", "cp037").encode())
     assert (strange.reason, "cp037" in strange.detail) == ("unreadable", True)
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaa">]>'
@@ -283,19 +336,21 @@ def container(*names: str) -> tuple[str, bytes]:
 def test_compressed_musicxml() -> None:
     data = score({"Voice": SONG})
     plain, other = only("a.xml", data), b"<html/>"
+    odd_names = ("./sub/a.xml", "/sub/a.xml", "sub\\a.xml")
     assert only("a.mxl", compressed(data, "../../etc/score.xml")) == plain
     for members in (
         [container("a.xml", "b.pdf"), ("a.xml", data), ("b.xml", other)],
         [container("a%20b.xml"), ("a b.xml", data), ("b.xml", other)],
         [("META-INF/container.xml", b"<c"), ("a.musicxml", data), ("b.png", other)],
         [container("gone.xml"), ("__MACOSX/._a.xml", other), ("a.xml", data)],
-        [("a.xml", data)],
+        [("a.xml", data), ("._a.xml", other)],
+        *([container(name), ("sub/a.xml", data), ("b.xml", other)] for name in odd_names),
     ):
         assert only("a.mxl", archive(*members)) == plain
     two = rejection("a.mxl", archive(("a.xml", data), ("b.xml", data)))
     assert (two.reason, two.detail) == (
         "unreadable",
-        "its container names no score of 1 'a.xml', 2 'b.xml'",
+        "its container names none of 1 'a.xml', 2 'b.xml'",
     )
 
 

@@ -6,12 +6,15 @@ written: zip members are read in memory. Bytes count as hostile: see `limits`.
 
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
+from xml.etree.ElementTree import ParseError
+from zipfile import BadZipFile
 
 from cf_core.errors import UserError
 from cf_core.melody import GridBar, Melody, bar_length, grid
@@ -175,8 +178,18 @@ def _or_rejected(song: Song, read: Callable[[], _T]) -> _T | Rejected:
         raise
     except Exception as error:  # noqa: BLE001  (parsers raise anything on a corrupt file)
         text = " ".join(str(error)[: 2 * MAX_TITLE].split())
-        return Rejected(song.id, "unreadable", f"{type(error).__name__}: {text}"[:MAX_TITLE])
+        kind = _DAMAGE.get(type(error), type(error).__name__)
+        return Rejected(song.id, "unreadable", f"{kind}: {text}".strip(": ")[:MAX_TITLE])
 
+
+_DAMAGE: dict[type[Exception], str] = {
+    ParseError: "not well-formed XML",
+    UnicodeDecodeError: "not text in its encoding",
+    BadZipFile: "not a whole archive",
+    zlib.error: "not a whole archive",
+    ValueError: "",
+}
+"""What damage is called that parsers find."""
 
 _READERS: dict[str, Callable[[str, bytes, str | None], Melody]] = {
     "midi": midi.read,

@@ -104,7 +104,7 @@ _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _MODES = {"": 0, "maj": 0, "ion": 0, "m": -3, "min": -3, "aeo": -3}
 _MODES |= {"mix": -1, "dor": -2, "phr": -4, "lyd": 1, "loc": -5}
 _ALTERS = {"^^": 2, "^": 1, "=": 0, "_": -1, "__": -2}
-_KEY = re.compile(r"([A-Ga-g])([#b♯♭]?)(\s*)([A-Za-z]*(?!\s*=)\b)?")
+_KEY = re.compile(r"([A-Ga-g])([#b♯♭]?)(\s*)([A-Za-z]*(?!=)\b)?")
 _ACCIDENTAL = re.compile(r"(?<![\w=])(\^\^|\^|__|_|=)([A-Ga-g])(?![\w=])")
 _PROPERTY = re.compile(r"\b(transpose|octave|t)\s*=\s*([-+]?\d{1,3})")
 _CLEF = re.compile(

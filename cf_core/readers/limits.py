@@ -70,10 +70,18 @@ def listed(names: list[str]) -> str:
     return ", ".join(f"{number} {name!r}" for number, name in enumerate(names, start=1))
 
 
+def looks_like_utf_16(data: bytes) -> bool:
+    """Whether bytes are UTF-16 by their mark, or by a first character below 256."""
+    return data[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(data) > 1 and not (data[0] and data[1]))
+
+
 def decoded(data: bytes) -> str:
     """Text of a file: UTF-16 or UTF-8 by its mark, else UTF-8 where it can be, else Latin-1."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", errors="replace")
+    if looks_like_utf_16(data):
+        marked = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        return data.decode(
+            "utf-16" if marked else "utf-16-be" if not data[0] else "utf-16-le", errors="replace"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -7,7 +7,10 @@ repeats and words such as "D.C." are taken from all parts: often only the first 
 import io
 import re
 import zipfile
+from codecs import lookup
+from contextlib import suppress
 from fractions import Fraction
+from pathlib import PurePosixPath
 from urllib.parse import unquote
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
@@ -23,6 +26,7 @@ from cf_core.readers.limits import (
     chosen,
     decoded,
     listed,
+    looks_like_utf_16,
 )
 from cf_core.readers.score import (
     MAX_TIMES,
@@ -66,13 +70,21 @@ def _written(root: Element, part: str | None) -> list[Measure]:
         for name, element in zip(names, parts, strict=True)
         for staff in _staves(element)
     ]
+    if not staves:
+        raise RejectedError("no notes")
     labels = [label for label, _, _ in staves]
-    name, voice = _split(part)
+    name, voice = (part, "") if part in labels + names else _split(part)
     if name is None and len(staves) > 1:
         raise RejectedError("several parts", listed(labels))
     if name in names and name not in labels:
-        raise RejectedError("several parts", f"{name} has several staves: {listed(labels)}")
+        several = any(label.startswith(f"{name}, staff ") for label in labels)
+        detail = f"{name} has several staves: {listed(labels)}" if several else f"none in {name}"
+        raise RejectedError("several parts" if several else "no notes", detail)
     _, element, staff = staves[0 if name is None else chosen(labels, name)]
+    notes = (note for note in element.iter("note") if staff in ("", _staff(note)))
+    voices = sorted({_voice(note) for note in notes})
+    if voice and voice not in voices:
+        raise RejectedError("no such part", f"voice {voice} is none of {', '.join(voices)}")
     measures = _Reader(staff, voice).measures(element)
     for other in parts:
         if other is not element:
@@ -89,21 +101,26 @@ def _split(part: str | None) -> tuple[str | None, str]:
 # ---- files -------------------------------------------------------------------------------------
 
 _MAX_CONTAINER = 2**16
-_ENCODINGS = ("utf-8", "utf8", "iso-8859-1", "latin-1", "us-ascii", "ascii", "windows-1252")
+_ENCODINGS = ("utf-8", "ascii", "iso8859-1", "iso8859-15", "cp1252")
+_DECLARED = re.compile(rb"""^.{0,99}encoding\s*=\s*["']([\w.-]{1,40})""", re.DOTALL)
 
 
 def _xml(data: bytes) -> Element:
     """Parse XML that defines no entities and is in an encoding that hides none."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    declared = _DECLARED.match(data[:200])
+    name = declared[1].decode() if declared else "utf-8"
+    encoding = "utf-8"
+    with suppress(LookupError):
+        encoding = lookup(name).name
+    if looks_like_utf_16(data):
         text = decoded(data)
+    elif encoding.startswith("utf-16"):
+        # Some programs declare what their strings were in memory.
+        text = data.decode("utf-8-sig")
+    elif encoding in _ENCODINGS:
+        text = data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     else:
-        declared = re.search(
-            rb"""^.{0,99}encoding\s*=\s*["']([\w.-]{1,40})""", data[:200], re.DOTALL
-        )
-        encoding = declared[1].decode().lower() if declared else "utf-8"
-        if encoding not in _ENCODINGS:
-            raise RejectedError("unreadable", f"its encoding is {encoding}; save it as UTF-8")
-        text = data.decode("utf-8-sig" if encoding.startswith("utf") else encoding)
+        raise RejectedError("unreadable", f"its encoding is {name}; save it as UTF-8")
     if "<!ENTITY" in text:
         raise RejectedError("unreadable", "defines XML entities")
     return fromstring(text)  # noqa: S314  (entities were refused above)
@@ -131,15 +148,11 @@ def _unpacked(data: bytes) -> bytes:
         members = {member_name(member): member for member in archive.infolist()}
         if any(member.compress_type not in UNPACKED for member in members.values()):
             raise RejectedError("unreadable", "compressed by other than deflate")
-        scores = [
-            name
-            for name in members
-            if not name.startswith(("META-INF/", "__MACOSX/"))
-            and name.lower().endswith((".xml", ".musicxml"))
-        ]
+        scores = [name for name in members if _is_score(name)]
         named = [name for name in _named_scores(archive, members) if name in members]
         if not named and len(scores) != 1:
-            raise RejectedError("unreadable", f"its container names no score of {listed(scores)}")
+            detail = f"its container names none of {listed(scores)}" if scores else "holds no score"
+            raise RejectedError("unreadable", detail)
         with archive.open(members[(named or scores)[0]]) as stream:
             score = stream.read(MAX_BYTES["musicxml"] + 1)
     if len(score) > MAX_BYTES["musicxml"]:
@@ -147,9 +160,15 @@ def _unpacked(data: bytes) -> bytes:
     return score
 
 
+def _is_score(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = path.name.startswith(".") or path.parts[0].upper() in ("META-INF", "__MACOSX")
+    return not hidden and path.suffix.lower() in (".xml", ".musicxml")
+
+
 def _named_scores(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> list[str]:
     """Names that the container of a compressed file gives for its score."""
-    container = members.get("META-INF/container.xml")
+    container = next((m for n, m in members.items() if n.upper() == "META-INF/CONTAINER.XML"), None)
     if container is None:
         return []
     with archive.open(container) as stream:
@@ -158,7 +177,8 @@ def _named_scores(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo])
         paths = [e.get("full-path", "") for e in _xml(content).iter() if e.get("full-path")]
     except (ParseError, UnicodeDecodeError, RejectedError):
         return []
-    return [name for path in paths for name in (path, unquote(path))]
+    plain = [re.sub(r"^(?:\./|/)+", "", path.replace("\\", "/")) for path in paths]
+    return [name for path in (*paths, *plain) for name in (path, unquote(path))]
 
 
 # ---- parts -------------------------------------------------------------------------------------
@@ -174,13 +194,20 @@ def _names(root: Element, parts: list[Element]) -> list[str]:
 
 
 def _staves(part: Element) -> list[str]:
-    """Numbers of a part's staves, where its notes are on several; else one that is empty."""
-    staves = {_staff(note) for note in part.iter("note")}
-    return sorted(staves, key=lambda staff: (len(staff), staff)) if len(staves) > 1 else [""]
+    """Numbers of a part's staves that have notes; of a single staff, an empty one."""
+    every = {_staff(note) for note in part.iter("note")}
+    staves = {_staff(note) for note in part.iter("note") if note.find("pitch") is not None}
+    if len(every) == 1 and staves:
+        return [""]
+    return sorted(staves, key=lambda staff: (len(staff), staff))
 
 
 def _staff(note: Element) -> str:
     return (note.findtext("staff") or "1").strip()
+
+
+def _voice(note: Element) -> str:
+    return (note.findtext("voice") or "1").strip()
 
 
 def _add_signs(measures: list[Measure], others: list[Measure]) -> None:
@@ -197,15 +224,9 @@ def _add_signs(measures: list[Measure], others: list[Measure]) -> None:
 # ---- measures ----------------------------------------------------------------------------------
 
 _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-_QUARTERS = {
-    "breve": Fraction(8),
-    "whole": Fraction(4),
-    "half": Fraction(2),
-    "quarter": Fraction(1),
-    "eighth": Fraction(1, 2),
-    "16th": Fraction(1, 4),
-    "32nd": Fraction(1, 8),
-}
+_VALUES = "maxima long breve whole half quarter eighth 16th 32nd 64th 128th 256th 512th 1024th"
+_QUARTERS = {name: Fraction(32, 2**power) for power, name in enumerate(_VALUES.split())}
+"""Note values in quarter notes."""
 
 
 class _Reader:
@@ -264,8 +285,7 @@ class _Reader:
             if measure.length > LONGEST_BAR * TICKS:
                 long = measure.length / TICKS
                 raise RejectedError("too large", f"a bar of {long:.0f} quarter notes")
-        # Of notes in unison, one is heard.
-        measure.notes = sorted(dict.fromkeys(measure.notes), key=lambda note: note.offset)
+        measure.notes = sorted(_without_unison(measure.notes), key=lambda note: note.offset)
 
     def _duration(self, element: Element) -> Time:
         text = (element.findtext("duration") or "0").strip()
@@ -277,7 +297,7 @@ class _Reader:
         pitch, size = note.find("pitch"), note.find("type")
         cue = note.find("cue") is not None or (size is not None and "cue" in size.get("size", ""))
         other = self._staff not in ("", _staff(note)) or (
-            self._voice and self._voice != (note.findtext("voice") or "1").strip()
+            self._voice and self._voice != _voice(note)
         )
         if pitch is None or cue or other or not duration:
             return
@@ -287,8 +307,9 @@ class _Reader:
         number = _midi_number(pitch) + self._transposition
         if not 0 <= number <= 127:
             raise RejectedError("unreadable", f"a note that MIDI has not: number {number}")
-        written = Written(onset, duration, number, "start" in ties, "stop" in ties)
-        measure.notes.append(written)
+        goes_on = "continue" in ties
+        starts, stops = goes_on or "start" in ties, goes_on or "stop" in ties
+        measure.notes.append(Written(onset, duration, number, starts, stops))
 
     def _attributes(self, attributes: Element) -> None:
         """Take divisions, time signature and transposition, where they are of this staff."""
@@ -302,10 +323,20 @@ class _Reader:
                 units = [unit.text or "" for unit in element.findall("beat-type")]
                 self._meter = meter_of(beats, units) or self._meter
             elif element.tag == "transpose":
-                semitones = float(element.findtext("chromatic") or 0)
-                octaves = int(element.findtext("octave-change") or 0)
-                octaves -= element.find("double") is not None
-                self._transposition = round(semitones) + 12 * octaves
+                octaves = _number(element.findtext("octave-change"))
+                double = element.find("double")
+                if double is not None:
+                    octaves += 1 if double.get("above") == "yes" else -1
+                semitones = _number(element.findtext("chromatic")) + 12 * octaves
+                self._transposition = round(semitones)
+
+
+def _without_unison(notes: list[Written]) -> list[Written]:
+    """Of notes of one pitch, place and length, the first."""
+    heard: dict[tuple[Time, Time, int], Written] = {}
+    for note in notes:
+        heard.setdefault((note.offset, note.duration, note.pitch), note)
+    return list(heard.values())
 
 
 def _midi_number(pitch: Element) -> int:
@@ -322,6 +353,8 @@ _DOUBLE = ("light-light", "light-heavy", "heavy-light", "heavy-heavy")
 def _bar_line(line: Element, measure: Measure, before: Measure) -> None:
     """Take the repeat and the ending of a bar line; `before` is what a repeat end there ends."""
     repeat, ending = line.find("repeat"), line.find("ending")
+    measure.segno |= line.find("segno") is not None or bool(line.get("segno"))
+    measure.coda |= line.find("coda") is not None or bool(line.get("coda"))
     if repeat is not None and repeat.get("direction") == "forward":
         measure.opens = True
     elif repeat is not None:
@@ -349,7 +382,7 @@ def _direction(measure: Measure, direction: Element, at: Time) -> None:
         measure.fine |= bool(sound.get("fine"))
         measure.segno |= bool(sound.get("segno"))
         measure.coda |= bool(sound.get("coda"))
-    tempo = next((float(s.get("tempo", 0)) for s in sounds if s.get("tempo")), 0.0)
+    tempo = next((_number(s.get("tempo")) for s in sounds if s.get("tempo")), 0.0)
     for metronome in direction.iter("metronome"):
         tempo = tempo or _speed(metronome)
     if 0 < tempo < float("inf"):
@@ -357,11 +390,14 @@ def _direction(measure: Measure, direction: Element, at: Time) -> None:
 
 
 def _speed(metronome: Element) -> float:
-    """Quarter notes per minute of a metronome mark; 0 where it relates two note values."""
-    units, number = metronome.findall("beat-unit"), metronome.findtext("per-minute") or ""
-    found = re.search(r"\d+(\.\d+)?", number)
-    if len(units) != 1 or found is None:
-        return 0.0
-    beat = _QUARTERS.get((units[0].text or "").strip(), Fraction(1))
-    dots = len(metronome.findall("beat-unit-dot"))
-    return float(found[0]) * float(beat * (2 - Fraction(1, 2 ** min(dots, 3))))
+    """Quarter notes per minute of a metronome mark; 0 where it says none."""
+    units, speed = metronome.findall("beat-unit"), _number(metronome.findtext("per-minute"))
+    beat = _QUARTERS.get((units[0].text or "").strip()) if len(units) == 1 else None
+    dots = min(len(metronome.findall("beat-unit-dot")), 3)
+    return speed * float(beat * (2 - Fraction(1, 2**dots))) if beat else 0.0
+
+
+def _number(text: str | None) -> float:
+    """The first number of a text, 0 where it has none."""
+    found = re.search(r"-?\d{1,9}(?:[.,]\d{1,9})?", text or "")
+    return float(found[0].replace(",", ".")) if found else 0.0
