@@ -280,20 +280,25 @@ def _legato(
     ]
     gates = [gate for sign in (1, -1) if (gate := _gate(missed, len(notes), sign))]
     late = max((gate.ticks for gate in gates if gate.sign < 0), default=0)
-    starts = [start for start, _ in bars]
-    lines = [*starts, sum(bars[-1])] if bars else []
+    starts = [start for start, _ in bars] or [0]
+    lines = [*starts, sum(bars[-1])] if bars else starts
     moved: list[Sounding] = []
     for (onset, end, pitch), stop in zip(notes, following, strict=True):
-        bar = min(lines, key=lambda line: abs(line - end), default=end)
-        meant = stop if stop is not None else max(bar, onset)
+        meant = _nearest(lines, end) if stop is None else stop
         gap = meant - end
         close = -step < 2 * gap and gap + late < step - near and abs(gap) > near
         place = meant if close and meant > onset else end
-        start = starts[max(bisect_right(starts, place) - 1, 0)] if starts else 0
+        start = starts[max(bisect_right(starts, place) - 1, 0)]
         for gate in gates:
             place = _meant(onset, place, stop, start, step, near, gate)
         moved.append((onset, place, pitch))
     return moved
+
+
+def _nearest(lines: list[int], place: int) -> int:
+    """The one of sorted lines that is nearest to a place."""
+    after = bisect_right(lines, place)
+    return min(lines[max(after - 1, 0) : after + 1], key=lambda line: abs(line - place))
 
 
 def _gate(missed: list[tuple[int, int]], count: int, sign: int) -> "_Gate | None":

@@ -129,6 +129,8 @@ def letters(song: Melody) -> str:
         ("C4|D4!coda!|E4!D.S.al coda!|]!coda!F4|]", "CDEF"),  # there is no sign to go back to
         ("!segno!C4|D4O|E4!D.S.!|OF4|]", "CDECDF"),
         ('C4|D4"^Fine"|E4|F4"^D.C. al Fine"|]', "CDEFCD"),
+        ("C4|OD4|E4!D.C.!|OF4|]", "CDECF"),  # the first of two signs means "to the coda"
+        ('C4|"^D C sharp"D4|', "CD"),
         ('C4|D4"D.C."|]', "CD"),  # a chord symbol is no annotation
         ("C4|D4|] !D.C.!", "CDCD"),
         ('C4|D4|"^Fine"||E4|F4|"^D.C. al Fine"|]', "CDEFCD"),  # signs between two bar lines

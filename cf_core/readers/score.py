@@ -174,7 +174,11 @@ class _Player:
         self._start, self._is_open, self._turn = index, False, 1
         """Where a repeat goes back to, whether a sign says so, and how often it has been played."""
         self._inside: _Ending | None = None
-        self._coda = next((i for i, measure in enumerate(measures) if measure.coda), None)
+        codas = [index for index, measure in enumerate(measures) if measure.coda]
+        self._coda = codas[-1] if codas else None
+        """Where the coda begins. A sign before it means "to the coda", where no words say so."""
+        signs = codas[:-1] if not any(measure.to_coda for measure in measures) else []
+        self._leaves = {index - 1 for index in signs}
 
     def order(self) -> list[int]:
         """Return the indices of the measures played, no more than is needed to refuse a song."""
@@ -187,7 +191,8 @@ class _Player:
             order.append(self._index)
             if self._after_jump and measure.fine:
                 break
-            if self._after_jump and measure.to_coda and self._coda is not None:
+            leaves = measure.to_coda or order[-1] in self._leaves
+            if self._after_jump and leaves and self._coda is not None:
                 self._index, self._coda = self._coda, None
             elif self._repeats(measure):
                 self._index, self._inside = self._start, None
@@ -242,7 +247,7 @@ class _Player:
 
 
 _JUMPS = re.compile(
-    r"(?P<capo>\bD\.?\s?C\b|\bda\s?capo\b)|(?P<segno>\bD\.?\s?S\b|\bdal\s?segno\b)"
+    r"(?P<capo>\bD(?:\.\s?)?C\b|\bda\s?capo\b)|(?P<segno>\bD(?:\.\s?)?S\b|\bdal\s?segno\b)"
     r"|(?P<fine>^\W*fine\b)|(?P<to_coda>\bto\s?coda\b|\bda\s?coda\b)|(?P<coda>^\W*coda\b)",
     re.IGNORECASE,
 )
