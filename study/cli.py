@@ -65,7 +65,10 @@ def ingest(
         str | None, typer.Option(help="Glob that a file's path must match from its end.")
     ] = None,
     part: Annotated[
-        str | None, typer.Option(help="Part of scores that have several: its name, or 1, 2, …")
+        str | None,
+        typer.Option(
+            help="Part of scores that have several: its name, as errors list it, or 1, 2, …"
+        ),
     ] = None,
     steps_per_beat: Annotated[
         int, typer.Option(help="Grid steps per quarter note; 12 also holds triplets.")
