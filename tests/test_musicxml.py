@@ -125,6 +125,8 @@ def test_signs_of_another_part_hold_for_all() -> None:
     lower = [xml_note("C", 4, 4), xml_note("D", 4, 4) + END, xml_note("E", 4, 4)]
     song = only("a.xml", score({"Oboe": upper, "Horn": lower}), "Horn")
     assert pitches(song) == [C, D, C, D, C, D, E]
+    odd = score({"Oboe": [xml_note("X", 99, 4)] * 3, "Horn": lower})
+    assert pitches(only("a.xml", odd, "Horn")) == [C, D, C, D, E]
 
 
 def test_sounding_pitch_of_transposing_parts() -> None:

@@ -88,7 +88,7 @@ def _written(root: Element, part: str | None) -> list[Measure]:
     measures = _Reader(staff, voice).measures(element)
     for other in parts:
         if other is not element:
-            _add_signs(measures, _Reader("", "").measures(other))
+            _add_signs(measures, _Reader(_NO_STAFF, "").measures(other))
     return measures
 
 
@@ -227,6 +227,10 @@ _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _VALUES = "maxima long breve whole half quarter eighth 16th 32nd 64th 128th 256th 512th 1024th"
 _QUARTERS = {name: Fraction(32, 2**power) for power, name in enumerate(_VALUES.split())}
 """Note values in quarter notes."""
+
+
+_NO_STAFF = "none"
+"""No note is on it: what is read of it are signs and tempos."""
 
 
 class _Reader:
