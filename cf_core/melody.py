@@ -267,30 +267,34 @@ def _legato(
 
     An end that lies before the next onset by less than a step, or beyond it by less than half a
     step, means "until the next onset"; after the last onset, until the bar line. Where half of the
-    notes or more end too soon, or too late, the middle one of them tells how much this file takes
-    off or adds (its gate). Then an end that misses the next onset or a grid line by no more, of its
-    length or in ticks, means that place. `bars` are their starts and lengths.
+    notes or more end off the grid and too soon for the next onset, or too late, the middle one of
+    them tells how much this file takes off or adds (its gate). Then an end means the place, of the
+    next onset and the grid lines, that it misses most nearly by that, of its length or in ticks;
+    the next onset, if both fit.
+    `bars` are their starts and lengths.
     """
     onsets = sorted({onset for onset, _, _ in notes})
     following = [_above(onsets, onset + near) for onset, _, _ in notes]
+    starts = [start for start, _ in bars] or [0]
+    beyond = [(end - starts[max(bisect_right(starts, end) - 1, 0)]) % step for _, end, _ in notes]
     missed = [
         (stop - end, stop - onset)
-        for (onset, end, _), stop in zip(notes, following, strict=True)
+        for (onset, end, _), stop, off in zip(notes, following, beyond, strict=True)
         if stop is not None and -step < 2 * (stop - end) < max(2 * step, (stop - onset) / 4)
+        # What lies on the grid, but for rounding, may be meant so.
+        if 4 * min(off, step - off) > near or abs(stop - end) <= near
     ]
     gates = [gate for sign in (1, -1) if (gate := _gate(missed, len(notes), sign))]
     late = max((gate.ticks for gate in gates if gate.sign < 0), default=0)
-    starts = [start for start, _ in bars] or [0]
     lines = [*starts, sum(bars[-1])] if bars else starts
     moved: list[Sounding] = []
-    for (onset, end, pitch), stop in zip(notes, following, strict=True):
+    for (onset, end, pitch), stop, off in zip(notes, following, beyond, strict=True):
         meant = _nearest(lines, end) if stop is None else stop
         gap = meant - end
         close = -step < 2 * gap and gap + late < step - near and abs(gap) > near
         place = meant if close and meant > onset else end
-        start = starts[max(bisect_right(starts, place) - 1, 0)]
-        for gate in gates:
-            place = _meant(onset, place, stop, start, step, near, gate)
+        for gate in gates if place == end else []:
+            place = _meant(onset, end, stop, end - off, step, near, gate)
         moved.append((onset, place, pitch))
     return moved
 
@@ -317,26 +321,26 @@ class _Gate(NamedTuple):
 
 
 def _meant(
-    onset: int, end: int, stop: int | None, start: int, step: int, near: int, gate: _Gate
+    onset: int, end: int, stop: int | None, line: int, step: int, near: int, gate: _Gate
 ) -> int:
     """Where a note was meant to end: at the next onset, `stop`, at a grid line, or as played.
 
-    Grid lines count from `start`, that of the bar.
+    `line` is the last grid line before its end.
     """
-    beyond = (end - start) % step
-    if min(beyond, step - beyond, abs((stop or end + step) - end)) <= near:
-        return end
-    line = end - beyond + (step if gate.sign > 0 else 0)
     most = near + max(gate.ticks, gate.share * (end - onset) / (1 - gate.sign * gate.share))
-    places = [*range(line, end + gate.sign * int(most + 1), gate.sign * step), stop]
-    found = [
-        (min(abs(gap - gate.ticks), abs(gap - gate.share * (place - onset))), place)
+    reach = int(most) // step + 2
+    places = [*(line + step * number for number in range(-reach, reach + 1)), stop]
+    found = {
+        place: min(abs(gap - gate.ticks), abs(gap - gate.share * (place - onset)))
         for place in places
-        if place is not None and (stop is None or place <= stop)
+        if place is not None and onset < place and (stop is None or place <= stop)
         for gap in [gate.sign * (place - end)]
-        if 0 < gap <= most
-    ]
-    return min(found)[1] if found else end
+        if -near <= gap <= most
+    }
+    meant = min(found, key=lambda place: found[place], default=end)
+    if stop in found and found[stop] <= found[meant] + near:
+        meant = stop
+    return meant if abs(meant - end) > near else end
 
 
 def _above(values: list[int], bound: int) -> int | None:

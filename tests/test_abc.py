@@ -135,6 +135,7 @@ def letters(song: Melody) -> str:
         ("C4|D4|] !D.C.!", "CDCD"),
         ('C4|D4|"^Fine"||E4|F4|"^D.C. al Fine"|]', "CDEFCD"),  # signs between two bar lines
         ("C4|D4||!D.C.!||E4|]", "CDCDE"),
+        ("C4|!segno!D4|!d.s. al fine!E4|]", "CDEDE"),
         ("|:C4:|!fine!|:D4:|!D.C.!|", "CCDDC"),
     ],
 )
@@ -265,10 +266,16 @@ def test_a_tie_into_an_ending_is_played_each_time() -> None:
     assert [(n.pitch, float(n.duration)) for n in song.notes] == [(D, 4), (C, 8), (D, 4), (C, 8)]
     sharp = abc("|:D4|^F4-|[1F4:|[2F4|F4|]")
     assert pitches(sharp) == [D, 66, D, 66, 65]
+    named = abc('|:^F4-|["a" F4:|["b" F4|]')
+    assert [(n.pitch, float(n.duration)) for n in named.notes] == [(66, 8), (66, 8)]
+    apart = abc('|:^F4-|1F4:|2F4|]|:A4|["last" F4|]')
+    assert pitches(apart)[-1] == 65
 
 
 def test_unison_is_one_note() -> None:
     assert [bar.reason for bar in grid(abc("[CC]4|[ce]4|"))] == [None, "chord"]
+    for chord in ("[C-C]4", "[CC-]4"):
+        assert len(abc(f"{chord}|C4|").notes) == 1
 
 
 def test_a_voice_overlay_sounds_together_with_its_bar() -> None:
@@ -416,6 +423,13 @@ def test_what_moves_notes_adds_up_and_ends_by_itself() -> None:
     assert pitches(abc("CDEz|", "V:1 octave=-1", key="C transpose=-2")) == [46, 48, 50]
     assert pitches(abc("V:1\nCz3|[K:bass]Cz3|", "V:1 clef=treble-8")) == [48, 60]
     assert pitches(abc("V:1\nCz3|\nV:1 clef=treble\nCz3|", "V:1 treble-8")) == [48, 60]
+    assert pitches(abc("V:1\nCz3|", 'V:1 name="my bass octave=1" clef=treble-8')) == [48]
+    assert pitches(abc("V:1\nCz3|", 'V:1 clef="treble-8"')) == [48]
+
+
+def test_a_clef_alone_leaves_the_key() -> None:
+    for field in ("clef=bass", "bass", "octave=0", "perc", "cue=on"):
+        assert pitches(abc(f"F4|[K:{field}]F4|", key="D")) == [66, 66]
 
 
 def test_a_tempo_holds_from_where_it_stands_each_time_it_is_played() -> None:

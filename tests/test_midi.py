@@ -146,6 +146,8 @@ def test_a_release_closes_no_note_that_begins_on_its_own_tick() -> None:
         Note(Fraction(1), Fraction(1), 60),
         Note(Fraction(2), Fraction(2), 60),
     )
+    unison = pressed((0, "on", 60), (0, "on", 60), (480, "off", 60), (960, "off", 60))
+    assert unison == (Note(Fraction(0), Fraction(2), 60),)
     no_length = [(480, "on", 64), (480, "off", 64)]
     assert pressed((0, "on", 60), *no_length, (1920, "off", 60)) == (
         Note(Fraction(0), Fraction(4), 60),

@@ -207,6 +207,9 @@ def test_parts_and_staves_without_notes_are_left_out() -> None:
     left_hand = rests.replace("</note>", "<staff>2</staff></note>")
     piano = [note + "<backup><duration>4</duration></backup>" + left_hand for note in voice]
     assert pitches(only("a.xml", score({"Piano": piano}))) == [C, D]
+    assert pitches(only("a.xml", score({"Piano": piano}), "Piano")) == [C, D]
+    cues = [xml_note("G", 5, 4, inside="<cue/>")] * 2
+    assert pitches(only("a.xml", score({"Voice": voice, "Cues": cues}))) == [C, D]
 
 
 def test_ties_that_go_on_and_voices_in_unison() -> None:
@@ -220,6 +223,12 @@ def test_ties_that_go_on_and_voices_in_unison() -> None:
     other = xml_note("C", 4, 4) + back + xml_note("C", 4, 2) + xml_note("E", 4, 2)
     song = only("a.xml", score({"Voice": [unison, other]}))
     assert [bar.reason for bar in grid(song)] == [None, "chord"]
+    for first, second in (
+        (tied("start"), xml_note("C", 4, 4)),
+        (xml_note("C", 4, 4), tied("start")),
+    ):
+        song = only("a.xml", score({"Voice": [first + back + second, tied("stop")]}))
+        assert song.notes == (Note(Fraction(0), Fraction(4), C),)
 
 
 def test_a_segno_at_a_bar_line() -> None:

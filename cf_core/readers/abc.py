@@ -104,7 +104,9 @@ _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _MODES = {"": 0, "maj": 0, "ion": 0, "m": -3, "min": -3, "aeo": -3}
 _MODES |= {"mix": -1, "dor": -2, "phr": -4, "lyd": 1, "loc": -5}
 _ALTERS = {"^^": 2, "^": 1, "=": 0, "_": -1, "__": -2}
-_KEY = re.compile(r"([A-Ga-g])([#b♯♭]?)(\s*)([A-Za-z]*(?!=)\b)?")
+# A word is a mode or a clef, but not if it is a property, such as "clef=bass".
+_KEY = re.compile(r"([A-Ga-g])([#b♯♭]?)(\s*)(?:([A-Za-z]+)(?!=)\b|(?![A-Za-z]))")
+_QUOTED = re.compile(r'(?<!clef=)"[^"]*"')
 _ACCIDENTAL = re.compile(r"(?<![\w=])(\^\^|\^|__|_|=)([A-Ga-g])(?![\w=])")
 _PROPERTY = re.compile(r"\b(transpose|octave|t)\s*=\s*([-+]?\d{1,3})")
 _CLEF = re.compile(
@@ -142,6 +144,7 @@ def _signature(text: str) -> dict[str, int] | None:
 
 def _moves(text: str) -> dict[str, int]:
     """Semitones by which a `K:` or `V:` field moves its notes, by what moves them."""
+    text = _QUOTED.sub('""', text)
     moves: dict[str, int] = {}
     for name, number in _PROPERTY.findall(text):
         octave = name == "octave"
@@ -161,7 +164,7 @@ _TOKEN = re.compile(
     | (?P<bar>(?:\[(?=\|)|(?<=\|)\]|:\ +(?=\|)|[|:])+)(?P<number>\d[\d,-]*)?
     | \[\ *(?P<variant>\d[\d,\- ]*|"[^"\n]*")
     | \[(?P<chord>[^\]|\n]*)\](?P<chord_length>{_LENGTH})
-    | !(?P<decoration>[^!|\s:\[\]]+|(?:D\.?[CS]|[Dd]al?\b|[Tt]o\b|[Ff]ine)[^!|\n]*)!
+    | !(?P<decoration>[^!|\s:\[\]]+|(?i:d\.?[cs]|dal?\b|to\b|fine)[^!|\n]*)!
     | \+(?P<plus>[^+|\s]+)\+
     | \{{[^}}\n]*\}}
     | \((?P<tuplet>\d)(?::(?P<time_of>\d?))?(?::(?P<count>\d?))?
@@ -248,7 +251,7 @@ class _Voice:
         self._accidentals: dict[tuple[str, int], int] = {}
         self._tied: dict[tuple[str, int], int] = {}
         self._tuplet, self._tuplet_left = Fraction(1), 0
-        self._ending = 0
+        self._ending, self._in_endings = 0, False
         self._tied_into_endings: dict[tuple[str, int], int] = {}
         self._begin()
         self.tempo: str = ""
@@ -369,15 +372,17 @@ class _Voice:
             self.measures[-1].times = min(colons + 1, MAX_TIMES) if "|" in sign else 2
         self.measure.opens |= sign.endswith(":")
         self.measure.new_section |= "||" in sign or "[" in sign or "]" in sign
+        self._in_endings &= not (self.measure.opens or self.measure.new_section)
 
     def ending(self, which: str) -> None:
         """Begin an ending, such as "1" or "1,3-4"."""
         self.close()
         self._ending = max(numbers(which), default=self._ending + 1)
-        if 1 in numbers(which):
+        if 1 in numbers(which) or not self._in_endings:
             self._tied_into_endings = dict(self._tied)
         else:
             self._tied = dict(self._tied_into_endings)
+        self._in_endings = True
         self.measure.ending = numbers(which) or frozenset([self._ending])
 
     def rest_for_bars(self, count: int) -> None:
@@ -622,7 +627,12 @@ class _Tune:
     def _chord(self, text: str, length: str) -> None:
         """Notes that sound together, in unison only once, are as long as the first of them."""
         written = [note for found in _IN_NOTE.finditer(text) if (note := _note(found[0]))]
-        notes = list({(note.step, note.octave, note.alter): note for note in written}.values())
+        heard: dict[tuple[str, int, int | None], _Note] = {}
+        for note in written:
+            name = (note.step, note.octave, note.alter)
+            ties = note.ties or (name in heard and heard[name].ties)
+            heard[name] = note._replace(ties=ties)
+        notes = list(heard.values())
         if notes:
             times = Fraction(_duration(length, TICKS), TICKS) if length else None
             self._voice.element(notes, notes[0].length, times)

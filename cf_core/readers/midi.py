@@ -176,7 +176,7 @@ def _pressed(events: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
             unreleased.append(tick)
         elif unreleased and (all_released or tick > struck_anew):
             onset = unreleased.popleft()
-            if sounding is not None and onset == sounding[0]:
+            if sounding is not None and onset == sounding[0] and onset not in unreleased:
                 if onset < tick:
                     yield onset, tick, sounding[1]
                 sounding = None

@@ -77,9 +77,11 @@ def _written(root: Element, part: str | None) -> list[Measure]:
     if name is None and len(staves) > 1:
         raise RejectedError("several parts", listed(labels))
     if name in names and name not in labels:
-        several = any(label.startswith(f"{name}, staff ") for label in labels)
-        detail = f"{name} has several staves: {listed(labels)}" if several else f"none in {name}"
-        raise RejectedError("several parts" if several else "no notes", detail)
+        own = [label for label in labels if label.startswith(f"{name}, staff ")]
+        if len(own) != 1:
+            detail = f"{name} has several staves: {listed(labels)}" if own else f"none in {name}"
+            raise RejectedError("several parts" if own else "no notes", detail)
+        name = own[0]
     _, element, staff = staves[0 if name is None else chosen(labels, name)]
     notes = (note for note in element.iter("note") if staff in ("", _staff(note)))
     voices = sorted({_voice(note) for note in notes})
@@ -196,10 +198,17 @@ def _names(root: Element, parts: list[Element]) -> list[str]:
 def _staves(part: Element) -> list[str]:
     """Numbers of a part's staves that have notes; of a single staff, an empty one."""
     every = {_staff(note) for note in part.iter("note")}
-    staves = {_staff(note) for note in part.iter("note") if note.find("pitch") is not None}
+    staves = {_staff(note) for note in part.iter("note") if _sounds(note)}
     if len(every) == 1 and staves:
         return [""]
     return sorted(staves, key=lambda staff: (len(staff), staff))
+
+
+def _sounds(note: Element) -> bool:
+    """Whether a note has a pitch and is neither a grace note nor a cue."""
+    size = note.find("type")
+    cue = note.find("cue") is not None or (size is not None and "cue" in size.get("size", ""))
+    return note.find("pitch") is not None and note.find("grace") is None and not cue
 
 
 def _staff(note: Element) -> str:
@@ -298,12 +307,11 @@ class _Reader:
 
     def _note(self, measure: Measure, note: Element, onset: Time, duration: Time) -> None:
         """Add a note that sounds on the staff and in the voice that are read."""
-        pitch, size = note.find("pitch"), note.find("type")
-        cue = note.find("cue") is not None or (size is not None and "cue" in size.get("size", ""))
+        pitch = note.find("pitch")
         other = self._staff not in ("", _staff(note)) or (
             self._voice and self._voice != _voice(note)
         )
-        if pitch is None or cue or other or not duration:
+        if pitch is None or other or not duration or not _sounds(note):
             return
         ties = {
             tie.get("type") for path in ("tie", "notations/tied") for tie in note.iterfind(path)
@@ -336,10 +344,12 @@ class _Reader:
 
 
 def _without_unison(notes: list[Written]) -> list[Written]:
-    """Of notes of one pitch, place and length, the first."""
+    """One note of all that have a pitch, a place and a length in common, with the ties of all."""
     heard: dict[tuple[Time, Time, int], Written] = {}
     for note in notes:
-        heard.setdefault((note.offset, note.duration, note.pitch), note)
+        other = heard.setdefault((note.offset, note.duration, note.pitch), note)
+        starts, stops = other.starts_tie or note.starts_tie, other.stops_tie or note.stops_tie
+        heard[note[:3]] = other._replace(starts_tie=starts, stops_tie=stops)
     return list(heard.values())
 
 
