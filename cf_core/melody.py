@@ -228,15 +228,18 @@ def grid(melody: Melody, steps_per_beat: int = 4, tolerance: Fraction = TOLERANC
         notes = _legato(written, measures, step, near)
         # A last bar that nothing but the end of a note had reached is none.
         last, reached = (max((n[1] for n in ns), default=0) for ns in (notes, written))
-        measures = [bar for bar in measures if not last - near <= bar[0] < reached]
-    moved = [note for note, before in zip(notes, written, strict=True) if note != before]
+        while measures and last - near <= measures[-1][0] < reached:
+            measures.pop()
+    moved = deque(note != before for note, before in zip(notes, written, strict=True))
     waiting = deque(notes)
     bars: list[GridBar] = []
     sounding: list[Sounding] = []
     for bar, (start, length) in zip(melody.bars, measures, strict=False):
         sounding = [note for note in sounding if note[1] > start + near]
+        ends_moved = 0
         while waiting and waiting[0][0] < start + length - near:
             sounding.append(waiting.popleft())
+            ends_moved += moved.popleft()
         held = [pitch for onset, _, pitch in sounding if onset < start - near]
         tokens: list[int] = []
         reason: BarReason | None = None
@@ -254,7 +257,7 @@ def grid(melody: Melody, steps_per_beat: int = 4, tolerance: Fraction = TOLERANC
                 held=held[-1] if held else None,
                 onsets=len(sounding) - len(held),
                 reason=reason,
-                moved=sum(start - near <= onset < start + length - near for onset, _, _ in moved),
+                moved=ends_moved,
             )
         )
     return bars

@@ -311,6 +311,20 @@ def test_the_end_of_a_last_note_makes_no_bar() -> None:
     notes = [*TUNE[:4], (1920, 3850, 67)]
     for bars in (2, 3):
         assert [bar.reason for bar in played(*notes, bars=bars)] == [None, None]
+    melody = Melody(
+        "a",
+        "A",
+        tuple(Note(Fraction(o, 480), Fraction(e - o, 480), p) for o, e, p in notes),
+        (
+            *(Bar(Fraction(4 * n), Fraction(4), "4/4") for n in range(3)),
+            Bar(Fraction(12), Fraction(3), "3/4"),
+        ),
+        played=True,
+    )
+    # Bars that a later time signature closes stay, each with its own meter.
+    assert [(bar.meter, bar.reason) for bar in grid(melody)] == [("4/4", None)] * 3 + [
+        ("3/4", None)
+    ]
     staccato = played(*TUNE[:4], (1920, 2400, 67), (3360, 3370, 69))
     assert staccato[1].reason == "off grid"
 

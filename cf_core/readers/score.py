@@ -276,8 +276,8 @@ def played(
 ) -> Melody:
     """Play measures in an order: ties are joined as they are heard, split bars are one bar.
 
-    Two neighbouring short bars that make up one full bar (a bar split at a repeat sign or a double
-    bar line) are that one bar. Raises `RejectedError` where the song is empty or too long.
+    Neighbouring short bars that make up one full bar (a bar split at a repeat sign, an ending or a
+    double bar line) are that one bar. Raises `RejectedError` where the song is empty or too long.
     """
     order = list(order)
     check_size(sum(len(measure.notes) for measure in measures), len(order))
