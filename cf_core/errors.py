@@ -1,9 +1,54 @@
-"""The one error type that a person at the keyboard is meant to read."""
+"""The errors that a person at the keyboard is meant to read.
+
+Each message says in one line what was wrong, where, and what to do about it. The command line
+prints it without a traceback and exits with status 2. A Python caller catches the class that it
+can handle, or `UserError` for all of them.
+"""
 
 
 class UserError(Exception):
-    """What was wrong, where, and what to do about it, in one line.
+    """Bad input of any kind: a file, a setting, a folder, an address."""
 
-    Raised for bad input (a file, a setting, a bundle). The command line prints it without a
-    traceback and exits with status 2; a Python caller catches it like any exception.
-    """
+
+class MelodyError(UserError):
+    """A melody file can't be read, or has no bars that can be taken."""
+
+
+class CorpusError(UserError):
+    """A corpus can't be read or written, or holds too few songs."""
+
+
+class BundleError(UserError):
+    """A bundle can't be read or written, or was asked for something that it can't do."""
+
+
+class ConfigError(UserError):
+    """A study's configuration is wrong, or differs from the one that its records belong to."""
+
+
+class RecordsError(UserError):
+    """The records of a study are missing, damaged, or of another release."""
+
+
+class QueryError(UserError):
+    """An SQL query can't be run."""
+
+
+class SelectionError(UserError):
+    """No trial can be selected by the rule given."""
+
+
+class CoreGateError(UserError):
+    """The core misses what `core_gate` asks for."""
+
+
+class StudyBusyError(UserError):
+    """Another process runs the study."""
+
+
+class ClusterError(UserError):
+    """Ray can't be reached, or its nodes can't do their part."""
+
+
+class FigureError(UserError):
+    """The tables hold nothing that a figure could show."""
