@@ -14,18 +14,15 @@ from cf_core.losses import Pair
 from cf_core.nets import initialise
 from cf_core.seeding import generator
 from evaluation.classifier import ClassifierSettings, SearchClassifier
-from evaluation.transforms import (
-    CMAES,
-    BestOfN,
-    Fusion,
-    GradientSearch,
-    Identity,
-    Interpolation,
-    LatentSearch,
-    Retrieval,
-    Step,
-    Transform,
-)
+from evaluation.rivals import Rival, Tools
+from evaluation.rivals.base import Bound
+from evaluation.rivals.best_of_n import BestOfN
+from evaluation.rivals.cmaes import CMAES
+from evaluation.rivals.gradient import Gradient
+from evaluation.rivals.lp import LP
+from evaluation.rivals.retrieval import Retrieval
+from evaluation.rivals.slerp import Slerp
+from evaluation.transforms import Fusion, Identity, Step, Transform
 
 Z, ROWS = 3, 6
 SIGMA = torch.tensor([0.2, 0.5, 1.0])
@@ -79,14 +76,31 @@ def literal_objective(z: Tensor, start: Tensor, weight: float) -> float:
     return total
 
 
+def bound(
+    rival: Rival,
+    classifier: SearchClassifier | None = None,
+    bank: Pair | None = None,
+    **own: Tensor,
+) -> Transform:
+    """A rival with a value for each row."""
+    classifier = classifier or CLASSIFIER
+    sigma_bar = SIGMA.to(next(classifier.parameters()).dtype)
+    named = {name.rstrip("_"): values for name, values in own.items()}
+    return Bound(rival, named, Tools(classifier, sigma_bar, bank or pair(40, "bank")))
+
+
+def slerp(steps: int, rows: int = ROWS, *, straight: bool) -> Transform:
+    return bound(Slerp(iterations=(steps,)), straight=torch.full((rows,), float(straight)))
+
+
 SEARCHES: dict[str, Callable[[], Transform]] = {
     "fusion": lambda: Fusion(fused(), style()),
-    "lp": lambda: LatentSearch(CLASSIFIER, SIZES, 2, SIGMA),
-    "best_of_n": lambda: BestOfN(CLASSIFIER, SIZES),
-    "gradient": lambda: GradientSearch(CLASSIFIER, SIGMA, WEIGHTS, 0.1),
-    "cmaes": lambda: CMAES(CLASSIFIER, SIGMA, WEIGHTS, 0.5),
-    "slerp": lambda: Interpolation(10, spherical=True),
-    "retrieval": lambda: Retrieval(CLASSIFIER, pair(40, "bank"), SIGMA),
+    "lp": lambda: bound(LP(proposals=2, scaled=True), step_size=SIZES),
+    "best_of_n": lambda: bound(BestOfN(), step_size=SIZES),
+    "gradient": lambda: bound(Gradient(learning_rate=0.1), lambda_=WEIGHTS),
+    "cmaes": lambda: bound(CMAES(step_size=0.5), lambda_=WEIGHTS),
+    "slerp": lambda: slerp(10, straight=False),
+    "retrieval": lambda: bound(Retrieval()),
 }
 
 
@@ -139,12 +153,12 @@ def test_fusion_feeds_outputs_back() -> None:
 
 
 @pytest.mark.parametrize("proposals", [1, 3])
-@pytest.mark.parametrize("scale", [None, SIGMA])
-def test_latent_search_pair_by_pair(proposals: int, scale: Tensor | None) -> None:
-    steps = run(LatentSearch(CLASSIFIER, SIZES, proposals, scale), (2, 9))
+@pytest.mark.parametrize("scaled", [False, True])
+def test_latent_search_pair_by_pair(proposals: int, scaled: bool) -> None:
+    steps = run(bound(LP(proposals=proposals, scaled=scaled), step_size=SIZES), (2, 9))
     random = generator(0, "search")
     noise = [torch.randn(proposals, ROWS, 2 * Z, generator=random) for _ in range(9)]
-    factor = torch.ones(2 * Z) if scale is None else torch.cat((scale, scale))
+    factor = torch.cat((SIGMA, SIGMA)) if scaled else torch.ones(2 * Z)
     for row in range(ROWS):
         z = torch.cat([half[row] for half in pair()])
         for count in range(9):
@@ -157,7 +171,7 @@ def test_latent_search_pair_by_pair(proposals: int, scale: Tensor | None) -> Non
 
 
 def test_best_of_n_pair_by_pair() -> None:
-    (step,) = run(BestOfN(CLASSIFIER, SIZES), (20,))
+    (step,) = run(bound(BestOfN(), step_size=SIZES), (20,))
     random = generator(0, "search")
     noise = [torch.randn(ROWS, 2 * Z, generator=random) for _ in range(20)]
     for row in range(ROWS):
@@ -167,10 +181,10 @@ def test_best_of_n_pair_by_pair() -> None:
     assert step.classifier_calls == 21
 
 
-@pytest.mark.parametrize("kind", [LatentSearch, BestOfN])
-def test_search_never_lowers_the_classifier(kind: type[LatentSearch] | type[BestOfN]) -> None:
+@pytest.mark.parametrize("kind", [LP, BestOfN])
+def test_search_never_lowers_the_classifier(kind: type[LP] | type[BestOfN]) -> None:
     start = pair(50)
-    steps = run(kind(CLASSIFIER, torch.full((50,), 0.3)), (1, 5, 40), start)
+    steps = run(bound(kind(), step_size=torch.full((50,), 0.3)), (1, 5, 40), start)
     with torch.no_grad():
         ratings = [CLASSIFIER(start), *(CLASSIFIER(step.outputs) for step in steps)]
     for before, after in pairwise(ratings):
@@ -180,7 +194,7 @@ def test_search_never_lowers_the_classifier(kind: type[LatentSearch] | type[Best
 
 def test_gradient_search_by_finite_differences() -> None:
     exact = classifier().double()
-    transform = GradientSearch(exact, SIGMA.double(), WEIGHTS.double(), 0.1)
+    transform = bound(Gradient(learning_rate=0.1), exact, lambda_=WEIGHTS.double())
     steps = run(transform, (1, 3), (pair()[0].double(), pair()[1].double()))
 
     def objective(z: Tensor, start: Tensor, weight: float) -> float:
@@ -218,7 +232,7 @@ def test_gradient_search_by_finite_differences() -> None:
 def test_cmaes_is_that_of_the_library_for_each_pair() -> None:
     from cmaes import SepCMA  # noqa: PLC0415
 
-    (step,) = run(CMAES(CLASSIFIER, SIGMA, WEIGHTS, 0.5), (7,))
+    (step,) = run(bound(CMAES(step_size=0.5), lambda_=WEIGHTS), (7,))
     seeds = torch.randint(2**31, (ROWS,), generator=generator(0, "search")).tolist()
     for row, seed in enumerate(seeds):
         start = torch.cat([half[row] for half in pair()])
@@ -243,15 +257,15 @@ class Quadratic(SearchClassifier):
 
 def test_cmaes_finds_the_top_of_a_hill() -> None:
     hill = Quadratic(Z, ClassifierSettings(hidden=8))
-    steps = run(CMAES(hill, SIGMA, torch.zeros(ROWS), 0.5), (1, 60))
+    steps = run(bound(CMAES(step_size=0.5), hill, lambda_=torch.zeros(ROWS)), (1, 60))
     assert ((joined(steps[1]) - 1).norm(dim=1) < 0.1).all()
-    (still,) = run(CMAES(hill, SIGMA, torch.full((ROWS,), 1e4), 0.5), (20,))
+    (still,) = run(bound(CMAES(step_size=0.5), hill, lambda_=torch.full((ROWS,), 1e4)), (20,))
     assert torch.equal(joined(still), torch.cat(pair(), 1))
 
 
-@pytest.mark.parametrize("spherical", [True, False])
-def test_halves_meet_after_all_steps(spherical: bool) -> None:
-    last = run(Interpolation(4, spherical=spherical), (1, 2, 4))[-1]
+@pytest.mark.parametrize("straight", [True, False])
+def test_halves_meet_after_all_steps(straight: bool) -> None:
+    last = run(slerp(4, straight=straight), (1, 2, 4))[-1]
     torch.testing.assert_close(last.outputs[0], last.outputs[1])
 
 
@@ -261,7 +275,7 @@ def test_interpolation_of_known_vectors() -> None:
     left = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 0], [1, 0]])
     right = torch.tensor([[0.0, 1], [3, 0], [-1, 0], [2, 0], [1, 2 * root]])
     # One of 3 steps: a sixth of the way, or 15 degrees of 90.
-    (round_step,) = run(Interpolation(3, spherical=True), (1,), (left, right))
+    (round_step,) = run(slerp(3, 5, straight=False), (1,), (left, right))
     degree = math.pi / 180
     expected_left = [
         [math.cos(15 * degree), math.sin(15 * degree)],
@@ -282,15 +296,17 @@ def test_interpolation_of_known_vectors() -> None:
     torch.testing.assert_close(
         round_step.outputs[0][4], torch.tensor([sines[0] + sines[1], sines[1] * 2 * root])
     )
-    (straight,) = run(Interpolation(3, spherical=False), (1,), (left, right))
+    (straight,) = run(slerp(3, 5, straight=True), (1,), (left, right))
     torch.testing.assert_close(straight.outputs[0], left + (right - left) / 6)
     torch.testing.assert_close(straight.outputs[1], right + (left - right) / 6)
 
 
 def test_retrieval_by_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.transforms.DIFFERENCES", 40 * Z * 4)  # four pairs at a time
+    monkeypatch.setattr(
+        "evaluation.rivals.retrieval.DIFFERENCES", 40 * Z * 4
+    )  # four pairs at a time
     bank = pair(40, "bank")
-    steps = run(Retrieval(CLASSIFIER, bank, SIGMA), (1, 4, 40, 99))
+    steps = run(bound(Retrieval(), bank=bank), (1, 4, 40, 99))
     rows = torch.cat(bank, 1)
     for row in range(ROWS):
         start = torch.cat([half[row] for half in pair()])

@@ -1,0 +1,168 @@
+"""What every rival is: a method that fusion is compared with, as one class."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cf_core.losses import Pair
+from cf_core.settings import Settings
+from evaluation.classifier import SearchClassifier
+from evaluation.transforms import Step, Transform
+
+Dashes = str | tuple[float, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn: label, colour, marker and dashes, as matplotlib takes them."""
+
+    label: str
+    colour: str = "#999999"
+    marker: str = "."
+    dashes: Dashes = "-"
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a rival may use. There is no judge in it, and no song of validation or test."""
+
+    classifier: SearchClassifier
+    sigma_bar: Float[Tensor, "Z"]
+    neighbours: Pair
+    """Latents of all adjacent pairs of the training songs, P rows each."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a rival, which is recorded as a trial is."""
+
+    method: str
+    """Name of the rival."""
+    values: tuple[tuple[str, float | bool], ...] = ()
+    """What it differs in from the rival's other settings, by name. Of these, `lambda` and
+    `step_size` are columns of the tables."""
+
+    @property
+    def id(self) -> str:
+        """Name of the setting, such as "lp-eta0.1"; different for different settings."""
+        marks = {"step_size": "eta"}
+        parts = [
+            name if value is True else f"{marks.get(name, name)}{value!r}"
+            for name, value in self.values
+            if value is not False
+        ]
+        return "-".join([self.method, *parts])
+
+    def value(self, name: str) -> float | None:
+        """The value of that name; None where the setting has none."""
+        return dict(self.values).get(name)
+
+
+@dataclass(frozen=True)
+class Rival(Settings):
+    """A method that fusion is compared with: its options, its settings, and how it is run.
+
+    A subclass is a frozen dataclass, whose fields are the options that a study may give under
+    `evaluation.NAME`. It says its `name`, its `look`, its `settings` and its `steps`; the
+    configuration, the plan, the jobs, the figures and the reference pages follow from that. A
+    class in a module of `evaluation.rivals` is known by its name, any other by `module:Class`:
+
+        @dataclass(frozen=True)
+        class Shift(Rival):
+            '''Both halves moved by the same amount in all dimensions.'''
+
+            name = "shift"
+            look = Look("shift", "#332288", "1")
+            amounts: tuple[float, ...] = (0.1, 0.5)
+            iterations: tuple[int, ...] = (1, 2)
+
+            def settings(self):
+                return [Setting(self.name, (("amount", x),)) for x in self.amounts]
+
+            def steps(self, pair, counts, random, own, tools):
+                for count in counts:
+                    by = count * own["amount"][:, None]
+                    yield Step(count, (pair[0] + by, pair[1] + by))
+
+    Lists of numbers must not be empty, hold what is above 0 and no value twice; they are sorted.
+    Raises `ValueError`, which names the option, for others.
+    """
+
+    name: ClassVar[str]
+    """What the configuration and the tables call it."""
+    look: ClassVar[Look]
+    """How figures draw it."""
+    together: ClassVar[bool] = True
+    """Whether all settings run as one batch and share their random draws; else each is a job."""
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        **Settings.__pydantic_config__,
+        # YAML says `lambda`, which is no name in Python.
+        "alias_generator": lambda name: name.rstrip("_"),
+        "serialize_by_alias": True,
+    }
+
+    iterations: tuple[int, ...] = (1,)
+    """Numbers of iterations after which outputs are kept."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in (field.name for field in fields(self)):
+            if not isinstance(value := getattr(self, name), tuple):
+                continue
+            said = name.rstrip("_")
+            if not value:
+                raise ValueError(f"{said}: must have at least one value")
+            if not all(0 < each < float("inf") for each in value):
+                raise ValueError(f"{said}: all values must be finite and above 0")
+            if len(set(value)) < len(value):
+                raise ValueError(f"{said}: no value may be given twice")
+            object.__setattr__(self, name, tuple(sorted(value)))
+
+    @abstractmethod
+    def settings(self) -> list[Setting]:
+        """List all settings, each of which is recorded by itself."""
+
+    @abstractmethod
+    def steps(
+        self,
+        pair: Pair,
+        counts: Sequence[int],
+        random: torch.Generator,
+        own: Mapping[str, Float[Tensor, "B"]],
+        tools: Tools,
+        /,
+    ) -> Iterator[Step]:
+        """Yield the outputs after each of `counts` iterations (ascending, 1 or more).
+
+        `own` holds the values of each row's setting by name. No row may look at another, and
+        `pair` must be left as it is. Random draws come from `random` alone, which is on the
+        latents' device. Gradients are off.
+        """
+
+    def transform(self, settings: Sequence[Setting], rows: int, tools: Tools) -> Transform:
+        """Make the transform of a batch in which each of `settings` has so many rows in turn."""
+        names = [name for name, _ in settings[0].values]
+        own = {
+            name: torch.tensor([float(dict(one.values)[name]) for one in settings])
+            for name in names
+        }
+        return Bound(self, {n: v.repeat_interleave(rows) for n, v in own.items()}, tools)
+
+
+@dataclass(frozen=True)
+class Bound(Transform):
+    """A rival with the values of its settings row by row."""
+
+    rival: Rival
+    own: Mapping[str, Float[Tensor, "B"]]
+    tools: Tools
+
+    def _steps(
+        self, pair: Pair, counts: Sequence[int], random: torch.Generator, /
+    ) -> Iterator[Step]:
+        return self.rival.steps(pair, counts, random, self.own, self.tools)

@@ -1,0 +1,47 @@
+"""The best of many draws."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cf_core.losses import Pair
+from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.rivals.climbing import search_randomly
+from evaluation.transforms import Step
+
+
+@dataclass(frozen=True)
+class BestOfN(Rival):
+    """The best by the search classifier of the input and N draws `z + η ε` around it.
+
+    `ε ~ N(0, 1)`; an iteration is a draw.
+    """
+
+    name = "best_of_n"
+    look = Look("best of N", "#56B4E9", "^", (0.0, (4.0, 2.0)))
+
+    step_sizes: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    """η, the standard deviation of a draw."""
+    iterations: tuple[int, ...] = (1, 3, 10, 30, 100, 300, 1000, 3000)
+    """Numbers of draws."""
+
+    def settings(self) -> list[Setting]:
+        """One for each η."""
+        return [Setting(self.name, (("step_size", size),)) for size in self.step_sizes]
+
+    def steps(
+        self,
+        pair: Pair,
+        counts: Sequence[int],
+        random: torch.Generator,
+        own: Mapping[str, Float[Tensor, "B"]],
+        tools: Tools,
+        /,
+    ) -> Iterator[Step]:
+        """As `Rival.steps` says."""
+        start = torch.cat(pair, 1)
+        spread = own["step_size"][:, None].expand_as(start)
+        return search_randomly(tools.classifier, start.clone(), start, spread, 1, counts, random)

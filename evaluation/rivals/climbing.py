@@ -1,0 +1,62 @@
+"""What the rivals that climb the search classifier share."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cf_core.losses import Pair, distance, positive
+from evaluation.classifier import SearchClassifier
+from evaluation.rivals.base import Tools
+from evaluation.transforms import Step
+
+
+def search_randomly(
+    classifier: SearchClassifier,
+    best: Float[Tensor, "B Z2"],
+    centre: Float[Tensor, "B Z2"],
+    spread: Float[Tensor, "B Z2"],
+    proposals: int,
+    counts: Sequence[int],
+    random: torch.Generator,
+) -> Iterator[Step]:
+    """Propose around `centre` and keep in `best`, which may be the same tensor."""
+    score, rate = classifier(split_halves(best)), classifier.scorer(proposals * len(best))
+    proposed = best.new_empty(proposals, *best.shape)
+    for count in range(1, counts[-1] + 1):
+        proposed.normal_(generator=random)
+        torch.addcmul(centre, proposed, spread, out=proposed)
+        keep_best(best, score, proposed, rate(proposed.flatten(0, 1)).view(proposals, -1))
+        if count in counts:
+            yield Step(count, split_halves(best.clone()), 1 + proposals * count)
+
+
+def keep_best(
+    best: Float[Tensor, "B Z2"],
+    score: Float[Tensor, "B"],
+    proposed: Float[Tensor, "K B Z2"],
+    scores: Float[Tensor, "K B"],
+) -> None:
+    """Replace each row of `best` by the best proposal for it where that has a higher score."""
+    top, which = scores.max(0)
+    rises = (top > score).nonzero().squeeze(1)  # never where a score is NaN
+    best[rises] = proposed[which[rises], rises]
+    score[rises] = top[rises]
+
+
+def split_halves(z: Float[Tensor, "B Z2"]) -> Pair:
+    """Split joined rows into left and right halves."""
+    left, right = z.chunk(2, 1)
+    return left, right
+
+
+def measure_objective(
+    before: Pair, after: Pair, lambda_: Float[Tensor, "B"], tools: Tools
+) -> Float[Tensor, "B"]:
+    """`-log C(z') + λ L_dist(z, z')` of each row, to be minimised.
+
+    C is the search classifier, λ the row's, and L_dist equation 7 to the input.
+    """
+    realism = positive(tools.classifier(after))
+    return realism + lambda_ * distance(before, after, tools.sigma_bar)

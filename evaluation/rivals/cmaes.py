@@ -1,0 +1,85 @@
+"""CMA-ES, an evolution strategy."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cf_core.losses import Pair
+from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.rivals.climbing import keep_best, measure_objective, split_halves
+from evaluation.transforms import Step
+
+if TYPE_CHECKING:
+    from cmaes import SepCMA
+
+
+@dataclass(frozen=True)
+class CMAES(Rival):
+    """CMA-ES (with a diagonal covariance) on the objective of the gradient search.
+
+    Separable CMA-ES (Ros & Hansen 2008) from the input; an iteration is a generation. Each row has
+    its own optimiser. The output is the best of the input and all it asked for. One that says that
+    it is over (converged, or diverged) stays as it is.
+    """
+
+    name = "cmaes"
+    look = Look("CMA-ES", "#CC79A7", "s", (0.0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0)))
+    together = False  # slow, so that workers share its settings
+
+    lambda_: tuple[float, ...] = (0.003, 0.03, 0.3, 3.0)
+    """λ of the penalty."""
+    step_size: float = 0.1
+    """Standard deviation of the first generation."""
+    iterations: tuple[int, ...] = (1, 2, 4, 8, 12, 20, 30, 45, 65, 100)
+    """Numbers of generations after which outputs are kept."""
+
+    def settings(self) -> list[Setting]:
+        """One for each λ."""
+        return [Setting(self.name, (("lambda", x),)) for x in self.lambda_]
+
+    def steps(
+        self,
+        pair: Pair,
+        counts: Sequence[int],
+        random: torch.Generator,
+        own: Mapping[str, Float[Tensor, "B"]],
+        tools: Tools,
+        /,
+    ) -> Iterator[Step]:
+        """As `Rival.steps` says."""
+        best, score = torch.cat(pair, 1), -measure_objective(pair, pair, own["lambda"], tools)
+        running = self._optimisers(best, random)
+        population = running[0].population_size
+        inputs = split_halves(best.repeat_interleave(population, 0))
+        lambda_ = own["lambda"].repeat_interleave(population)
+        asked = np.repeat(best.cpu().numpy()[:, None], population, 1).astype(np.float64)
+        for count in range(1, counts[-1] + 1):
+            running = {row: each for row, each in running.items() if not each.should_stop()}
+            for row, each in running.items():
+                asked[row] = [each.ask() for _ in range(population)]
+            z = torch.from_numpy(asked).to(best)
+            values = measure_objective(inputs, split_halves(z.flatten(0, 1)), lambda_, tools).view(
+                z.shape[:2]
+            )
+            told = values.tolist()
+            for row, each in running.items():
+                each.tell(list(zip(asked[row], told[row], strict=True)))
+            keep_best(best, score, z.transpose(0, 1), -values.T)
+            if count in counts:
+                yield Step(count, split_halves(best.clone()), 1 + population * count)
+
+    def _optimisers(self, z: Float[Tensor, "B Z2"], random: torch.Generator) -> "dict[int, SepCMA]":
+        """One for each row. That of a row that is not finite starts at 0, and changes nothing."""
+        from cmaes import SepCMA  # noqa: PLC0415  (the others need PyTorch alone)
+
+        means = z.nan_to_num(0.0, 0.0, 0.0).cpu().numpy().astype(np.float64)
+        seeds = torch.randint(2**31, (len(z),), generator=random, device=z.device).tolist()
+        return {
+            row: SepCMA(mean, self.step_size, seed=seed)
+            for row, (mean, seed) in enumerate(zip(means, seeds, strict=True))
+        }

@@ -1,0 +1,53 @@
+"""LP, the latent search that the poster compares with."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cf_core.losses import Pair
+from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.rivals.climbing import search_randomly
+from evaluation.transforms import Step
+
+
+@dataclass(frozen=True)
+class LP(Rival):
+    """Latent search: proposals `z + η ε`, kept where the search classifier rises.
+
+    `ε ~ N(0, 1)` over both halves. The best of an iteration's proposals counts.
+    """
+
+    name = "lp"
+    look = Look("LP", "#D55E00", "x", "--")
+
+    step_sizes: tuple[float, ...] = (0.1, 0.2, 0.4)
+    """η, the standard deviation of a proposal."""
+    proposals: int = 1
+    """Proposals per iteration, of which the best counts."""
+    scaled: bool = False
+    """Whether proposals are scaled by σ̄, dimension by dimension."""
+    iterations: tuple[int, ...] = (1, 3, 10, 30, 100, 300, 600, 1000)
+    """Numbers of iterations after which outputs are kept."""
+
+    def settings(self) -> list[Setting]:
+        """One for each η."""
+        return [Setting(self.name, (("step_size", size),)) for size in self.step_sizes]
+
+    def steps(
+        self,
+        pair: Pair,
+        counts: Sequence[int],
+        random: torch.Generator,
+        own: Mapping[str, Float[Tensor, "B"]],
+        tools: Tools,
+        /,
+    ) -> Iterator[Step]:
+        """As `Rival.steps` says."""
+        start = torch.cat(pair, 1)
+        scale = tools.sigma_bar.repeat(2) if self.scaled else start.new_ones(start.shape[1])
+        spread = torch.outer(own["step_size"], scale)
+        best = start.clone()
+        return search_randomly(tools.classifier, best, best, spread, self.proposals, counts, random)

@@ -1,0 +1,67 @@
+"""Real neighbours of the training songs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from cf_core.losses import Pair, distance
+from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.rivals.climbing import split_halves
+from evaluation.transforms import Step
+
+DIFFERENCES = 2**23
+"""Numbers of a temporary, at most (unless a single pair needs more): 32 MiB."""
+
+
+@dataclass(frozen=True)
+class Retrieval(Rival):
+    """A real adjacent pair of the training songs near the input.
+
+    Of the k real pairs nearest in equation 7, the one that the search classifier rates highest;
+    an iteration is one more of them, up to as many as there are.
+    """
+
+    name = "retrieval"
+    look = Look("retrieval", "#E69F00", "p", (0.0, (2.0, 1.0)))
+
+    iterations: tuple[int, ...] = (*range(1, 21), *range(25, 125, 5))
+    """Numbers of nearest pairs, of which the best by the search classifier is taken."""
+
+    def settings(self) -> list[Setting]:
+        """One alone."""
+        return [Setting(self.name)]
+
+    def steps(
+        self,
+        pair: Pair,
+        counts: Sequence[int],
+        _random: torch.Generator,
+        _own: Mapping[str, Float[Tensor, "B"]],
+        tools: Tools,
+        /,
+    ) -> Iterator[Step]:
+        """As `Rival.steps` says."""
+        bank, (left, right) = torch.cat(tools.neighbours, 1), tools.neighbours
+        nearest = _find_nearest(pair, min(counts[-1], len(left)), tools)
+        ratings = tools.classifier((left, right))[nearest]
+        for count in counts:
+            best = ratings[:, :count].argmax(1, keepdim=True)
+            chosen = nearest.gather(1, best).squeeze(1)
+            yield Step(count, split_halves(bank[chosen]), min(count, len(bank)))
+
+
+def _find_nearest(pair: Pair, count: int, tools: Tools) -> Int64[Tensor, "B K"]:
+    """Rows of the bank that are nearest to each pair, the nearest first."""
+    bank = tools.neighbours
+    rows = max(1, DIFFERENCES // bank[0].numel())
+    nearest = []
+    for left, right in zip(*(half.split(rows) for half in pair), strict=True):
+        shape = len(left), *bank[0].shape
+        before = left[:, None].expand(shape), right[:, None].expand(shape)
+        after = bank[0].expand(shape), bank[1].expand(shape)
+        distances = distance(before, after, tools.sigma_bar)
+        nearest.append(distances.topk(count, largest=False).indices)
+    return torch.cat(nearest)

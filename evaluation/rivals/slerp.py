@@ -1,0 +1,67 @@
+"""Interpolation between the two halves."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from cf_core.losses import Pair
+from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.transforms import Step
+
+
+@dataclass(frozen=True)
+class Slerp(Rival):
+    """The halves moved towards each other, on the sphere and straight.
+
+    After k of n steps each is k/(2n) of the way to the other's input: on the great circle (slerp;
+    White 2016), or straight.
+    """
+
+    name = "slerp"
+    look = Look("slerp", "#009E73", "+", "-.")
+    together = False
+
+    iterations: tuple[int, ...] = tuple(range(1, 21))
+    """Numbers of steps after which outputs are kept; after the largest the halves meet."""
+
+    def settings(self) -> list[Setting]:
+        """On the sphere, and straight."""
+        return [Setting(self.name, (("straight", straight),)) for straight in (False, True)]
+
+    def steps(
+        self,
+        pair: Pair,
+        counts: Sequence[int],
+        _random: torch.Generator,
+        own: Mapping[str, Float[Tensor, "B"]],
+        _tools: Tools,
+        /,
+    ) -> Iterator[Step]:
+        """As `Rival.steps` says."""
+        left, right = pair
+        straight = own["straight"][:, None] > 0
+        for count in counts:
+            share = count / (2 * max(self.iterations))
+            moved = [
+                torch.where(straight, torch.lerp(one, other, share), _slerp(one, other, share))
+                for one, other in ((left, right), (right, left))
+            ]
+            yield Step(count, (moved[0], moved[1]))
+
+
+def _slerp(
+    start: Float[Tensor, "B Z"], end: Float[Tensor, "B Z"], share: float
+) -> Float[Tensor, "B Z"]:
+    """`share` of the way on the great circle; straight where no one circle goes through both."""
+    unit_start, unit_end = (functional.normalize(z, dim=1) for z in (start, end))
+    # The angle by its tangent: its cosine says nothing of small ones.
+    apart, together = (unit_end - unit_start).norm(dim=1), (unit_end + unit_start).norm(dim=1)
+    angle = 2 * torch.atan2(apart, together)[:, None]
+    circle = (((1 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin()
+    lengths = start.norm(dim=1, keepdim=True) * end.norm(dim=1, keepdim=True)
+    unique = (angle.sin() > 1e-4) & (lengths > 0)
+    return torch.where(unique, circle, torch.lerp(start, end, share))
