@@ -3,7 +3,8 @@
 Similarity is a distance to the inputs, so less of it is better; more coherency is better.
 
 The metrics frame that some functions take holds one row per point and metric, with at least the
-columns `method`, `trial`, `lambda`, `seed`, `source`, `iteration`, `metric` and `value`.
+columns `method`, `trial`, `configuration`, `lambda`, `seed`, `source`, `iteration`, `metric` and
+`value`.
 
 What is chosen is chosen on validation songs (`CHOSEN_ON`) and scored on test songs. The candidates
 of a choice are configurations (a trial without its seed) at one λ and iteration, with their means
@@ -25,10 +26,8 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float64
 
-from evaluation.statistics import STATISTICS
+from evaluation.metrics import COHERENCY
 
-COHERENCY: tuple[str, ...] = ("judge", *STATISTICS)
-"""The six coherency metrics."""
 CHOSEN_ON: dict[str, str] = {"test": "validation", "prior": "validation_prior"}
 """The sources that are scored, each with the source on which choices for it are made."""
 PANELS: tuple[tuple[str, str], ...] = tuple(product(CHOSEN_ON, COHERENCY))
@@ -43,10 +42,11 @@ REAL = "real"
 """Method of the real adjacent pairs, which are no point either."""
 DISTANCES = 10
 """Distances at which methods are compared at matched similarity."""
-CONFIGURATION: pl.Expr = pl.col("trial").str.replace(r"-seed\d+$", "")
-"""A trial of ours without its seed."""
 
-_POINT = ["method", "trial", "lambda", "iteration"]
+_ROW = ["method", "trial", "lambda", "iteration"]
+"""What a point of one seed is known by."""
+_POINT = ["method", "configuration", "lambda", "iteration"]
+"""What a point of all seeds is known by."""
 _SCORES = ["validation_value", "value", "candidates", "excluded"]
 _FEWEST = 5
 """With fewer points than this a method's hypervolume thins no other's."""
@@ -107,8 +107,8 @@ def panel_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> 
     panel = metrics.filter(pl.col("source") == source, pl.col("metric").is_in([metric, axis]))
     distances = panel.filter(pl.col("metric") == axis)
     return panel.filter(pl.col("metric") == metric).join(
-        distances.select(*_POINT, distance="value"),
-        on=_POINT,
+        distances.select(*_ROW, distance="value"),
+        on=_ROW,
         how="left",
         nulls_equal=True,
         maintain_order="left",
@@ -136,7 +136,7 @@ def matched_similarity(
     thins nothing.
 
     Returned are two rows per `rival`, `axis`, `source`, `metric` and `distance`, of `method` "ours"
-    and the rival's, with what was chosen: `trial` (a configuration of ours), `lambda`, `iteration`,
+    and the rival's, with what was chosen: `configuration`, `lambda`, `iteration`,
     `validation_value`, `value`; and the number of `candidates` after thinning, and how many were
     `excluded` as unfinished or not finite. ValueError without exactly one identity in a panel.
     """
@@ -228,9 +228,9 @@ def attainment_difference(
 def _seeded_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> pl.DataFrame:
     """The points of one scored panel, one row per seed, on validation and on test songs.
 
-    `trial` is without the seed, and `method` "ours" for our own; what is missing is NaN.
+    `method` is "ours" for our own; what is missing is NaN.
     """
-    keys = [*_POINT, "seed"]
+    keys = [*_ROW, "configuration", "seed"]
     chosen = panel_points(metrics, CHOSEN_ON[source], metric, axis).select(
         *keys, validation_distance="distance", validation_value="value"
     )
@@ -242,7 +242,6 @@ def _seeded_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -
         .join(scored, on=keys, how="left", nulls_equal=True, maintain_order="left")
         .with_columns(
             numbers.fill_null(np.nan),
-            trial=pl.when(ours).then(CONFIGURATION).otherwise("trial"),
             method=pl.when(ours).then(pl.lit(OURS)).otherwise("method"),
             seeds=pl.lit(metrics.filter(ours)["seed"].n_unique()),
         )
@@ -304,7 +303,7 @@ def _chosen(
         .filter(pl.col("validation_distance") <= pl.col("distance"))
         .sort(
             "distance", "is_fallback", "validation_value", "validation_distance",
-            "trial", "lambda", "iteration",
+            "configuration", "lambda", "iteration",
             descending=[False, False, True, False, False, False, False],
         )
         .group_by("distance", maintain_order=True)

@@ -16,13 +16,12 @@ from scipy import special
 
 from evaluation.frontier import (
     CHOSEN_ON,
-    COHERENCY,
-    CONFIGURATION,
     DISTANCES,
     FUSIONS,
     OURS,
     REAL,
 )
+from evaluation.metrics import COHERENCY, bins_of
 from evaluation.statistics import (
     Resamples,
     correlation,
@@ -36,7 +35,7 @@ SIGNIFICANCE = 0.05
 
 _Point = tuple[str, float | None, int]
 """Trial, λ and iteration."""
-_SETTING = ["trial", "lambda", "iteration"]
+_SETTING = ["configuration", "lambda", "iteration"]
 _PANEL = ["rival", "axis", "source", "metric"]
 _SCHEMA = pl.Schema(
     {
@@ -306,7 +305,7 @@ def resampled_correlations(
 def _trials(metrics: pl.DataFrame) -> dict[str, list[str]]:
     """The trials of each configuration of ours that has all seeds, in the order of seeds."""
     ours = metrics.filter(pl.col("method").is_in(FUSIONS))
-    unique = ours.select(CONFIGURATION.alias("configuration"), "seed", "trial").unique()
+    unique = ours.select("configuration", "seed", "trial").unique()
     trials = unique.sort("seed").group_by("configuration").agg("trial")
     finished = trials.filter(pl.col("trial").list.len() == unique["seed"].n_unique())
     return dict(finished.iter_rows())
@@ -318,9 +317,9 @@ def _contrast(
     """What the score of each point counts in the difference of each seed, as a whole number."""
     seeds = max(map(len, trials.values()), default=1)
     contrast: dict[_Point, Float64[np.ndarray, "n"]] = defaultdict(lambda: np.zeros(seeds))
-    for method, trial, *setting in panel.select("method", *_SETTING).iter_rows():
-        own = trials.get(trial, [trial] * seeds) if method == OURS else [trial] * seeds
-        for seed, name in enumerate(own):
+    for method, configuration, *setting in panel.select("method", *_SETTING).iter_rows():
+        own = trials.get(configuration, []) if method == OURS else []
+        for seed, name in enumerate(own or [configuration] * seeds):
             contrast[name, *setting][seed] += 1 if method == OURS else -1
     return contrast
 
@@ -366,16 +365,6 @@ def _decided(family: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("loss"))
         .otherwise(pl.lit("tie"))
     )
-
-
-def bins_of(
-    outcomes: pl.DataFrame, statistic: str
-) -> tuple[Integer[np.ndarray, "B"], Integer[np.ndarray, "B"]]:
-    """The bins of either half of each pair; -1 for none."""
-    left, right = (
-        outcomes[f"{statistic}_{half}"].to_numpy().astype(np.int64) for half in ("left", "right")
-    )
-    return left, right
 
 
 def _numbered(pairs: pl.DataFrame) -> Int64[np.ndarray, "B 2"]:

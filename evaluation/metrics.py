@@ -1,149 +1,87 @@
-"""From transformed latents to the records of every pair, and from those to the metrics of all.
+"""All metrics, each declared once: what it is called, what it means, and how it is computed.
 
-Letters in shapes: `B` pairs, `Z` latent dimensions, `T` steps, `P` adjacent pairs, `K` bins.
+A metric of pairs is a number of every pair, a column of the table `outcomes`, and by its mean a row
+of `metrics`. A metric of sets is a number of many pairs together. Columns, reference pages, labels
+of figures, and what a rule may ask for follow from the declarations. To add a metric, write a
+function below with `_of_pairs` or `_of_sets` above it; nothing else has to be changed.
+
+Letters in shapes: `B` pairs, `T` steps, `K` bins, `P` real pairs.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
-from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Integer
+from jaxtyping import Bool, Float, Float64, Integer
 
-from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
-from cf_core.fusion import Generator
 from cf_core.losses import Pair
-from cf_core.seeding import derive
-from cf_core.seeding import generator as random_generator
-from cf_core.vae import MelodyVAE
-from evaluation.classifier import SearchClassifier
-from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
-from evaluation.inference import bins_of
-from evaluation.judge import Judge
+from evaluation.distance import edit_distance, z_distance, z_weighted
 from evaluation.statistics import (
     STATISTICS,
-    Bins,
     Neighbourhoods,
     Resamples,
     correlation,
-    enough_songs,
     joint,
     overlap_area,
     pair_counts,
     pair_features,
     row_stochastic,
-    segment_statistics,
 )
-from evaluation.transforms import Fusion, Step
 
-DIVERSITY_INPUTS = 64
-"""Input pairs of a source that style diversity is measured on, at most."""
+if TYPE_CHECKING:
+    from evaluation.evaluator import Evaluator
+
 NOVELTY_PAIRS = 128
 """Pairs that are looked up among the training segments: the first so many. Looking up all 512 of a
 usual source would take longer than all other metrics together."""
-REAL_PAIRS = 512
-"""Real adjacent pairs that density and coverage are held against, at most."""
 
 TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
 Statistics = Mapping[str, Float64[np.ndarray, "B"]]
-_Interval = tuple[float | None, float | None]
+Interval = tuple[float | None, float | None]
 
-MEANS = (
-    "judge", "search_classifier", "halves_distance", "z_distance", "z_weighted", "edit_distance"
-)  # fmt: skip
-"""Columns of `OUTCOMES` that are numbers of a pair, and metrics by their mean."""
-METRICS = (
-    *MEANS, *STATISTICS, *(f"{name}_joint" for name in STATISTICS),
-    "novelty", "copied", "overlap_area", "density", "coverage", "style_diversity",
-)  # fmt: skip
-"""All metrics, by name."""
-OUTCOMES: dict[str, type[pl.DataType]] = {
-    "trial": pl.String,
-    "method": pl.String,
-    "lambda": pl.Float64,
-    "seed": pl.Int64,
-    "source": pl.String,
-    "iteration": pl.Int32,
-    "pair": pl.Int32,
-    "left_song": pl.String,
-    "right_song": pl.String,
-    **dict.fromkeys(MEANS, pl.Float32),
-    **{f"{name}_{half}": pl.Int8 for name in STATISTICS for half in ("left", "right")},
-}
-"""Columns of the records of pairs: NaN, and bin -1, where a latent was not finite."""
+
+class Better(StrEnum):
+    """Which values of a metric are better."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+    LIKE_REAL = "like real neighbours"
 
 
 @dataclass(frozen=True)
-class Source:
-    """Input pairs of one kind, the same for every trial and baseline of a study.
-
-    `songs` holds the song of either half as indices into the corpus's song ids, or -1 for the
-    prior. `split` says which songs' statistics and which judge the outputs are held against.
-    """
+class Metric:
+    """What a metric is called, what it means, and how it is to be read."""
 
     name: str
-    split: int
-    inputs: Pair
-    songs: Integer[np.ndarray, "B 2"]
-
-
-def unpaired(
-    corpus: Corpus, split: int, count: int, random: np.random.Generator
-) -> Int[np.ndarray, "B 2"]:
-    """Rows of `count` random pairs of segments of different songs of one split.
-
-    Both halves are drawn among all segments, independently but for the songs' being different.
-    """
-    rows = corpus.segments(split)
-    pairs = random.choice(rows, (count, 2))
-    while (same := np.equal(*corpus.song[pairs].T)).any():
-        pairs[same] = random.choice(rows, (int(same.sum()), 2))
-    return pairs
-
-
-def song_names(
-    corpus: Corpus, songs: Integer[np.ndarray, "B 2"]
-) -> tuple[list[str | None], list[str | None]]:
-    """The song ids of the left and of the right halves; None of a prior."""
-    left, right = (
-        [None if song < 0 else corpus.song_ids[song] for song in half] for half in songs.T
-    )
-    return left, right
-
-
-def make_sources(
-    corpus: Corpus, core: MelodyVAE, counts: Mapping[int, int], seed: int
-) -> tuple[Source, ...]:
-    """The four sources: unpaired test songs and prior samples, and their validation twins.
-
-    `counts` holds how many pairs the two sources of each split have.
-    """
-    sources = []
-    for name, prior_name, split in (
-        ("test", "prior", TEST),
-        ("validation", "validation_prior", VALIDATION),
-    ):
-        random, count = np.random.default_rng(derive(seed, "inputs", name)), counts[split]
-        rows = unpaired(corpus, split, count, random)
-        left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
-        sources.append(Source(name, split, (left, right), corpus.song[rows]))
-        z_left, z_right = torch.randn(
-            (2, *left.shape), generator=random_generator(seed, "inputs", prior_name)
-        )
-        sources.append(Source(prior_name, split, (z_left, z_right), np.full((count, 2), -1)))
-    return tuple(sources)
+    """As in the tables, in conditions and in rules."""
+    about: str
+    label: str
+    """What figures call it."""
+    better: Better
+    real: str
+    """Where real neighbours stand."""
+    is_panel: bool = False
+    """Whether it is one of the coherency metrics, each of which has its panel."""
+    is_axis: bool = False
+    """Whether it can be the similarity axis of a frontier."""
 
 
 @dataclass(frozen=True)
-class _Notes:
-    """Pairs as notes, and the statistics of either half."""
+class Pairs:
+    """Pairs of segments as notes, and what they were made of."""
 
     tokens: TokenPairs
     statistics: tuple[Statistics, Statistics]
+    split: int
+    """Whose songs and which judge they are held against."""
+    latents: Pair | None = None
+    inputs: "Pairs | None" = None
+    """The original inputs of a transform; None of pairs that no transform made."""
 
     @cached_property
     def sounding(self) -> Bool[np.ndarray, "B"]:
@@ -151,13 +89,15 @@ class _Notes:
         left, right = (half["mean_pitch"] for half in self.statistics)
         return np.asarray(np.isfinite(left + right))
 
-    def __getitem__(self, kept: Bool[np.ndarray, "B"]) -> "_Notes":
+    def __getitem__(self, kept: Bool[np.ndarray, "B"]) -> "Pairs":
+        """Those that are kept, as notes alone."""
         left, right = ({n: v[kept] for n, v in half.items()} for half in self.statistics)
-        return _Notes((self.tokens[0][kept], self.tokens[1][kept]), (left, right))
+        tokens = self.tokens[0][kept], self.tokens[1][kept]
+        return Pairs(tokens, (left, right), self.split)
 
 
 @dataclass(frozen=True)
-class _Reference:
+class Reference:
     """What a set of real adjacent pairs is like."""
 
     counts: Mapping[str, Float64[np.ndarray, "K K"]]
@@ -166,370 +106,355 @@ class _Reference:
 
 
 @dataclass(frozen=True)
-class Evaluator:
-    """Scores outputs. Holds the core, the classifiers and the songs' own statistics."""
+class Sample:
+    """What metrics of sets see: the pairs that are finite, and what they are held against."""
 
-    corpus: Corpus
-    core: MelodyVAE
-    classifier: SearchClassifier
-    judges: Mapping[int, Judge]
-    """By split: the selection judge for validation songs, the reporting judge for test songs."""
-    resamples: int
-    seed: int
-
-    @cached_property
-    def bins(self) -> Bins:
-        """Bins of the five statistics, by quantiles of the training segments."""
-        return Bins.fit(self._training)
+    evaluator: "Evaluator"
+    records: pl.DataFrame
+    """Their rows of `outcomes`."""
+    pairs: Pairs
+    songs: Integer[np.ndarray, "B 2"]
+    """Of all pairs, also those that are not finite."""
+    finite: Bool[np.ndarray, "B"]
+    """Which of all pairs are."""
+    reference: Reference
 
     @cached_property
-    def training_segments(self) -> SegmentBank:
-        """The training segments, to look outputs up in."""
-        return SegmentBank(self.corpus.tokens[self.corpus.segments(TRAIN)])
+    def resamples(self) -> Resamples | None:
+        """Bootstrap resamples of the pairs; None where there are too few to draw from."""
+        return self.evaluator.resample(self.songs[self.finite])
 
-    def evaluate(
-        self, label: Mapping[str, Any], source: Source, steps: Iterable[Step]
-    ) -> tuple[list[dict[str, Any]], pl.DataFrame]:
-        """Metric rows and records of all pairs (`OUTCOMES`) of a transform's outputs for a source.
+    @cached_property
+    def nearest(self) -> Float64[np.ndarray, "2 B"]:
+        """Edit distance of both halves of the first pairs to the nearest training segment."""
+        count = int(self.finite[:NOVELTY_PAIRS].sum())
+        segments = self.evaluator.training_segments
+        return np.stack([segments.nearest(half[:count]) for half in self.pairs.tokens])
 
-        `label` holds the columns that say what was evaluated. The metrics are:
+    @cached_property
+    def sounding(self) -> Pairs:
+        """The pairs that have notes in both halves."""
+        return self.pairs[self.pairs.sounding]
 
-        - means over pairs: those of `MEANS`; `novelty`, edit distance of an output segment to the
-          nearest training segment (0…T), and `copied`, the share of segments that are one, both
-          over the first `NOVELTY_PAIRS` pairs;
-        - correlations with the real adjacent pairs of the source's split, by each statistic's name,
-          and with `_joint` added for the joint matrix;
-        - `overlap_area`, `density` and `coverage` against the same pairs (`evaluation.statistics`).
+    @cached_property
+    def density_and_coverage(self) -> tuple[float, float]:
+        """Of the pairs with notes, against real ones (`Neighbourhoods`)."""
+        features = pair_features(*self.sounding.statistics, self.evaluator.deviations)
+        return self.reference.neighbourhoods.density_and_coverage(features)
 
-        Intervals resample songs (of a prior, pairs). The last three have none: a resample repeats
-        pairs, and so is less diverse than the set it is drawn from. A pair with a distance that is
-        not finite, as where a latent is not, is excluded, and counted in `excluded`; so are, from
-        the correlations and the last three, pairs with a half that has no notes.
-        """
-        before = self._decode(source.inputs)
-        reference = self._references[source.split]
-        rows, records = [], []
-        for step in steps:
-            shared = {**label, "source": source.name, "iteration": step.iteration}
-            notes, columns = self._outcomes(source, before, step)
-            frame = _frame({name: shared.get(name) for name in OUTCOMES} | columns)
-            measured = self._metrics(frame, source.songs, notes, reference)
-            rows += [{**shared, **metric} for metric in measured]
-            records.append(frame)
-        return rows, pl.concat(records)
 
-    def real_outcomes(self, split: int) -> pl.DataFrame:
-        """Records of all real adjacent pairs of a split, as notes that were never encoded.
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of `n` out of so many `pairs`, with its 95 % interval if it has one."""
 
-        Their method is "real". There are no distances to inputs.
-        """
-        rows = self.corpus.pairs_of(split)
-        notes = self._notes(self._tokens(rows))
-        left, right = (self.core.encode_mean(half) for half in notes.tokens)
-        name = {TEST: "test", VALIDATION: "validation"}[split]
-        shared = {"trial": "real", "method": "real", "source": name, "iteration": 0}
-        columns = self._coherency(notes, split, self.corpus.song[rows])
-        columns["search_classifier"] = self._searched((left, right))
-        return _frame(shared | columns)
+    value: float
+    n: int
+    pairs: int
+    interval: Interval = (None, None)
 
-    def song_distances(self, split: int, count: int) -> pl.DataFrame:
-        """z-distances of `count` random pairs of segments of one song, and as many of two.
+    @classmethod
+    def of_mean(
+        cls, values: Float[np.ndarray, "B"], resamples: Resamples | None, pairs: int
+    ) -> "Estimate":
+        """The mean of some values, which are of finite pairs out of `pairs`."""
+        exact = values.astype(np.float64)
+        mean = float(exact.mean())
+        interval: Interval = (None, None)
+        if resamples is not None and np.ptp(exact) > 0:  # equal values say nothing of their spread
+            interval = resamples.interval(mean, resamples.means(exact))
+        return cls(mean, len(exact), pairs, interval)
 
-        Equation 7 of one half. Columns: `kind` ("same song", "different songs"), `z_distance`.
-        Segments of one song may overlap in time, but are never the same.
-        """
-        random = np.random.default_rng(derive(self.seed, "song distances", split))
-        rows = self.corpus.segments(split)
-        songs = self.corpus.song[rows]
-        _, which, sizes = np.unique(songs, return_inverse=True, return_counts=True)
-        order, first = np.argsort(songs, kind="stable"), np.cumsum(sizes) - sizes
-        one = random.choice(np.flatnonzero(sizes[which] > 1), count)
-        place = np.argsort(order)[one] - first[which[one]]
-        other = (place + 1 + random.integers(0, sizes[which[one]] - 1)) % sizes[which[one]]
-        same = np.stack((rows[one], rows[order[first[which[one]] + other]]), 1)
-        different = unpaired(self.corpus, split, count, random)
-        return pl.concat(
-            [
-                pl.DataFrame({"kind": [kind] * count, "z_distance": self._apart(pairs)})
-                for kind, pairs in (("same song", same), ("different songs", different))
-            ]
+    def row(self, metric: str) -> dict[str, str | float | int | None]:
+        """Its columns in the table `metrics`."""
+        low, high = self.interval
+        excluded = self.pairs - self.n
+        return {
+            "metric": metric, "value": self.value, "low": low, "high": high, "n": self.n,
+            "excluded": excluded,
+        }  # fmt: skip
+
+
+ComputePairs = Callable[[Pairs, "Evaluator"], Float[np.ndarray, "B"] | None]
+ComputeSet = Callable[[Sample], Estimate | None]
+
+METRICS: dict[str, Metric] = {}
+"""All metrics by name."""
+OF_PAIRS: dict[str, ComputePairs] = {}
+"""How each metric of pairs is computed; None where pairs lack what it needs."""
+OF_SETS: dict[str, ComputeSet] = {}
+"""How each metric of sets is computed; None where there is nothing to compute it from."""
+
+
+def _of_pairs(metric: Metric) -> Callable[[ComputePairs], ComputePairs]:
+    def declare(compute: ComputePairs) -> ComputePairs:
+        METRICS[metric.name], OF_PAIRS[metric.name] = metric, compute
+        return compute
+
+    return declare
+
+
+def _of_sets(metric: Metric) -> Callable[[ComputeSet], ComputeSet]:
+    def declare(compute: ComputeSet) -> ComputeSet:
+        METRICS[metric.name], OF_SETS[metric.name] = metric, compute
+        return compute
+
+    return declare
+
+
+_MEASURED, _NOWHERE = "at the ceiling of each panel", "nowhere: they have no inputs"
+
+
+@_of_pairs(
+    Metric(
+        "judge",
+        "Probability of being real neighbours, by a judge that no method sees.",
+        "judge\nprobability",
+        Better.HIGHER,
+        _MEASURED,
+        is_panel=True,
+    )
+)
+def _judge(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray, "B"]:
+    return evaluator.judges[pairs.split].probability(*pairs.tokens)
+
+
+@_of_pairs(
+    Metric(
+        "search_classifier",
+        "Probability of being real neighbours, by the classifier that searches climb.",
+        "search\nclassifier\n(LP climbs it)",
+        Better.HIGHER,
+        _MEASURED,
+    )
+)
+def _search_classifier(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray, "B"] | None:
+    if pairs.latents is None:
+        return None
+    with torch.no_grad():
+        probability: np.ndarray = torch.sigmoid(evaluator.classifier(pairs.latents)).numpy()
+    return probability
+
+
+@_of_pairs(
+    Metric(
+        "halves_distance",
+        "Edit distance of the two halves to each other, in tokens.",
+        "distance of the halves",
+        Better.LIKE_REAL,
+        _MEASURED,
+    )
+)
+def _halves_distance(pairs: Pairs, _: "Evaluator") -> Float[np.ndarray, "B"]:
+    return edit_distance(*pairs.tokens)
+
+
+@_of_pairs(
+    Metric(
+        "z_distance",
+        "Equation 7 between outputs and inputs, both halves.",
+        "z-distance",
+        Better.LOWER,
+        _NOWHERE,
+        is_axis=True,
+    )
+)
+def _z_distance(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray, "B"] | None:
+    if pairs.inputs is None or pairs.inputs.latents is None or pairs.latents is None:
+        return None
+    sigma_bar = evaluator.core.sigma_bar
+    return z_distance(pairs.inputs.latents, pairs.latents, sigma_bar).numpy()
+
+
+@_of_pairs(
+    Metric(
+        "z_weighted",
+        "Mean square of the latents' changes, in units of σ̄, both halves.",
+        "weighted z-distance",
+        Better.LOWER,
+        _NOWHERE,
+        is_axis=True,
+    )
+)
+def _z_weighted(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray, "B"] | None:
+    if pairs.inputs is None or pairs.inputs.latents is None or pairs.latents is None:
+        return None
+    sigma_bar = evaluator.core.sigma_bar
+    return z_weighted(pairs.inputs.latents, pairs.latents, sigma_bar).numpy()
+
+
+@_of_pairs(
+    Metric(
+        "edit_distance",
+        "Edit distance between outputs and inputs as notes, in tokens of both halves.",
+        "edit distance",
+        Better.LOWER,
+        _NOWHERE,
+        is_axis=True,
+    )
+)
+def _edit_distance(pairs: Pairs, _: "Evaluator") -> Float[np.ndarray, "B"] | None:
+    if pairs.inputs is None:
+        return None
+    left, right = (
+        edit_distance(before, after)
+        for before, after in zip(pairs.inputs.tokens, pairs.tokens, strict=True)
+    )
+    return left + right
+
+
+def _of_nearest(sample: Sample, values: Float64[np.ndarray, "B"]) -> Estimate | None:
+    first = sample.finite[:NOVELTY_PAIRS]
+    if not first.any():
+        return None
+    resamples = sample.evaluator.resample(sample.songs[:NOVELTY_PAIRS][first])
+    return Estimate.of_mean(values, resamples, len(first))
+
+
+@_of_sets(
+    Metric(
+        "novelty",
+        f"Edit distance of a segment to the nearest training segment, over the first"
+        f" {NOVELTY_PAIRS} pairs, in tokens.",
+        "distance to the nearest training segment",
+        Better.LIKE_REAL,
+        _MEASURED,
+    )
+)
+def _novelty(sample: Sample) -> Estimate | None:
+    return _of_nearest(sample, sample.nearest.mean(axis=0))
+
+
+@_of_sets(
+    Metric(
+        "copied",
+        "Share of the segments that are a training segment, over the same pairs.",
+        "share copied",
+        Better.LIKE_REAL,
+        _MEASURED,
+    )
+)
+def _copied(sample: Sample) -> Estimate | None:
+    return _of_nearest(sample, (sample.nearest == 0).mean(axis=0))
+
+
+def bins_of(
+    outcomes: pl.DataFrame, statistic: str
+) -> tuple[Integer[np.ndarray, "B"], Integer[np.ndarray, "B"]]:
+    """The bins of either half of each pair; -1 for none."""
+    left, right = (
+        outcomes[f"{statistic}_{half}"].to_numpy().astype(np.int64) for half in ("left", "right")
+    )
+    return left, right
+
+
+Matrix = Callable[[Float64[np.ndarray, "*R K K"]], Float64[np.ndarray, "*R K K"]]
+
+
+def _correlate(sample: Sample, statistic: str, matrix: Matrix) -> Estimate:
+    left, right = bins_of(sample.records, statistic)
+    k = sample.evaluator.bins.count(statistic)
+    real = matrix(sample.reference.counts[statistic])
+    counts = pair_counts(left, right, k)
+    value = float(correlation(matrix(counts), real))
+    interval: Interval = (None, None)
+    if sample.resamples is not None:
+        samples = correlation(matrix(sample.resamples.pair_counts(left, right, k)), real)
+        low, high = sample.resamples.interval(value, samples)
+        interval = max(low, -1.0), min(high, 1.0)
+    return Estimate(value, int(counts.sum()), len(sample.finite), interval)
+
+
+def _declare_correlation(statistic: str) -> None:
+    words = statistic.replace("_", " ")
+
+    @_of_sets(
+        Metric(
+            statistic,
+            f"Correlation of the transition matrix of {words} with that of real neighbours.",
+            f"{words}\ncorrelation",
+            Better.HIGHER,
+            _MEASURED,
+            is_panel=True,
         )
+    )
+    def _conditional(sample: Sample) -> Estimate:
+        return _correlate(sample, statistic, row_stochastic)
 
-    def _apart(self, rows: Integer[np.ndarray, "P 2"]) -> Float64[np.ndarray, "P"]:
-        """Equation 7 between the two segments of each row."""
-        one, other = (self.core.encode_mean(half) for half in self._tokens(rows))
-        distances: np.ndarray = z_distance((one, one), (other, one), self.core.sigma_bar).numpy()
-        return distances.astype(np.float64)
-
-    def references_rows(self, source: Source) -> Iterator[dict[str, Any]]:
-        """Rows of the floor and the ceiling of the metrics that are no distance, for one source.
-
-        The floor is a fresh draw of untransformed inputs of the source's kind. The ceiling is one
-        half of the real adjacent pairs, at most as many as there are inputs, against the other
-        half. Both are encoded and decoded, as all outputs are. It is no bound: the halves share
-        songs, and even bars, which makes it higher; fewer pairs against a noisier reference than
-        methods have make the correlations lower.
-        """
-        random = np.random.default_rng(derive(self.seed, "references", source.name))
-        count = len(source.songs)
-        if source.songs[0, 0] < 0:
-            noise = random_generator(self.seed, "floor", source.name)
-            z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
-            floor, songs = self._decode((z_left, z_right)), source.songs
-        else:
-            rows = unpaired(self.corpus, source.split, count, random)
-            floor, songs = self._reconstructed(rows), self.corpus.song[rows]
-        shuffled = random.permutation(self.corpus.pairs_of(source.split))
-        half = len(shuffled) // 2
-        chosen, others = shuffled[:half][:count], shuffled[half:]
-        ceiling, own_songs = self._reconstructed(chosen), self.corpus.song[chosen]
-        for name, tokens, owners, reference in (
-            ("floor", floor, songs, self._references[source.split]),
-            ("ceiling", ceiling, own_songs, self._reference(others, random)),
-        ):
-            shared = {"trial": name, "method": name, "source": source.name, "iteration": 0}
-            notes = self._notes(tokens)
-            frame = _frame(self._coherency(notes, source.split, owners))
-            for metric in self._metrics(frame, owners, notes, reference):
-                yield {**shared, **metric}
-
-    def style_diversity(
-        self,
-        generator: Generator,
-        source: Source,
-        styles: int,
-        counts: Sequence[int],
-        weight: float | None = None,
-    ) -> dict[int, float]:
-        """Mean decoded edit distance between outputs of one input in different styles.
-
-        In tokens per segment, after each of `counts` applications, over pairs of `styles` (at least
-        2) styles and the first `DIVERSITY_INPUTS` pairs of the source. 0 without style.
-        """
-        if generator.style_dim == 0:
-            return dict.fromkeys(counts, 0.0)
-        pair = source.inputs[0][:DIVERSITY_INPUTS], source.inputs[1][:DIVERSITY_INPUTS]
-        random = random_generator(self.seed, "diversity")
-        drawn = torch.rand(styles, generator.style_dim, generator=random)
-        outputs = []
-        for style in drawn:
-            fusion = Fusion(generator, style.expand(len(pair[0]), -1), weight)
-            steps = fusion(pair, counts, random)
-            outputs.append({step.iteration: self._decode(step.outputs) for step in steps})
-        return {
-            count: float(
-                np.mean(
-                    [
-                        edit_distance(one[count][half], other[count][half]).mean()
-                        for one, other in combinations(outputs, 2)
-                        for half in (0, 1)
-                    ]
-                )
-            )
-            for count in counts
-        }
-
-    @cached_property
-    def _training(self) -> Statistics:
-        tokens = self.corpus.tokens[self.corpus.segments(TRAIN)]
-        return segment_statistics(tokens, self.corpus.form)
-
-    @cached_property
-    def _deviations(self) -> dict[str, float]:
-        return {name: float(np.nanstd(values)) for name, values in self._training.items()}
-
-    @cached_property
-    def _references(self) -> dict[int, _Reference]:
-        """By split, what its real adjacent pairs are like."""
-        return {
-            split: self._reference(
-                self.corpus.pairs_of(split),
-                np.random.default_rng(derive(self.seed, "real pairs", split)),
-            )
-            for split in (VALIDATION, TEST)
-        }
-
-    def _reference(
-        self, rows: Integer[np.ndarray, "P 2"], random: np.random.Generator
-    ) -> _Reference:
-        notes = self._notes(self._tokens(rows))
-        bins = self._bins(notes)
-        counts = {name: pair_counts(*bins[name], self.bins.count(name)) for name in STATISTICS}
-        features = pair_features(*notes.statistics, self._deviations)
-        drawn = random.permutation(len(rows))[:REAL_PAIRS]
-        return _Reference(counts, notes.statistics, Neighbourhoods.fit(features[drawn]))
-
-    def _outcomes(
-        self, source: Source, before: TokenPairs, step: Step
-    ) -> tuple[_Notes, dict[str, Any]]:
-        """The outputs as notes, and the columns of their records that follow from them."""
-        inputs, outputs, sigma_bar = source.inputs, step.outputs, self.core.sigma_bar
-        weighted = z_weighted(inputs, outputs, sigma_bar)
-        finite = torch.isfinite(weighted)
-        # A row that is not finite is measured as if it were its input, and then struck out.
-        left, right = (
-            torch.where(finite[:, None], after, z) for z, after in zip(inputs, outputs, strict=True)
+    @_of_sets(
+        Metric(
+            f"{statistic}_joint",
+            f"The same of the joint matrix of {words}, which is not normalised by rows.",
+            f"{words}, joint\ncorrelation",
+            Better.HIGHER,
+            _MEASURED,
         )
-        notes = self._notes(self._decode((left, right)))
-        edits = [edit_distance(*halves) for halves in zip(before, notes.tokens, strict=True)]
-        columns = self._coherency(notes, source.split, source.songs) | {
-            "search_classifier": self._searched((left, right)),
-            "z_distance": z_distance(inputs, outputs, sigma_bar).numpy(),
-            "z_weighted": weighted.numpy(),
-            "edit_distance": edits[0] + edits[1],
-        }
-        kept = finite.numpy()
-        for name in columns.keys() - {"pair", "left_song", "right_song"}:
-            columns[name] = np.where(kept, columns[name], np.nan if name in MEANS else -1)
-        return notes, columns
-
-    def _coherency(
-        self, notes: _Notes, split: int, songs: Integer[np.ndarray, "B 2"]
-    ) -> dict[str, Any]:
-        """The columns of the records that are known of any pairs of notes."""
-        left, right = song_names(self.corpus, songs)
-        columns = {
-            "pair": np.arange(len(songs)),
-            "left_song": left,
-            "right_song": right,
-            "judge": self.judges[split].probability(*notes.tokens),
-            "halves_distance": edit_distance(*notes.tokens),
-        }
-        for name, bins in self._bins(notes).items():
-            columns |= {f"{name}_left": bins[0], f"{name}_right": bins[1]}
-        return columns
-
-    def _metrics(
-        self,
-        records: pl.DataFrame,
-        songs: Integer[np.ndarray, "B 2"],
-        notes: _Notes,
-        reference: _Reference,
-    ) -> Iterator[dict[str, Any]]:
-        """Metrics of pairs, from their records; those of sets, from their notes."""
-        finite = records["judge"].is_finite().to_numpy()
-        kept, notes = records.filter(finite), notes[finite]
-        if kept.is_empty():
-            return
-        resamples = self._resamples(songs[finite])
-        for name in MEANS:
-            if kept[name].null_count() == 0:
-                yield _mean(name, kept[name].to_numpy(), resamples, records.height)
-        yield from self._novelty(songs, finite, notes)
-        yield from self._correlations(kept, reference, resamples, records.height)
-        yield from self._of_sets(notes, reference, records.height)
-
-    def _novelty(
-        self, songs: Integer[np.ndarray, "B 2"], finite: Bool[np.ndarray, "B"], notes: _Notes
-    ) -> Iterator[dict[str, Any]]:
-        """Of the first pairs; `notes` holds those that are finite."""
-        first = finite[:NOVELTY_PAIRS]
-        count = int(first.sum())
-        if count == 0:
-            return
-        resamples = self._resamples(songs[:NOVELTY_PAIRS][first])
-        nearest = np.stack([self.training_segments.nearest(half[:count]) for half in notes.tokens])
-        yield _mean("novelty", nearest.mean(axis=0), resamples, len(first))
-        yield _mean("copied", (nearest == 0).mean(axis=0), resamples, len(first))
-
-    def _correlations(
-        self,
-        kept: pl.DataFrame,
-        reference: _Reference,
-        resamples: Resamples | None,
-        pairs: int,
-    ) -> Iterator[dict[str, Any]]:
-        for name in STATISTICS:
-            left, right = bins_of(kept, name)
-            k = self.bins.count(name)
-            counts = pair_counts(left, right, k)
-            resampled = None if resamples is None else resamples.pair_counts(left, right, k)
-            for metric, matrix in ((name, row_stochastic), (f"{name}_joint", joint)):
-                real = matrix(reference.counts[name])
-                value = float(correlation(matrix(counts), real))
-                interval: _Interval = (None, None)
-                if resamples is not None and resampled is not None:
-                    samples = correlation(matrix(resampled), real)
-                    low, high = resamples.interval(value, samples)
-                    interval = max(low, -1.0), min(high, 1.0)
-                yield _row(metric, value, interval, int(counts.sum()), pairs)
-
-    def _of_sets(
-        self, notes: _Notes, reference: _Reference, pairs: int
-    ) -> Iterator[dict[str, Any]]:
-        sounding = notes[notes.sounding]
-        n = len(sounding.tokens[0])
-        if n == 0:
-            return
-        halves = zip(sounding.statistics, reference.statistics, strict=True)
-        areas = [overlap_area(ours, theirs) for ours, theirs in halves]
-        features = pair_features(*sounding.statistics, self._deviations)
-        density, coverage = reference.neighbourhoods.density_and_coverage(features)
-        for metric, value in (
-            ("overlap_area", float(np.mean(areas))),
-            ("density", density),
-            ("coverage", coverage),
-        ):
-            yield _row(metric, value, (None, None), n, pairs)
-
-    def _resamples(self, songs: Integer[np.ndarray, "B 2"]) -> Resamples | None:
-        """None where there are too few to draw from."""
-        if not enough_songs(songs):
-            return None
-        random = np.random.default_rng(derive(self.seed, "bootstrap"))
-        return Resamples.draw(songs, self.resamples, random)
-
-    def _notes(self, tokens: TokenPairs) -> _Notes:
-        left, right = (segment_statistics(half, self.corpus.form) for half in tokens)
-        return _Notes(tokens, (left, right))
-
-    def _bins(self, notes: _Notes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        left, right = notes.statistics
-        return {
-            name: (self.bins.assign(name, left[name]), self.bins.assign(name, right[name]))
-            for name in STATISTICS
-        }
-
-    def _searched(self, pair: Pair) -> Float[np.ndarray, "B"]:
-        with torch.no_grad():
-            return torch.sigmoid(self.classifier(pair)).numpy()
-
-    def _decode(self, pair: Pair) -> TokenPairs:
-        return self.core.decode_tokens(pair[0]), self.core.decode_tokens(pair[1])
-
-    def _reconstructed(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
-        """The pairs encoded and decoded, as all inputs are."""
-        left, right = (self.core.encode_mean(half) for half in self._tokens(rows))
-        return self._decode((left, right))
-
-    def _tokens(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
-        return self.corpus.tokens[rows[:, 0]], self.corpus.tokens[rows[:, 1]]
+    )
+    def _joint(sample: Sample) -> Estimate:
+        return _correlate(sample, statistic, joint)
 
 
-def _frame(columns: Mapping[str, Any]) -> pl.DataFrame:
-    """Records of pairs; what is not given is null."""
-    return pl.DataFrame(
-        {name: columns.get(name) for name in OUTCOMES}, schema=OUTCOMES, strict=False
+for _statistic in STATISTICS:
+    _declare_correlation(_statistic)
+
+
+def _of_sounding(sample: Sample, value: Callable[[], float]) -> Estimate | None:
+    n = len(sample.sounding.tokens[0])
+    return Estimate(value(), n, len(sample.finite)) if n else None
+
+
+@_of_sets(
+    Metric(
+        "overlap_area",
+        "Area that the densities of the musical statistics share with those of real neighbours"
+        " (Yang & Lerch 2020).",
+        "overlapped area",
+        Better.HIGHER,
+        _MEASURED,
+    )
+)
+def _overlap_area(sample: Sample) -> Estimate | None:
+    halves = zip(sample.sounding.statistics, sample.reference.statistics, strict=True)
+    return _of_sounding(
+        sample, lambda: float(np.mean([overlap_area(ours, theirs) for ours, theirs in halves]))
     )
 
 
-def _mean(
-    metric: str,
-    values: Float[np.ndarray, "B"],
-    resamples: Resamples | None,
-    pairs: int,
-) -> dict[str, Any]:
-    exact = values.astype(np.float64)
-    mean = float(exact.mean())
-    interval: _Interval = (None, None)
-    if resamples is not None and np.ptp(exact) > 0:  # equal values say nothing of their spread
-        interval = resamples.interval(mean, resamples.means(exact))
-    return _row(metric, mean, interval, len(exact), pairs)
+@_of_sets(
+    Metric(
+        "density",
+        "How deep pairs lie among real neighbours (Naeem et al. 2020).",
+        "density",
+        Better.LIKE_REAL,
+        "near 1",
+    )
+)
+def _density(sample: Sample) -> Estimate | None:
+    return _of_sounding(sample, lambda: sample.density_and_coverage[0])
 
 
-def _row(metric: str, value: float, interval: _Interval, n: int, pairs: int) -> dict[str, Any]:
-    """One metric of `n` of so many pairs."""
-    low, high = interval
-    return {
-        "metric": metric, "value": value, "low": low, "high": high, "n": n, "excluded": pairs - n
-    }  # fmt: skip
+@_of_sets(
+    Metric(
+        "coverage",
+        "Share of real neighbours that have a pair near them (Naeem et al. 2020).",
+        "coverage",
+        Better.HIGHER,
+        _MEASURED,
+    )
+)
+def _coverage(sample: Sample) -> Estimate | None:
+    return _of_sounding(sample, lambda: sample.density_and_coverage[1])
+
+
+METRICS["style_diversity"] = Metric(
+    "style_diversity",
+    "Edit distance between outputs of one input in different styles, in tokens of a segment."
+    " Measured by applying the map itself (`Evaluator.style_diversity`).",
+    "style diversity",
+    Better.HIGHER,
+    "nowhere: they have no style",
+)
+
+COHERENCY: tuple[str, ...] = tuple(name for name, one in METRICS.items() if one.is_panel)
+"""The six coherency metrics."""
+AXES: tuple[str, ...] = tuple(name for name, one in METRICS.items() if one.is_axis)
+"""Metrics that can be the similarity axis of a frontier."""

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from cf_core.corpus import Corpus
 from cf_core.seeding import derive
-from evaluation.metrics import unpaired
+from evaluation.evaluator import unpaired
 from evaluation.statistics import PITCH_CLASSES, pigeonhole_weights, sounding_pitch
 
 Scorer = Callable[[Integer[np.ndarray, "B 2"]], Float[np.ndarray, "B"]]

@@ -1,15 +1,17 @@
-"""Conditions in words of the tables, such as "z_distance <= 3.0"."""
+"""Conditions on metrics or parameters, such as "z_distance <= 3"."""
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
 
 import polars as pl
 
-from cf_core.errors import UserError
-
-_PATTERN = r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*"
+_PATTERN = re.compile(
+    r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", re.ASCII
+)
 
 _SIGNS: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
@@ -19,29 +21,38 @@ _SIGNS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-class Condition(NamedTuple):
-    """A metric (or a parameter), a sign and a number."""
+@dataclass(frozen=True)
+class Condition:
+    """A name (of a metric or a parameter), a sign and a number."""
 
-    metric: str
+    name: str
     sign: str
     bound: float
 
     @classmethod
-    def parse(cls, text: str) -> "Condition":
-        """Read a condition. Raises `UserError` for what is none."""
-        found = re.fullmatch(_PATTERN, text, re.ASCII)
+    def parse(cls, text: str, names: Collection[str]) -> "Condition":
+        """Read a condition on one of `names`.
+
+        Raises `ValueError`, which says what is wrong, for any other text.
+        """
+        found = _PATTERN.fullmatch(text)
         if found is None:
-            raise UserError(f'"{text}": a condition must read like "z_distance <= 3.0"')
+            raise ValueError(f'"{text}": a condition must read like "z_distance <= 3.0"')
+        check_name(found[1], names)
         return cls(found[1], found[2], float(found[3]))
 
+    def __str__(self) -> str:
+        """As it is written in a configuration; equal conditions have equal texts."""
+        return f"{self.name} {self.sign} {repr(self.bound).removesuffix('.0')}"
+
     def holds(self) -> pl.Expr:
-        """Whether it holds, where the metric is a column."""
-        expression: pl.Expr = _SIGNS[self.sign](pl.col(self.metric), self.bound)
+        """Whether it holds, as an expression over a column of that name."""
+        expression: pl.Expr = _SIGNS[self.sign](pl.col(self.name), self.bound)
         return expression
 
     def holds_for(self, point: Mapping[str, Any]) -> bool:
         """Whether it holds for values by name; never for one that is absent or a word."""
-        value = point.get(self.metric)
+        value = point.get(self.name)
         return isinstance(value, int | float) and bool(_SIGNS[self.sign](value, self.bound))
 
     def excess(self, value: float) -> float:
@@ -50,9 +61,17 @@ class Condition(NamedTuple):
 
     def miss(self) -> pl.Expr:
         """By how much a point misses the condition, relative to the bound; 0 where it holds."""
-        over = pl.col(self.metric) - self.bound
+        over = pl.col(self.name) - self.bound
         over = over if self.sign.startswith("<") else -over
         return over.clip(lower_bound=0.0) / (abs(self.bound) or 1.0)
+
+
+def check_name(name: str, names: Collection[str]) -> None:
+    """Raise `ValueError`, with the nearest name, where `name` is none of `names`."""
+    if name not in names:
+        near = get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        raise ValueError(f"{name}: no such name; {hint}")
 
 
 def all_hold(conditions: Sequence[Condition]) -> pl.Expr:

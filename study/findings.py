@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from cf_core.files import AnyPath, replacing
 from cf_core.seeding import derive
 from evaluation.figures import (
+    Axis,
     attainment_difference_figure,
     attainment_figure,
     cost_figure,
@@ -24,8 +25,6 @@ from evaluation.figures import (
     verdict_figure,
 )
 from evaluation.frontier import (
-    COHERENCY,
-    CONFIGURATION,
     DISTANCES,
     FUSIONS,
     LEVELS,
@@ -41,11 +40,14 @@ from evaluation.frontier import (
     rivals,
 )
 from evaluation.inference import probability_of_improvement, verdicts
-from study.config import PARAMETERS, EvaluationPlan, StudyConfig
+from evaluation.metrics import COHERENCY
+from study.config import EvaluationPlan, StudyConfig
+from study.ledger import Ledger
+from study.parameters import PARAMETERS
 from study.store import Store
 
-AXES = ("z_distance", "edit_distance")
-"""Metrics that can be the distance of a frontier."""
+_AXES = ("z_distance", "edit_distance")
+"""Metrics that frontiers are drawn and compared over."""
 
 CSV_COLUMNS = (
     "corpus", "rival", "axis", "source", "metric", "difference", "low", "high", "p_holm", "verdict",
@@ -58,7 +60,7 @@ _SHOWN_DISTANCE = 6
 
 def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
     """Write the tables `frontier`, `matched`, `hypervolumes` and `verdicts`."""
-    metrics = finished_metrics(store).filter(pl.col("metric").is_in([*COHERENCY, *AXES]))
+    metrics = read_finished_metrics(store).filter(pl.col("metric").is_in([*COHERENCY, *_AXES]))
     bounds = _bounds(evaluation)
     fronts = [
         _front(group).with_columns(source=pl.lit(source), metric=pl.lit(metric), axis=pl.lit(axis))
@@ -75,7 +77,7 @@ def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
         metrics,
         matched,
         store.outcomes,
-        bin_counts(store),
+        count_bins(store),
         evaluation.verdict_resamples,
         np.random.default_rng(derive(seed, "verdicts")),
     )
@@ -108,7 +110,7 @@ def write_verdicts(stores: Sequence[Store], path: AnyPath) -> None:
         pl.concat(tables).with_columns(axis=short).select(CSV_COLUMNS).write_csv(temporary)
 
 
-def verdict_lines(store: Store) -> list[str]:
+def say_verdicts(store: Store) -> list[str]:
     """Count wins, ties and losses against each rival, along each axis; say what lacks."""
     found = store.scan("verdicts").collect()
     lines = []
@@ -131,7 +133,7 @@ def verdict_lines(store: Store) -> list[str]:
         )
     if found["seeds"].max() == 1:
         lines.append("(ahead: a count, no test; one training seed says nothing of others)")
-    metrics = finished_metrics(store)
+    metrics = read_finished_metrics(store)
     lines += _agreement(metrics)
     lines += _halves_apart(store, metrics)
     lines += _left_out(store)
@@ -152,14 +154,12 @@ def _halves_apart(store: Store, metrics: pl.DataFrame) -> list[str]:
         )
         .filter(pl.col("distance") == pl.col("distance").max())
         .unique(["method"], keep="first", maintain_order=True)
-        .select("trial", "lambda", "iteration", shown="method")
+        .select("configuration", "lambda", "iteration", shown="method")
         .collect()
     )
-    apart = metrics.filter(
-        pl.col("metric") == "halves_distance", pl.col("source") == "test"
-    ).with_columns(trial=CONFIGURATION)
+    apart = metrics.filter(pl.col("metric") == "halves_distance", pl.col("source") == "test")
     shown = chosen.join(
-        apart, on=["trial", "lambda", "iteration"], nulls_equal=True, maintain_order="left"
+        apart, on=["configuration", "lambda", "iteration"], nulls_equal=True, maintain_order="left"
     )
     ceiling = apart.filter(pl.col("method") == "ceiling")["value"]
     if shown.is_empty() or ceiling.is_empty():
@@ -179,7 +179,7 @@ def _left_out(store: Store) -> list[str]:
     matched = store.scan("matched").filter(pl.col("rival") != "identity").collect()
     stands_in = (
         matched.group_by("method", maintain_order=True)
-        .agg(share=DISTANCES * (pl.col("trial") == "identity").mean())
+        .agg(share=DISTANCES * (pl.col("configuration") == "identity").mean())
         .filter(pl.col("share") > 0)
     )
     told = ", ".join(f"{row['method']} {row['share']:.1f}" for row in stands_in.to_dicts())
@@ -190,12 +190,13 @@ def _left_out(store: Store) -> list[str]:
         lines.append(f"up to {unfinished} points of a panel are unfinished or not finite: left out")
     if told:
         lines.append(
-            f"of {DISTANCES} distances, the inputs stand in for want of a point so near at: {told}"
+            f"distances, of {DISTANCES}, at which a method has no point near enough, so that the"
+            f" inputs stand in for it: {told}"
         )
     return lines
 
 
-def improvement_lines(store: Store) -> list[str]:
+def say_improvements(store: Store) -> list[str]:
     """Say how often a seed's hypervolume is above that of each rival, on average over panels."""
     areas = store.scan("hypervolumes").collect()
     panel = ["source", "metric", "axis"]
@@ -215,10 +216,10 @@ def improvement_lines(store: Store) -> list[str]:
 
 def _figures(store: Store) -> dict[str, Figure]:
     config = StudyConfig.restored(store.record)
-    metrics, found = finished_metrics(store), store.scan("verdicts").collect()
+    metrics, found = read_finished_metrics(store), store.scan("verdicts").collect()
     figures = {
         f"{name}-{axis}": drawn(metrics, axis)
-        for axis in AXES
+        for axis in _AXES
         for name, drawn in (("frontier", frontier_figure), ("iterations", iteration_figure))
     }
     methods = [OURS, *(name for name in rivals(metrics) if name in ("lp", "gradient"))]
@@ -259,7 +260,11 @@ def _search_figure(store: Store) -> Figure | None:
         .with_columns(feasible=(pl.col("violations").list.max() <= 0).fill_null(True))
         .collect()
     )
-    varied = [name for name in PARAMETERS if points[name].n_unique() > 1]
+    varied = [
+        Axis(name, one.label, one.log)
+        for name, one in PARAMETERS.items()
+        if points[name].n_unique() > 1
+    ]
     if not varied:
         return None
     return search_figure(points, store.scan("importances").collect(), varied)
@@ -288,14 +293,9 @@ def _shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
         return chosen
     distances = chosen["distance"].unique().sort()
     shown = chosen.filter(pl.col("distance") == distances[_SHOWN_DISTANCE])
-    seed = metrics["seed"].min()
-    points = shown.with_columns(
-        trial=pl.when(pl.col("method") == OURS, pl.col("trial") != "identity")
-        .then(pl.concat_str("trial", pl.lit(f"-seed{seed!r}")))
-        .otherwise("trial")
-    )
-    named = metrics.select("trial", true_method="method").unique()
-    return points.join(named, on="trial", how="left").select(
+    first = metrics.filter(pl.col("seed").is_null() | (pl.col("seed") == pl.col("seed").min()))
+    named = first.select("trial", "configuration", true_method="method").unique()
+    return shown.join(named, on="configuration", how="left", maintain_order="left").select(
         "trial", "lambda", "iteration", method="true_method"
     )
 
@@ -318,19 +318,19 @@ def _agreement(metrics: pl.DataFrame) -> list[str]:
     ]
 
 
-def finished_metrics(store: Store) -> pl.DataFrame:
+def read_finished_metrics(store: Store) -> pl.DataFrame:
     """The metrics without what an unfinished job may have left there."""
-    done = [trial for trial, status in store.done_trials().items() if status == "done"]
+    done = Ledger(store).list_done()
     return store.metrics.filter(pl.col("trial").is_in([*done, *LEVELS, "identity"])).collect()
 
 
-def bin_counts(store: Store) -> dict[str, int]:
+def count_bins(store: Store) -> dict[str, int]:
     """Number of bins of each statistic."""
     return dict(store.scan("bins").group_by("statistic").len().collect().iter_rows())
 
 
 def _bounds(evaluation: EvaluationPlan) -> Mapping[str, tuple[float, float]]:
-    return {axis: getattr(evaluation.matched, axis) for axis in AXES}
+    return {axis: getattr(evaluation.matched, axis) for axis in _AXES}
 
 
 def _front(points: pl.DataFrame) -> pl.DataFrame:

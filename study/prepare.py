@@ -30,14 +30,14 @@ from cf_core.seeding import derive, generator
 from cf_core.training import Trainer, load_tensors, save_tensors, train, weights
 from cf_core.vae import MelodyVAE, VAETrainer, prior_report, reconstruction_report
 from evaluation.classifier import ClassifierTrainer, SearchClassifier
+from evaluation.evaluator import Evaluator, make_sources, unpaired
 from evaluation.judge import Judge, JudgeData, JudgeTrainer
-from evaluation.metrics import Evaluator, make_sources, unpaired
 from evaluation.reliability import Estimate, Scorer, Trial
 from study.config import StudyConfig
-from study.jobs import REPORT_EVERY, Workbench
 from study.progress import Reporter
 from study.reading import ray_tasks
 from study.store import Store
+from study.workbench import REPORT_EVERY, Workbench, find_checkpoint
 
 _PRIOR_SAMPLES = 16384
 """Decoded prior samples that judges are trained on."""
@@ -270,7 +270,7 @@ def _trained(
         network.load_state_dict(state)
         report: dict[str, Any] = json.loads(record.read_text())
         return report
-    checkpoint = store.root / "checkpoints" / f"{name}.safetensors"
+    checkpoint = find_checkpoint(store, name)
     reporter.follow(name.replace("_", " "), train(trainer, REPORT_EVERY // 2, checkpoint))
     report = finish()
     save_tensors(weights(network), file)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -11,19 +12,22 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 from rich.text import Text
 
 from cf_core import training
 
 _LINE_EVERY = 5.0
 """Seconds between plain lines of one job."""
+
+_RATE_OVER = 30.0
+"""Seconds over which a rate is taken: training and evaluation go on at rates of their own."""
 
 
 class _Rate(ProgressColumn):
@@ -42,7 +46,7 @@ class Reporter:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.as_json = as_json
         self._stages = 0
-        self._bars = Progress(
+        self._bars = Bars(
             TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -85,13 +89,13 @@ class Reporter:
         self.console.out(json.dumps(line), highlight=False)
 
     @contextmanager
-    def job(self, name: str, total: int | None) -> Iterator["Job"]:
+    def job(self, name: str, total: int | None) -> Iterator["Bar"]:
         """A job that counts up to `total`; its bar goes away when it ends."""
-        job = Job(name, total, self._bars, self)
+        bar = Bar(name, total, self._bars, self)
         try:
-            yield job
+            yield bar
         finally:
-            job.close()
+            bar.close()
 
     def follow(self, name: str, steps: Iterable[training.Progress]) -> None:
         """Train to the end, showing each report."""
@@ -100,13 +104,14 @@ class Reporter:
                 job.update(progress.step, progress.total)
 
 
-class Job:
+class Bar:
     """One bar, or its plain lines: `Reporter.job` makes them."""
 
-    def __init__(self, name: str, total: int | None, bars: Progress, reporter: Reporter) -> None:
+    def __init__(self, name: str, total: int | None, bars: Bars, reporter: Reporter) -> None:
         self.name, self.total, self._bars, self._reporter = name, total, bars, reporter
         self._task: TaskID | None = None
-        self._first: tuple[float, int] | None = None
+        self._seen: deque[tuple[float, int]] = deque()
+        """When so much was done: the last half minute."""
         self._printed = time.monotonic()
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
@@ -129,12 +134,13 @@ class Job:
 
     def _line(self, done: int, note: str) -> None:
         now = time.monotonic()
-        if self._first is None:
-            self._first = (now, done)
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] > _RATE_OVER:
+            self._seen.popleft()
         if now - self._printed < _LINE_EVERY:
             return
         self._printed = now
-        since, start = self._first
+        since, start = self._seen[0]
         rate = (done - start) / (now - since) if now > since else 0.0
         left = (self.total - done) / rate if self.total and rate > 0 else None
         if self._reporter.as_json:

@@ -6,6 +6,7 @@ from pathlib import Path
 from shutil import which
 
 import numpy as np
+import polars as pl
 import torch
 
 from cf_core.bundle import Bundle, load_bundle
@@ -18,15 +19,18 @@ from cf_core.seeding import derive
 from cf_core.seeding import generator as random_generator
 from evaluation.figures import piano_roll_figure, save
 from evaluation.frontier import CHOSEN_ON, FUSIONS
-from study.config import PARAMETERS, Range, StudyConfig
-from study.findings import draw, improvement_lines, tabulate, verdict_lines, write_verdicts
-from study.jobs import has_references, record_references
+from study.config import Range, StudyConfig
+from study.findings import draw, say_improvements, say_verdicts, tabulate, write_verdicts
 from study.lease import Lease
+from study.ledger import Status
+from study.parameters import PARAMETERS
 from study.prepare import find_corpus, prepare
 from study.progress import Reporter
+from study.recording import has_references, record_references
 from study.select import Choice, select
-from study.store import TABLES, Store
-from study.sweep import conditional, expected, sweep
+from study.store import Store
+from study.sweep import count_conditional, count_configurations, sweep
+from study.tables import TABLES
 
 DRIVER_THREADS = 2
 """Torch threads outside the workers: one number for all machines, so that sums add up alike."""
@@ -49,11 +53,14 @@ def plan(config: StudyConfig) -> str:
     """
     _foresee(config)
     search, evaluation = config.search, config.evaluation
-    trials = expected(config) * len(search.seeds)
-    readings = trials + conditional(config) * len(search.seeds) * (len(evaluation.lambda_) - 1)
+    trials = count_configurations(config) * len(search.seeds)
+    readings = trials + count_conditional(config) * len(search.seeds) * (
+        len(evaluation.lambda_) - 1
+    )
     points = readings * len(evaluation.iterations)
-    rivals = config.rivals()
-    compared = sum(len(evaluation.counts(rival.method)) for rival in rivals)
+    rivals = [evaluation.rival(name) for name in evaluation.rivals]
+    settings = sum(len(rival.settings()) for rival in rivals)
+    compared = sum(len(rival.settings()) * len(rival.iterations) for rival in rivals)
     pairs = {CHOSEN_ON[source]: evaluation.validation_pairs for source in CHOSEN_ON}
     kept = sum(pairs.get(source, evaluation.pairs) for source in evaluation.latent_sources)
     gigabytes = kept * (points + compared) * 4 * 4 * config.core.latent_dim / 1e9
@@ -65,10 +72,10 @@ def plan(config: StudyConfig) -> str:
             f"corpus: {config.corpus.source}; segments of {config.melody.bars_per_segment} bars"
             f" of {', '.join(config.melody.meters)}",
             f"core: {config.core.latent_dim} latent dimensions, {config.core.steps} steps",
-            f"trials: {trials} = {expected(config)} configurations ({search.method}: {space})"
+            f"trials: {trials} = {count_configurations(config)} configurations ({search.method}: {space})"
             f" × seed {', '.join(map(str, search.seeds))}; up to {config.fusion.steps} steps each,"
             f" iteration counts {', '.join(map(str, evaluation.iterations))}",
-            f"rivals: {', '.join(evaluation.rivals) or 'none'}, in {len(rivals)} settings with"
+            f"rivals: {', '.join(evaluation.rivals) or 'none'}, in {settings} settings with"
             f" {compared} points",
             f"inputs: {evaluation.pairs} pairs of each source (test, prior) and"
             f" {evaluation.validation_pairs} of its validation twin",
@@ -102,7 +109,10 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
     reporter.stage("Corpus: melodies as segments on a grid")
     corpus = find_corpus(config, reporter)
     store.claim(
-        config.identity(corpus.content_hash), config.fingerprint(corpus.content_hash), config.name
+        config.identity(corpus.content_hash),
+        config.fingerprint(corpus.content_hash),
+        config.name,
+        config.selection.model_dump(mode="json"),
     )
     with Lease(store.root) as lease:
         return _run(config, corpus, store, reporter, lease)
@@ -113,15 +123,14 @@ def _run(
 ) -> Store:
     bench = prepare(config, corpus, store, reporter)
     store.inspect()
-    if aside := store.quarantined():
+    if aside := store.list_quarantined():
         reporter.say(f"{len(aside)} damaged or foreign files are in {store.root / 'quarantine'}")
-    trials = expected(config) * len(config.search.seeds)
+    trials = count_configurations(config) * len(config.search.seeds)
     reporter.stage(f"Jobs: {trials} trials and their rivals, on Ray Tune")
     sweep(config, bench, store, reporter, lease)
     _check_jobs(store, config, reporter)
     reporter.stage("Selection: one trial, chosen on validation songs")
-    rule = config.selection
-    choice = select(store, rule.maximise, rule.where, store.root / "bundle")
+    choice = select(store, config.selection)
     for line in choice.lines():
         reporter.say(line)
     example = fuse_example(store, corpus, config.seed)
@@ -153,7 +162,7 @@ def run_all(configs: Sequence[StudyConfig], reporter: Reporter) -> list[Store]:
         write_verdicts(stores, path)
         reporter.stage(f"All {len(stores)} corpora")
         for store in stores:
-            for line in verdict_lines(store):
+            for line in say_verdicts(store):
                 reporter.say(f"{store.record['name']}: {line}")
         reporter.say(f"verdicts: {path}")
     return stores
@@ -190,7 +199,7 @@ def fuse_example(store: Store, corpus: Corpus, seed: int) -> AnyPath:
         tempo=_EXAMPLE_TEMPO,
         style=style,
         iterations=bundle.iterations,
-        weight=bundle.weight,
+        lambda_=bundle.lambda_,
     )
     folder = store.root / "example"
     for name, notes in (("inputs", fused.input_notes), ("outputs", fused.output_notes)):
@@ -217,6 +226,7 @@ def _record_styles(
         shown.append((label, np.stack(outputs)))
     trial = {
         "trial": str(bundle.record["trial"]),
+        "configuration": str(bundle.record["configuration"]),
         "lambda": bundle.record["lambda"],
         "iteration": bundle.iterations,
         "left_song": songs[0],
@@ -236,12 +246,12 @@ def summary(store: Store, choice: Choice, example: AnyPath) -> list[str]:
     statuses = store.scan("trials").collect()
     counts = statuses.group_by("method", "status").len().sort("method", "status").iter_rows()
     lines = ["run: " + ", ".join(f"{n} {method} {status}" for method, status, n in counts)]
-    lines += [f"found: {line}" for line in (*verdict_lines(store), *improvement_lines(store))]
+    lines += [f"found: {line}" for line in (*say_verdicts(store), *say_improvements(store))]
     lines += [
         f"tables: {store.root}/{{{','.join(TABLES)}}}",
         f"verdicts: {store.root / 'verdicts.csv'}",
         f"figures: {store.root / 'figures'}",
-        f"bundle: {choice.bundle} ({choice.trial}, λ {choice.weight:g},"
+        f"bundle: {choice.bundle} ({choice.trial}, λ {choice.lambda_:g},"
         f" iterations {choice.iterations})",
         f"listen: {example / 'inputs.wav'}, then {example / 'outputs.wav'}",
         "next:",
@@ -254,13 +264,13 @@ def summary(store: Store, choice: Choice, example: AnyPath) -> list[str]:
 def _check_jobs(store: Store, config: StudyConfig, reporter: Reporter) -> None:
     """Say what failed; stop where no trial is left, or none of what it is compared with."""
     over = store.scan("trials").collect()
-    failed = over.filter(over["status"] != "done")
+    failed = over.filter(pl.col("status") != Status.DONE)
     for trial, status, reason in failed.select("trial", "status", "reason").iter_rows():
         reporter.say(f"{trial} {status}: {reason}")
-    done = set(over.filter(over["status"] == "done")["method"])
+    done = set(over.filter(pl.col("status") == Status.DONE)["method"])
     kinds: dict[str, set[str]] = {
         "trial": set(FUSIONS),
-        "setting of a rival": set(config.evaluation.rivals),
+        "setting of a rival": {s.method for s in config.evaluation.settings()},
     }
     for name, methods in kinds.items():
         if methods and not methods & done:

@@ -9,7 +9,7 @@ failed.
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from typing import Any, Literal
@@ -29,27 +29,21 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
-from cf_core.errors import UserError
+from cf_core.errors import ConfigError
 from cf_core.files import AnyPath, replacing
 from cf_core.seeding import derive
-from evaluation.frontier import CONFIGURATION, FUSIONS, hypervolume, shortfall
+from evaluation.frontier import FUSIONS, hypervolume, shortfall
+from evaluation.metrics import METRICS, Better
 from study.conditions import Condition, all_hold, total_miss
-from study.config import (
-    PARAMETERS,
-    WHOLE,
-    Configuration,
-    Range,
-    Search,
-    StudyConfig,
-    TrialSpec,
-)
-from study.jobs import SOURCE
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+from study.config import Range, Search, StudyConfig
+from study.ledger import Outcome, State, Status
+from study.parameters import PARAMETERS
+from study.specs import Configuration, TrialSpec
+from study.workbench import DECIDING
 
 OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {
-    "judge": "maximize",
-    "z_distance": "minimize",
+    name: "minimize" if METRICS[name].better == Better.LOWER else "maximize"
+    for name in ("judge", "z_distance")
 }
 """The objectives by metric, and which way is better."""
 
@@ -68,29 +62,10 @@ Point = Mapping[str, float | str]
 Pick = Callable[[str, Values | Range], float | str]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a configuration, as a search is told."""
-
-    configuration: Configuration
-    batch: int
-    state: TrialState
-    """COMPLETE, PRUNED or FAIL."""
-    objectives: tuple[float, ...] = ()
-    """In the order of `OBJECTIVES`; none but of those complete."""
-    violations: tuple[float, ...] = ()
-    """By how much each constraint is missed; 0 or less where it holds."""
-
-    @property
-    def feasible(self) -> bool:
-        """Whether it is complete and misses no constraint."""
-        return self.state == TrialState.COMPLETE and all(by <= 0 for by in self.violations)
-
-
 def propose(config: StudyConfig, past: Sequence[Outcome]) -> dict[Configuration, str]:
     """The next batch of configurations, and where each comes from; none when all are tried.
 
-    Raises `UserError` for a configuration in `search.first` that is not in the space.
+    Raises `ConfigError` for a configuration in `search.first` that is not in the space.
     """
     search = config.search
     tried = [outcome.configuration for outcome in past if outcome.batch != WARM_START]
@@ -107,14 +82,14 @@ def propose(config: StudyConfig, past: Sequence[Outcome]) -> dict[Configuration,
     return {c: "first" if c in first else search.method for c in fresh[: whole - len(tried)]}
 
 
-def trials_of(config: StudyConfig, configurations: Sequence[Configuration]) -> list[TrialSpec]:
+def list_trials(config: StudyConfig, configurations: Sequence[Configuration]) -> list[TrialSpec]:
     """Their trials, seeds varying slowest: a run cut short then has whole frontiers."""
     return [TrialSpec(one, seed) for seed, one in product(config.search.seeds, configurations)]
 
 
-def first_trials(config: StudyConfig) -> list[TrialSpec]:
+def list_first_trials(config: StudyConfig) -> list[TrialSpec]:
     """The trials of the first batch: all of a grid."""
-    return trials_of(config, list(propose(config, [])))
+    return list_trials(config, list(propose(config, [])))
 
 
 def _grid(search: Search) -> Iterator[Configuration]:
@@ -149,7 +124,7 @@ def _asked(
     search, found, repeated = config.search, dict.fromkeys(known), 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = optuna_study(config, past, sampler=_sampler(config, len(past)))
+        study = make_optuna_study(config, past, sampler=_sampler(config, len(past)))
         while len(found) < whole and repeated < _PATIENCE:
             # Left as running, a repetition tells the sampler to look elsewhere.
             configuration = _chosen(search, partial(_suggested, study.ask()))
@@ -170,24 +145,36 @@ def _population(search: Search) -> int:
     return max(2, search.batch)
 
 
-def optuna_study(
+def make_optuna_study(
     config: StudyConfig,
     past: Sequence[Outcome],
     sampler: optuna.samplers.BaseSampler | None = None,
     storage: BaseStorage | None = None,
 ) -> optuna.Study:
     """A study of Optuna that was told all outcomes, in their order."""
-    study = optuna.create_study(
-        study_name=config.name,
-        directions=list(OBJECTIVES.values()),
-        sampler=sampler,
-        storage=storage,
-    )
+    with _quiet():
+        study = optuna.create_study(
+            study_name=config.name,
+            directions=list(OBJECTIVES.values()),
+            sampler=sampler,
+            storage=storage,
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names(list(OBJECTIVES))
     study.add_trials(list(_told(config.search, past)))
     return study
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna tells of every study that it makes, unless its level is set; set back after."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
 
 
 def _told(search: Search, past: Sequence[Outcome]) -> Iterator[FrozenTrial]:
@@ -199,12 +186,12 @@ def _told(search: Search, past: Sequence[Outcome]) -> Iterator[FrozenTrial]:
         if outcome.batch != batch and members >= population:
             generation, members = generation + 1, 0
         batch = outcome.batch
-        members += outcome.state == TrialState.COMPLETE
-        point = _point(outcome.configuration)
-        told = zip(search.constraints, outcome.violations, strict=True)
+        members += outcome.state == State.COMPLETE
+        point = outcome.configuration.point
+        told = zip(map(str, search.constraints), outcome.violations, strict=True)
         yield create_trial(
-            state=outcome.state,
-            values=outcome.objectives if outcome.state == TrialState.COMPLETE else None,
+            state=TrialState[outcome.state],
+            values=outcome.objectives if outcome.state == State.COMPLETE else None,
             params=dict(point),
             distributions={name: _distribution(name, search.of(name)) for name in point},
             constraints=dict(told) if outcome.violations else None,
@@ -216,22 +203,22 @@ def _told(search: Search, past: Sequence[Outcome]) -> Iterator[FrozenTrial]:
 def write_journal(config: StudyConfig, past: Sequence[Outcome], path: AnyPath) -> None:
     """Write the search as a journal that Optuna's plots and optuna-dashboard open."""
     with replacing(path) as temporary:
-        optuna_study(config, past, storage=JournalStorage(JournalFileBackend(str(temporary))))
+        make_optuna_study(config, past, storage=JournalStorage(JournalFileBackend(str(temporary))))
 
 
-def importances(config: StudyConfig, past: Sequence[Outcome]) -> list[dict[str, Any]]:
+def measure_importances(config: StudyConfig, past: Sequence[Outcome]) -> list[dict[str, Any]]:
     """How much each parameter matters to either objective, in shares (PED-ANOVA).
 
     Columns: `objective`, `parameter`, `importance`. Empty with fewer than four complete
     configurations, or with less than two parameters that vary.
     """
-    complete = [o for o in past if o.state == TrialState.COMPLETE and o.batch != WARM_START]
-    points = [_point(outcome.configuration) for outcome in complete]
+    complete = [o for o in past if o.state == State.COMPLETE and o.batch != WARM_START]
+    points = [outcome.configuration.point for outcome in complete]
     varied = [name for name in PARAMETERS if len({point.get(name, None) for point in points}) > 1]
     shared = [name for name in varied if all(name in point for point in points)]
     if len(complete) < 4 or len(shared) < 2:
         return []
-    study, rows = optuna_study(config, complete), []
+    study, rows = make_optuna_study(config, complete), []
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     for place, objective in enumerate(OBJECTIVES):
         with warnings.catch_warnings():
@@ -259,23 +246,17 @@ def _cost(place: int, trial: FrozenTrial) -> float:
 def _chosen(search: Search, pick: Pick) -> Configuration:
     """Pick a value for each parameter in turn that applies after those before it."""
     point: dict[str, float | str] = {}
-    conditions = {str(name): condition for name, condition in search.when.items()}
-    for name in PARAMETERS:
-        searched, condition = search.of(name), conditions.get(name)
-        if searched is None or (condition and not Condition.parse(condition).holds_for(point)):
+    for name, parameter in PARAMETERS.items():
+        searched, condition = search.of(name), search.when.get(name)
+        if searched is None or (condition and not condition.holds_for(point)):
             continue
         picked = pick(name, searched)
-        if name in WHOLE:
+        if parameter.kind == "whole":
             picked = round(float(picked))
         elif isinstance(searched, Range):
             picked = min(max(float(f"{picked:.{_DIGITS}g}"), searched.low), searched.high)
         point[name] = picked
-    weight = point.pop("lambda")
-    return Configuration(
-        None if isinstance(weight, str) else float(weight),
-        int(point.pop("style_dim")),
-        tuple((name, value) for name, value in point.items() if not isinstance(value, str)),
-    )
+    return Configuration.at(point)
 
 
 def _looked_up(point: Point, name: str, _: Values | Range) -> float | str:
@@ -295,7 +276,7 @@ def _suggested(trial: optuna.Trial, name: str, searched: Values | Range) -> floa
     if not isinstance(searched, Range):
         found = trial.suggest_categorical(name, searched)
         return found if isinstance(found, str) else float(found or 0)
-    if name in WHOLE:
+    if PARAMETERS[name].kind == "whole":
         low, high = round(searched.low), round(searched.high)
         return trial.suggest_int(name, low, high, log=searched.log)
     return trial.suggest_float(name, searched.low, searched.high, log=searched.log)
@@ -304,7 +285,7 @@ def _suggested(trial: optuna.Trial, name: str, searched: Values | Range) -> floa
 def _distribution(name: str, searched: Values | Range | None) -> BaseDistribution:
     if not isinstance(searched, Range):
         return CategoricalDistribution(searched or ())
-    if name in WHOLE:
+    if PARAMETERS[name].kind == "whole":
         return IntDistribution(round(searched.low), round(searched.high), log=searched.log)
     return FloatDistribution(searched.low, searched.high, log=searched.log)
 
@@ -316,15 +297,15 @@ def _given(search: Search, point: Point) -> Configuration:
     def pick(name: str, searched: Values | Range) -> float | str:
         taken.append(name)
         if name not in point:
-            raise UserError(f"{told}: {name} is missing")
+            raise ConfigError(f"{told}: {name} is missing")
         if not _contains(searched, point[name]):
-            raise UserError(f"{told}: {name} is not in search.{name}")
+            raise ConfigError(f"{told}: {name} is not in search.{name}")
         return point[name]
 
     configuration = _chosen(search, pick)
     if unknown := sorted(point.keys() - taken):
         why = "does not apply there" if unknown[0] in PARAMETERS else "is no parameter"
-        raise UserError(f"{told}: {unknown[0]} {why}")
+        raise ConfigError(f"{told}: {unknown[0]} {why}")
     return configuration
 
 
@@ -334,68 +315,64 @@ def _contains(searched: Values | Range, value: float | str) -> bool:
     return not isinstance(value, str) and searched.low <= value <= searched.high
 
 
-def _point(configuration: Configuration) -> dict[str, float | str]:
-    weight = "conditional" if configuration.lambda_ is None else configuration.lambda_
-    return {"lambda": weight, "style_dim": configuration.style_dim, **dict(configuration.changes)}
-
-
 def fits(search: Search, configuration: Configuration) -> bool:
     """Whether a configuration, such as another study's, lies in the space."""
     try:
-        return _given(search, _point(configuration)) == configuration
-    except UserError:
+        return _given(search, configuration.point) == configuration
+    except ConfigError:
         return False
 
 
 # ---- outcomes ----------------------------------------------------------------------------------
 
 
-def reading(config: StudyConfig) -> tuple[int, float]:
+def find_objective_point(config: StudyConfig) -> tuple[int, float]:
     """Iteration count, and λ of conditional trials, at which the objectives are taken."""
     search, plan = config.search, config.evaluation
-    counts, weights = plan.iterations, plan.lambda_
+    counts, lambdas = plan.iterations, plan.lambda_
     return (
         search.iteration or counts[len(counts) // 2],
-        search.weight or weights[len(weights) // 2],
+        search.objective_lambda or lambdas[len(lambdas) // 2],
     )
 
 
-def judged(
+def judge_batch(
     config: StudyConfig,
     batch: int,
     configurations: Sequence[Configuration],
-    statuses: Mapping[str, str],
+    seeds: Sequence[int],
+    statuses: Mapping[str, Status],
     metrics: pl.DataFrame,
 ) -> list[Outcome]:
-    """What came of a batch that is over.
+    """What came of a batch that is over, trained with these seeds.
 
     `statuses` holds those of its trials, `metrics` their rows on validation songs. A configuration
     is complete if all its seeds are done and all its objectives and constraints finite, pruned if
     it was stopped at a rung, and failed otherwise.
     """
-    count, weight = reading(config)
-    conditions = [Condition.parse(text) for text in config.search.constraints]
-    needed = [*OBJECTIVES, *(condition.metric for condition in conditions)]
+    count, lambda_ = find_objective_point(config)
+    constraints = config.search.constraints
+    needed = [*OBJECTIVES, *(condition.name for condition in constraints)]
     at = metrics.filter(
         pl.col("method").is_in(FUSIONS),
-        pl.col("source") == SOURCE,
+        pl.col("source") == DECIDING,
         pl.col("iteration") == count,
-        (pl.col("method") != "conditional") | (pl.col("lambda") == weight),
+        (pl.col("method") != "conditional") | (pl.col("lambda") == lambda_),
     )
-    means = at.group_by(CONFIGURATION, "metric").agg(pl.col("value").mean())
+    means = at.group_by("configuration", "metric").agg(pl.col("value").mean())
     values = {(name, metric): value for name, metric, value in means.iter_rows()}
     outcomes = []
     for configuration in configurations:
-        seeds = [f"{configuration.id}-seed{seed}" for seed in config.search.seeds]
-        kinds = {statuses.get(trial, "failed") for trial in seeds}
+        trials = [TrialSpec(configuration, seed).id for seed in seeds]
+        kinds = {statuses.get(trial, Status.FAILED) for trial in trials}
         measured = [values.get((configuration.id, metric), math.nan) for metric in needed]
-        state = TrialState.FAIL
-        if kinds == {"pruned"}:
-            state = TrialState.PRUNED
-        elif kinds == {"done"} and all(map(math.isfinite, measured)):
-            state = TrialState.COMPLETE
-        complete = state == TrialState.COMPLETE
-        constrained = zip(conditions, measured[len(OBJECTIVES) :], strict=True)
+        state = State.FAIL
+        if kinds == {Status.PRUNED}:
+            state = State.PRUNED
+        elif kinds == {Status.DONE} and all(map(math.isfinite, measured)):
+            state = State.COMPLETE
+        complete = state == State.COMPLETE
+        constrained = zip(constraints, measured[len(OBJECTIVES) :], strict=True)
         violations = tuple(condition.excess(value) for condition, value in constrained)
         outcomes.append(
             Outcome(
@@ -409,7 +386,7 @@ def judged(
     return outcomes
 
 
-def front_hypervolume(past: Sequence[Outcome], farthest: float) -> float:
+def measure_hypervolume(past: Sequence[Outcome], farthest: float) -> float:
     """Area that the objectives of all configurations that meet the constraints dominate.
 
     Up to the z-distance `farthest`.
@@ -419,8 +396,8 @@ def front_hypervolume(past: Sequence[Outcome], farthest: float) -> float:
     return hypervolume(distance, coherency, (farthest, 0.0))
 
 
-def shortfalls(
-    points: pl.DataFrame, names: Sequence[str], constraints: Sequence[str] = ()
+def rank_by_shortfall(
+    points: pl.DataFrame, names: Sequence[str], constraints: Sequence[Condition] = ()
 ) -> dict[str, float]:
     """By how much each of some configurations falls short of the front of all others, least first.
 
@@ -432,8 +409,7 @@ def shortfalls(
     that counts falls short by infinity; of those, who misses the constraints least comes first. Of
     equals the first by name.
     """
-    conditions = [Condition.parse(text) for text in constraints]
-    needed = list(dict.fromkeys([*OBJECTIVES, *(condition.metric for condition in conditions)]))
+    needed = list(dict.fromkeys([*OBJECTIVES, *(condition.name for condition in constraints)]))
     at = ["configuration", "lambda", "iteration"]
     finite = (
         points.group_by(at)
@@ -441,9 +417,9 @@ def shortfalls(
         .filter(pl.all_horizontal(pl.col(needed).is_finite()))
         .sort(at)
     )
-    least = finite.group_by("configuration").agg(total_miss(conditions).min())
+    least = finite.group_by("configuration").agg(total_miss(constraints).min())
     missed = dict(least.iter_rows())
-    counting = finite.filter(all_hold(conditions))
+    counting = finite.filter(all_hold(constraints))
     owners = counting["configuration"].to_numpy()
     value, distance = (counting[name].to_numpy() for name in OBJECTIVES)
     scale = (_range(distance), _range(value))

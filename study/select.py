@@ -6,25 +6,25 @@ All choices are made on validation songs and by the selection judge.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import polars as pl
 from torch import nn
 
-from cf_core.bundle import Bundle, save_bundle
-from cf_core.errors import UserError
+from cf_core.bundle import Bundle, load_bundle, save_bundle
+from cf_core.errors import BundleError, RecordsError, SelectionError
 from cf_core.files import AnyPath
 from cf_core.training import load_tensors
 from cf_core.vae import MelodyVAE
-from evaluation.frontier import CONFIGURATION, FUSIONS
-from study.conditions import Condition, all_hold, total_miss
-from study.config import StudyConfig
-from study.jobs import generator_path
+from evaluation.frontier import FUSIONS
+from study.conditions import all_hold, total_miss
+from study.config import Selection, StudyConfig
+from study.ledger import Ledger, Status
 from study.store import Store
-from study.sweep import planned
+from study.sweep import list_planned
+from study.workbench import DECIDING, find_generator
 
-_POINT = ["trial", "method", "lambda", "style_dim", "iteration"]
+_POINT = ["configuration", "method", "lambda", "style_dim", "iteration"]
 _KEYS = {"lambda": pl.Float64, "style_dim": pl.Int32, "iteration": pl.Int32}
 _RUNNERS_UP = 5
 _NORMAL = 1.96
@@ -39,8 +39,7 @@ class Choice:
 
     bundle: AnyPath
     trial: str
-    weight: float
-    """λ."""
+    lambda_: float
     iterations: int
     rule: str
     """What was asked for, in words."""
@@ -50,6 +49,10 @@ class Choice:
     """All that met the conditions: the rows of `candidates`."""
     of_seed: Mapping[str, float]
     """The deployed seed's own values of the metrics in question."""
+    pending: Sequence[str] = ()
+    """Planned trials and settings that are not over yet."""
+    replaced: str | None = None
+    """The rule by which the bundle that was there before had been chosen, if it was another."""
 
     def lines(self) -> list[str]:
         """Tell what was chosen and why, and the runners-up with their intervals."""
@@ -65,117 +68,128 @@ class Choice:
             lines.append(f"deployed: {self.trial}, by itself {own}")
         runners_up = self.ranked[1 : 1 + _RUNNERS_UP].iter_rows(named=True)
         lines += [f"runner-up: {self._told(row)}" for row in runners_up]
+        if self.pending:
+            lines.append(f"not finished: {_list_some(self.pending)}; run the study to the end")
+        if self.replaced is not None:
+            lines.append(f"replaced: the bundle that another rule had chosen ({self.replaced})")
         return lines
 
     def _told(self, row: dict[str, Any]) -> str:
         interval = f" (95 % {row['low']:.3f} to {row['high']:.3f})" if row["se"] > 0 else ""
         return (
-            f"{row['trial']}, λ {row['lambda']:g}, iterations {row['iteration']}: {self.metric}"
+            f"{row['configuration']}, λ {row['lambda']:g}, iterations {row['iteration']}: {self.metric}"
             f" {row[self.metric]:.3f}{interval}, z_distance {row['z_distance']:.2f}"
         )
 
 
-def status(store: Store) -> pl.DataFrame:
-    """List every planned job of a study: a trial, or a setting of latent search.
+def list_jobs(store: Store) -> pl.DataFrame:
+    """List every planned job of a study: a trial, or a setting of a rival.
 
-    Columns: `trial`, `status` ("done", "pruned", "diverged", "failed" or "pending"), `reason` why
-    it is not done, `attempt` (1 for the first) and `seconds`. Raises `UserError` for damaged
-    records.
+    Columns: `trial`, `status` (a `Status`), `reason` why it is not done, `attempt` (1 for the
+    first) and `seconds`. Raises `RecordsError` for damaged records.
+
+        >>> list_jobs(study.open("results/quickstart")).filter(pl.col("status") == "failed")
     """
     config = StudyConfig.restored(store.record)
-    names = [trial.id for trial in planned(config, store)]
-    names += [setting.id for setting in config.rivals()]
-    over = store.ledger().select("trial", "status", "reason", "attempt", "seconds")
+    over = Ledger(store).list_over().select("trial", "status", "reason", "attempt", "seconds")
+    names = [trial.id for trial in list_planned(config, store)]
+    names += [setting.id for setting in config.evaluation.settings(known_only=True)]
+    names = list(dict.fromkeys([*names, *over["trial"]]))
     return (
         pl.DataFrame({"trial": names}, schema={"trial": pl.String})
         .join(over, on="trial", how="left", maintain_order="left")
-        .with_columns(pl.col("status").fill_null("pending"))
+        .with_columns(pl.col("status").fill_null(str(Status.PENDING)))
     )
 
 
-def candidates(store: Store, maximise: str, where: Sequence[str]) -> pl.DataFrame:
-    """Rank the points that meet all conditions, the one to choose first.
+def rank_candidates(store: Store, rule: Selection) -> pl.DataFrame:
+    """Rank the points that meet all conditions of a rule, the one to choose first.
 
-    A point is a configuration (a trial without its seed, at one λ) after a number of iterations;
-    its values are means over its finished seeds. `maximise` is a metric, and a condition a metric,
-    one of < <= > >= and a number: "z_distance <= 3.0". All are taken on validation songs. Points
-    where a metric in question is not finite are left out.
+    A point is a configuration at one λ after a number of iterations; its values are means over its
+    finished seeds. All are taken on validation songs. Points where a metric in question is not
+    finite are left out.
 
     First come those within one standard error of the highest, the nearest (by z-distance) in front,
     as a simpler model is taken where a better one can't be told from it (Breiman et al. 1984); then
-    all others by their value. Of equals, by trial, λ and iteration.
+    all others by their value. Of equals, by configuration, λ and iteration.
 
-    Returned are the columns `trial` (without a seed), `method`, `lambda`, `style_dim`, `iteration`,
-    `seeds` (how many), one for each metric, and of the one maximised
-    the standard error `se` over songs and seeds (0 where it has no interval; at most this, as what
-    songs and seeds do together is counted with either) and the 95 % interval `low`, `high`. Raises
-    `UserError` for a metric that the study does not have, and where no point meets the conditions,
-    with the nearest miss.
+    Returned are the columns `configuration`, `method`, `lambda`, `style_dim`, `iteration`, `seeds`
+    (how many), one for each metric, and of the one maximised the standard error `se` over songs and
+    seeds (0 where it has no interval; at most this, as what songs and seeds do together is counted
+    with either) and the 95 % interval `low`, `high`. Raises `SelectionError` where no trial is
+    done, and where no point meets the conditions, with the nearest miss.
     """
+    maximise, conditions = rule.maximise, rule.where
     points = _points(store, maximise)
-    metrics = [name for name in points.columns if name not in (*_POINT, "seeds", *_ERRORS)]
-    conditions = [Condition.parse(text) for text in where]
-    needed = {maximise, "z_distance", *(condition.metric for condition in conditions)}
-    for metric in sorted(needed):
-        if metric not in metrics:
-            raise UserError(_unknown(metric, metrics))
-    finite = points.filter(pl.all_horizontal(pl.col(*needed).is_finite()))
+    needed = list(dict.fromkeys([maximise, "z_distance", *(c.name for c in conditions)]))
+    if absent := [name for name in needed if name not in points.columns]:
+        raise SelectionError(f"{store.root}: its trials have no values of {', '.join(absent)}")
+    finite = points.filter(pl.all_horizontal(pl.col(needed).is_finite()))
     if finite.is_empty():
-        raise UserError(f"{store.root}: {maximise} is not finite anywhere; nothing can be selected")
+        raise SelectionError(
+            f"{store.root}: {maximise} is not finite anywhere; nothing can be selected"
+        )
     met = finite.filter(all_hold(conditions))
     if met.is_empty():
-        nearest = finite.sort(total_miss(conditions), "trial", "lambda", "iteration").row(
-            0, named=True
-        )
-        values = ", ".join(f"{c.metric} {nearest[c.metric]:.4g}" for c in conditions)
-        raise UserError(
-            f"no trial of {store.root} meets {' and '.join(where)}; the nearest is"
-            f" {nearest['trial']} at λ {nearest['lambda']:g}, iterations"
+        ranked = finite.sort(total_miss(conditions), "configuration", "lambda", "iteration")
+        nearest = ranked.row(0, named=True)
+        values = ", ".join(f"{c.name} {nearest[c.name]:.4g}" for c in conditions)
+        raise SelectionError(
+            f"no trial of {store.root} meets {' and '.join(map(str, conditions))}; the nearest is"
+            f" {nearest['configuration']} at λ {nearest['lambda']:g}, iterations"
             f" {nearest['iteration']}, with {values}: loosen the conditions"
         )
-    ties = ["trial", "lambda", "iteration"]
+    ties = ["configuration", "lambda", "iteration"]
     ranked = met.sort(maximise, "z_distance", *ties, descending=[True, *[False] * 4])
     least = ranked[maximise][0] - ranked["se"][0]
     within = ranked.filter(pl.col(maximise) >= least).sort("z_distance", *ties)
     return pl.concat([within, ranked.filter(pl.col(maximise) < least)])
 
 
-def select(store: Store, maximise: str, where: Sequence[str], output: AnyPath) -> Choice:
-    """Write the first of `candidates` to a bundle folder, with a record of how it was chosen.
+def select(store: Store, rule: Selection | None = None, output: AnyPath | None = None) -> Choice:
+    """Write the first of `rank_candidates` to a bundle folder, and record how it was chosen.
 
-    Of the seeds of a configuration the one with the highest `maximise` is taken among those that
-    meet the conditions by themselves, or among all where none does; the record holds its own values
-    (`of_seed`). An earlier bundle at `output` is replaced. Raises `UserError` as `candidates` does,
-    where the weights of the choice are missing, and where `output` can't be written.
+    The rule is the one recorded with the study unless given, and the folder `bundle` of the
+    study's. An earlier bundle there is replaced; the choice tells if another rule had chosen it.
+    Of the seeds of a configuration the one with the highest value is taken among those that meet
+    the conditions by themselves, or among all where none does; the record holds its own values
+    (`of_seed`).
+
+        >>> store = study.open("results/quickstart")
+        >>> rule = study.Selection(maximise="judge", where=("edit_distance <= 12",))
+        >>> study.select_bundle(store, rule, study.place("near.bundle")).lambda_
+
+    Raises `SelectionError` as `rank_candidates` does, `RecordsError` where the weights of the
+    choice are missing, and `BundleError` where `output` can't be written.
     """
-    ranked = candidates(store, maximise, where)
+    rule = rule or StudyConfig.restored(store.record).selection
+    output = output or store.root / "bundle"
+    maximise = rule.maximise
+    ranked = rank_candidates(store, rule)
     best = ranked.row(0, named=True)
-    own = _of_seed(store, best, maximise, where)
+    own = _choose_seed(store, best, rule)
     seed = own.pop("seed")
-    name = f"{best['trial']}-seed{seed}"
+    name = f"{best['configuration']}-seed{seed}"
     config = StudyConfig.restored(store.record)
     conditional = best["method"] == "conditional"
-    core = _filled(MelodyVAE(config.melody, config.core), store.root / "core" / "core.safetensors")
+    core = _fill(MelodyVAE(config.melody, config.core), store.root / "core" / "core.safetensors")
     trial = store.scan("trials").filter(pl.col("trial") == name).collect()
     settings = replace(config.fusion, hidden=trial["hidden"][0])
-    generator = _filled(
+    generator = _fill(
         settings.generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
-        generator_path(store, name),
+        find_generator(store, name),
     )
-    shown = ["trial", "lambda", "iteration", maximise, "low", "high"]
+    shown = ["configuration", "lambda", "iteration", maximise, "low", "high"]
     runners_up = ranked[1 : 1 + _RUNNERS_UP].select(*dict.fromkeys((*shown, "z_distance")))
     record = {
         "study": store.record["name"],
         "fingerprint": store.record["fingerprint"],
         "trial": name,
+        "configuration": best["configuration"],
         **{key: best[key] for key in ("lambda", "style_dim")},
         "seed": seed,
         "of_seed": own,
-        "rule": {
-            "maximise": maximise,
-            "where": list(where),
-            "then": "the nearest by z_distance within one standard error of the highest",
-        },
+        "rule": _describe(rule),
         "value": best[maximise],
         "standard_error": best["se"],
         "interval": [best["low"], best["high"]],
@@ -189,21 +203,56 @@ def select(store: Store, maximise: str, where: Sequence[str], output: AnyPath) -
         core,
         generator,
         iterations=best["iteration"],
-        weight=best["lambda"] if conditional else None,
+        lambda_=best["lambda"] if conditional else None,
         lambda_range=config.fusion.lambda_range if conditional else None,
         record=record,
     )
+    earlier = _find_rule(output)
     save_bundle(bundle, output)
+    jobs = list_jobs(store)
     return Choice(
         bundle=output,
         trial=name,
-        weight=best["lambda"],
+        lambda_=best["lambda"],
         iterations=best["iteration"],
-        rule=f"highest {maximise} with {' and '.join(where) or 'no condition'}",
+        rule=_say_rule(_describe(rule)),
         metric=maximise,
         ranked=ranked,
         of_seed=own,
+        pending=jobs.filter(pl.col("status") == Status.PENDING)["trial"].to_list(),
+        replaced=_say_rule(earlier) if earlier not in (None, _describe(rule)) else None,
     )
+
+
+def _describe(rule: Selection) -> dict[str, Any]:
+    """A rule as a bundle records it."""
+    return {
+        "maximise": rule.maximise,
+        "where": list(map(str, rule.where)),
+        "then": "the nearest by z_distance within one standard error of the highest",
+    }
+
+
+def _say_rule(rule: Mapping[str, Any] | None) -> str:
+    if rule is None:
+        return "of an unknown rule"
+    return f"highest {rule['maximise']} with {' and '.join(rule['where']) or 'no condition'}"
+
+
+def _find_rule(folder: AnyPath) -> dict[str, Any] | None:
+    """The rule that chose the bundle in a folder; None without a bundle that says so."""
+    try:
+        rule = load_bundle(folder).record["rule"]
+        _ = rule["maximise"], [*rule["where"]]
+    except (BundleError, KeyError, TypeError):
+        return None
+    return dict(rule)
+
+
+def _list_some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of many names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 _ERRORS = ("se", "low", "high")
@@ -213,7 +262,9 @@ def _points(store: Store, maximise: str) -> pl.DataFrame:
     """Validation metrics of finished trials, a row per point and a column per metric."""
     rows = _validation_rows(store)
     if rows.is_empty():
-        raise UserError(f"{store.root}: no trial is done yet; run the study first")
+        jobs = list_jobs(store)
+        counts = ", ".join(f"{n} {status}" for status, n in jobs["status"].value_counts().rows())
+        raise SelectionError(f"{store.root}: no trial is done yet ({counts}); run the study first")
     # Seeds share their songs, so that more of them don't make the songs' part smaller.
     songs = ((pl.col("high") - pl.col("low")) / (2 * _NORMAL)).pow(2).mean().fill_null(0.0)
     seeds = (pl.col("value").var() / pl.len()).fill_null(0.0)
@@ -237,49 +288,39 @@ def _points(store: Store, maximise: str) -> pl.DataFrame:
     )
 
 
-def _of_seed(
-    store: Store, best: Mapping[str, Any], maximise: str, where: Sequence[str]
-) -> dict[str, Any]:
+def _choose_seed(store: Store, best: Mapping[str, Any], rule: Selection) -> dict[str, Any]:
     """The seed of a configuration to deploy, and its own values of the metrics in question."""
-    conditions = [Condition.parse(text) for text in where]
+    needed = dict.fromkeys((rule.maximise, "z_distance", *(c.name for c in rule.where)))
     point = pl.DataFrame([{key: best[key] for key in _POINT}], schema_overrides=_KEYS)
     values = (
         _validation_rows(store)
         .join(point, on=_POINT, how="semi", nulls_equal=True)
         .pivot("metric", index="seed", values="value")
-        .select("seed", *dict.fromkeys((maximise, "z_distance", *(c.metric for c in conditions))))
-        .sort(maximise, "seed", descending=[True, False])
+        .select("seed", *needed)
+        .sort(rule.maximise, "seed", descending=[True, False])
     )
-    met = values.filter(all_hold(conditions))
+    met = values.filter(all_hold(rule.where))
     return (met if met.height else values).row(0, named=True)
 
 
 def _validation_rows(store: Store) -> pl.DataFrame:
-    """Validation metrics of finished trials; `trial` is without its seed."""
-    done = [trial for trial, state in store.done_trials().items() if state == "done"]
+    """Validation metrics of finished trials."""
     return (
         store.scan("metrics")
         .filter(
             pl.col("method").is_in(FUSIONS),
-            pl.col("source") == "validation",
-            pl.col("trial").is_in(done),
+            pl.col("source") == DECIDING,
+            pl.col("trial").is_in(Ledger(store).list_done()),
         )
-        .with_columns(trial=CONFIGURATION)
         .collect()
     )
 
 
-def _unknown(metric: str, metrics: Sequence[str]) -> str:
-    near = get_close_matches(metric, metrics, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{metric}: no such metric{hint} (metrics: {', '.join(metrics)})"
-
-
-def _filled(network: Network, path: AnyPath) -> Network:
+def _fill(network: Network, path: AnyPath) -> Network:
     tensors = load_tensors(path)
     try:
         network.load_state_dict(tensors or {})
     except RuntimeError:
         state = "missing or damaged" if tensors is None else "of another shape"
-        raise UserError(f"{path}: weights are {state}; run the study again") from None
+        raise RecordsError(f"{path}: weights are {state}; run the study again") from None
     return network

@@ -5,34 +5,34 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import count, product
-from typing import Any
 
 import polars as pl
-from optuna.trial import TrialState
 
-from cf_core.errors import UserError
+from cf_core.errors import ConfigError
 from study import store as records
-from study.config import PARAMETERS, Configuration, StudyConfig, TrialSpec
-from study.jobs import FINAL, SOURCE, Workbench, record_over, rival_jobs, rung_path
+from study.config import StudyConfig
+from study.dispatch import Dispatcher
 from study.lease import Lease
-from study.packs import pack_size, packed
+from study.ledger import Ledger, Outcome, State, Status
+from study.packs import plan_packs
 from study.progress import Reporter
+from study.ray_executor import RayExecutor
+from study.recording import record_over
 from study.search import (
-    OBJECTIVES,
     WARM_START,
-    Outcome,
-    first_trials,
     fits,
-    front_hypervolume,
-    importances,
-    judged,
+    judge_batch,
+    list_first_trials,
+    list_trials,
+    measure_hypervolume,
+    measure_importances,
     propose,
-    shortfalls,
-    trials_of,
+    rank_by_shortfall,
     write_journal,
 )
+from study.specs import Configuration, Job, TrialSpec, group_packs, plan_rivals
 from study.store import Store
-from study.workers import Workers
+from study.workbench import DECIDING, Workbench, find_rung
 
 _SAME = ("corpus", "melody", "core", "seed", "selection_judge", "evaluation")
 """What an earlier study must share with one that learns from it."""
@@ -47,26 +47,28 @@ def sweep(
     that succeeds at last, later batches learn from it. Raises `UserError` for a search that can't
     be.
     """
-    known = outcomes(store)
+    ledger = Ledger(store)
+    known = ledger.list_outcomes()
     past = [one for one in known if one.batch == WARM_START]
     if config.search.warm_start is not None and not past:
-        past = _learned(config, store, reporter)
-    rivals = rival_jobs(config.rivals())
-    with closing(Workers(bench, store, config.execution, reporter, lease)) as workers:
+        past = _learn(config, store, reporter)
+    rivals = plan_rivals(config.evaluation)
+    with closing(RayExecutor(bench, store, config.execution, reporter)) as executor:
+        dispatcher = Dispatcher(executor, bench, store, reporter, lease)
         for number in count():
-            batch = recorded(store, number) or _proposed(config, past, number, store)
+            batch = ledger.list_proposed(number) or _propose(config, past, number, ledger)
             if not batch:
                 break
-            run = _Batch(config, number, batch, bench, store, reporter, workers)
+            run = _Batch(config, number, batch, bench, store, reporter, executor, dispatcher)
             run.do(rivals if number == 0 else [])
             told = [one for one in known if one.batch == number]
-            if not told or any(one.state == TrialState.FAIL for one in told):
-                told = run.told()
+            if not told or any(one.state == State.FAIL for one in told):
+                told = run.conclude()
             past += told
-            workers.note = _front(config, past)
-            reporter.say(f"batch {number + 1}: {_states(past, number)}; {workers.note}")
+            dispatcher.note = _front(config, past)
+            reporter.say(f"batch {number + 1}: {_count_states(past, number)}; {dispatcher.note}")
     write_journal(config, past, store.root / "optuna.log")
-    store.write("importances", "all", importances(config, past))
+    store.write("importances", "all", measure_importances(config, past))
 
 
 class _Batch:
@@ -80,45 +82,55 @@ class _Batch:
         bench: Workbench,
         store: Store,
         reporter: Reporter,
-        workers: Workers,
+        executor: RayExecutor,
+        dispatcher: Dispatcher,
     ) -> None:
         self._config, self._number, self._configurations = config, number, configurations
         self._bench, self._store, self._reporter = bench, store, reporter
-        self._workers = workers
-        self._trials = trials_of(config, configurations)
+        self._executor, self._dispatcher = executor, dispatcher
+        self._ledger = Ledger(store)
+        self._trials = list_trials(config, configurations)
 
-    def do(self, others: Sequence[Any]) -> None:
+    def do(self, others: Sequence[Job]) -> None:
         """Train and evaluate its trials, stopping the weakest at each rung, and `others` beside."""
-        size = pack_size(
+        plan = plan_packs(
             self._trials,
             self._config.fusion,
             self._store,
             self._config.execution,
-            self._workers.pack_rates,
+            self._executor.measure_packs,
             self._reporter,
         )
         going, start = self._trials, 0
         for until in (*self._config.search.rungs, None):
-            packs = packed(going, size, self._config.fusion, self._number, start, until)
-            self._workers.do([*packs, *others])
+            packs = group_packs(
+                going, plan.size, self._config.fusion, plan.workers, self._number, start, until
+            )
+            self._dispatcher.do([*packs, *others])
             others = []
             if until is not None:
                 going, start = self._after(until, going), until
-        statuses = self._store.done_trials()
+        statuses = self._ledger.list_statuses()
         for trial, rung in product(self._trials, self._config.search.rungs):
             # What failed goes on from there when it is tried again.
-            if statuses.get(trial.id) in FINAL:
-                rung_path(self._store, trial.id, rung).unlink(missing_ok=True)
+            if statuses.get(trial.id, Status.PENDING).is_final:
+                find_rung(self._store, trial.id, rung).unlink(missing_ok=True)
 
-    def told(self) -> list[Outcome]:
+    def conclude(self) -> list[Outcome]:
         """Record what came of it all, as the search is told from now on."""
         names = [trial.id for trial in self._trials]
         metrics = self._store.metrics.filter(
-            pl.col("source") == SOURCE, pl.col("trial").is_in(names)
+            pl.col("source") == DECIDING, pl.col("trial").is_in(names)
         ).collect()
-        statuses = self._store.done_trials()
-        told = judged(self._config, self._number, self._configurations, statuses, metrics)
-        _write_outcomes(self._store, f"batch{self._number:05d}", told)
+        told = judge_batch(
+            self._config,
+            self._number,
+            self._configurations,
+            self._config.search.seeds,
+            self._ledger.list_statuses(),
+            metrics,
+        )
+        self._ledger.conclude(f"batch{self._number:05d}", told)
         return told
 
     def _after(self, rung: int, going: Sequence[TrialSpec]) -> list[TrialSpec]:
@@ -135,7 +147,7 @@ class _Batch:
             for name, trials in by_name.items()
             if reached.issuperset(trial.id for trial in trials)
         ]
-        short = shortfalls(points, whole, self._config.search.constraints)
+        short = rank_by_shortfall(points, whole, self._config.search.constraints)
         kept = list(short)[: math.ceil(self._config.search.keep * len(by_name))]
         stopped = [trial for trial in going if trial.configuration.id not in kept]
         self._stop(rung, [trial for trial in stopped if trial.id in reached], short)
@@ -143,143 +155,99 @@ class _Batch:
         return [trial for trial in going if trial.configuration.id in kept]
 
     def _stop(self, rung: int, trials: Sequence[TrialSpec], short: Mapping[str, float]) -> None:
-        statuses, attempts = self._store.done_trials(), self._store.tried()
+        statuses, attempts = self._ledger.list_statuses(), self._ledger.count_attempts()
         for trial in trials:
-            if statuses.get(trial.id) in FINAL:
+            if statuses.get(trial.id, Status.PENDING).is_final:
                 continue
             by = short.get(trial.configuration.id)
-            why = "another seed failed" if by is None else _told(by)
+            why = "another seed failed" if by is None else _say_shortfall(by)
             reason = f"stopped after {rung} steps: {why}"
-            outcome = {"status": "pruned", "reason": reason, "steps": rung}
-            record_over(trial, outcome, self._bench, self._store, attempts[trial.id])
+            record_over(
+                trial, Status.PRUNED, self._bench, self._store, attempts[trial.id],
+                reason=reason, steps=rung,
+            )  # fmt: skip
 
 
-def planned(config: StudyConfig, store: Store) -> list[TrialSpec]:
+def list_planned(config: StudyConfig, store: Store) -> list[TrialSpec]:
     """The trials that are proposed so far, or that will be first."""
-    batches = store.configurations.filter(pl.col("batch") >= 0).collect()
-    known = [_configuration(row) for row in batches.sort("batch", "number").iter_rows(named=True)]
-    return trials_of(config, known) if known else first_trials(config)
+    known = Ledger(store).list_proposed()
+    return list_trials(config, known) if known else list_first_trials(config)
 
 
-def expected(config: StudyConfig) -> int:
+def count_configurations(config: StudyConfig) -> int:
     """How many configurations a study will try."""
     search = config.search
     return len(propose(config, [])) if search.method == "grid" else search.configurations
 
 
-def conditional(config: StudyConfig) -> int:
+def count_conditional(config: StudyConfig) -> int:
     """How many of them learn all λ; at most, where that is not known beforehand."""
     if config.search.method == "grid":
         return sum(one.lambda_ is None for one in propose(config, []))
     weights = config.search.lambda_
-    return expected(config) if isinstance(weights, tuple) and "conditional" in weights else 0
+    return (
+        count_configurations(config)
+        if isinstance(weights, tuple) and "conditional" in weights
+        else 0
+    )
 
 
-def recorded(store: Store, batch: int) -> list[Configuration]:
-    """The configurations that a batch was recorded with; none where it was not."""
-    rows = store.configurations.filter(pl.col("batch") == batch).sort("number").collect()
-    return [_configuration(row) for row in rows.iter_rows(named=True)]
-
-
-def outcomes(store: Store) -> list[Outcome]:
-    """All that the search was told so far, in its order."""
-    known = store.configurations.sort("batch", "number")
-    told = store.objectives.drop("batch")
-    rows = known.join(told, on="configuration", how="inner", maintain_order="left").collect()
-    return [
-        Outcome(
-            _configuration(row),
-            row["batch"],
-            TrialState[row["state"]],
-            () if row["judge"] is None else (row["judge"], row["z_distance"]),
-            tuple(row["violations"]),
-        )
-        for row in rows.iter_rows(named=True)
-    ]
-
-
-def _proposed(
-    config: StudyConfig, past: Sequence[Outcome], number: int, store: Store
+def _propose(
+    config: StudyConfig, past: Sequence[Outcome], number: int, ledger: Ledger
 ) -> list[Configuration]:
     """The next batch, written down."""
     batch = propose(config, past)
     if batch:
-        _write_configurations(store, f"batch{number:05d}", number, batch)
+        ledger.propose(f"batch{number:05d}", number, batch)
     return list(batch)
 
 
-def _learned(config: StudyConfig, store: Store, reporter: Reporter) -> list[Outcome]:
-    """Take over what an earlier study found, as far as it lies in the space of this one."""
+def _learn(config: StudyConfig, store: Store, reporter: Reporter) -> list[Outcome]:
+    """Take over what an earlier study found, as far as it lies in the space of this one.
+
+    Objectives and constraints are read anew from its metrics, at the point and with the
+    constraints of this study: its own may have been others.
+    """
     folder = config.search.warm_start or ""
     other = records.open(folder)
     theirs, ours = other.record["identity"], store.record["identity"]
     differing = [
         line
         for section in _SAME
-        for line in records.differences({section: theirs[section]}, {section: ours[section]})
+        for line in records.find_differences({section: theirs[section]}, {section: ours[section]})
     ]
     if differing:
-        raise UserError(
+        raise ConfigError(
             f"search.warm_start: {folder}: its objectives can't be compared with this study's"
             f" ({'; '.join(differing[:3])})"
         )
-    found = outcomes(other)
-    kept = [
-        Outcome(one.configuration, WARM_START, one.state, one.objectives)
-        for one in found
-        if fits(config.search, one.configuration)
-    ]
+    known, found = Ledger(other), Ledger(other).list_outcomes()
+    fitting = [one.configuration for one in found if fits(config.search, one.configuration)]
+    # Also those that it had itself learned from another; their metrics are not here.
+    own = set(known.list_proposed())
+    learned = [one for one in fitting if one in own]
+    kept = judge_batch(
+        config,
+        WARM_START,
+        learned,
+        StudyConfig.restored(other.record).search.seeds,
+        known.list_statuses(),
+        other.metrics.filter(pl.col("source") == DECIDING).collect(),
+    )
     reporter.say(f"learning from {len(kept)} of {len(found)} configurations of {folder}")
-    origins = dict.fromkeys((one.configuration for one in kept), "warm_start")
-    _write_configurations(store, "warm_start", WARM_START, origins)
-    _write_outcomes(store, "warm_start", kept)
+    ledger = Ledger(store)
+    ledger.propose("warm_start", WARM_START, dict.fromkeys(learned, "warm_start"))
+    ledger.conclude("warm_start", kept)
     return kept
 
 
-def _write_configurations(
-    store: Store, part: str, batch: int, origins: Mapping[Configuration, str]
-) -> None:
-    rows = [
-        {
-            "configuration": one.id,
-            "batch": batch,
-            "number": number,
-            "origin": origin,
-            "lambda": one.lambda_,
-            "style_dim": one.style_dim,
-            **dict(one.changes),
-        }
-        for number, (one, origin) in enumerate(origins.items())
-    ]
-    store.write("configurations", part, rows)
-
-
-def _write_outcomes(store: Store, part: str, told: Sequence[Outcome]) -> None:
-    rows = [
-        {
-            "configuration": one.configuration.id,
-            "batch": one.batch,
-            "state": one.state.name,
-            **dict(zip(OBJECTIVES, one.objectives, strict=False)),
-            "violations": list(one.violations),
-        }
-        for one in told
-    ]
-    store.write("objectives", part, rows)
-
-
-def _configuration(row: Mapping[str, Any]) -> Configuration:
-    changes = ((name, row[name]) for name in PARAMETERS[2:] if row[name] is not None)
-    return Configuration(row["lambda"], row["style_dim"], tuple(changes))
-
-
-def _states(past: Sequence[Outcome], batch: int) -> str:
+def _count_states(past: Sequence[Outcome], batch: int) -> str:
     states = Counter(one.state.name.lower() for one in past if one.batch == batch)
     told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     return f"{told} configurations"
 
 
-def _told(short: float) -> str:
+def _say_shortfall(short: float) -> str:
     """How far a configuration falls short of the front, in words."""
     if short == math.inf:
         return "no point that counts"
@@ -289,5 +257,5 @@ def _told(short: float) -> str:
 
 
 def _front(config: StudyConfig, past: Sequence[Outcome]) -> str:
-    area = front_hypervolume(past, config.evaluation.matched.z_distance[1])
+    area = measure_hypervolume(past, config.evaluation.matched.z_distance[1])
     return f"hypervolume so far {area:.3f}"

@@ -14,11 +14,12 @@ from evaluation.figures.frontiers import (
     iteration_figure,
 )
 from evaluation.figures.rolls import piano_roll_figure, style_figure
-from evaluation.figures.search import search_figure
+from evaluation.figures.search import Axis, search_figure
 from evaluation.figures.statistics import song_distance_figure, transition_figure
 from evaluation.figures.verdicts import verdict_figure
 
 __all__ = [
+    "Axis",
     "attainment_difference_figure",
     "attainment_figure",
     "cost_figure",

@@ -1,7 +1,6 @@
 """What the figures share: style, the look of each method, panels, legends, and saving."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import matplotlib as mpl
@@ -17,6 +16,8 @@ from matplotlib.typing import ColorType, LineStyleType
 
 from cf_core.files import AnyPath, replacing
 from evaluation.frontier import CHOSEN_ON
+from evaluation.metrics import METRICS
+from evaluation.rivals import Look, list_rivals
 
 T = TypeVar("T")
 
@@ -47,37 +48,15 @@ COLUMN = 3.4
 """Inches of one column."""
 GREY = "0.35"
 
-DISTANCES = {
-    "z_distance": "z-distance",
-    "z_weighted": "weighted z-distance",
-    "edit_distance": "edit distance",
-}
-"""What the similarity axes are called."""
-
 _LEGEND_ROWS = 8
 """Levels of one scale that the legend names; of more it names so many, evenly thinned."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """How one method is drawn; colours are Okabe and Ito's, told apart in grey by the rest."""
-
-    label: str
-    colour: ColorType = "#999999"
-    marker: str = "."
-    dashes: LineStyleType = "-"
 
 
 _LOOKS = {
     "ours": Look("ours", "black", "o"),
     "fusion": Look("ours", "black", "o"),
     "conditional": Look("ours, λ as input", "black", "D", (0.0, (1.0, 1.0))),
-    "lp": Look("LP", "#D55E00", "x", "--"),
-    "gradient": Look("gradient search", "#0072B2", "v", (0.0, (5.0, 1.0, 1.0, 1.0))),
-    "cmaes": Look("CMA-ES", "#CC79A7", "s", (0.0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0))),
-    "best_of_n": Look("best of N", "#56B4E9", "^", (0.0, (4.0, 2.0))),
-    "slerp": Look("slerp", "#009E73", "+", "-."),
-    "retrieval": Look("retrieval", "#E69F00", "p", (0.0, (2.0, 1.0))),
+    **{name: rival.look for name, rival in list_rivals().items()},
     "identity": Look("identity", "black", "*", ""),
 }
 
@@ -98,11 +77,8 @@ def _rank(known: list[str], method: str) -> tuple[int, str]:
 
 
 def heading(metric: str) -> str:
-    """Head a panel by the name of a metric and what its numbers are."""
-    if metric == "search_classifier":
-        return "search\nclassifier\n(LP climbs it)"
-    kind = "probability" if metric == "judge" else "correlation"
-    return f"{metric.replace('_', ' ')}\n{kind}"
+    """Head a panel by what figures call a metric; one that is not known, by its name."""
+    return METRICS[metric].label if metric in METRICS else drawable(metric.replace("_", " "))
 
 
 def panel_grid(
@@ -123,7 +99,7 @@ def panel_grid(
     for column, metric in zip(grid.T, metrics, strict=True):
         column[0].set_title(heading(metric), pad=9)  # room for a line of small print
         column[0].yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        column[-1].set_xlabel(DISTANCES.get(axis, axis))
+        column[-1].set_xlabel(heading(axis))
     _scale_distance(grid[0, 0], distances)
     places = [(source, metric) for source in sources for metric in metrics]
     return figure, dict(zip(places, grid.flat, strict=True))

@@ -17,7 +17,6 @@ from matplotlib.typing import ColorType, LineStyleType
 from cf_core.errors import UserError
 from evaluation.figures.canvas import (
     COLUMN,
-    DISTANCES,
     GREY,
     STYLE,
     colours,
@@ -31,8 +30,6 @@ from evaluation.figures.canvas import (
 )
 from evaluation.frontier import (
     CHOSEN_ON,
-    COHERENCY,
-    CONFIGURATION,
     FUSIONS,
     LEVELS,
     OURS,
@@ -40,6 +37,7 @@ from evaluation.frontier import (
     non_dominated,
     panel_points,
 )
+from evaluation.metrics import AXES, COHERENCY
 
 _POINT = ["method", "configuration", "lambda", "iteration"]
 _LEVEL_DASHES: dict[str, LineStyleType] = {"floor": ":", "ceiling": (0.0, (6.0, 2.0))}
@@ -75,8 +73,7 @@ class _Panel:
         placed = points.filter(~is_level)
         finite = placed.filter(pl.all_horizontal(pl.col("distance", "value").is_finite()))
         configurations = (
-            finite.with_columns(configuration=CONFIGURATION)
-            .sort("trial")  # sums depend on the order of what is summed
+            finite.sort("trial")  # sums depend on the order of what is summed
             .group_by(_POINT, maintain_order=True)
             .agg(
                 pl.col("distance", "value").mean(),
@@ -119,7 +116,7 @@ class _Panels(dict[tuple[str, str], _Panel]):
             raise UserError(
                 f"{drawable(axis)}: the metrics hold no coherency at such a distance for the"
                 f" sources {' and '.join(CHOSEN_ON)}; evaluate first, or choose one of"
-                f" {', '.join(DISTANCES)}"
+                f" {', '.join(AXES)}"
             )
         return cls(
             (at, panel)

@@ -1,6 +1,7 @@
 """What a search found: which parameters matter, and how the objectives depend on each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
@@ -11,18 +12,27 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cf_core.errors import UserError
-from evaluation.figures.canvas import DISTANCES, GREY, STYLE, WIDTH, heading, key
+from evaluation.figures.canvas import GREY, STYLE, WIDTH, drawable, heading, key
 from evaluation.frontier import non_dominated
 
-_LOGARITHMIC = ("lambda", "learning_rate", "style_weight")
-_NAMES = {"lambda": "λ", "style_dim": "style dimension", "hidden": "width"}
 _SHADES = "cividis_r"
 _FEW = 100.0
 """Of a logarithmic axis from end to end: where there are few powers of ten to name."""
 
 
+@dataclass(frozen=True)
+class Axis:
+    """How a searched parameter is drawn."""
+
+    name: str
+    """Its column."""
+    label: str
+    log: bool
+    """Whether its axis is logarithmic."""
+
+
 def search_figure(
-    points: pl.DataFrame, importances: pl.DataFrame, parameters: Sequence[str]
+    points: pl.DataFrame, importances: pl.DataFrame, parameters: Sequence[Axis]
 ) -> Figure:
     """Draw a row for either objective: importances of parameters, then a slice by each of them.
 
@@ -35,19 +45,21 @@ def search_figure(
     finite = points.filter(pl.col("judge").is_finite(), pl.col("z_distance").is_finite())
     if finite.is_empty():
         raise UserError("objectives: no configuration is complete; evaluate some first")
-    finite = finite.sort("batch", *parameters, "judge", "z_distance")
+    finite = finite.sort("batch", *(axis.name for axis in parameters), "judge", "z_distance")
     feasible = finite["feasible"].to_numpy()
     front = feasible.copy()
     objectives = (finite[name].to_numpy()[feasible] for name in ("z_distance", "judge"))
     front[feasible] = non_dominated(*objectives)
-    labels = {"judge": heading("judge").replace("\n", ", "), "z_distance": DISTANCES["z_distance"]}
+    labels = {"judge": heading("judge").replace("\n", ", "), "z_distance": heading("z_distance")}
+    names = {axis.name: axis.label for axis in parameters}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         bars = int(not importances.is_empty())
         grid = figure.subplots(2, len(parameters) + bars, sharey=False, squeeze=False)
         for row, (objective, label) in zip(grid, labels.items(), strict=True):
             if bars:
-                _draw_bars(row[0], importances.filter(pl.col("objective") == objective), objective)
+                of_objective = importances.filter(pl.col("objective") == objective)
+                _draw_bars(row[0], of_objective, objective, names)
             for panel, parameter in zip(row[bars:], parameters, strict=True):
                 _draw_slice(panel, finite, front, parameter, objective)
             row[bars].set_ylabel(label)
@@ -55,7 +67,7 @@ def search_figure(
                 panel.sharey(row[bars])
                 panel.tick_params(labelleft=False)
         for panel, parameter in zip(grid[1][bars:], parameters, strict=True):
-            panel.set_xlabel(_named(parameter))
+            panel.set_xlabel(parameter.label)
         batches = finite["batch"].to_numpy() + 1
         scale = Normalize(batches.min(), max(batches.max(), batches.min() + 1))
         shades = mpl.cm.ScalarMappable(scale, _SHADES)
@@ -73,9 +85,9 @@ def search_figure(
     return figure
 
 
-def _draw_bars(panel: Axes, rows: pl.DataFrame, objective: str) -> None:
+def _draw_bars(panel: Axes, rows: pl.DataFrame, objective: str, labels: Mapping[str, str]) -> None:
     ranked = rows.sort("importance", "parameter")
-    names = [_named(name) for name in ranked["parameter"]]
+    names = [labels.get(name, drawable(name)) for name in ranked["parameter"]]
     panel.barh(range(len(names)), ranked["importance"].to_numpy(), color="0.6", height=0.6)
     panel.set_yticks(range(len(names)), names)
     panel.set_xlim(0, 1)
@@ -84,14 +96,14 @@ def _draw_bars(panel: Axes, rows: pl.DataFrame, objective: str) -> None:
 
 
 def _draw_slice(
-    panel: Axes, points: pl.DataFrame, front: np.ndarray, parameter: str, objective: str
+    panel: Axes, points: pl.DataFrame, front: np.ndarray, parameter: Axis, objective: str
 ) -> None:
-    numeric = points[parameter].cast(pl.Float64).to_numpy()
+    numeric = points[parameter.name].cast(pl.Float64).to_numpy()
     known = np.isfinite(numeric)
     place = numeric.copy()
-    _scale(panel, numeric[known], parameter in _LOGARITHMIC)
+    _scale(panel, numeric[known], parameter.log)
     kept = known
-    if parameter == "lambda" and not known.all():
+    if parameter.name == "lambda" and not known.all():
         # λ as an input has a place of its own, to the right of all numbers.
         kept, place[~known] = np.ones_like(known), 10 * np.max(numeric[known], initial=1.0)
         panel.axvline(place[~known][0] / 3, color=GREY, lw=0.5, ls=":")
@@ -132,7 +144,3 @@ def _scale(panel: Axes, numbers: np.ndarray, logarithmic: bool) -> None:
         panel.set_xlim(levels[0] - margin, levels[-1] + margin)
     else:
         panel.xaxis.set_major_locator(MaxNLocator(3))
-
-
-def _named(parameter: str) -> str:
-    return _NAMES.get(parameter, parameter.replace("_", " "))

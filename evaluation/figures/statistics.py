@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from cf_core.errors import UserError
 from evaluation.figures.canvas import COLUMN, STYLE, drawable, look
 from evaluation.frontier import FUSIONS
-from evaluation.inference import bins_of
+from evaluation.metrics import bins_of
 from evaluation.statistics import STATISTICS, correlation, transition_matrix
 
 _WHITE_KEYS = {0: "C", 2: "D", 4: "E", 5: "F", 7: "G", 9: "A", 11: "B"}

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cf_core.errors import UserError
-from evaluation.figures.canvas import DISTANCES, STYLE, WIDTH, drawable, in_order, look
-from evaluation.frontier import CHOSEN_ON, COHERENCY, PANELS
+from evaluation.figures.canvas import STYLE, WIDTH, heading, in_order, look
+from evaluation.frontier import CHOSEN_ON, PANELS
+from evaluation.metrics import COHERENCY
 
 _LOOKS: dict[str | None, tuple[str, str]] = {
     "win": ("▲", "#9ECAE9"),
@@ -53,7 +54,7 @@ def verdict_figure(verdicts: pl.DataFrame) -> Figure:
         _draw_head(panel)
         for top, (axis, rival) in enumerate(lines):
             if rival is None:
-                name = drawable(DISTANCES.get(axis, axis))
+                name = heading(axis)
                 panel.text(
                     -_LEFT, top + 0.6, f"at matched {name}, ours less", va="center", weight="bold"
                 )

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from cf_core.settings import Settings
 from evaluation.classifier import SearchClassifier
 from evaluation.transforms import Step, Transform
 
-Dashes = str | tuple[float, tuple[float, ...]]
+Dashes = Literal["-", "--", "-.", ":", ""] | tuple[float, tuple[float, ...]]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,410 @@
+"""From transformed latents to the records of every pair, and from those to the metrics of all.
+
+Letters in shapes: `B` pairs, `Z` latent dimensions, `T` steps, `P` adjacent pairs.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float64, Int, Integer
+
+from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
+from cf_core.fusion import Generator
+from cf_core.losses import Pair
+from cf_core.seeding import derive
+from cf_core.seeding import generator as random_generator
+from cf_core.vae import MelodyVAE
+from evaluation.classifier import SearchClassifier
+from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
+from evaluation.judge import Judge
+from evaluation.metrics import (
+    OF_PAIRS,
+    OF_SETS,
+    Estimate,
+    Pairs,
+    Reference,
+    Sample,
+    Statistics,
+    TokenPairs,
+)
+from evaluation.statistics import (
+    STATISTICS,
+    Bins,
+    Neighbourhoods,
+    Resamples,
+    enough_songs,
+    pair_counts,
+    pair_features,
+    segment_statistics,
+)
+from evaluation.transforms import Fusion, Step
+
+LABELS = ("trial", "configuration", "method")
+"""Columns that say what a row is of."""
+DIVERSITY_INPUTS = 64
+"""Input pairs of a source that style diversity is measured on, at most."""
+REAL_PAIRS = 512
+"""Real adjacent pairs that density and coverage are held against, at most."""
+
+OUTCOMES: dict[str, type[pl.DataType]] = {
+    "trial": pl.String,
+    "configuration": pl.String,
+    "method": pl.String,
+    "lambda": pl.Float64,
+    "seed": pl.Int64,
+    "source": pl.String,
+    "iteration": pl.Int32,
+    "pair": pl.Int32,
+    "left_song": pl.String,
+    "right_song": pl.String,
+    **dict.fromkeys(OF_PAIRS, pl.Float32),
+    **{f"{name}_{half}": pl.Int8 for name in STATISTICS for half in ("left", "right")},
+}
+"""Columns of the records of pairs: NaN, and bin -1, where a latent was not finite."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Input pairs of one kind, the same for every trial and baseline of a study.
+
+    `songs` holds the song of either half as indices into the corpus's song ids, or -1 for the
+    prior. `split` says which songs' statistics and which judge the outputs are held against.
+    """
+
+    name: str
+    split: int
+    inputs: Pair
+    songs: Integer[np.ndarray, "B 2"]
+
+
+def unpaired(
+    corpus: Corpus, split: int, count: int, random: np.random.Generator
+) -> Int[np.ndarray, "B 2"]:
+    """Rows of `count` random pairs of segments of different songs of one split.
+
+    Both halves are drawn among all segments, independently but for the songs' being different.
+    """
+    rows = corpus.segments(split)
+    pairs = random.choice(rows, (count, 2))
+    while (same := np.equal(*corpus.song[pairs].T)).any():
+        pairs[same] = random.choice(rows, (int(same.sum()), 2))
+    return pairs
+
+
+def song_names(
+    corpus: Corpus, songs: Integer[np.ndarray, "B 2"]
+) -> tuple[list[str | None], list[str | None]]:
+    """The song ids of the left and of the right halves; None of a prior."""
+    left, right = (
+        [None if song < 0 else corpus.song_ids[song] for song in half] for half in songs.T
+    )
+    return left, right
+
+
+def make_sources(
+    corpus: Corpus, core: MelodyVAE, counts: Mapping[int, int], seed: int
+) -> tuple[Source, ...]:
+    """The four sources: unpaired test songs and prior samples, and their validation twins.
+
+    `counts` holds how many pairs the two sources of each split have.
+    """
+    sources = []
+    for name, prior_name, split in (
+        ("test", "prior", TEST),
+        ("validation", "validation_prior", VALIDATION),
+    ):
+        random, count = np.random.default_rng(derive(seed, "inputs", name)), counts[split]
+        rows = unpaired(corpus, split, count, random)
+        left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
+        sources.append(Source(name, split, (left, right), corpus.song[rows]))
+        z_left, z_right = torch.randn(
+            (2, *left.shape), generator=random_generator(seed, "inputs", prior_name)
+        )
+        sources.append(Source(prior_name, split, (z_left, z_right), np.full((count, 2), -1)))
+    return tuple(sources)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores outputs. Holds the core, the classifiers and the songs' own statistics."""
+
+    corpus: Corpus
+    core: MelodyVAE
+    classifier: SearchClassifier
+    judges: Mapping[int, Judge]
+    """By split: the selection judge for validation songs, the reporting judge for test songs."""
+    resamples: int
+    seed: int
+
+    @cached_property
+    def bins(self) -> Bins:
+        """Bins of the five statistics, by quantiles of the training segments."""
+        return Bins.fit(self._training)
+
+    @cached_property
+    def training_segments(self) -> SegmentBank:
+        """The training segments, to look outputs up in."""
+        return SegmentBank(self.corpus.tokens[self.corpus.segments(TRAIN)])
+
+    def evaluate(
+        self, label: Mapping[str, Any], source: Source, steps: Iterable[Step]
+    ) -> tuple[list[dict[str, Any]], pl.DataFrame]:
+        """Metric rows and records of all pairs (`OUTCOMES`) of a transform's outputs for a source.
+
+        `label` holds the columns that say what was evaluated. The metrics are those of
+        `evaluation.metrics`, held against the real adjacent pairs of the source's split.
+
+        Intervals resample songs (of a prior, pairs). `overlap_area`, `density` and `coverage` have
+        none: a resample repeats pairs, and so is less diverse than the set it is drawn from. A pair
+        with a distance that is not finite, as where a latent is not, is excluded, and counted in
+        `excluded`. So are pairs with a half that has no notes, from the correlations and from
+        these three.
+        """
+        before = self._view(self._decode(source.inputs), source.split, source.inputs)
+        reference = self._references[source.split]
+        rows, records = [], []
+        for step in steps:
+            shared = {**label, "source": source.name, "iteration": step.iteration}
+            pairs, columns = self._outcomes(source, before, step)
+            frame = _frame({name: shared.get(name) for name in OUTCOMES} | columns)
+            measured = self._metrics(frame, source.songs, pairs, reference)
+            rows += [{**shared, **metric} for metric in measured]
+            records.append(frame)
+        return rows, pl.concat(records)
+
+    def real_outcomes(self, split: int) -> pl.DataFrame:
+        """Records of all real adjacent pairs of a split, as notes that were never encoded.
+
+        Their method is "real". There are no distances to inputs.
+        """
+        rows = self.corpus.pairs_of(split)
+        tokens = self._tokens(rows)
+        left, right = (self.core.encode_mean(half) for half in tokens)
+        name = {TEST: "test", VALIDATION: "validation"}[split]
+        shared = {"source": name, "iteration": 0}
+        pairs = self._view(tokens, split, (left, right))
+        columns = self._measure(pairs, self.corpus.song[rows])
+        return _frame(dict.fromkeys(LABELS, "real") | shared | columns)
+
+    def song_distances(self, split: int, count: int) -> pl.DataFrame:
+        """z-distances of `count` random pairs of segments of one song, and as many of two.
+
+        Equation 7 of one half. Columns: `kind` ("same song", "different songs"), `z_distance`.
+        Segments of one song may overlap in time, but are never the same.
+        """
+        random = np.random.default_rng(derive(self.seed, "song distances", split))
+        rows = self.corpus.segments(split)
+        songs = self.corpus.song[rows]
+        _, which, sizes = np.unique(songs, return_inverse=True, return_counts=True)
+        order, first = np.argsort(songs, kind="stable"), np.cumsum(sizes) - sizes
+        one = random.choice(np.flatnonzero(sizes[which] > 1), count)
+        place = np.argsort(order)[one] - first[which[one]]
+        other = (place + 1 + random.integers(0, sizes[which[one]] - 1)) % sizes[which[one]]
+        same = np.stack((rows[one], rows[order[first[which[one]] + other]]), 1)
+        different = unpaired(self.corpus, split, count, random)
+        return pl.concat(
+            [
+                pl.DataFrame({"kind": [kind] * count, "z_distance": self._apart(pairs)})
+                for kind, pairs in (("same song", same), ("different songs", different))
+            ]
+        )
+
+    def _apart(self, rows: Integer[np.ndarray, "P 2"]) -> Float64[np.ndarray, "P"]:
+        """Equation 7 between the two segments of each row."""
+        one, other = (self.core.encode_mean(half) for half in self._tokens(rows))
+        distances: np.ndarray = z_distance((one, one), (other, one), self.core.sigma_bar).numpy()
+        return distances.astype(np.float64)
+
+    def references_rows(self, source: Source) -> Iterator[dict[str, Any]]:
+        """Rows of the floor and the ceiling of the metrics that are no distance, for one source.
+
+        The floor is a fresh draw of untransformed inputs of the source's kind. The ceiling is one
+        half of the real adjacent pairs, at most as many as there are inputs, against the other
+        half. Both are encoded and decoded, as all outputs are. It is no bound: the halves share
+        songs, and even bars, which makes it higher; fewer pairs against a noisier reference than
+        methods have make the correlations lower.
+        """
+        random = np.random.default_rng(derive(self.seed, "references", source.name))
+        count = len(source.songs)
+        if source.songs[0, 0] < 0:
+            noise = random_generator(self.seed, "floor", source.name)
+            z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
+            floor, songs = self._decode((z_left, z_right)), source.songs
+        else:
+            rows = unpaired(self.corpus, source.split, count, random)
+            floor, songs = self._reconstructed(rows), self.corpus.song[rows]
+        shuffled = random.permutation(self.corpus.pairs_of(source.split))
+        half = len(shuffled) // 2
+        chosen, others = shuffled[:half][:count], shuffled[half:]
+        ceiling, own_songs = self._reconstructed(chosen), self.corpus.song[chosen]
+        for name, tokens, owners, reference in (
+            ("floor", floor, songs, self._references[source.split]),
+            ("ceiling", ceiling, own_songs, self._reference(others, random)),
+        ):
+            shared = {"source": source.name, "iteration": 0} | dict.fromkeys(LABELS, name)
+            pairs = self._view(tokens, source.split)
+            frame = _frame(self._measure(pairs, owners))
+            for metric in self._metrics(frame, owners, pairs, reference):
+                yield {**shared, **metric}
+
+    def style_diversity(
+        self,
+        generator: Generator,
+        source: Source,
+        styles: int,
+        counts: Sequence[int],
+        weight: float | None = None,
+    ) -> dict[int, float]:
+        """Mean decoded edit distance between outputs of one input in different styles.
+
+        In tokens per segment, after each of `counts` applications, over pairs of `styles` (at least
+        2) styles and the first `DIVERSITY_INPUTS` pairs of the source. 0 without style.
+        """
+        if generator.style_dim == 0:
+            return dict.fromkeys(counts, 0.0)
+        pair = source.inputs[0][:DIVERSITY_INPUTS], source.inputs[1][:DIVERSITY_INPUTS]
+        random = random_generator(self.seed, "diversity")
+        drawn = torch.rand(styles, generator.style_dim, generator=random)
+        outputs = []
+        for style in drawn:
+            fusion = Fusion(generator, style.expand(len(pair[0]), -1), weight)
+            steps = fusion(pair, counts, random)
+            outputs.append({step.iteration: self._decode(step.outputs) for step in steps})
+        return {
+            count: float(
+                np.mean(
+                    [
+                        edit_distance(one[count][half], other[count][half]).mean()
+                        for one, other in combinations(outputs, 2)
+                        for half in (0, 1)
+                    ]
+                )
+            )
+            for count in counts
+        }
+
+    @cached_property
+    def _training(self) -> Statistics:
+        tokens = self.corpus.tokens[self.corpus.segments(TRAIN)]
+        return segment_statistics(tokens, self.corpus.form)
+
+    @cached_property
+    def deviations(self) -> dict[str, float]:
+        """Standard deviation of each statistic over the training segments."""
+        return {name: float(np.nanstd(values)) for name, values in self._training.items()}
+
+    @cached_property
+    def _references(self) -> dict[int, Reference]:
+        """By split, what its real adjacent pairs are like."""
+        return {
+            split: self._reference(
+                self.corpus.pairs_of(split),
+                np.random.default_rng(derive(self.seed, "real pairs", split)),
+            )
+            for split in (VALIDATION, TEST)
+        }
+
+    def _reference(
+        self, rows: Integer[np.ndarray, "P 2"], random: np.random.Generator
+    ) -> Reference:
+        real = self._view(self._tokens(rows), TRAIN)
+        bins = self._bins(real)
+        counts = {name: pair_counts(*bins[name], self.bins.count(name)) for name in STATISTICS}
+        features = pair_features(*real.statistics, self.deviations)
+        drawn = random.permutation(len(rows))[:REAL_PAIRS]
+        return Reference(counts, real.statistics, Neighbourhoods.fit(features[drawn]))
+
+    def _outcomes(self, source: Source, before: Pairs, step: Step) -> tuple[Pairs, dict[str, Any]]:
+        """The outputs as notes, and the columns of their records that follow from them."""
+        inputs, outputs = source.inputs, step.outputs
+        finite = torch.isfinite(z_weighted(inputs, outputs, self.core.sigma_bar))
+        # A row that is not finite is measured as if it were its input, and then struck out.
+        left, right = (
+            torch.where(finite[:, None], after, z) for z, after in zip(inputs, outputs, strict=True)
+        )
+        pairs = self._view(self._decode((left, right)), source.split, (left, right), before)
+        columns = self._measure(pairs, source.songs)
+        kept = finite.numpy()
+        for name in columns.keys() - {"pair", "left_song", "right_song"}:
+            columns[name] = np.where(kept, columns[name], np.nan if name in OF_PAIRS else -1)
+        return pairs, columns
+
+    def _measure(self, pairs: Pairs, songs: Integer[np.ndarray, "B 2"]) -> dict[str, Any]:
+        """The columns of the records that can be known of these pairs."""
+        left, right = song_names(self.corpus, songs)
+        columns = {"pair": np.arange(len(songs)), "left_song": left, "right_song": right}
+        for name, compute in OF_PAIRS.items():
+            if (values := compute(pairs, self)) is not None:
+                columns[name] = values
+        for name, bins in self._bins(pairs).items():
+            columns |= {f"{name}_left": bins[0], f"{name}_right": bins[1]}
+        return columns
+
+    def _metrics(
+        self,
+        records: pl.DataFrame,
+        songs: Integer[np.ndarray, "B 2"],
+        pairs: Pairs,
+        reference: Reference,
+    ) -> Iterator[dict[str, Any]]:
+        """Metrics of pairs, from their records; those of sets, from their notes."""
+        finite = records["judge"].is_finite().to_numpy()
+        kept = records.filter(finite)
+        if kept.is_empty():
+            return
+        sample = Sample(self, kept, pairs[finite], songs, finite, reference)
+        for name in OF_PAIRS:
+            if kept[name].null_count() == 0:
+                values = kept[name].to_numpy()
+                yield Estimate.of_mean(values, sample.resamples, records.height).row(name)
+        for name, compute in OF_SETS.items():
+            if (estimate := compute(sample)) is not None:
+                yield estimate.row(name)
+
+    def resample(self, songs: Integer[np.ndarray, "B 2"]) -> Resamples | None:
+        """Bootstrap resamples of pairs of these songs; None where there are too few."""
+        if not enough_songs(songs):
+            return None
+        random = np.random.default_rng(derive(self.seed, "bootstrap"))
+        return Resamples.draw(songs, self.resamples, random)
+
+    def _view(
+        self,
+        tokens: TokenPairs,
+        split: int,
+        latents: Pair | None = None,
+        inputs: Pairs | None = None,
+    ) -> Pairs:
+        left, right = (segment_statistics(half, self.corpus.form) for half in tokens)
+        return Pairs(tokens, (left, right), split, latents, inputs)
+
+    def _bins(self, pairs: Pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        left, right = pairs.statistics
+        return {
+            name: (self.bins.assign(name, left[name]), self.bins.assign(name, right[name]))
+            for name in STATISTICS
+        }
+
+    def _decode(self, pair: Pair) -> TokenPairs:
+        return self.core.decode_tokens(pair[0]), self.core.decode_tokens(pair[1])
+
+    def _reconstructed(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
+        """The pairs encoded and decoded, as all inputs are."""
+        left, right = (self.core.encode_mean(half) for half in self._tokens(rows))
+        return self._decode((left, right))
+
+    def _tokens(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
+        return self.corpus.tokens[rows[:, 0]], self.corpus.tokens[rows[:, 1]]
+
+
+def _frame(columns: Mapping[str, Any]) -> pl.DataFrame:
+    """Records of pairs; what is not given is null."""
+    return pl.DataFrame(
+        {name: columns.get(name) for name in OUTCOMES}, schema=OUTCOMES, strict=False
+    )

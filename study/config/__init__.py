@@ -1,0 +1,25 @@
+"""A study as one YAML file, checked: what changes its results, and how it is run, apart."""
+
+from study.config.loading import list_builtin, load_config, load_configs
+from study.config.schema import (
+    EvaluationPlan,
+    Execution,
+    Range,
+    Search,
+    Selection,
+    StageResources,
+    StudyConfig,
+)
+
+__all__ = [
+    "EvaluationPlan",
+    "Execution",
+    "Range",
+    "Search",
+    "Selection",
+    "StageResources",
+    "StudyConfig",
+    "list_builtin",
+    "load_config",
+    "load_configs",
+]

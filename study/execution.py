@@ -1,0 +1,294 @@
+"""What a worker does: a pack of trials, or some settings of a rival. Knows no Ray."""
+
+from collections import defaultdict
+from collections.abc import Generator as Steps
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cf_core.fusion import Generator
+from cf_core.pack import PackTrainer, Trial
+from cf_core.seeding import generator as seeded_generator
+from cf_core.training import load_tensors, save_tensors, train, weights
+from evaluation.evaluator import DIVERSITY_INPUTS, Source
+from evaluation.rivals import Setting
+from evaluation.transforms import Fusion, Step
+from study.ledger import Failure, Status
+from study.recording import Outputs, Recorder
+from study.specs import Job, PackSpec, RivalJob, TrialSpec, label_setting
+from study.store import Store
+from study.workbench import (
+    DECIDING,
+    REPORT_EVERY,
+    Workbench,
+    find_checkpoint,
+    find_generator,
+    find_rung,
+)
+
+_REPORT_RIVALS_EVERY = 25
+"""Iterations of a rival between two reports."""
+
+_PAIR_WORK = 0.03
+"""Work of measuring one pair at one point, where one training step of one trial is 1: about what
+it takes on one core. It only weighs the two against each other in the time that is left."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How far a job is. Work is counted in training steps of one trial, or about as much."""
+
+    done: int
+    total: int
+    step: int = 0
+    """Training steps so far."""
+    losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Means since the report before, one for each trial of a pack."""
+
+
+def estimate_work(job: Job, bench: Workbench) -> int:
+    """Work of a whole job, its evaluation included."""
+    return _search_work(job, bench) + _evaluation_work(job, bench)
+
+
+def _search_work(job: Job, bench: Workbench) -> int:
+    if isinstance(job, RivalJob):
+        return max(bench.plan.rival(job.rival).iterations)
+    steps = job.until or job.trials[0].configuration.settings(bench.fusion).steps
+    return steps * len(job.trials)
+
+
+def _evaluation_work(job: Job, bench: Workbench) -> int:
+    if isinstance(job, RivalJob):
+        counts = len(bench.plan.rival(job.rival).iterations)
+        return sum(_source_work(source, counts) for source in bench.sources) * len(job.settings)
+    sources = bench.sources if job.until is None else [_deciding(bench)]
+    each = sum(_source_work(source, len(bench.plan.iterations)) for source in sources)
+    return each * sum(len(_lambdas(trial, bench)) for trial in job.wanted)
+
+
+def _source_work(source: Source, counts: int) -> int:
+    return max(1, round(_PAIR_WORK * len(source.songs) * counts))
+
+
+def make_trainer(
+    trials: Sequence[TrialSpec], bench: Workbench, until: int | None = None, device: str = "cpu"
+) -> PackTrainer:
+    """The trainer of some trials of one shape and budget, untrained."""
+    settings = [spec.configuration.settings(bench.fusion) for spec in trials]
+    own = [
+        Trial(spec.lambda_, spec.style_dim, spec.seed, setting.learning_rate)
+        for spec, setting in zip(trials, settings, strict=True)
+    ]
+    shared = replace(settings[0], steps=until or settings[0].steps)
+    return PackTrainer(bench.latents, shared, own, device)
+
+
+def run_job(
+    job: Job,
+    bench: Workbench,
+    store: Store,
+    attempts: Mapping[str, int],
+    device: str = "cpu",
+) -> Iterator[Report]:
+    """Do one job to the end and record it, reporting on the way.
+
+    A trial's row of `trials` (at a rung, its part of `rungs`) is written last: what has none is not
+    done, and may be done again at any time with the same result. A trial whose gradients cease to
+    be finite is recorded as "diverged". An error after training is recorded with the trial that it
+    befell, as "failed", and the others go on; then, and where training fails, it is raised.
+    `attempts` holds the number of this attempt.
+    """
+    recorder = Recorder(bench, store, attempts, device)
+    total, done = estimate_work(job, bench), 0
+    steps = _run_pack(job, recorder) if isinstance(job, PackSpec) else _run_rival(job, recorder)
+    for report in steps:
+        done = max(done, report.done)
+        yield replace(report, done=min(done, total), total=total)
+
+
+def _run_pack(job: PackSpec, recorder: Recorder) -> Steps[Report, None, None]:
+    store, bench = recorder.store, recorder.bench
+    checkpoint = find_checkpoint(store, job.checkpoint)
+    trainer = make_trainer(job.trials, bench, job.until, recorder.device or "cpu")
+    saved = load_tensors(checkpoint)
+    if len(job.wanted) < len(job.trials) and (saved is None or saved["step"] < trainer.steps):
+        # To be done by itself, since with others it never came to an end.
+        yield from _run_pack(replace(job, trials=job.wanted), recorder)
+        return
+    if job.start and saved is None:
+        states = [load_tensors(find_rung(store, trial.id, job.start)) for trial in job.trials]
+        # Where one is gone, as with a trial whose records were lost, training begins anew.
+        known = [state for state in states if state is not None]
+        if len(known) == len(states):
+            trainer.join(known)
+    for progress in train(trainer, REPORT_EVERY, checkpoint):
+        yield Report(progress.step * len(job.trials), 0, progress.step, progress.losses)
+    recorder.training_seconds = recorder.seconds / len(job.trials)
+    done, errors = _search_work(job, bench), []
+    for place, trial in enumerate(job.trials):
+        if trial not in job.wanted:
+            continue
+        try:
+            for work in _conclude(trial, place, trainer, job, recorder):
+                done += work
+                yield Report(done, 0, trainer.step)
+        except Exception as error:  # noqa: BLE001  raised below, when the others are safe
+            errors.append(error)
+            recorder.fail(trial, Failure.of(error))
+    if errors:
+        raise errors[0]
+
+
+def _conclude(
+    trial: TrialSpec, place: int, trainer: PackTrainer, job: PackSpec, recorder: Recorder
+) -> Iterator[int]:
+    """Record how the training of a trial ended, and evaluate what it gave; yields the work done."""
+    recorder.write_curves(trial, place, trainer.history)
+    if place in trainer.diverged:
+        reason = f"gradients were not finite after {trainer.diverged[place]} steps"
+        recorder.finish(trial, Status.DIVERGED, reason=reason)
+    elif job.until is not None:
+        save_tensors(trainer.alone(place), find_rung(recorder.store, trial.id, job.until))
+        yield from _measure_at_rung(trial, trainer.generator(place), job, recorder)
+    else:
+        yield from _evaluate(trial, trainer.generator(place), recorder, trainer.step)
+
+
+def _measure_at_rung(
+    trial: TrialSpec, generator: Generator, job: PackSpec, recorder: Recorder
+) -> Iterator[int]:
+    """Record the points of a trial that goes on only if they are good enough."""
+    bench, rung, rows = recorder.bench, job.until or 0, []
+    source = _deciding(bench)
+    styles = {source.name: _draw_styles(source, trial.style_dim, bench)}
+    for lambda_ in _lambdas(trial, bench):
+        outputs = _apply(trial, generator, lambda_, styles, bench, [source])
+        measured, _ = bench.evaluator.evaluate(outputs.label, source, outputs.steps[source.name])
+        measured += _diversity_rows(outputs, generator, lambda_, bench)
+        shared = {
+            "trial": trial.id,
+            "configuration": trial.configuration.id,
+            "batch": job.batch,
+            "rung": rung,
+            "lambda": lambda_,
+        }
+        own = ("iteration", "metric", "value")
+        rows += [{**shared, **{name: row[name] for name in own}} for row in measured]
+        yield _source_work(source, len(bench.plan.iterations))
+    attempt = recorder.attempts[trial.id]
+    recorder.store.write("rungs", f"{trial.id}-{rung}", rows, attempt)
+
+
+def _evaluate(
+    trial: TrialSpec, generator: Generator, recorder: Recorder, steps: int
+) -> Iterator[int]:
+    """Evaluate a trained trial and record it."""
+    bench, store = recorder.bench, recorder.store
+    path = find_generator(store, trial.id)
+    save_tensors(weights(generator), path)
+    styles = {s.name: _draw_styles(s, trial.style_dim, bench) for s in bench.sources}
+    outputs, diversity = [], []
+    for lambda_ in _lambdas(trial, bench):
+        one = _apply(trial, generator, lambda_, styles, bench, bench.sources)
+        outputs.append(one)
+        diversity += _diversity_rows(one, generator, lambda_, bench)
+    for source in recorder.write_outputs(trial.id, outputs, diversity):
+        yield _source_work(source, len(bench.plan.iterations))
+    checkpoint = f"{path.parent.name}/{path.name}"
+    recorder.finish(trial, Status.DONE, steps=steps, checkpoint=checkpoint)
+
+
+def _apply(
+    trial: TrialSpec,
+    generator: Generator,
+    lambda_: float,
+    styles: Mapping[str, Float[Tensor, "B S"]],
+    bench: Workbench,
+    sources: Sequence[Source],
+) -> Outputs:
+    """A trial's outputs at one λ."""
+    random = torch.Generator()  # the map draws nothing
+    steps = {
+        source.name: list(
+            Fusion(generator, styles[source.name], lambda_)(
+                source.inputs, bench.plan.iterations, random
+            )
+        )
+        for source in sources
+    }
+    return Outputs({**trial.label, "lambda": lambda_}, steps, styles)
+
+
+def _diversity_rows(
+    outputs: Outputs, generator: Generator, lambda_: float, bench: Workbench
+) -> list[dict[str, Any]]:
+    plan = bench.plan
+    return [
+        {
+            **outputs.label,
+            "source": source.name,
+            "iteration": count,
+            "metric": "style_diversity",
+            "value": value,
+            "n": min(DIVERSITY_INPUTS, len(source.songs)),
+            "excluded": 0,
+        }
+        for source in bench.sources
+        if source.name in outputs.steps
+        for count, value in bench.evaluator.style_diversity(
+            generator, source, plan.styles, plan.iterations, lambda_
+        ).items()
+    ]
+
+
+def _run_rival(job: RivalJob, recorder: Recorder) -> Steps[Report, None, None]:
+    """Run some settings in one batch of all sources, and record each."""
+    bench = recorder.bench
+    rival, sources, settings = bench.plan.rival(job.rival), bench.sources, job.settings
+    inputs = [torch.cat([source.inputs[half] for source in sources]) for half in (0, 1)]
+    rows, counts, most = len(inputs[0]), rival.iterations, max(rival.iterations)
+    joined = inputs[0].repeat(len(settings), 1), inputs[1].repeat(len(settings), 1)
+    transform = rival.transform(settings, rows, bench.tools)
+    random = seeded_generator(bench.seed, "rival", job.id)
+    steps: dict[tuple[Setting, str], list[Step]] = defaultdict(list)
+    seen = sorted({*counts, *range(_REPORT_RIVALS_EVERY, most, _REPORT_RIVALS_EVERY)})
+    for step in transform(joined, seen, random):
+        if step.iteration in counts:
+            sizes = [len(source.songs) for source in sources] * len(settings)
+            left, right = (half.split(sizes) for half in step.outputs)
+            parts = zip(product(settings, sources), left, right, strict=True)
+            for (setting, source), *pair in parts:
+                share = step.seconds * len(pair[0]) / len(step.outputs[0])
+                part = replace(step, outputs=(pair[0], pair[1]), seconds=share)
+                steps[setting, source.name].append(part)
+        yield Report(step.iteration, 0, step.iteration)
+    done = most
+    styles = {source.name: torch.empty(len(source.songs), 0) for source in sources}
+    for setting in settings:
+        own = {source.name: steps[setting, source.name] for source in sources}
+        outputs = Outputs(label_setting(setting), own, styles)
+        for source in recorder.write_outputs(setting.id, [outputs]):
+            done += _source_work(source, len(counts))
+            yield Report(done, 0, most)
+        recorder.finish(setting, Status.DONE, steps=most)
+
+
+def _deciding(bench: Workbench) -> Source:
+    return next(source for source in bench.sources if source.name == DECIDING)
+
+
+def _lambdas(trial: TrialSpec, bench: Workbench) -> Sequence[float]:
+    """The λ at which a trial is read: its own, or those of the plan."""
+    return bench.plan.lambda_ if trial.lambda_ is None else (trial.lambda_,)
+
+
+def _draw_styles(source: Source, style_dim: int, bench: Workbench) -> Float[Tensor, "B S"]:
+    """The style of each input pair, the same for all trials of one style dimension."""
+    random = seeded_generator(bench.seed, "styles", source.name)
+    return torch.rand(len(source.songs), style_dim, generator=random)

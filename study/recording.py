@@ -1,0 +1,224 @@
+"""What a worker writes down: rows of every table, of one trial or setting at a time."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import product
+from typing import Any
+
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cf_core.corpus import TEST, VALIDATION
+from cf_core.seeding import generator as seeded_generator
+from cf_core.training import Progress, peak_memory_mb
+from evaluation.evaluator import Source, song_names
+from evaluation.rivals import Setting
+from evaluation.transforms import Identity, Step
+from study.ledger import Failure, Ledger, Status
+from study.parameters import SETTINGS
+from study.provenance import provenance
+from study.specs import TrialSpec, label_setting
+from study.store import Rows, Store
+from study.workbench import Workbench
+
+_REFERENCES = ("outcomes", "song_distances", "bins", "metrics")
+"""Tables that hold the references."""
+
+SONG_DISTANCES = 4096
+"""Pairs of segments of either kind whose distances are recorded."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The outputs of a transform at all counts, and the columns that say what they are of."""
+
+    label: Mapping[str, Any]
+    steps: Mapping[str, Sequence[Step]]
+    """By source."""
+    styles: Mapping[str, Float[Tensor, "B S"]]
+
+
+class Recorder:
+    """Writes the records of one job, the rows of `trials` last."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        store: Store,
+        attempts: Mapping[str, int],
+        device: str | None,
+    ) -> None:
+        self.bench, self.store, self.attempts, self.device = bench, store, attempts, device
+        self.training_seconds: float | None = None
+        self._started = time.monotonic()
+        self._written: dict[str, set[str]] = defaultdict(set)
+
+    @property
+    def seconds(self) -> float:
+        """Since the job began."""
+        return time.monotonic() - self._started
+
+    def write(self, table: str, part: str, rows: Rows) -> None:
+        """Write a trial's or a setting's part of a table, as of this attempt."""
+        self.store.write(table, part, rows, self.attempts[part])
+        self._written[part].add(table)
+
+    def write_curves(self, trial: TrialSpec, place: int, history: Sequence[Progress]) -> None:
+        """Write the losses of the trial at a place of its pack."""
+        rows = [
+            {"trial": trial.id, "step": report.step, "loss": name, "value": values[place]}
+            for report in history
+            for name, values in report.losses.items()
+        ]
+        self.write("curves", trial.id, rows)
+
+    def write_outputs(
+        self, part: str, outputs: Sequence[Outputs], more: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[Source]:
+        """Measure outputs, a source at a time, and write them with all that was found.
+
+        Yields each source when it has been measured. `more` holds further rows of `metrics`.
+        """
+        rows, outcomes = [*more], []
+        for one, source in product(outputs, self.bench.sources):
+            measured, pairs = self.bench.evaluator.evaluate(
+                one.label, source, one.steps[source.name]
+            )
+            rows += measured
+            outcomes.append(pairs)
+            yield source
+        self._write_latents(part, outputs)
+        self.write("costs", part, [row for one in outputs for row in _cost_rows(one, self.bench)])
+        self.write("outcomes", part, pl.concat(outcomes))
+        self.write("metrics", part, rows)
+
+    def finish(self, spec: TrialSpec | Setting, status: Status, **outcome: Any) -> None:
+        """Write that a trial or a setting is over, and how: columns of `trials`."""
+        if isinstance(spec, Setting):
+            own = label_setting(spec)
+        else:
+            settings = spec.configuration.settings(self.bench.fusion)
+            own = spec.label | {
+                name: getattr(settings, name) for name in SETTINGS if name != "steps"
+            }
+        row = {
+            **own,
+            **provenance(),
+            "status": str(status),
+            "fingerprint": self.bench.fingerprint,
+            "seconds": self.seconds,
+            "training_seconds": self.training_seconds,
+            "peak_memory_mb": peak_memory_mb(),
+            "attempt": self.attempts[spec.id],
+            "device": self.device,
+            "finished_at": datetime.now(UTC),
+            "parts": ",".join(sorted(self._written[spec.id])),
+            **outcome,
+        }
+        self.store.write("trials", spec.id, [row], self.attempts[spec.id])
+
+    def fail(self, spec: TrialSpec | Setting, failure: Failure) -> None:
+        """Write that a trial or a setting has failed, with the traceback."""
+        Ledger(self.store).note_failure([spec.id], failure, self.attempts)
+        self.finish(spec, Status.FAILED, reason=failure.reason)
+
+    def _write_latents(self, part: str, outputs: Sequence[Outputs]) -> None:
+        parts = [
+            self._latent_columns(one, source, step)
+            for one in outputs
+            for source in self.bench.sources
+            if source.name in self.bench.plan.latent_sources
+            for step in one.steps[source.name]
+        ]
+        if not parts:
+            return
+        columns = {
+            name: torch.cat([part[name] for part in parts]).numpy()
+            if isinstance(parts[0][name], Tensor)
+            else [value for part in parts for value in part[name]]
+            for name in parts[0]
+        }
+        self.write("latents", part, columns)
+
+    def _latent_columns(self, outputs: Outputs, source: Source, step: Step) -> dict[str, Any]:
+        count = len(source.songs)
+        left, right = song_names(self.bench.evaluator.corpus, source.songs)
+        named = ("trial", "configuration", "method", "lambda")
+        return {
+            **{name: [outputs.label.get(name)] * count for name in named},
+            "source": [source.name] * count,
+            "iteration": [step.iteration] * count,
+            "pair": list(range(count)),
+            "left_song": left,
+            "right_song": right,
+            "style": outputs.styles[source.name].tolist(),
+            "z_left_in": source.inputs[0],
+            "z_right_in": source.inputs[1],
+            "z_left": step.outputs[0],
+            "z_right": step.outputs[1],
+        }
+
+
+def record_over(
+    spec: TrialSpec | Setting,
+    status: Status,
+    bench: Workbench,
+    store: Store,
+    attempt: int,
+    **outcome: Any,
+) -> None:
+    """Record how a trial or a setting ended that no worker could record, such as `pruned`."""
+    recorder = Recorder(bench, store, {spec.id: attempt}, None)
+    recorder.finish(spec, status, peak_memory_mb=None, **outcome)
+
+
+def has_references(store: Store) -> bool:
+    """Whether all that `record_references` writes is there."""
+    return all("references" in store.list_parts(table) for table in _REFERENCES)
+
+
+def record_references(bench: Workbench, store: Store) -> None:
+    """Record the identity, the floor and the ceiling of each source, and the real pairs."""
+    evaluator = bench.evaluator
+    label = dict.fromkeys(("trial", "configuration", "method"), "identity")
+    rows, outcomes = [], [evaluator.real_outcomes(split) for split in (VALIDATION, TEST)]
+    random = seeded_generator(bench.seed, "identity")
+    for source in bench.sources:
+        measured, pairs = evaluator.evaluate(label, source, Identity()(source.inputs, [0], random))
+        rows += [*measured, *evaluator.references_rows(source)]
+        outcomes.append(pairs)
+    store.write("outcomes", "references", pl.concat(outcomes))
+    store.write("song_distances", "references", evaluator.song_distances(TEST, SONG_DISTANCES))
+    store.write(
+        "bins",
+        "references",
+        [
+            {"statistic": statistic, "bin": index, "lower": lower}
+            for statistic, edges in evaluator.bins.to_dict().items()
+            for index, lower in enumerate((None, *edges))
+        ],
+    )
+    store.write("metrics", "references", rows)
+
+
+def _cost_rows(outputs: Outputs, bench: Workbench) -> list[dict[str, Any]]:
+    label = {
+        name: outputs.label.get(name) for name in ("trial", "configuration", "method", "lambda")
+    }
+    return [
+        {
+            **label,
+            "iteration": steps[0].iteration,
+            "pairs": sum(len(source.songs) for source in bench.sources),
+            "classifier_calls": steps[0].classifier_calls,
+            "decoder_calls": steps[0].decoder_calls,
+            "seconds": sum(step.seconds for step in steps),
+            "device": steps[0].device,
+        }
+        for steps in zip(*outputs.steps.values(), strict=True)
+    ]

@@ -1,0 +1,497 @@
+"""The tables of a study: one schema each, with the meaning of every column.
+
+Columns of metrics come from `evaluation.metrics`, those of searched parameters from
+`study.parameters`. `python -m study.tables > docs/tables.md` writes the reference.
+
+It is long because every column of every table stands here and nowhere else.
+
+Letters in shapes: `Z` latent dimensions, `S` style dimensions.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import polars as pl
+import pyarrow as pa
+
+from evaluation.metrics import METRICS, OF_PAIRS
+from evaluation.rivals import list_rivals
+from evaluation.statistics import STATISTICS
+from study.parameters import PARAMETERS, SETTINGS
+
+_TEXT, _TIME, _TRUTH = pa.string(), pa.timestamp("us", "UTC"), pa.bool_()
+_INT8, _INT32, _INT64 = pa.int8(), pa.int32(), pa.int64()
+_FLOAT32, _FLOAT64 = pa.float32(), pa.float64()
+_TOKENS = pa.list_(pa.field("element", pa.uint8()))
+_STYLE = pa.list_(pa.field("element", _FLOAT32))
+LATENT = pa.list_(pa.field("element", _FLOAT32), 0)
+"""Stands for a list of `Z` numbers, with `Z` known for each study only."""
+
+
+def _column(
+    name: str, kind: pa.DataType, meaning: str, *, null: bool = False, volatile: bool = False
+) -> pa.Field:
+    marks = {"meaning": meaning} | ({"volatile": "true"} if volatile else {})
+    return pa.field(name, kind, null, marks)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table is about, and its columns.
+
+    A change of columns is a new `version`: studies with the old one then have this table, and no
+    other, read by the release that wrote it.
+    """
+
+    about: str
+    version: int
+    columns: tuple[pa.Field, ...]
+
+    def schema(self, latent_dim: int) -> pa.Schema:
+        """Arrow schema of the table's parts in a study of `latent_dim` dimensions."""
+        latent = pa.list_(LATENT.value_field, latent_dim)
+        columns = (c.with_type(latent) if c.type == LATENT else c for c in self.columns)
+        return pa.schema(columns, {"version": str(self.version)})
+
+    @property
+    def volatile(self) -> list[str]:
+        """Columns that a second, equal run need not repeat, such as seconds."""
+        return [c.name for c in self.columns if b"volatile" in c.metadata]
+
+
+_TRIAL = _column("trial", _TEXT, "Trial, setting of a rival, or name of a reference.")
+_CONFIGURATION = _column(
+    "configuration", _TEXT, "A trial without its seed; of all else the same as `trial`."
+)
+_METHOD = _column(
+    "method",
+    _TEXT,
+    f"`fusion` or `conditional`; a rival: {', '.join(f'`{name}`' for name in list_rivals())},"
+    " `identity`, or one of the user's own; `floor`, `ceiling`, `real`.",
+)
+_LAMBDA = _column(
+    "lambda",
+    _FLOAT64,
+    "λ (equation 4); of a conditional trial, the one it is read at; of a rival, that of its"
+    " penalty.",
+    null=True,
+)
+_STYLE_DIM = _column("style_dim", _INT32, "`S` of a trial.", null=True)
+_SEED = _column("seed", _INT64, "Training seed of a trial.", null=True)
+_STEP_SIZE = _column("step_size", _FLOAT64, "η of a rival.", null=True)
+_SOURCE = _column("source", _TEXT, "Origin of the input pairs, such as `test` or `prior`.")
+_ITERATION = _column("iteration", _INT32, "Number of applications, steps or draws; 0 for none.")
+_METRIC = _column("metric", _TEXT, "What is measured, such as `judge` or `mean_pitch`.")
+_AXIS = _column("axis", _TEXT, "Similarity axis: `z_distance` or `edit_distance`.")
+_BATCH = _column("batch", _INT32, "Batch in which it was proposed; -1 for another study's.")
+
+
+def _searched(name: str) -> pa.Field:
+    """The column of a searched parameter in what was proposed."""
+    one = PARAMETERS[name]
+    kind = _INT32 if one.kind == "whole" else _FLOAT64
+    where = {"lambda": "; null for a conditional one", "style_dim": ""}.get(
+        name, ", where searched"
+    )
+    return _column(name, kind, f"{one.about}{where}.", null=name != "style_dim")
+
+
+def _setting(name: str) -> pa.Field:
+    """The column of a searched setting of fusion in what was trained."""
+    kind = _INT32 if SETTINGS[name].kind == "whole" else _FLOAT64
+    return _column(name, kind, f"{SETTINGS[name].about} of a trial.", null=True)
+
+
+_BINS = tuple(
+    _column(f"{statistic}_{half}", _INT8, f"Bin of the {half} half's {name}; -1 for none.")
+    for statistic, name in ((statistic, statistic.replace("_", " ")) for statistic in STATISTICS)
+    for half in ("left", "right")
+)
+_MEASURED = tuple(
+    _column(name, _FLOAT32, f"{METRICS[name].about} NaN where a latent was not finite.", null=True)
+    for name in OF_PAIRS
+)
+
+TABLES: dict[str, Table] = {
+    "trials": Table(
+        "One row per trial or setting of a rival that is over, whether done or failed: the"
+        " ledger of the study.",
+        6,
+        (
+            _TRIAL,
+            _CONFIGURATION,
+            _METHOD,
+            _LAMBDA,
+            _STYLE_DIM,
+            _SEED,
+            _STEP_SIZE,
+            *(_setting(name) for name in SETTINGS if name != "steps"),
+            _column("steps", _INT32, "Updates of G, or proposals; null if it failed.", null=True),
+            _column("status", _TEXT, "`done`; `pruned`, `diverged` or `failed`, with a reason."),
+            _column("reason", _TEXT, "Why it is not done.", null=True),
+            _column("checkpoint", _TEXT, "Weights, relative to the study's folder.", null=True),
+            _column("fingerprint", _TEXT, "Fingerprint of the study."),
+            _column(
+                "seconds",
+                _FLOAT64,
+                "Wall time since its job began; the trials of a pack share it.",
+                volatile=True,
+            ),
+            _column(
+                "training_seconds",
+                _FLOAT64,
+                "Its share of the wall time of its pack's training, since the last interruption.",
+                null=True,
+                volatile=True,
+            ),
+            _column(
+                "peak_memory_mb",
+                _FLOAT64,
+                "Peak memory of the process in 10⁶ bytes; null where it was killed.",
+                null=True,
+                volatile=True,
+            ),
+            _column("attempt", _INT32, "1 for the first attempt.", volatile=True),
+            _column("host", _TEXT, "Machine.", volatile=True),
+            _column("device", _TEXT, "Torch device.", null=True, volatile=True),
+            _column(
+                "hardware", _TEXT, "Processor, GPU if any, and cores it may use.", volatile=True
+            ),
+            _column(
+                "versions",
+                _TEXT,
+                "Versions of Python and of the libraries, as JSON.",
+                volatile=True,
+            ),
+            _column("git_commit", _TEXT, "Commit of the code.", null=True, volatile=True),
+            _column(
+                "git_dirty", _TRUTH, "Whether code was not committed.", null=True, volatile=True
+            ),
+            _column("finished_at", _TIME, "When it was over.", volatile=True),
+            _column(
+                "parts",
+                _TEXT,
+                "Tables that hold its rows, with commas between: it counts as done while all do.",
+            ),
+        ),
+    ),
+    "configurations": Table(
+        "What was proposed, written before any of it was tried.",
+        5,
+        (
+            _CONFIGURATION,
+            _BATCH,
+            _column("number", _INT32, "Place in its batch, from 0."),
+            _column("origin", _TEXT, "`grid`, the name of the sampler, `first` or `warm_start`."),
+            *map(_searched, PARAMETERS),
+        ),
+    ),
+    "objectives": Table(
+        "What came of each configuration, as the search was told.",
+        5,
+        (
+            _CONFIGURATION,
+            _BATCH,
+            _column("state", _TEXT, "`COMPLETE`, `PRUNED` or `FAIL`."),
+            _column("judge", _FLOAT64, "Selection judge, mean over seeds.", null=True),
+            _column("z_distance", _FLOAT64, "z-distance, mean over seeds.", null=True),
+            _column(
+                "violations",
+                pa.list_(pa.field("element", _FLOAT64)),
+                "By how much each constraint is missed; 0 or less where it holds.",
+            ),
+        ),
+    ),
+    "rungs": Table(
+        "Metrics of trials at the rungs of successive halving, on validation songs.",
+        7,
+        (
+            _TRIAL,
+            _CONFIGURATION,
+            _BATCH,
+            _column("rung", _INT32, "Training steps taken so far."),
+            _LAMBDA,
+            _ITERATION,
+            _METRIC,
+            _column("value", _FLOAT64, "The metric."),
+        ),
+    ),
+    "importances": Table(
+        "How much each searched parameter matters to the objectives (PED-ANOVA).",
+        5,
+        (
+            _column("objective", _TEXT, "`judge` or `z_distance`."),
+            _column("parameter", _TEXT, "Name of the parameter."),
+            _column("importance", _FLOAT64, "Its share."),
+        ),
+    ),
+    "attempts": Table(
+        "Which trials and settings were handed to workers, written before they were.",
+        5,
+        (
+            _column("wave", _INT32, "Jobs handed out together, counted from 1.", volatile=True),
+            _column("trial", _TEXT, "Trial, or setting of a rival.", volatile=True),
+            _column("attempt", _INT32, "1 for the first time.", volatile=True),
+            _column("started_at", _TIME, "When.", volatile=True),
+        ),
+    ),
+    "failures": Table(
+        "Every attempt that failed, also those that were made good later.",
+        1,
+        (
+            _column("trial", _TEXT, "Trial, or setting of a rival."),
+            _column("attempt", _INT32, "1 for the first time.", volatile=True),
+            _column("reason", _TEXT, "What went wrong, in one line.", volatile=True),
+            _column(
+                "traceback",
+                _TEXT,
+                "The whole traceback; null where the worker died without a word.",
+                null=True,
+                volatile=True,
+            ),
+            _column("host", _TEXT, "Machine that says so.", volatile=True),
+            _column("failed_at", _TIME, "When.", volatile=True),
+        ),
+    ),
+    "curves": Table(
+        "Losses in training: means over the steps since the row before.",
+        5,
+        (
+            _column("trial", _TEXT, "Identifier of the trial."),
+            _column("step", _INT32, "Updates of G made so far."),
+            _column("loss", _TEXT, "Name of the loss, such as `eq5`."),
+            _column("value", _FLOAT32, "Its mean."),
+        ),
+    ),
+    "latents": Table(
+        "Inputs and outputs of every transform, one row per pair.",
+        6,
+        (
+            _TRIAL,
+            _CONFIGURATION,
+            _METHOD,
+            _LAMBDA,
+            _SOURCE,
+            _ITERATION,
+            _column("pair", _INT32, "Number of the input pair in its source."),
+            _column("left_song", _TEXT, "Song of the left input; null for a prior.", null=True),
+            _column("right_song", _TEXT, "Song of the right input; null for a prior.", null=True),
+            _column("style", _STYLE, "`S` numbers in 0…1; empty without style."),
+            _column("z_left_in", LATENT, "Left input."),
+            _column("z_right_in", LATENT, "Right input."),
+            _column("z_left", LATENT, "Left output."),
+            _column("z_right", LATENT, "Right output."),
+        ),
+    ),
+    "outcomes": Table(
+        "What was measured of every pair of every point; method `real` is all real neighbours.",
+        6,
+        (
+            _TRIAL,
+            _CONFIGURATION,
+            _METHOD,
+            _LAMBDA,
+            _SEED,
+            _SOURCE,
+            _ITERATION,
+            _column("pair", _INT32, "Number of the input pair in its source."),
+            _column("left_song", _TEXT, "Song of the left half; null for a prior.", null=True),
+            _column("right_song", _TEXT, "Song of the right half; null for a prior.", null=True),
+            *_MEASURED,
+            *_BINS,
+        ),
+    ),
+    "costs": Table(
+        "What a transform cost, over all sources.",
+        6,
+        (
+            _TRIAL,
+            _CONFIGURATION,
+            _METHOD,
+            _LAMBDA,
+            _ITERATION,
+            _column("pairs", _INT64, "Pairs transformed."),
+            _column(
+                "classifier_calls",
+                _FLOAT64,
+                "Calls of the search classifier per pair; one with its gradient counts as 3.",
+            ),
+            _column("decoder_calls", _FLOAT64, "Calls of the decoder per pair."),
+            _column("seconds", _FLOAT64, "Wall time for all pairs.", volatile=True),
+            _column("device", _TEXT, "Torch device.", volatile=True),
+        ),
+    ),
+    "bins": Table(
+        "Bins of the musical statistics: quantiles of the training segments.",
+        5,
+        (
+            _column("statistic", _TEXT, "Name of the statistic."),
+            _column("bin", _INT32, "Number of the bin, from 0."),
+            _column("lower", _FLOAT64, "Its lower edge; null for the first, open one.", null=True),
+        ),
+    ),
+    "song_distances": Table(
+        "z-distances of segments of the test songs, of one song and of two.",
+        5,
+        (
+            _column("kind", _TEXT, "`same song` or `different songs`."),
+            _column("z_distance", _FLOAT64, "Equation 7, of one half."),
+        ),
+    ),
+    "examples": Table(
+        "One input pair, and what the selected trial makes of it in several styles.",
+        6,
+        (
+            _TRIAL,
+            _CONFIGURATION,
+            _LAMBDA,
+            _ITERATION,
+            _column("row", _INT32, "Order of the rows; 0 is the inputs."),
+            _column("label", _TEXT, "`inputs`, or the style."),
+            _column("left_song", _TEXT, "Song of the left input."),
+            _column("right_song", _TEXT, "Song of the right input."),
+            _column("left", _TOKENS, "Tokens of the left half."),
+            _column("right", _TOKENS, "Tokens of the right half."),
+        ),
+    ),
+    "metrics": Table(
+        "One row per trial (and λ), setting of a rival or reference, source, iteration and metric.",
+        6,
+        (
+            _TRIAL,
+            _CONFIGURATION,
+            _METHOD,
+            _LAMBDA,
+            _STYLE_DIM,
+            _SEED,
+            _STEP_SIZE,
+            _SOURCE,
+            _ITERATION,
+            _METRIC,
+            _column("value", _FLOAT64, "The metric."),
+            _column("low", _FLOAT64, "Lower end of its 95 % interval.", null=True),
+            _column("high", _FLOAT64, "Upper end of its 95 % interval.", null=True),
+            _column("n", _INT64, "Pairs that count."),
+            _column("excluded", _INT64, "Pairs left out: not finite, or silent."),
+        ),
+    ),
+    "frontier": Table(
+        "Coherency against similarity: one row per point of a panel.",
+        6,
+        (
+            _SOURCE,
+            _METRIC,
+            _AXIS,
+            _METHOD,
+            _TRIAL,
+            _CONFIGURATION,
+            _LAMBDA,
+            _ITERATION,
+            _column("similarity", _FLOAT64, "Distance between inputs and outputs."),
+            _column("coherency", _FLOAT64, "The metric."),
+            _column("non_dominated", _TRUTH, "Whether no point of the method is better in both."),
+        ),
+    ),
+    "matched": Table(
+        "Fusion and a rival at matched similarity: chosen on validation songs, scored on test"
+        " songs.",
+        6,
+        (
+            _column("rival", _TEXT, "Method that fusion is compared with."),
+            _AXIS,
+            _SOURCE,
+            _METRIC,
+            _column("distance", _FLOAT64, "Largest mean distance allowed."),
+            _column("method", _TEXT, "`ours` (`fusion` and `conditional`), or the rival."),
+            _CONFIGURATION,
+            _LAMBDA,
+            _ITERATION,
+            _column("validation_value", _FLOAT64, "The metric on validation songs."),
+            _column("value", _FLOAT64, "The metric on test songs."),
+            _column("candidates", _INT64, "Points that it was chosen from."),
+            _column("excluded", _INT64, "Points left out: unfinished or not finite."),
+        ),
+    ),
+    "verdicts": Table(
+        "Fusion less a rival at matched similarity, in every panel.",
+        5,
+        (
+            _column("rival", _TEXT, "Method that fusion is compared with."),
+            _AXIS,
+            _SOURCE,
+            _METRIC,
+            _column("difference", _FLOAT64, "Mean over the distances; positive is for fusion."),
+            _column("low", _FLOAT64, "Lower end of its 95 % interval.", null=True),
+            _column("high", _FLOAT64, "Upper end of its 95 % interval.", null=True),
+            _column("p", _FLOAT64, "Two-sided p of no difference.", null=True),
+            _column("p_holm", _FLOAT64, "p, corrected over the 12 panels.", null=True),
+            _column(
+                "verdict",
+                _TEXT,
+                "`win`, `tie` or `loss` of fusion; null with one training seed.",
+                null=True,
+            ),
+            _column("songs", _INT64, "Songs, or blocks of prior pairs, that were resampled."),
+            _column("seeds", _INT64, "Training seeds."),
+            _column("excluded", _INT64, "Pairs of the points compared that were left out."),
+            _column("candidates", _INT64, "Points that either could choose from."),
+        ),
+    ),
+    "hypervolumes": Table(
+        "Hypervolume of each method's front, by training seed.",
+        5,
+        (
+            _SOURCE,
+            _METRIC,
+            _AXIS,
+            _METHOD,
+            _SEED,
+            _column("hypervolume", _FLOAT64, "Area up to the largest matched distance, above 0."),
+            _column("candidates", _INT64, "Points of the front's choice."),
+        ),
+    ),
+}
+
+
+def drop_volatile(frame: pl.DataFrame, table: str) -> pl.DataFrame:
+    """Return the rows in a fixed order, without volatile columns: what equal runs have equal."""
+    kept = frame.drop(TABLES[table].volatile)
+    if not kept.columns:
+        return kept.clear()  # a table of what happened, of which nothing repeats
+    return kept.sort([name for name, kind in kept.schema.items() if not kind.is_nested()])
+
+
+def write_reference() -> str:
+    """Every table with its columns, types and meanings, as Markdown."""
+    lines = [
+        "# Tables",
+        "",
+        "The records of a study: each table is a folder of Parquet files of one schema (zstd;"
+        " floats byte-stream-split). Columns marked *volatile* can't repeat; equal runs have all"
+        " others equal. `Z` is the number of latent dimensions.",
+    ]
+    for name, table in TABLES.items():
+        lines += ["", f"## {name}", "", f"{table.about} Schema version {table.version}.", ""]
+        lines += ["| Column | Type | Meaning |", "|---|---|---|"]
+        for column in table.columns:
+            kind = "list<float>[Z]" if column.type == LATENT else str(column.type)
+            kind = kind.replace("element: ", "") + (" or null" if column.nullable else "")
+            volatile = " *volatile*" if column.name in table.volatile else ""
+            meaning = column.metadata[b"meaning"].decode()
+            lines.append(f"| `{column.name}` | {kind} | {meaning}{volatile} |")
+    lines += [
+        "",
+        "# Metrics",
+        "",
+        "What the column `metric` may say, and what a rule may ask for.",
+        "",
+    ]
+    lines += ["| Metric | Of | Better | Real neighbours | Meaning |", "|---|---|---|---|---|"]
+    for name, metric in METRICS.items():
+        of = "pairs" if name in OF_PAIRS else "sets"
+        lines.append(f"| `{name}` | {of} | {metric.better} | {metric.real} | {metric.about} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(write_reference())

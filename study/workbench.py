@@ -1,0 +1,51 @@
+"""What all jobs of a study share, and where they keep what they train."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cf_core.files import AnyPath
+from cf_core.fusion import FusionSettings, Latents
+from evaluation.evaluator import Evaluator, Source
+from evaluation.rivals import Tools
+from study.config import EvaluationPlan
+from study.store import Store
+
+REPORT_EVERY = 100
+"""Training steps between two reports; a checkpoint is written at each."""
+
+DECIDING = "validation"
+"""Source of the input pairs by which a search decides."""
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Everything that the jobs of a study share; it reaches each worker once."""
+
+    latents: Latents
+    evaluator: Evaluator
+    sources: Sequence[Source]
+    fusion: FusionSettings
+    plan: EvaluationPlan
+    seed: int
+    fingerprint: str
+
+    @property
+    def tools(self) -> Tools:
+        """What rivals may use."""
+        left, right = self.latents.mean[self.latents.pairs].unbind(1)
+        return Tools(self.evaluator.classifier, self.latents.sigma_bar, (left, right))
+
+
+def find_generator(store: Store, trial: str) -> AnyPath:
+    """Where the averaged weights of a trial's G are kept."""
+    return store.root / "generators" / f"{trial}.safetensors"
+
+
+def find_rung(store: Store, trial: str, rung: int) -> AnyPath:
+    """Where a trial's training stands after `rung` steps, by itself."""
+    return store.root / "checkpoints" / f"{trial}-{rung}.safetensors"
+
+
+def find_checkpoint(store: Store, name: str) -> AnyPath:
+    """Where the training of a pack (or a network) is kept while it is going on."""
+    return store.root / "checkpoints" / f"{name}.safetensors"
