@@ -1,4 +1,4 @@
-"""Five questions about a study's tables: `marimo edit docs/notebook.py`, after `make quickstart`."""
+"""Five questions to a study's tables: `marimo edit docs/notebook.py`, after `make quickstart`."""
 
 import marimo
 
@@ -194,8 +194,8 @@ def _(best, records):
             mo.md(
                 "## 5. Does it come to rest?\n\n`per_application` is the Euclidean distance that"
                 " the best trial's latents move per application (both halves), between each"
-                " iteration count and the one before. If it falls, they come to rest; if it stays equal, they"
-                " drift."
+                " iteration count and the one before. If it falls, they come to rest; if it stays"
+                " equal, they drift."
             ),
             moves,
         ]
