@@ -28,11 +28,11 @@ def _(limit, results):
     records = study.open(results)
     mo.md(
         f"""
-        # Five questions to {results}
+        # Five questions about {results}
 
         Every table is a lazy Polars frame: `records.trials`, `records.metrics`, `records.latents`
-        and so on. Another study, or another limit on the z-distance (here {limit:g}), goes into
-        the cell above.
+        and so on. To ask about another study, or to set another limit on the z-distance (here
+        {limit:g}), edit the cell above.
         """
     )
     return (records,)
@@ -40,7 +40,7 @@ def _(limit, results):
 
 @app.cell
 def _(limit, records):
-    # A configuration is a trial without its seed: its values are means over seeds.
+    # A configuration is a trial without its seed, so its values are means over seeds.
     of_ours = (
         records.metrics.filter(pl.col("method").is_in(FUSIONS))
         .with_columns(configuration=CONFIGURATION)
@@ -76,12 +76,12 @@ def _(limit, records):
     }
     mo.md(
         f"""
-        ## 1. What is the best that stays within a z-distance of {limit:g}?
+        ## 1. Which configuration is best within a z-distance of {limit:g}?
 
-        Chosen on validation songs: **{best["configuration"]}**, λ {best["lambda"]:g},
+        Validation songs choose **{best["configuration"]}**, λ {best["lambda"]:g},
         iterations {best["iteration"]}. On test songs the judge gives it
-        **{best["test_judge"]:.3f}**, 95 % {best["low"]:.3f} to {best["high"]:.3f} over
-        {best["seeds"]} seeds (with one seed nothing can be said of others).
+        **{best["test_judge"]:.3f}**, with a 95 % interval of {best["low"]:.3f} to
+        {best["high"]:.3f} over {best["seeds"]} seeds (one seed says nothing about others).
         """
     )
     return (best,)
@@ -98,12 +98,13 @@ def _(records):
     )
     mo.vstack(
         [
-            mo.md("## 2. Is the gain over LP larger near the inputs, or far from them?"),
+            mo.md("## 2. Is the gain over LP larger near the inputs or far from them?"),
             gains,
             mo.md(
-                f"Largest at a distance of **{gains.sort('gain')['distance'][-1]:.2f}**; over the"
-                f" nearer half of the distances {gains['gain'][:5].mean():+.3f}, over the farther"
-                f" {gains['gain'][5:].mean():+.3f}."
+                "The gain is largest at a distance of"
+                f" **{gains.sort('gain')['distance'][-1]:.2f}**. Its mean is"
+                f" {gains['gain'][:5].mean():+.3f} over the nearer half of the distances and"
+                f" {gains['gain'][5:].mean():+.3f} over the farther half."
             ),
         ]
     )
@@ -123,9 +124,9 @@ def _(records):
     mo.vstack(
         [
             mo.md(
-                "## 3. Do styles matter?\n\nHow far apart the outputs of one input are in"
-                " different styles, by λ (rows) and iterations (columns); 0 where style does"
-                " nothing."
+                "## 3. Do styles matter?\n\nThe table shows how far apart the outputs of one input"
+                " are in different styles, by λ (rows) and iterations (columns). It is 0 where"
+                " style has no effect."
             ),
             styles,
         ]
@@ -153,9 +154,9 @@ def _(best, records):
     mo.vstack(
         [
             mo.md(
-                "## 4. Which songs' pairs does it fail?\n\nWhat the judge gives the best trial's"
-                " outputs less what it gives their inputs, mean over the pairs with a half of the"
-                " song; `worse` is the share of pairs that lost."
+                "## 4. Which songs' pairs does it fail?\n\n`gain` is the judge's value for the best"
+                " trial's outputs less its value for their inputs, averaged over the pairs with a"
+                " half from the song. `worse` is the share of pairs that lost."
             ),
             songs,
         ]
@@ -177,7 +178,7 @@ def _(best, records):
     )
     mo.stop(_latents.is_empty(), mo.md("This study keeps no latents (`evaluation.latents`)."))
     counts = _latents["iteration"].unique().sort().to_numpy()
-    # Views of the frame's own memory, [rows, Z].
+    # Views of the frame's own memory, of shape [rows, Z].
     _inputs, _outputs = (
         np.concatenate([_latents[name].to_numpy() for name in names], axis=1)
         for names in (("z_left_in", "z_right_in"), ("z_left", "z_right"))
@@ -191,9 +192,10 @@ def _(best, records):
     mo.vstack(
         [
             mo.md(
-                "## 5. Does it come to rest?\n\nHow far the best trial's latents move per"
-                " application (Euclidean, both halves), up to each iteration count since the one"
-                " before. Falling numbers come to rest; equal ones drift."
+                "## 5. Does it come to rest?\n\n`per_application` is the Euclidean distance that"
+                " the best trial's latents move per application (both halves), between each"
+                " iteration count and the one before. If it falls, they come to rest; if it stays"
+                " equal, they drift."
             ),
             moves,
         ]
