@@ -6,11 +6,11 @@ Each command of `cf-study` is one call here:
 |---|---|
 | `ingest` | `ingest(source, output)`, with `mapper=processes(4)` or one of `ray_tasks(address)` |
 | `run` | `run_studies(load_configs("quickstart"), Reporter())`, and `plan_study(config)` |
-| `status` | `study_status(open("results/quickstart"))` |
+| `status` | `list_jobs(open("results/quickstart"))`, and `list_failures(store, trial)` |
 | `query` | `open("results/quickstart").sql("SELECT * FROM metrics")` |
 | `compact` | `open("results/quickstart").compact()` |
 | `frontier` | `draw_figures(open("results/quickstart"))` |
-| `select` | `select_bundle(store, "judge", ["z_distance <= 3.0"], output)` |
+| `select` | `select_bundle(store)`, or with a rule `Selection(maximise=..., where=[...])` |
 | `fuse` | `fuse_files(left, right, load_bundle())`, `write_midi(...)`, `write_wav(...)` |
 
 Each raises `UserError` for bad input. They are imported when first used: `import study` is cheap.
@@ -27,25 +27,29 @@ if TYPE_CHECKING:
     from cf_core.fuse import fuse_files
     from cf_core.isolation import processes
     from cf_core.render import write_midi, write_wav
-    from study.config import load as load_config
-    from study.config import load_all as load_configs
+    from study.config import Selection, load_config, load_configs
     from study.findings import draw as draw_figures
+    from study.ledger import list_failures
+    from study.parts import QuarantineWarning
     from study.progress import Reporter
     from study.reading import ray_tasks
     from study.run import plan as plan_study
     from study.run import run as run_study
     from study.run import run_all as run_studies
+    from study.select import list_jobs, read_rule
     from study.select import select as select_bundle
-    from study.select import status as study_status
-    from study.store import QuarantineWarning, open  # noqa: A004
+    from study.store import open  # noqa: A004
 
 __all__ = [
     "QuarantineWarning",
     "Reporter",
+    "Selection",
     "UserError",
     "draw_figures",
     "fuse_files",
     "ingest",
+    "list_failures",
+    "list_jobs",
     "load_bundle",
     "load_config",
     "load_configs",
@@ -54,33 +58,36 @@ __all__ = [
     "plan_study",
     "processes",
     "ray_tasks",
+    "read_rule",
     "run_studies",
     "run_study",
     "select_bundle",
-    "study_status",
     "write_midi",
     "write_wav",
 ]
 
 _HOMES = {
-    "QuarantineWarning": "study.store:QuarantineWarning",
+    "QuarantineWarning": "study.parts:QuarantineWarning",
     "Reporter": "study.progress:Reporter",
+    "Selection": "study.config:Selection",
     "UserError": "cf_core.errors:UserError",
     "draw_figures": "study.findings:draw",
     "fuse_files": "cf_core.fuse:fuse_files",
     "ingest": "cf_core.corpus:ingest",
+    "list_failures": "study.ledger:list_failures",
+    "list_jobs": "study.select:list_jobs",
     "load_bundle": "cf_core.bundle:load_bundle",
-    "load_config": "study.config:load",
-    "load_configs": "study.config:load_all",
+    "load_config": "study.config:load_config",
+    "load_configs": "study.config:load_configs",
     "open": "study.store:open",
     "place": "cf_core.files:place",
     "plan_study": "study.run:plan",
     "processes": "cf_core.isolation:processes",
     "ray_tasks": "study.reading:ray_tasks",
+    "read_rule": "study.select:read_rule",
     "run_studies": "study.run:run_all",
     "run_study": "study.run:run",
     "select_bundle": "study.select:select",
-    "study_status": "study.select:status",
     "write_midi": "cf_core.render:write_midi",
     "write_wav": "cf_core.render:write_wav",
 }

@@ -7,6 +7,8 @@ import sys
 import warnings
 from collections import Counter
 from contextlib import ExitStack
+from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +29,6 @@ app = typer.Typer(
     name="cf-study",
     help="Study Connective Fusion: two melodies transformed so that they join.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -38,8 +39,28 @@ Folder = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        _say(f"cf-study {version('connective-fusion')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """Study Connective Fusion: two melodies transformed so that they join."""
+
+
 def main() -> None:
     """Run the command line: exit status 2 after one line for bad input, 130 if interrupted."""
+    # Rivals of the user's own are found beside the configuration that names them.
+    sys.path.insert(0, str(Path.cwd()))
     # Schedulers of clusters end what they take machines from so: as clean a stop as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -135,18 +156,46 @@ def run(
         study.run_studies(configs, reporter)
 
 
-@app.command(epilog="Example: cf-study status quickstart")
-def status(folder: Folder) -> None:
-    """Say which trials of a study are done, which failed, and why."""
+@app.command(epilog="Example: cf-study status quickstart lambda0.03-style4-seed0")
+def status(
+    folder: Folder,
+    trial: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TRIAL", help="A trial or a setting of a rival, to see all that went wrong."
+        ),
+    ] = None,
+) -> None:
+    """Say which trials are done, which failed, and why."""
     store = _open(folder)
-    jobs = study.study_status(store)
+    jobs = study.list_jobs(store)
+    if trial is not None:
+        _say(*_tell_trial(store, jobs, trial))
+        return
     counts = Counter(jobs["status"].to_list())
     _say(f"{jobs.height} jobs: " + ", ".join(f"{n} {state}" for state, n in counts.most_common()))
-    for trial, state, reason, attempt, seconds in jobs.iter_rows():
+    for name, state, reason, attempt, seconds in jobs.iter_rows():
         times = "" if seconds is None else f"  {seconds:.0f} s, attempt {attempt}"
-        _say(f"  {state:8}  {trial}{times}" + (f"  {reason}" if reason else ""))
-    if aside := store.quarantined():
+        _say(f"  {state:8}  {name}{times}" + (f"  {reason}" if reason else ""))
+    if aside := store.list_quarantined():
         _say(f"{len(aside)} damaged or foreign files are in {store.root / 'quarantine'}")
+
+
+def _tell_trial(store: "Store", jobs: "pl.DataFrame", trial: str) -> list[str]:
+    """How one trial stands, and each of its failures with its whole traceback."""
+    rows = jobs.filter(jobs["trial"] == trial)
+    if rows.is_empty():
+        near = get_close_matches(trial, jobs["trial"].to_list(), 1)
+        hint = f"; did you mean {near[0]}?" if near else "; `cf-study status STUDY` lists all"
+        raise UserError(f"{trial}: the study has no such trial{hint}")
+    _, state, reason, attempt, _ = rows.row(0)
+    lines = [f"{trial}: {state}" + (f" after {attempt} attempts" if (attempt or 0) > 1 else "")]
+    lines += [f"  {reason}"] if reason else []
+    for failure in study.list_failures(store, trial).iter_rows(named=True):
+        when = f"{failure['failed_at']:%Y-%m-%d %H:%M:%S} UTC, {failure['host']}"
+        lines += ["", f"attempt {failure['attempt']} failed ({when}): {failure['reason']}"]
+        lines.append(failure["traceback"] or "  no traceback: the worker died without a word")
+    return lines
 
 
 @app.command(epilog="Example: cf-study query quickstart 'SELECT trial, status FROM trials'")
@@ -157,7 +206,7 @@ def query(
         Path | None, typer.Option(help="File to write instead; must end in .csv or .parquet.")
     ] = None,
 ) -> None:
-    """Query the tables: trials, curves, latents, outcomes, metrics, verdicts and more."""
+    """Ask the tables (trials, metrics, verdicts, ...) in SQL."""
     if output is not None and output.suffix not in (".csv", ".parquet"):
         raise UserError(f"--output {output}: must end in .csv or .parquet")
     frame = _open(folder).sql(sql)
@@ -170,9 +219,10 @@ def query(
 
 @app.command(epilog="Example: cf-study compact quickstart")
 def compact(folder: Folder) -> None:
-    """Merge the many files of each table into few: queries get faster, nothing else changes.
+    """Merge the many files of each table into few.
 
-    May be stopped at any moment. Not while the study runs.
+    Queries get faster, and nothing else changes. It may be stopped at any moment, but not begun
+    while the study runs.
     """
     from study.lease import Lease  # noqa: PLC0415  (slow)
 
@@ -188,7 +238,7 @@ def compact(folder: Folder) -> None:
 
 @app.command(epilog="Example: cf-study frontier quickstart")
 def frontier(folder: Folder) -> None:
-    """Draw all figures of a study again, from its tables alone."""
+    """Draw all figures again, from the tables alone."""
     for path in study.draw_figures(_open(folder)):
         _say(f"wrote {path}")
 
@@ -196,21 +246,29 @@ def frontier(folder: Folder) -> None:
 @app.command(epilog="Example: cf-study select quickstart --where 'edit_distance <= 12'")
 def select(
     folder: Folder,
-    maximise: Annotated[str, typer.Option(help="Metric whose highest value wins.")] = "judge",
+    maximise: Annotated[
+        str | None,
+        typer.Option(help="Metric whose highest value wins, instead of the study's own."),
+    ] = None,
     where: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
-            metavar="CONDITION", help="Condition to meet, instead of the default; may be repeated."
+            metavar="CONDITION",
+            help="Condition to meet, instead of the study's own; may be repeated.",
         ),
-    ] = ["z_distance <= 3.0"],  # noqa: B006  (typer copies it)
+    ] = None,
     output: Annotated[
         str | None, typer.Option(help="Folder of the bundle; STUDY/bundle unless given.")
     ] = None,
 ) -> None:
-    """Choose a trial on validation songs, and write it as a bundle for fuse."""
+    """Choose a trial on validation songs; write its bundle.
+
+    The rule is the study's own (`selection` of its configuration) unless options say otherwise.
+    """
     store = _open(folder)
-    place = study.place(output) if output else store.root / "bundle"
-    choice = study.select_bundle(store, maximise, where, place)
+    given = {"maximise": maximise, "where": where or None}
+    rule = study.read_rule(store, **{name: x for name, x in given.items() if x is not None})
+    choice = study.select_bundle(store, rule, study.place(output) if output else None)
     _say(*choice.lines(), f"wrote {choice.bundle}")
 
 
@@ -242,7 +300,7 @@ def fuse(
     style: Annotated[
         str | None, typer.Option(help="Numbers in 0…1, such as 0.2,0.8; drawn if not given.")
     ] = None,
-    weight: Annotated[
+    lambda_: Annotated[
         float | None,
         typer.Option(
             "--lambda",
@@ -274,7 +332,7 @@ def fuse(
         left_part=left_part,
         right_part=right_part,
         style=_style(style),
-        weight=weight,
+        lambda_=lambda_,
         iterations=iterations,
         seed=seed,
         tempo=tempo,
@@ -303,8 +361,8 @@ def _account(fused: "Fused", left: Path, right: Path) -> list[str]:
         for path, (first, last), count in halves
     ]
     style = ",".join(f"{value:g}" for value in fused.style) or "none"
-    weight = "fixed" if fused.weight is None else fused.weight
-    how = f"style {style}, λ {weight}, iterations {fused.iterations}, tempo {fused.tempo:g}"
+    lambda_ = "fixed" if fused.lambda_ is None else fused.lambda_
+    how = f"style {style}, λ {lambda_}, iterations {fused.iterations}, tempo {fused.tempo:g}"
     return [*taken, how]
 
 

@@ -15,7 +15,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
 
 import polars as pl
 
@@ -230,10 +229,14 @@ class Ledger:
             }
             self._store.write("failures", f"{name}-attempt{attempts[name]}", [row])
 
-    def list_failures(self, name: str) -> list[dict[str, Any]]:
-        """All failures of a trial or a setting, the first first: rows of `failures`."""
-        rows = self._store.failures.filter(pl.col("trial") == name).sort("attempt").collect()
-        return rows.to_dicts()
+
+def list_failures(store: Store, trial: str) -> pl.DataFrame:
+    """All failures of a trial or a setting, the first first: rows of the table `failures`.
+
+    >>> for row in list_failures(study.open("results/mine"), trial).iter_rows(named=True):
+    ...     print(row["attempt"], row["traceback"])
+    """
+    return store.failures.filter(pl.col("trial") == trial).sort("attempt").collect()
 
 
 def is_over(job: Job, part: str, over: Collection[tuple[str, int | None]]) -> bool:

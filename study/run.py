@@ -72,9 +72,9 @@ def plan(config: StudyConfig) -> str:
             f"corpus: {config.corpus.source}; segments of {config.melody.bars_per_segment} bars"
             f" of {', '.join(config.melody.meters)}",
             f"core: {config.core.latent_dim} latent dimensions, {config.core.steps} steps",
-            f"trials: {trials} = {count_configurations(config)} configurations ({search.method}: {space})"
-            f" × seed {', '.join(map(str, search.seeds))}; up to {config.fusion.steps} steps each,"
-            f" iteration counts {', '.join(map(str, evaluation.iterations))}",
+            f"trials: {trials} = {count_configurations(config)} configurations"
+            f" ({search.method}: {space}) × seed {', '.join(map(str, search.seeds))};"
+            f" up to {config.fusion.steps} steps each, iteration counts {', '.join(map(str, evaluation.iterations))}",
             f"rivals: {', '.join(evaluation.rivals) or 'none'}, in {settings} settings with"
             f" {compared} points",
             f"inputs: {evaluation.pairs} pairs of each source (test, prior) and"

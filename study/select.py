@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import polars as pl
+from pydantic import ValidationError
 from torch import nn
 
 from cf_core.bundle import Bundle, load_bundle, save_bundle
@@ -77,8 +78,8 @@ class Choice:
     def _told(self, row: dict[str, Any]) -> str:
         interval = f" (95 % {row['low']:.3f} to {row['high']:.3f})" if row["se"] > 0 else ""
         return (
-            f"{row['configuration']}, λ {row['lambda']:g}, iterations {row['iteration']}: {self.metric}"
-            f" {row[self.metric]:.3f}{interval}, z_distance {row['z_distance']:.2f}"
+            f"{row['configuration']}, λ {row['lambda']:g}, iterations {row['iteration']}:"
+            f" {self.metric} {row[self.metric]:.3f}{interval}, z_distance {row['z_distance']:.2f}"
         )
 
 
@@ -144,6 +145,20 @@ def rank_candidates(store: Store, rule: Selection) -> pl.DataFrame:
     least = ranked[maximise][0] - ranked["se"][0]
     within = ranked.filter(pl.col(maximise) >= least).sort("z_distance", *ties)
     return pl.concat([within, ranked.filter(pl.col(maximise) < least)])
+
+
+def read_rule(store: Store, **changes: Any) -> Selection:
+    """The rule recorded with a study, with other values for `maximise` or `where`.
+
+    Raises `SelectionError` for a metric that there is not, and for what is no condition.
+    """
+    recorded = StudyConfig.restored(store.record).selection
+    try:
+        return Selection.model_validate(recorded.model_dump() | changes)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        message = problem["msg"].removeprefix("Value error, ")
+        raise SelectionError(f"{problem['loc'][0]}: {message}") from None
 
 
 def select(store: Store, rule: Selection | None = None, output: AnyPath | None = None) -> Choice:
