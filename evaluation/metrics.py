@@ -20,6 +20,7 @@ from cf_core.losses import Pair
 from cf_core.seeding import derive
 from cf_core.seeding import generator as random_generator
 from cf_core.vae import MelodyVAE
+from evaluation.bootstrap import Resamples, enough_songs
 from evaluation.classifier import SearchClassifier
 from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
 from evaluation.inference import bins_of
@@ -28,9 +29,7 @@ from evaluation.statistics import (
     STATISTICS,
     Bins,
     Neighbourhoods,
-    Resamples,
     correlation,
-    enough_songs,
     joint,
     overlap_area,
     pair_counts,
