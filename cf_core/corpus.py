@@ -217,32 +217,30 @@ def _adjacent(
 
 
 def _near_duplicates(phrases: _Windows, songs: Int64[np.ndarray, "S"]) -> Int64[np.ndarray, "S"]:
-    """Return a group number for each of `songs`: the same for songs that share phrases."""
+    """Number the groups of songs that share phrases: each of `songs` by the last of its group."""
+    # Slow to import, and needed only here.
+    from scipy.sparse import coo_array  # noqa: PLC0415
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
     onset = phrases.tokens >= FIRST_PITCH
     first = phrases.tokens[np.arange(len(onset)), onset.argmax(axis=1)].astype(np.int16)
     relative = np.where(onset, phrases.tokens - first[:, None] + 256, phrases.tokens)
+    # As bytes, phrases are told apart several times faster than number by number.
     rows = np.ascontiguousarray(relative, dtype=np.int16)
     _, phrase = np.unique(rows.view(f"V{2 * rows.shape[1]}")[:, 0], return_inverse=True)
-    # One entry per phrase and song, by phrase: entries of one phrase stand next to each other.
-    phrase, song = np.unique(np.stack([phrase, phrases.song], axis=1), axis=0).T
-    distinct = np.bincount(song, minlength=songs.max(initial=0) + 1)
-    shared: list[Int64[np.ndarray, "n 2"]] = []
-    for apart in range(1, np.bincount(phrase).max(initial=0)):
-        same = phrase[:-apart] == phrase[apart:]
-        shared.append(np.stack([song[:-apart][same], song[apart:][same]], axis=1))
-    group = {int(number): int(number) for number in songs}
 
-    def root(number: int) -> int:
-        while group[number] != number:
-            number = group[number]
-        return number
-
-    if shared:
-        pairs, common = np.unique(np.concatenate(shared), axis=0, return_counts=True)
-        for left, right in pairs[3 * common >= distinct[pairs].min(axis=1)].tolist():
-            if left in group and right in group:
-                group[root(left)] = root(right)
-    return np.array([root(int(number)) for number in songs], dtype=np.int64)
+    ones = np.ones(len(phrase), dtype=np.int32)
+    shape = (phrases.song.max(initial=songs.max(initial=0)) + 1, phrase.max(initial=0) + 1)
+    has = coo_array((ones, (phrases.song, phrase)), shape=shape).tocsr().sign()[songs]
+    distinct = has.sum(axis=1)
+    common = (has @ has.T).tocoo()
+    left, right = common.coords
+    alike = 3 * common.data >= np.minimum(distinct[left], distinct[right])
+    edges = coo_array((common.data[alike], (left[alike], right[alike])), shape=common.shape)
+    _, group = connected_components(edges, directed=False)
+    last = np.zeros(len(songs), dtype=np.int64)
+    np.maximum.at(last, group, songs)
+    return np.asarray(last[group])
 
 
 def _split(

@@ -178,10 +178,6 @@ def _drawn(
 
 
 def _variance(samples: Float[np.ndarray, "*N R"]) -> Float64[np.ndarray, "*N"]:
-    finite = np.isfinite(samples)
-    n = finite.sum(axis=-1)
-    missing = np.where(n > 0, 1.0, np.nan)
-    exact = np.where(finite, samples, 0).astype(np.float64)
-    mean = exact.sum(axis=-1, keepdims=True) / np.maximum(n, 1)[..., None]
-    squares = (np.where(finite, exact - mean, 0) ** 2).sum(axis=-1)
-    return np.asarray(missing * squares / np.maximum(n, 1))
+    """Variance of the finite samples; NaN where there are none."""
+    finite = np.ma.masked_invalid(samples.astype(np.float64))
+    return np.asarray(np.ma.filled(finite.var(axis=-1), np.nan))

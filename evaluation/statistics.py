@@ -258,8 +258,8 @@ class Neighbourhoods:
     @classmethod
     def fit(cls, real: Float64[np.ndarray, "N D"]) -> "Neighbourhoods":
         """The balls of the real points; of too few points the farthest other one is taken."""
-        nearest_first = np.sort(cdist(real, real), axis=1)  # the point itself, then the others
-        return cls(real, nearest_first[:, min(NEIGHBOURS, len(real) - 1)])
+        farthest = min(NEIGHBOURS, len(real) - 1)  # the nearest one is the point itself
+        return cls(real, np.partition(cdist(real, real), farthest, axis=1)[:, farthest])
 
     def density_and_coverage(self, points: Float64[np.ndarray, "M D"]) -> tuple[float, float]:
         """Density (0 and up) and coverage (0 to 1) of generated points (Naeem et al. 2020).
