@@ -23,7 +23,7 @@ from rich.console import Console
 
 from benchmarks import ingest, query
 from benchmarks.measuring import Measure, Rounds, introduce, publish, threads
-from cf_core.training import save_tensors
+from cf_core.training import save_tensors, use_huge_pages
 from study.config import Configuration, StudyConfig, TrialSpec
 from study.jobs import REPORT_EVERY, Workbench, pack_trainer
 from study.lease import Lease
@@ -166,6 +166,7 @@ def _memory() -> float:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if sys.argv[1:2] == ["drive"]:
         print(json.dumps(drive(int(sys.argv[2]))))
