@@ -25,7 +25,7 @@ from benchmarks.products import Product, bare, decoding, fusion_step, vae_step
 from cf_core.fusion import FusionSettings, Generator, Latents
 from cf_core.melody import MelodyFormat
 from cf_core.pack import PackTrainer, Trial
-from cf_core.training import Trainer
+from cf_core.training import Trainer, use_huge_pages
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
 
 OUTPUT = Path(__file__).parent / "out" / "core.json"
@@ -256,4 +256,5 @@ def _serve(orders: Connection, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

@@ -26,8 +26,6 @@ from evaluation.inference import verdicts
 from evaluation.judge import Judge, JudgeSettings
 from evaluation.metrics import Evaluator, make_sources
 from evaluation.statistics import STATISTICS, Bins, segment_statistics, transition_matrix
-from evaluation.rivals import Tools
-from evaluation.rivals.lp import LP
 from evaluation.transforms import Fusion
 from study.config import StudyConfig, load_all
 from study.findings import bin_counts, finished_metrics

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import pretty_midi
 
 from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
-from cf_core.corpus import common_time_tunes, ingest
+from cf_core.ingest import common_time_tunes, ingest
 from cf_core.isolation import processes
 from cf_core.melody import Melody
 from cf_core.readers import Song, read_gridded, read_melodies, songs

@@ -20,18 +20,18 @@ from typing import Any
 
 import polars as pl
 from rich.console import Console
+from study.jobs import REPORT_EVERY, Workbench, pack_trainer
+from study.workers import Workers
 
 from benchmarks import ingest, query
 from benchmarks.measuring import Measure, Rounds, introduce, publish, threads
-from cf_core.training import save_tensors
+from cf_core.training import save_tensors, use_huge_pages
 from study.config import Configuration, StudyConfig, TrialSpec
-from study.jobs import REPORT_EVERY, Workbench, pack_trainer
 from study.lease import Lease
 from study.packs import packed
 from study.prepare import find_corpus, prepare
 from study.progress import Reporter
 from study.store import Store
-from study.workers import Workers
 from tests.tiny import tiny, write_melodies
 
 OUTPUT = Path(__file__).parent / "out" / "study.json"
@@ -166,6 +166,7 @@ def _memory() -> float:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if sys.argv[1:2] == ["drive"]:
         print(json.dumps(drive(int(sys.argv[2]))))

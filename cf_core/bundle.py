@@ -22,7 +22,6 @@ from jaxtyping import Integer
 from safetensors import SafetensorError
 from safetensors.torch import load as parse
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from cf_core.errors import UserError
 from cf_core.files import AnyPath, RemotePath, replacing
@@ -319,28 +318,14 @@ def _read_lambdas(manifest: Mapping[str, Any]) -> tuple[float | None, tuple[floa
     return float(weight), (float(low), float(high))
 
 
-class _NoFirstWeights(TorchFunctionMode):
-    """Leaves out PyTorch's own initialisation, half the time of building a small network."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return None
-        return func(*args, **(kwargs or {}))
-
-
 def _filled(build: Callable[[], Network], file: AnyPath, checksums: Mapping[str, Any]) -> Network:
     """Build a network with the weights of a file, only once their shapes are known to fit."""
     try:
         tensors = parse(_content(file, checksums))
     except SafetensorError:
         raise ValueError(f"{file.name} is no safetensors file") from None
-    with _NoFirstWeights(), torch.device("meta"):
+    # No memory is taken and no weight drawn until the file's own take their places.
+    with torch.device("meta"):
         network = build()
     wanted = {key: (t.shape, t.dtype) for key, t in network.state_dict().items()}
     if wanted != {key: (t.shape, t.dtype) for key, t in tensors.items()}:

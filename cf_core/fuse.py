@@ -14,16 +14,8 @@ from jaxtyping import Integer
 
 from cf_core.bundle import Bundle
 from cf_core.errors import UserError
-from cf_core.melody import (
-    FIRST_PITCH,
-    GridBar,
-    MelodyFormat,
-    Note,
-    bar_length,
-    grid,
-    segment,
-    to_notes,
-)
+from cf_core.grid import GridBar, make_segment, to_grid
+from cf_core.melody import FIRST_PITCH, MelodyFormat, Note, bar_length, to_notes
 from cf_core.readers import read_file
 
 BarRange = tuple[int, int]
@@ -131,7 +123,7 @@ def _take(
 ) -> _Taken:
     """Take the chosen segment of a file, else its last or first one that `form` can hold."""
     melody = read_file(path, part)
-    bars = grid(melody, form.steps_per_beat)
+    bars = to_grid(melody, form.steps_per_beat)
     pickup = int(bars[0].reason == "short bar")
     if chosen is not None:
         start = _start(path, chosen, form, len(bars), pickup)
@@ -188,7 +180,7 @@ def _nearest_segment(
 def _sounding_segment(
     bars: Sequence[GridBar], start: int, form: MelodyFormat
 ) -> Integer[np.ndarray, "T"]:
-    tokens = segment(bars[start : start + form.bars_per_segment], form)
+    tokens = make_segment(bars[start : start + form.bars_per_segment], form)
     if not (tokens >= FIRST_PITCH).any():
         raise UserError("there are no notes")
     return tokens

@@ -127,6 +127,16 @@ def train(trainer: Trainer, every: int, checkpoint: AnyPath | None = None) -> It
         yield progress
 
 
+def use_huge_pages() -> None:
+    """Have this process and those that it starts keep large tensors in huge pages, on Linux.
+
+    Without them, the temporary tensors of a pack of 16 cost 35,000 page faults in every step, a
+    tenth of its time. PyTorch asks at its first large tensor: call this at the start of a process.
+    An environment that says otherwise (`THP_MEM_ALLOC_ENABLE`) is left as it is.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def peak_memory_mb(device: torch.device | str = "cpu") -> float:
     """Most memory so far in 10⁶ bytes: of the device where that is a GPU, else of the process."""
     if torch.device(device).type == "cuda":

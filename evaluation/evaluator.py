@@ -20,6 +20,7 @@ from cf_core.losses import Pair
 from cf_core.seeding import derive
 from cf_core.seeding import generator as random_generator
 from cf_core.vae import MelodyVAE
+from evaluation.bootstrap import Resamples, enough_songs
 from evaluation.classifier import SearchClassifier
 from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
 from evaluation.judge import Judge
@@ -37,8 +38,6 @@ from evaluation.statistics import (
     STATISTICS,
     Bins,
     Neighbourhoods,
-    Resamples,
-    enough_songs,
     pair_counts,
     pair_features,
     segment_statistics,

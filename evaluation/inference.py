@@ -14,6 +14,7 @@ import polars as pl
 from jaxtyping import Float, Float32, Float64, Int64, Integer
 from scipy import special
 
+from evaluation.bootstrap import Resamples, enough_songs, satterthwaite
 from evaluation.frontier import (
     CHOSEN_ON,
     DISTANCES,
@@ -22,13 +23,7 @@ from evaluation.frontier import (
     REAL,
 )
 from evaluation.metrics import COHERENCY, bins_of
-from evaluation.statistics import (
-    Resamples,
-    correlation,
-    enough_songs,
-    satterthwaite,
-    transition_matrix,
-)
+from evaluation.statistics import correlation, transition_matrix
 
 SIGNIFICANCE = 0.05
 """A win or a loss has a Holm-corrected p below this."""

@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Bool, Float, Float64, Integer
 
 from cf_core.losses import Pair
+from evaluation.bootstrap import Resamples
 from evaluation.distance import edit_distance, z_distance, z_weighted
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
-    Resamples,
     correlation,
     joint,
     overlap_area,
@@ -295,11 +295,8 @@ def _z_weighted(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray, "B"] 
 def _edit_distance(pairs: Pairs, _: "Evaluator") -> Float[np.ndarray, "B"] | None:
     if pairs.inputs is None:
         return None
-    left, right = (
-        edit_distance(before, after)
-        for before, after in zip(pairs.inputs.tokens, pairs.tokens, strict=True)
-    )
-    return left + right
+    halves = zip(pairs.inputs.tokens, pairs.tokens, strict=True)
+    return np.sum([edit_distance(before, after) for before, after in halves], axis=0)
 
 
 def _of_nearest(sample: Sample, values: Float64[np.ndarray, "B"]) -> Estimate | None:

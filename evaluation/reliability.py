@@ -13,8 +13,9 @@ from scipy.stats import rankdata
 
 from cf_core.corpus import Corpus
 from cf_core.seeding import derive
+from evaluation.bootstrap import pigeonhole_weights
 from evaluation.evaluator import unpaired
-from evaluation.statistics import PITCH_CLASSES, pigeonhole_weights, sounding_pitch
+from evaluation.statistics import PITCH_CLASSES, sounding_pitch
 
 Scorer = Callable[[Integer[np.ndarray, "B 2"]], Float[np.ndarray, "B"]]
 """Gives logits of rows of segments."""

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cf_core.bundle import load_bundle
-    from cf_core.corpus import ingest
     from cf_core.errors import UserError
     from cf_core.files import place
     from cf_core.fuse import fuse_files
+    from cf_core.ingest import ingest
     from cf_core.isolation import processes
     from cf_core.render import write_midi, write_wav
     from study.config import Selection, load_config, load_configs
@@ -73,7 +73,7 @@ _HOMES = {
     "UserError": "cf_core.errors:UserError",
     "draw_figures": "study.findings:draw",
     "fuse_files": "cf_core.fuse:fuse_files",
-    "ingest": "cf_core.corpus:ingest",
+    "ingest": "cf_core.ingest:ingest",
     "list_failures": "study.ledger:list_failures",
     "list_jobs": "study.select:list_jobs",
     "load_bundle": "cf_core.bundle:load_bundle",

@@ -12,19 +12,12 @@ import numpy as np
 import torch
 
 from cf_core import readers
-from cf_core.corpus import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Corpus,
-    IngestReport,
-    builtin_corpus,
-    ingest,
-    load_corpus,
-)
+from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus, load_corpus
 from cf_core.errors import UserError
 from cf_core.files import place, replacing
 from cf_core.fusion import Latents
+from cf_core.ingest import builtin_corpus, ingest
+from cf_core.ingest_report import IngestReport
 from cf_core.isolation import processes
 from cf_core.seeding import derive, generator
 from cf_core.training import Trainer, load_tensors, save_tensors, train, weights

@@ -74,7 +74,8 @@ def plan(config: StudyConfig) -> str:
             f"core: {config.core.latent_dim} latent dimensions, {config.core.steps} steps",
             f"trials: {trials} = {count_configurations(config)} configurations"
             f" ({search.method}: {space}) × seed {', '.join(map(str, search.seeds))};"
-            f" up to {config.fusion.steps} steps each, iteration counts {', '.join(map(str, evaluation.iterations))}",
+            f" up to {config.fusion.steps} steps each, iteration counts"
+            f" {', '.join(map(str, evaluation.iterations))}",
             f"rivals: {', '.join(evaluation.rivals) or 'none'}, in {settings} settings with"
             f" {compared} points",
             f"inputs: {evaluation.pairs} pairs of each source (test, prior) and"

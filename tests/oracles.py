@@ -26,7 +26,7 @@ from xml.etree.ElementTree import Element, fromstring
 import mido
 import symusic
 
-from cf_core.corpus import common_time_tunes
+from cf_core.ingest import common_time_tunes
 from cf_core.isolation import isolated, processes
 from cf_core.melody import Melody
 from cf_core.readers import Rejected, read_song, songs

@@ -3,8 +3,9 @@ from fractions import Fraction
 
 import pytest
 
-from cf_core.corpus import common_time_tunes
-from cf_core.melody import Melody, Note, grid
+from cf_core.grid import to_grid
+from cf_core.ingest import common_time_tunes
+from cf_core.melody import Melody, Note
 from cf_core.readers import read_melodies
 from cf_core.readers.limits import MAX_BARS, MAX_TUNE
 from tests import oracles
@@ -62,7 +63,7 @@ def test_a_bar_split_at_a_repeat_sign_is_one_bar() -> None:
 
 def test_double_stops_reject_the_bar_not_the_tune() -> None:
     song = only("a.abc", (HEAD + "C4|[CE]4|D4|\n").encode())
-    assert [bar.reason for bar in grid(song)] == [None, "chord", None]
+    assert [bar.reason for bar in to_grid(song)] == [None, "chord", None]
 
 
 def test_abc_books_number_their_tunes() -> None:
@@ -273,7 +274,7 @@ def test_a_tie_into_an_ending_is_played_each_time() -> None:
 
 
 def test_unison_is_one_note() -> None:
-    assert [bar.reason for bar in grid(abc("[CC]4|[ce]4|"))] == [None, "chord"]
+    assert [bar.reason for bar in to_grid(abc("[CC]4|[ce]4|"))] == [None, "chord"]
     for chord in ("[C-C]4", "[CC-]4"):
         assert len(abc(f"{chord}|C4|").notes) == 1
 

@@ -80,13 +80,18 @@ def test_loaded_networks_are_for_use_and_draw_nothing(folder: Path) -> None:
         assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_no_linear_map_is_initialised_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw(*_: object, **__: object) -> None:
-        raise AssertionError("weights were drawn for a network that is read from a file")
+def test_no_weight_is_drawn_that_a_file_replaces(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        assert tensor.is_meta, "weights were drawn for a network that is read from a file"
+        return tensor
 
     monkeypatch.setattr(torch.Tensor, "uniform_", draw)
     monkeypatch.setattr(torch.Tensor, "normal_", draw)
-    load_bundle(folder)
+    loaded = load_bundle(folder)
+    for network in (loaded.core, loaded.generator):
+        assert not any(tensor.is_meta for tensor in network.state_dict().values())
 
 
 @pytest.mark.parametrize("weight", [1e-3, 0.1, 10.0])

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cf_core import corpus
-from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus, ingest, load_corpus
+from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus, load_corpus
 from cf_core.errors import UserError
+from cf_core.ingest import common_time_tunes, ingest
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from tests.melodies import meter, midi, sound
 
@@ -320,7 +321,7 @@ def test_files_that_are_no_corpus_for_the_format(small: Path, tmp_path: Path) ->
 
 
 def test_built_in_tunes_are_chosen_by_their_header() -> None:
-    tunes = dict(corpus.common_time_tunes())
+    tunes = dict(common_time_tunes())
     assert len(tunes) == 1309
     assert b"T:The White Cockade" in tunes["airdsAirs-book1-1.abc"].replace(b"T: ", b"T:")
     assert not any(b"\nM:6/8" in text.split(b"\nK:")[0] for text in tunes.values())

@@ -3,6 +3,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
+from evaluation.bootstrap import Resamples
 from evaluation.frontier import CHOSEN_ON, OURS, PANELS, matched_similarity
 from evaluation.inference import (
     crossed_interval,
@@ -12,13 +13,7 @@ from evaluation.inference import (
     resampled_correlations,
     verdicts,
 )
-from evaluation.statistics import (
-    STATISTICS,
-    Resamples,
-    correlation,
-    row_stochastic,
-    transition_matrix,
-)
+from evaluation.statistics import STATISTICS, correlation, row_stochastic, transition_matrix
 
 SONGS, SEEDS, PAIRS = 45, 5, 512
 

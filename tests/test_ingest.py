@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
 
-from cf_core import corpus, isolation
-from cf_core.corpus import ingest
+from cf_core import ingest as ingesting
+from cf_core import isolation
 from cf_core.errors import UserError
+from cf_core.ingest import ingest
 from cf_core.isolation import CallError, isolated, processes
 from cf_core.melody import Note
 from cf_core.render import write_midi
@@ -35,7 +36,7 @@ def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     The last batches take the longest.
     """
     folder = tmp_path_factory.mktemp("tunes")
-    for number in range((BATCHES - 1) * corpus._BATCH_SONGS):
+    for number in range((BATCHES - 1) * ingesting._BATCH_SONGS):
         notes = [Note(Fraction(i), Fraction(1), 60 + i * number % 13) for i in range(16)]
         write_midi(notes, folder / f"{number:03}.mid", 120.0)
     for number in range(10):
@@ -99,7 +100,7 @@ def test_it_goes_on_after_a_kill_and_reads_nothing_twice(
 ) -> None:
     output = tmp_path / "x.parquet"
     parts = tmp_path / ".x.parquet.parts"
-    script = "import sys; from pathlib import Path; from cf_core.corpus import ingest;"
+    script = "import sys; from pathlib import Path; from cf_core.ingest import ingest;"
     script += "ingest(*map(Path, sys.argv[1:]))"
     command = [sys.executable, "-c", script, str(tunes), str(output)]
     process = subprocess.Popen(command, cwd=ROOT)
@@ -131,8 +132,8 @@ def test_it_goes_on_after_an_interruption_unless_it_is_another(tunes: Path, tmp_
         ingest(tunes, output, steps_per_beat=12, mapper=other)
     ingest(tunes, output, mapper=rest)
     total = len(list(tunes.iterdir()))
-    assert len(rest.read) == total - 2 * corpus._BATCH_SONGS
-    assert len(set(other.read) - set(rest.read)) > corpus._BATCH_SONGS
+    assert len(rest.read) == total - 2 * ingesting._BATCH_SONGS
+    assert len(set(other.read) - set(rest.read)) > ingesting._BATCH_SONGS
 
 
 def test_a_song_that_takes_too_much_is_rejected_alone(
@@ -148,7 +149,7 @@ def test_a_song_that_takes_too_much_is_rejected_alone(
         return isolated(function, song, *arguments)
 
     monkeypatch.setattr(isolation, "SECONDS", 2.0)
-    monkeypatch.setattr(corpus, "isolated", hostile)
+    monkeypatch.setattr(ingesting, "isolated", hostile)
     report = ingest(tunes, tmp_path / "x.parquet", mapper=processes(2))
     for reason in ("too slow", "too much memory", "reader died", "duplicate id"):
         assert report.rejected_songs[reason] == 1

@@ -6,22 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cf_core.errors import UserError
+from cf_core.grid import TOLERANCE, GridBar, join_bars, make_segment, to_grid
 from cf_core.melody import (
     FIRST_PITCH,
     HOLD,
     MAX_STEPS_PER_BEAT,
     REST,
-    TOLERANCE,
     Bar,
-    GridBar,
     Melody,
     MelodyFormat,
     Note,
     bar_length,
-    grid,
     is_melody,
-    join,
-    segment,
     to_notes,
 )
 
@@ -42,32 +38,32 @@ def note(onset: Fraction | str | int, duration: Fraction | str | int, pitch: int
 
 
 def test_tokens_of_a_bar_worked_by_hand() -> None:
-    bars = grid(melody([note(0, 1), note("5/4", "1/4", 62)], [2]))
+    bars = to_grid(melody([note(0, 1), note("5/4", "1/4", 62)], [2]))
     assert bars == [GridBar("2/4", (C4, HOLD, HOLD, HOLD, REST, D4, REST, REST), None, 2, None)]
 
 
 def test_a_note_over_the_bar_line_is_held_and_struck_again_at_a_segments_start() -> None:
-    bars = grid(melody([note(0, 3)], [2, 2, 2]))
+    bars = to_grid(melody([note(0, 3)], [2, 2, 2]))
     assert [bar.held for bar in bars] == [None, 60, None]
     assert [bar.onsets for bar in bars] == [1, 0, 0]
     assert bars[1].tokens == (HOLD,) * 4 + (REST,) * 4
     form = MelodyFormat(meters=("2/4",))
     model_c4 = FIRST_PITCH + 60 - form.lowest
-    assert segment(bars[:2], form).tolist() == [model_c4] + [HOLD] * 11 + [REST] * 4
-    assert segment(bars[1:], form).tolist() == [model_c4] + [HOLD] * 3 + [REST] * 12
+    assert make_segment(bars[:2], form).tolist() == [model_c4] + [HOLD] * 11 + [REST] * 4
+    assert make_segment(bars[1:], form).tolist() == [model_c4] + [HOLD] * 3 + [REST] * 12
 
 
 @pytest.mark.parametrize("error", [TOLERANCE, -TOLERANCE])
 def test_an_error_of_the_tolerance_snaps_at_onset_end_and_bar_line(error: Fraction) -> None:
     exact = melody([note(0, 2), note(2, 1, 62)], [2, 2])
     shifted = [Note(n.onset + error, n.duration, n.pitch) for n in exact.notes]
-    assert grid(melody(shifted, [2, 2])) == grid(exact)
+    assert to_grid(melody(shifted, [2, 2])) == to_grid(exact)
 
 
 def test_an_error_above_the_tolerance_is_off_the_grid() -> None:
     error = TOLERANCE * Fraction(101, 100)
-    assert grid(melody([note(error, 1)], [2]))[0].reason == "off grid"
-    assert grid(melody([note(0, 1 + error)], [2]))[0].reason == "off grid"
+    assert to_grid(melody([note(error, 1)], [2]))[0].reason == "off grid"
+    assert to_grid(melody([note(0, 1 + error)], [2]))[0].reason == "off grid"
 
 
 def test_triplets_are_off_the_16th_grid_and_on_the_grid_of_12() -> None:
@@ -75,33 +71,33 @@ def test_triplets_are_off_the_16th_grid_and_on_the_grid_of_12() -> None:
     triplet = melody(
         [note(0, Fraction(342, 1024)), note(Fraction(341, 1024), Fraction(342, 1024), 62)], [2]
     )
-    assert grid(triplet)[0].reason == "off grid"
-    tokens = grid(triplet, 12)[0].tokens
+    assert to_grid(triplet)[0].reason == "off grid"
+    tokens = to_grid(triplet, 12)[0].tokens
     assert tokens == (C4, HOLD, HOLD, HOLD, D4, HOLD, HOLD, HOLD, *[REST] * 16)
 
 
 def test_a_note_that_would_vanish_is_off_the_grid() -> None:
-    assert grid(melody([note(0, "1/200")], [2]))[0].reason == "off grid"
+    assert to_grid(melody([note(0, "1/200")], [2]))[0].reason == "off grid"
 
 
 def test_notes_together_reject_their_bars_only() -> None:
-    bars = grid(melody([note(0, 1), note(1, 2, 62), note("3/2", "1/2"), note(4, 1)], [2, 2, 2]))
+    bars = to_grid(melody([note(0, 1), note(1, 2, 62), note("3/2", "1/2"), note(4, 1)], [2, 2, 2]))
     assert [bar.reason for bar in bars] == ["chord", None, None]
     assert bars[1].held == 62
 
 
 def test_bars_of_another_length_than_their_meters() -> None:
-    bars = grid(melody([note(0, 1)], [Fraction(1, 2), 2, Fraction(5, 2)]))
+    bars = to_grid(melody([note(0, 1)], [Fraction(1, 2), 2, Fraction(5, 2)]))
     assert [bar.reason for bar in bars] == ["short bar", None, "long bar"]
 
 
 def test_a_bar_that_is_no_whole_number_of_steps_is_off_the_grid() -> None:
-    assert grid(melody([note(0, "1/4")], [Fraction(1, 8)], "1/32"))[0].reason == "off grid"
+    assert to_grid(melody([note(0, "1/4")], [Fraction(1, 8)], "1/32"))[0].reason == "off grid"
 
 
 def test_a_tolerance_that_could_swap_neighbours_is_refused() -> None:
     with pytest.raises(ValueError, match="a third of a step"):
-        grid(melody([note(0, 1)], [2]), 4, Fraction(1, 12))
+        to_grid(melody([note(0, 1)], [2]), 4, Fraction(1, 12))
 
 
 @st.composite
@@ -122,8 +118,8 @@ def test_tokens_to_notes_to_grid_and_back(tokens: np.ndarray, errors: list[Fract
         Note(max(n.onset + e, Fraction(0)), n.duration, n.pitch)
         for n, e in zip(to_notes(tokens, FORM), errors, strict=False)
     ]
-    bars = grid(melody(notes, [4, 4], "4/4"))
-    assert segment(bars, FORM).tolist() == tokens.tolist()
+    bars = to_grid(melody(notes, [4, 4], "4/4"))
+    assert make_segment(bars, FORM).tolist() == tokens.tolist()
 
 
 @settings(max_examples=40, deadline=None)
@@ -133,7 +129,7 @@ def test_join_leaves_its_input_as_it_was(tokens: np.ndarray) -> None:
     bars = absolute.reshape(1, 2, 16)
     bars[0, 0, 0] = HOLD
     before = bars.copy()
-    joined, struck_again, in_range = join(bars, np.array([64]), FORM)
+    joined, struck_again, in_range = join_bars(bars, np.array([64]), FORM)
     assert (bars == before).all()
     assert struck_again.tolist() == [True]
     assert in_range.tolist() == [True]
@@ -146,7 +142,7 @@ def full_bar(pitch: int, meter: str = "4/4") -> GridBar:
 
 
 def test_a_segment_spans_exactly_the_models_pitches() -> None:
-    tokens = segment([full_bar(FORM.lowest), full_bar(FORM.highest)], FORM)
+    tokens = make_segment([full_bar(FORM.lowest), full_bar(FORM.highest)], FORM)
     assert tokens[[0, 16]].tolist() == [FIRST_PITCH, FORM.vocabulary - 1]
 
 
@@ -162,7 +158,7 @@ def test_a_segment_spans_exactly_the_models_pitches() -> None:
 )
 def test_segments_that_a_model_does_not_know(bars: list[GridBar], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        segment(bars, FORM)
+        make_segment(bars, FORM)
 
 
 def test_bar_lengths_and_formats() -> None:
@@ -171,7 +167,7 @@ def test_bar_lengths_and_formats() -> None:
     with pytest.raises(ValueError, match="one whole number"):
         MelodyFormat(meters=("4/4", "3/4"))
     assert MelodyFormat(steps_per_beat=MAX_STEPS_PER_BEAT).steps_per_bar == 4 * MAX_STEPS_PER_BEAT
-    grid(melody([note(0, 1)], [2]), MAX_STEPS_PER_BEAT)
+    to_grid(melody([note(0, 1)], [2]), MAX_STEPS_PER_BEAT)
     with pytest.raises(ValueError, match="steps_per_beat: 25 is above 24"):
         MelodyFormat(steps_per_beat=25)
 
@@ -196,7 +192,7 @@ def test_what_a_melody_is(tokens: list[int], valid: bool) -> None:
 
 def played(*notes: tuple[float, float, int], bars: int = 2, steps: int = 4) -> list[GridBar]:
     """Bars of 4/4 with played notes as `(onset, end, pitch)`, in ticks of 480."""
-    return grid(
+    return to_grid(
         Melody(
             "a",
             "A",
@@ -236,7 +232,7 @@ def test_ends_of_played_notes_mean_the_next_onset(share: float, ticks: int, move
 def test_written_notes_are_not_moved() -> None:
     notes = tuple(Note(Fraction(o, 480), Fraction(e - o - 24, 480), p) for o, e, p in TUNE)
     bars = tuple(Bar(Fraction(4 * n), Fraction(4), "4/4") for n in range(2))
-    assert [bar.reason for bar in grid(Melody("a", "A", notes, bars))] == ["off grid"] * 2
+    assert [bar.reason for bar in to_grid(Melody("a", "A", notes, bars))] == ["off grid"] * 2
 
 
 def test_rests_between_played_notes_stay() -> None:
@@ -322,7 +318,7 @@ def test_the_end_of_a_last_note_makes_no_bar() -> None:
         played=True,
     )
     # Bars that a later time signature closes stay, each with its own meter.
-    assert [(bar.meter, bar.reason) for bar in grid(melody)] == [("4/4", None)] * 3 + [
+    assert [(bar.meter, bar.reason) for bar in to_grid(melody)] == [("4/4", None)] * 3 + [
         ("3/4", None)
     ]
     staccato = played(*TUNE[:4], (1920, 2400, 67), (3360, 3370, 69))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cf_core.melody import Bar, Melody, Note, grid
+from cf_core.grid import to_grid
+from cf_core.melody import Bar, Melody, Note
 from cf_core.readers import Rejected, read_melodies
 from cf_core.readers.limits import MAX_TAGS, MAX_TUNES
 from cf_core.readers.midi import Chunk, parse
@@ -213,7 +214,7 @@ def test_accents_show_where_bars_begin_after_an_unpadded_pickup() -> None:
         Fraction(9, 2),
         Fraction(13, 2),
     ]
-    assert [bar.reason for bar in grid(song)] == ["short bar", None, None, None, None]
+    assert [bar.reason for bar in to_grid(song)] == ["short bar", None, None, None, None]
     assert only("a.mid", accented(0, 105)).bars[0].length == 2
     without_accents = only("a.mid", accented(1, 80))
     assert [bar.start for bar in without_accents.bars] == [0, 2, 4, 6, 8]
@@ -245,7 +246,7 @@ def test_every_time_signature_starts_a_bar() -> None:
         (Fraction(7, 2), 1, "2/4"),
         (Fraction(9, 2), 3, "3/4"),
     ]
-    assert [bar.reason for bar in grid(song)] == [None, None, "short bar", None]
+    assert [bar.reason for bar in to_grid(song)] == [None, None, "short bar", None]
 
 
 def test_time_signatures_are_those_of_the_melody_track_if_it_has_any() -> None:

@@ -5,7 +5,8 @@ from fractions import Fraction
 
 import pytest
 
-from cf_core.melody import Note, grid
+from cf_core.grid import to_grid
+from cf_core.melody import Note
 from tests.melodies import C, D, E, F, G, lengths, only, pitches, rejection, score, xml_note
 
 SONG = [
@@ -27,7 +28,7 @@ def test_musicxml_pickup_ties_grace_notes_and_tempo() -> None:
     )
     assert lengths(song) == [Fraction(1, 2), 2, 2]
     assert (song.title, song.tempo) == ("A Song", 96)
-    assert grid(song)[2].held == D
+    assert to_grid(song)[2].held == D
 
 
 def test_a_part_must_be_named_where_there_are_several() -> None:
@@ -52,7 +53,7 @@ def test_musicxml_repeats_are_played_out() -> None:
 def test_musicxml_chords_reject_their_bar() -> None:
     chord = xml_note("C", 4, 4) + xml_note("E", 4, 4, inside="<chord/>")
     song = only("a.xml", score({"Voice": [xml_note("C", 4, 4), chord, xml_note("D", 4, 4)]}))
-    assert [bar.reason for bar in grid(song)] == [None, "chord", None]
+    assert [bar.reason for bar in to_grid(song)] == [None, "chord", None]
 
 
 def play(measures: list[str]) -> list[int]:
@@ -222,7 +223,7 @@ def test_ties_that_go_on_and_voices_in_unison() -> None:
     unison = xml_note("C", 4, 4) + back + xml_note("C", 4, 4)
     other = xml_note("C", 4, 4) + back + xml_note("C", 4, 2) + xml_note("E", 4, 2)
     song = only("a.xml", score({"Voice": [unison, other]}))
-    assert [bar.reason for bar in grid(song)] == [None, "chord"]
+    assert [bar.reason for bar in to_grid(song)] == [None, "chord"]
     for first, second in (
         (tied("start"), xml_note("C", 4, 4)),
         (xml_note("C", 4, 4), tied("start")),

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cf_core.errors import UserError
-from cf_core.melody import Melody, grid
+from cf_core.grid import to_grid
+from cf_core.melody import Melody
 from cf_core.readers import (
     Rejected,
     find_songs,
@@ -171,16 +172,16 @@ def test_a_tune_with_repeats_and_endings_is_the_same_in_midi_and_abc() -> None:
     song = only("a.mid", member(NOTTINGHAM, "MIDI/ashover12.mid"))
     book = member(NOTTINGHAM, "ABC_cleaned/ashover.abc")
     tune = only("a.abc", b"X:" + book.split(b"X:")[12])
-    played = [bar.tokens for bar in grid(tune)]
+    played = [bar.tokens for bar in to_grid(tune)]
     # The MIDI plays the first part once more, and fills up the first and last bar with rests.
     assert len(played) == 25
-    assert played[1:24] == [bar.tokens for bar in grid(song)][9:32]
+    assert played[1:24] == [bar.tokens for bar in to_grid(song)][9:32]
 
 
 @needs_data
 def test_double_stops_of_a_real_tune_reject_bars_only() -> None:
     song = only("a.mid", member(NOTTINGHAM, "MIDI/reelsd-g1.mid"))
-    reasons = Counter(bar.reason for bar in grid(song))
+    reasons = Counter(bar.reason for bar in to_grid(song))
     assert reasons["chord"] == 24
     assert reasons[None] > 10
 
@@ -192,7 +193,7 @@ def test_a_real_pickup_is_found_by_its_accents_and_the_chord_track_is_left() -> 
     assert pitches(song)[:6] == [74, 71, 72, 69, 67, 64]
     assert song.bars[0].length == 1
     assert song.bars[1].start == 1
-    assert grid(song)[1].reason is None
+    assert to_grid(song)[1].reason is None
 
 
 @needs_data
@@ -201,7 +202,7 @@ def test_a_song_is_the_same_in_musicxml_and_the_midi_made_from_it() -> None:
     name = "lc6583512"
     score_song = only(f"{name}.mxl", member(lieder.format("mxl"), f"{name}.mxl"), "Voice")
     midi_song = only(f"{name}.mid", member(lieder.format("vocal-midi"), f"{name}.mid"))
-    both = list(zip(grid(score_song), grid(midi_song), strict=True))
+    both = list(zip(to_grid(score_song), to_grid(midi_song), strict=True))
     assert len(both) == 41
     # The MIDI has a time signature for every short bar and only the top notes of chords, and of the
     # last one a cue note.
@@ -277,7 +278,7 @@ def test_files_that_were_once_misread(name: str) -> None:
         assert rejection(name, data).reason == expected
         return
     song = only(name, data)
-    bars = grid(song)
+    bars = to_grid(song)
     assert (pitches(song) if isinstance(expected, list) else len(bars)) == expected
     assert {bar.reason for bar in bars} == {None}
     tempos = {"17a": 76, "06a": 100}

@@ -10,22 +10,19 @@ from hypothesis.extra.numpy import arrays
 
 from cf_core.errors import UserError
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, to_notes
+from evaluation.bootstrap import BLOCKS, Resamples, few_clusters, pigeonhole_weights
 from evaluation.statistics import (
-    BLOCKS,
     CELLS,
     NEIGHBOURS,
     PITCH_CLASSES,
     STATISTICS,
     Bins,
     Neighbourhoods,
-    Resamples,
     correlation,
-    few_clusters,
     joint,
     overlap_area,
     pair_counts,
     pair_features,
-    pigeonhole_weights,
     row_stochastic,
     segment_statistics,
     sounding_pitch,

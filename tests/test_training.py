@@ -1,6 +1,8 @@
 """Resuming equals not having stopped, bit for bit, for everything that is trained."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,15 @@ from cf_core.fusion import FusionSettings, Latents
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 from cf_core.pack import PackTrainer, Trial
 from cf_core.seeding import derive, generator
-from cf_core.training import Progress, Trainer, load_tensors, save_tensors, train, warmup_cosine
+from cf_core.training import (
+    Progress,
+    Trainer,
+    load_tensors,
+    save_tensors,
+    train,
+    use_huge_pages,
+    warmup_cosine,
+)
 from cf_core.vae import VAESettings, VAETrainer
 from evaluation.classifier import ClassifierSettings, ClassifierTrainer
 from evaluation.judge import JudgeData, JudgeSettings, JudgeTrainer, ReaderSettings
@@ -186,3 +196,24 @@ def test_the_learning_rate_rises_then_falls() -> None:
     assert factors.index(max(factors)) in range(9, 12)
     assert factors[500] == pytest.approx(0.51)
     assert factors[-1] == pytest.approx(0.02, rel=1e-3)
+
+
+def test_huge_pages_are_used_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    use_huge_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    use_huge_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+
+
+@pytest.mark.parametrize("module", ["cf_core", "cf_core.pack", "cf_core.fuse", "evaluation.judge"])
+def test_imports_change_nothing_of_the_process(module: str) -> None:
+    code = (
+        "import os, torch;"
+        "state = lambda: (dict(os.environ), torch.get_num_threads());"
+        f"before = state(); import {module}; assert state() == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

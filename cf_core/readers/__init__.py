@@ -17,7 +17,8 @@ from xml.etree.ElementTree import ParseError
 from zipfile import BadZipFile
 
 from cf_core.errors import UserError
-from cf_core.melody import GridBar, Melody, bar_length, grid
+from cf_core.grid import GridBar, to_grid
+from cf_core.melody import Melody, bar_length
 from cf_core.readers import abc, midi, musicxml
 from cf_core.readers.files import FORMATS, content, melody_files, passed_over
 from cf_core.readers.limits import (
@@ -114,7 +115,7 @@ def read_gridded(song: Song, part: str | None, steps_per_beat: int) -> Gridded |
 
     def read() -> Gridded:
         melody = _melody(song, part)
-        return Gridded(melody.id, melody.title, grid(melody, steps_per_beat))
+        return Gridded(melody.id, melody.title, to_grid(melody, steps_per_beat))
 
     return _or_rejected(song, read)
 

@@ -11,7 +11,8 @@ from fractions import Fraction
 from itertools import islice, pairwise
 from typing import NamedTuple
 
-from cf_core.melody import TOLERANCE, Bar, Melody, Note, Tempo, bar_length
+from cf_core.grid import TOLERANCE
+from cf_core.melody import Bar, Melody, Note, Tempo, bar_length
 from cf_core.readers.limits import MAX_BARS, RejectedError, check_size, chosen, decoded, listed
 
 _PERCUSSION = 9

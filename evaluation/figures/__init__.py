@@ -5,14 +5,10 @@ are drawn as they are: never read as markup or mathematics. `UserError` says wha
 anything to draw lacks.
 """
 
+from evaluation.figures.attainment import attainment_difference_figure, attainment_figure
 from evaluation.figures.canvas import save
-from evaluation.figures.frontiers import (
-    attainment_difference_figure,
-    attainment_figure,
-    cost_figure,
-    frontier_figure,
-    iteration_figure,
-)
+from evaluation.figures.costs import cost_figure
+from evaluation.figures.frontiers import frontier_figure, iteration_figure
 from evaluation.figures.rolls import piano_roll_figure, style_figure
 from evaluation.figures.search import Axis, search_figure
 from evaluation.figures.statistics import song_distance_figure, transition_figure

@@ -1,0 +1,193 @@
+"""Bars of a melody on a grid, and neighbouring bars as a segment.
+
+Letters in shapes: `B` segments, `T` steps of a segment.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+from math import lcm
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Integer, UInt8
+
+from cf_core.errors import UserError
+from cf_core.gates import Sounding, move_ends
+from cf_core.melody import FIRST_PITCH, HOLD, REST, Melody, MelodyFormat, bar_length
+
+TOLERANCE = Fraction(1, 96)
+"""How far from a grid line, in quarter notes, an onset or end may lie and still count as on it.
+
+Five ticks of 480: wider than any rounding of ticks, far narrower than the gap of 1/12 between a
+triplet and the nearest 16th.
+"""
+
+BarReason = Literal["short bar", "long bar", "chord", "off grid"]
+"""Why a bar has no tokens: its length is not its meter's, notes sound together, or an onset or an
+end is farther from the grid than the tolerance."""
+
+
+class GridBar(NamedTuple):
+    """One true bar on the grid: its tokens, or the reason why it has none.
+
+    Tokens are absolute: `FIRST_PITCH + p` is the onset of MIDI pitch `p`.
+    """
+
+    meter: str
+    tokens: tuple[int, ...] | None
+    """`None` exactly where there is a `reason`."""
+    held: int | None
+    """MIDI pitch of the note that began earlier and sounds over the bar's start, if any."""
+    onsets: int
+    """Notes that begin in the bar."""
+    reason: BarReason | None
+    moved: int = 0
+    """Of those notes, how many had their ends moved to the next onset, or to the grid."""
+
+
+def to_grid(
+    melody: Melody, steps_per_beat: int = 4, tolerance: Fraction = TOLERANCE
+) -> list[GridBar]:
+    """Put every bar of `melody` on a grid of `steps_per_beat` steps per quarter note.
+
+    Positions count from the bar's own start. Onsets and ends within `tolerance` (quarter notes,
+    less than a third of a step) of a grid line snap to it; a note that would vanish is off grid.
+    Where the melody was `played`, ends of notes are moved before, as `cf_core.gates` says.
+    """
+    if 3 * tolerance * steps_per_beat >= 1:
+        raise ValueError(
+            f"tolerance: {tolerance} must be less than a third of a step (1/{steps_per_beat})"
+        )
+    unit = _unit(melody, steps_per_beat, tolerance)
+    step, near = _in(unit, Fraction(1, steps_per_beat)), _in(unit, tolerance)
+    written = [
+        (onset, onset + _in(unit, note.duration), note.pitch)
+        for note in melody.notes
+        for onset in [_in(unit, note.onset)]
+    ]
+    measures = [(_in(unit, bar.start), _in(unit, bar.length)) for bar in melody.bars]
+    notes = written
+    if melody.played:
+        notes = move_ends(written, measures, step, near)
+        # A last bar that nothing but the end of a note had reached is none.
+        last, reached = (max((n[1] for n in ns), default=0) for ns in (notes, written))
+        while measures and last - near <= measures[-1][0] < reached:
+            measures.pop()
+    moved = deque(note != before for note, before in zip(notes, written, strict=True))
+    waiting = deque(notes)
+    bars: list[GridBar] = []
+    sounding: list[Sounding] = []
+    for bar, (start, length) in zip(melody.bars, measures, strict=False):
+        sounding = [note for note in sounding if note[1] > start + near]
+        ends_moved = 0
+        while waiting and waiting[0][0] < start + length - near:
+            sounding.append(waiting.popleft())
+            ends_moved += moved.popleft()
+        held = [pitch for onset, _, pitch in sounding if onset < start - near]
+        tokens: list[int] = []
+        reason: BarReason | None = None
+        if bar.length != bar_length(bar.meter):
+            reason = "short bar" if bar.length < bar_length(bar.meter) else "long bar"
+        elif any(first[1] > second[0] + near for first, second in pairwise(sounding)):
+            reason = "chord"
+        else:
+            tokens = _tokens(start, length, sounding, step, near)
+            reason = None if tokens else "off grid"
+        bars.append(
+            GridBar(
+                meter=bar.meter,
+                tokens=tuple(tokens) if reason is None else None,
+                held=held[-1] if held else None,
+                onsets=len(sounding) - len(held),
+                reason=reason,
+                moved=ends_moved,
+            )
+        )
+    return bars
+
+
+def _unit(melody: Melody, steps_per_beat: int, tolerance: Fraction) -> int:
+    """Parts of a quarter note in which all is whole."""
+    denominators = {steps_per_beat, tolerance.denominator}
+    for note in melody.notes:
+        denominators |= {note.onset.denominator, note.duration.denominator}
+    for bar in melody.bars:
+        denominators |= {bar.start.denominator, bar.length.denominator}
+    return lcm(*denominators)
+
+
+def _in(unit: int, value: Fraction) -> int:
+    """Return quarter notes as a number of units."""
+    return value.numerator * (unit // value.denominator)
+
+
+def _tokens(start: int, length: int, notes: list[Sounding], step: int, tolerance: int) -> list[int]:
+    """Return the bar's tokens, empty where something is off the grid."""
+    if length % step:
+        return []
+    tokens = [REST] * (length // step)
+    for onset, end, pitch in notes:
+        begins, ends = max(onset - start, 0), min(end - start, length)
+        first, last = (2 * begins + step) // (2 * step), (2 * ends + step) // (2 * step)
+        if (
+            abs(begins - first * step) > tolerance
+            or abs(ends - last * step) > tolerance
+            or first == last
+        ):
+            return []
+        tokens[first:last] = [HOLD] * (last - first)
+        if onset >= start - tolerance:
+            tokens[first] = FIRST_PITCH + pitch
+    return tokens
+
+
+def join_bars(
+    bars: UInt8[np.ndarray, "B bars steps"],
+    held: Integer[np.ndarray, "B"],
+    form: MelodyFormat,
+) -> tuple[UInt8[np.ndarray, "B T"], Bool[np.ndarray, "B"], Bool[np.ndarray, "B"]]:
+    """Join consecutive bars of absolute tokens to segments of `form`'s tokens.
+
+    `held` is the MIDI pitch sounding over each segment's start, where one does. Such a note is
+    struck again there. Returns the tokens, which segments were struck again, and which lie within
+    the pitch range of `form` (the tokens of the others mean nothing).
+    """
+    absolute = bars.reshape(len(bars), bars.shape[1] * bars.shape[2]).copy()
+    struck_again = absolute[:, 0] == HOLD
+    absolute[struck_again, 0] = FIRST_PITCH + held[struck_again]
+    onset = absolute >= FIRST_PITCH
+    pitch = absolute.astype(np.int64) - FIRST_PITCH
+    in_range = (~onset | ((pitch >= form.lowest) & (pitch <= form.highest))).all(axis=1)
+    tokens = np.where(onset, absolute - form.lowest, absolute)
+    return tokens.astype(np.uint8), np.asarray(struck_again), np.asarray(in_range)
+
+
+def make_segment(bars: Sequence[GridBar], form: MelodyFormat) -> UInt8[np.ndarray, "T"]:
+    """Make one segment's tokens from `form.bars_per_segment` consecutive bars.
+
+    A note held over the segment's start is struck again there. Raises `UserError` where a bar is
+    missing, rejected, of a meter or on a grid that `form` does not have, or out of its range.
+    """
+    if len(bars) != form.bars_per_segment:
+        raise UserError(f"a segment has {form.bars_per_segment} bars, but {len(bars)} were given")
+    for number, bar in enumerate(bars, start=1):
+        if bar.tokens is None:
+            raise UserError(f"bar {number} of the segment can't be used: {bar.reason}")
+        if bar.meter not in form.meters or len(bar.tokens) != form.steps_per_bar:
+            raise UserError(
+                f"bar {number} of the segment has {len(bar.tokens)} steps of {bar.meter}; the model"
+                f" takes {form.steps_per_bar} steps of {' or '.join(form.meters)}"
+            )
+    tokens, _, in_range = join_bars(
+        np.array([[bar.tokens for bar in bars]], dtype=np.uint8),
+        np.array([bars[0].held or 0]),
+        form,
+    )
+    if not in_range[0]:
+        raise UserError(
+            f"the segment has a note outside the model's pitches {form.lowest} to {form.highest}"
+            " (MIDI numbers): transpose it"
+        )
+    return np.asarray(tokens[0])

@@ -1,0 +1,107 @@
+"""The smallest parts of ABC, each read from a few characters: keys, moves, notes and lengths."""
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+from cf_core.readers.score import Time, exact
+
+# ---- keys --------------------------------------------------------------------------------------
+
+_SHARPS = "FCGDAEB"
+STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+"""Semitones from C up to each step of its scale."""
+_MODES = {"": 0, "maj": 0, "ion": 0, "m": -3, "min": -3, "aeo": -3}
+_MODES |= {"mix": -1, "dor": -2, "phr": -4, "lyd": 1, "loc": -5}
+_ALTERS = {"^^": 2, "^": 1, "=": 0, "_": -1, "__": -2}
+# A word is a mode or a clef, but not if it is a property, such as "clef=bass".
+_KEY = re.compile(r"([A-Ga-g])([#b♯♭]?)(\s*)(?:([A-Za-z]+)(?!=)\b|(?![A-Za-z]))")
+_QUOTED = re.compile(r'(?<!clef=)"[^"]*"')
+_ACCIDENTAL = re.compile(r"(?<![\w=])(\^\^|\^|__|_|=)([A-Ga-g])(?![\w=])")
+_PROPERTY = re.compile(r"\b(transpose|octave|t)\s*=\s*([-+]?\d{1,3})")
+_CLEF = re.compile(
+    r"(?:\bclef\s*=\s*[\"']?|(?<![\w=]))(?:treble|alto|tenor|bass|perc|(?<==)none|[GCF](?=\d))\d?([-+]8)?"
+)
+
+
+def parse_key(text: str) -> dict[str, int] | None:
+    """Return how a `K:` field alters each step; `None` where it names no key."""
+    text = text.strip()
+    alters: dict[str, int] = {}
+    found = _KEY.match(text)
+    word = (found[4] or "").lower() if found else ""
+    mode = "m" if word == "m" else word[:3]
+    if text.startswith(("HP", "Hp")):
+        alters, rest = ({"F": 1, "C": 1} if text[1] == "p" else {}), text[2:]
+    elif text.lower().startswith("none"):
+        rest = text[4:]
+    elif found and (mode in _MODES or found[3]):
+        fifths = _SHARPS.index(found[1].upper()) - 1 + _MODES.get(mode, 0)
+        fifths += {"#": 7, "♯": 7, "b": -7, "♭": -7}.get(found[2], 0)
+        alters = dict.fromkeys(_SHARPS[: max(fifths, 0)], 1)
+        alters |= dict.fromkeys(_SHARPS[fifths:] if fifths < 0 else "", -1)
+        rest = text[found.end() if mode in _MODES else found.start(4) :]
+    elif _ACCIDENTAL.search(text):
+        rest = text
+    else:
+        return None
+    if re.match(r"\s*exp\b", rest):
+        alters = {}
+    for sign, letter in _ACCIDENTAL.findall(rest):
+        alters[letter.upper()] = _ALTERS[sign]
+    return alters
+
+
+def parse_moves(text: str) -> dict[str, int]:
+    """Semitones by which a `K:` or `V:` field moves its notes, by what moves them."""
+    text = _QUOTED.sub('""', text)
+    moves: dict[str, int] = {}
+    for name, number in _PROPERTY.findall(text):
+        octave = name == "octave"
+        moves["octave" if octave else "transpose"] = int(number) * (12 if octave else 1)
+    clef = _CLEF.search(text)
+    return moves if clef is None else moves | {"clef": {None: 0, "+8": 12, "-8": -12}[clef[1]]}
+
+
+# ---- notes -------------------------------------------------------------------------------------
+
+LENGTH = r"(?:\d{0,4}/{1,6}\d{0,4}|\d{1,4})?"
+ABC_NOTE = rf"(?:\^\^|\^|__|_|=)?[A-Ga-g][,']*{LENGTH}"
+"""Patterns of a length and of a note with its length."""
+IN_NOTE = re.compile(
+    r"(?P<sign>\^\^|\^|__|_|=)?(?P<letter>[A-Ga-g])(?P<octave>[,']*)"
+    rf"(?P<length>{LENGTH})(?P<tie>-?)"
+)
+"""A note with its tie, and names for its parts."""
+
+
+class AbcNote(NamedTuple):
+    """A note as written."""
+
+    step: str
+    octave: int
+    alter: int | None
+    length: str
+    ties: bool
+
+
+@lru_cache(4096)
+def parse_note(text: str) -> AbcNote | None:
+    """Take a note such as "^c'3/2-" apart; `None` where it is none."""
+    found = IN_NOTE.fullmatch(text)
+    if found is None:
+        return None
+    letter, marks = found["letter"], found["octave"]
+    octave = 5 + letter.islower() + marks.count("'") - marks.count(",")
+    alter = _ALTERS[found["sign"]] if found["sign"] else None
+    return AbcNote(letter.upper(), octave, alter, found["length"], bool(found["tie"]))
+
+
+@lru_cache(4096)
+def parse_length(length: str, unit: Time) -> Time:
+    """Return a length such as "3/2", "/" or "//" in ticks; a unit where it is empty."""
+    over, _, under = length.partition("/")
+    slashes, under = length.count("/"), under.lstrip("/")
+    divisor = int(under) if under else 2**slashes
+    return exact(Fraction(unit * int(over or 1), divisor)) if divisor else 0

@@ -1,0 +1,286 @@
+"""One voice of an ABC tune: a machine that takes its signs one by one, and makes measures."""
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+from cf_core.melody import bar_length
+from cf_core.readers.abc_notation import STEPS, AbcNote, parse_key, parse_length, parse_moves
+from cf_core.readers.limits import LONGEST_BAR, MAX_MEASURES, MAX_NOTES, MAX_TITLE, RejectedError
+from cf_core.readers.score import (
+    MAX_TIMES,
+    TICKS,
+    Measure,
+    Time,
+    Written,
+    exact,
+    full_bar,
+    mark,
+    meter_of,
+    numbers,
+    quarters,
+)
+
+_IN_TIME_OF = {2: 3, 3: 2, 4: 3, 6: 2, 8: 3}
+"""So many notes of a tuplet are played in the time of so many; others in that of two or three."""
+_METER_TERM = re.compile(r"(\d[\d+\s]*)\)?\s*/\s*(\d{1,3})")
+_METER = re.compile(rf"[(\s]*{_METER_TERM.pattern}(?:\s*\+\s*\(?{_METER_TERM.pattern})*")
+_SPEED = re.compile(r"(?P<speed>\d{1,4}(?:\.\d{1,4})?)")
+_TEMPO = re.compile(
+    rf"(?:(?P<beats>(?:\d{{1,3}}/[1-9]\d{{0,2}}\s*)+)|C(?P<units>\d{{0,2}})\s*)=\s*{_SPEED.pattern}"
+)
+_ABBREVIATED = {"dacapo": "D.C.", "dacoda": "to coda", "D.C.alfine": "D.C.", "D.S.alfine": "D.S."}
+
+
+class _Element(NamedTuple):
+    """The last note, chord or rest: where its notes are in the measure, and how long it is."""
+
+    notes: range
+    duration: Time
+    alters: dict[tuple[str, int], int]
+    """How its notes are altered, by step and octave: a tied note keeps that."""
+    ends_tuplet: bool
+
+
+class Voice:
+    """One voice, as far as it has been read."""
+
+    def __init__(self, name: str, header: "Voice | None" = None) -> None:
+        self.name = name
+        self.measures: list[Measure] = []
+        self.labels: list[str] = []
+        """The part (`P:`) of each measure."""
+        self.notes = 0
+        self.begun = header is not None
+        """Its first `K:` has come, which ends a header."""
+        self.label: str = header.label if header else ""
+        self.meter: str = header.meter if header else "4/4"
+        self.unit: Time | None = header.length_of_unit if header else None
+        self.key: dict[str, int] = header.key if header else {}
+        self._moves: dict[str, int] = dict(header._moves) if header else {}
+        self.propagation: str = header.propagation if header else "pitch"
+        self._accidentals: dict[tuple[str, int], int] = {}
+        self._tied: dict[tuple[str, int], int] = {}
+        self._tuplet, self._tuplet_left = Fraction(1), 0
+        self._ending, self._in_endings = 0, False
+        self._tied_into_endings: dict[tuple[str, int], int] = {}
+        self._begin()
+        self.tempo: str = ""
+        """What `Q:` said last: in a header, it may stand before the unit that it counts in."""
+        if header:
+            self.set_tempo(header.tempo)
+
+    def _begin(self) -> None:
+        self.measure: Measure = Measure(self.meter)
+        self._at: Time = 0
+        self._overlaid: Time = 0
+        self._last: _Element | None = None
+        self._factor: Fraction | None = None
+
+    # ---- fields and signs
+
+    def set_meter(self, text: str) -> None:
+        """Take an `M:` field, of this measure if it is still empty, else from the next on."""
+        text = {"C": "4/4", "c": "4/4", "C|": "2/2", "c|": "2/2"}.get(text.strip(), text)
+        found = _METER.match(text)
+        terms = _METER_TERM.findall(found[0]) if found else []
+        meter = meter_of([beats for beats, _ in terms], [unit for _, unit in terms])
+        if meter is not None and bar_length(meter) > LONGEST_BAR:
+            raise RejectedError("too large", f"a time signature of {meter[:MAX_TITLE]}")
+        self.meter = meter or self.meter
+        if self._is_empty:
+            self.measure.meter = self.meter
+
+    def set_unit(self, text: str) -> None:
+        """Take an `L:` field."""
+        found = re.match(r"(\d{1,3})(?:\s*/\s*(\d{1,3}))?", text)
+        if found and int(found[1]) and int(found[2] or 1):
+            self.unit = exact(Fraction(4 * TICKS * int(found[1]), int(found[2] or 1)))
+
+    def set_key(self, text: str) -> None:
+        """Take a `K:` field: the signature, and how notes are moved."""
+        self.begun = True
+        signature = parse_key(text)
+        self.key = self.key if signature is None else signature
+        self.move(text)
+
+    def move(self, text: str) -> None:
+        """Take what a `K:` or `V:` field says of how notes are moved."""
+        self._moves |= parse_moves(text)
+
+    def set_tempo(self, text: str) -> None:
+        """Take a `Q:` field: beats per minute, in units where it names no beat."""
+        self.tempo = text
+        text = re.sub(r'"[^"]*"', " ", text).strip()
+        found = _TEMPO.search(text) or _SPEED.fullmatch(text)
+        if found is None:
+            return
+        about = found.groupdict()
+        if about.get("beats"):
+            beat = sum(Fraction(*map(int, f.split("/"))) for f in found["beats"].split()) * 4
+        else:
+            beat = quarters(self.length_of_unit) * int(about.get("units") or 1)
+        speed = float(beat * Fraction(found["speed"]))
+        if 0 < speed < 10_000:
+            self.measure.tempos.append((self._at, speed))
+
+    def sign(self, name: str) -> None:
+        """Take a decoration: those that say what is played next are kept."""
+        if name == "segno":
+            self.measure.segno = True
+        elif name == "coda" and self._is_empty:
+            self.measure.coda = True
+        elif name == "coda":
+            self.measure.to_coda = True
+        else:
+            mark(self.measure, _ABBREVIATED.get(name, name))
+
+    @property
+    def length_of_unit(self) -> Time:
+        """`L:` in ticks: without it a sixteenth in meters below 3/4, else an eighth."""
+        if self.unit is None:
+            return TICKS // 4 if full_bar(self.meter) < 3 * TICKS else TICKS // 2
+        return self.unit
+
+    @property
+    def _is_empty(self) -> bool:
+        return not self.measure.length
+
+    # ---- measures
+
+    def close(self) -> None:
+        """End the measure, unless it is empty."""
+        if self._is_empty:
+            return
+        if self.measure.length > LONGEST_BAR * TICKS:
+            long = self.measure.length / TICKS
+            raise RejectedError("too large", f"a bar of {long:.0f} quarter notes")
+        if len(self.measures) == MAX_MEASURES:
+            raise RejectedError("too large", f"more than {MAX_MEASURES} measures")
+        self.measure.notes.sort(key=lambda note: note.offset)
+        self.measures.append(self.measure)
+        self.labels.append(self.label)
+        self._begin()
+
+    def finish(self) -> None:
+        """End the voice, or the line at a bar line: signs after the last note belong to it."""
+        self.close()
+        if self.measures:
+            last, now = self.measures[-1], self.measure
+            last.jump = last.jump or now.jump
+            last.fine, last.to_coda = last.fine or now.fine, last.to_coda or now.to_coda
+            now.jump, now.fine, now.to_coda = None, False, False
+
+    def bar_line(self, sign: str) -> None:
+        """Take a bar line such as "|", ":|", "::" or "|]"."""
+        sign = sign.replace(" ", "")
+        if sign == ":":
+            return
+        self.finish()
+        self._accidentals, self._last = {}, None
+        if sign.startswith(":") and self.measures:
+            colons = len(sign) - len(sign.lstrip(":"))
+            self.measures[-1].times = min(colons + 1, MAX_TIMES) if "|" in sign else 2
+        self.measure.opens |= sign.endswith(":")
+        self.measure.new_section |= "||" in sign or "[" in sign or "]" in sign
+        self._in_endings &= not (self.measure.opens or self.measure.new_section)
+
+    def ending(self, which: str) -> None:
+        """Begin an ending, such as "1" or "1,3-4"."""
+        self.close()
+        self._ending = max(numbers(which), default=self._ending + 1)
+        if 1 in numbers(which) or not self._in_endings:
+            self._tied_into_endings = dict(self._tied)
+        else:
+            self._tied = dict(self._tied_into_endings)
+        self._in_endings = True
+        self.measure.ending = numbers(which) or frozenset([self._ending])
+
+    def rest_for_bars(self, count: int) -> None:
+        """Rest for whole bars, the first of which is this measure."""
+        for number in range(min(count, MAX_MEASURES + 1)):
+            if number:
+                self.close()
+            self._move(full_bar(self.meter))
+
+    # ---- notes
+
+    def element(self, notes: list[AbcNote], length: str, times: Fraction | None = None) -> None:
+        """Add a note, several that sound together, or, without any, a rest.
+
+        It is `length` long, or as many `times` that.
+        """
+        duration = parse_length(length, self.length_of_unit)
+        for factor in (times, self._factor, self._tuplet if self._tuplet_left else None):
+            duration = duration if factor is None else exact(duration * factor)
+        tied, self._tied, self._factor = self._tied, {}, None
+        alters: dict[tuple[str, int], int] = {}
+        first = len(self.measure.notes)
+        for note in notes if duration else []:
+            pitch = self._pitch(note, tied, alters)
+            self.measure.notes.append(Written(self._at, duration, pitch, note.ties))
+            if note.ties:
+                self._tied |= alters
+        sounding = range(first, len(self.measure.notes))
+        self._last = _Element(sounding, duration, alters, self._tuplet_left == 1)
+        self._tuplet_left = max(self._tuplet_left - 1, 0)
+        self.notes += len(sounding)
+        if self.notes > MAX_NOTES:
+            raise RejectedError("too large", f"more than {MAX_NOTES} notes")
+        self._move(duration)
+
+    def _move(self, duration: Time) -> None:
+        self._at = exact(self._at + duration)
+        self.measure.length = max(self._at, self._overlaid) if self._overlaid else self._at
+
+    def _pitch(
+        self, note: AbcNote, tied: dict[tuple[str, int], int], alters: dict[tuple[str, int], int]
+    ) -> int:
+        """MIDI number of a note: its accidental holds in all octaves to the bar line."""
+        place = (note.step, note.octave)
+        name = place if self.propagation == "octave" else (note.step, 0)
+        alter = note.alter
+        if alter is None:
+            alter = tied.get(place, self._accidentals.get(name, self.key.get(note.step, 0)))
+        elif self.propagation != "not":
+            self._accidentals[name] = alter
+        alters[place] = alter
+        pitch = 12 * note.octave + STEPS[note.step] + alter + sum(self._moves.values())
+        if not 0 <= pitch <= 127:
+            where = f"{note.step} in octave {note.octave}"
+            raise RejectedError("unreadable", f"a note that MIDI has not: {where}")
+        return pitch
+
+    def tie(self) -> None:
+        """Tie the last element to the next one."""
+        if self._last is None:
+            return
+        for index in self._last.notes:
+            self.measure.notes[index] = self.measure.notes[index]._replace(starts_tie=True)
+        self._tied = self._last.alters
+
+    def broken(self, sign: str) -> None:
+        """Lengthen the last element at the cost of the next one, or the other way round.
+
+        Between a tuplet and what follows it the sign has no meaning.
+        """
+        if self._last is None or self._last.ends_tuplet:
+            return
+        short = Fraction(1, 2 ** len(sign))
+        mine, self._factor = (2 - short, short) if sign[0] == ">" else (short, 2 - short)
+        for index in self._last.notes:
+            note = self.measure.notes[index]
+            self.measure.notes[index] = note._replace(duration=exact(note.duration * mine))
+        self._move(self._last.duration * (mine - 1))
+        self._last = self._last._replace(duration=exact(self._last.duration * mine))
+
+    def tuplet(self, size: int, time_of: int, count: int) -> None:
+        """Begin a tuplet: `size` notes in the time of `time_of`, for the next `count` notes."""
+        compound = self.meter in ("6/8", "9/8", "12/8")
+        time_of = time_of or _IN_TIME_OF.get(size, 3 if compound else 2)
+        self._tuplet, self._tuplet_left = Fraction(time_of, size or 1), count or size
+
+    def overlay(self) -> None:
+        """Go back to the start of the measure: what follows sounds at the same time."""
+        self._overlaid = self.measure.length
+        self._at, self._last = 0, None
