@@ -21,16 +21,16 @@ from cf_core.pack import PackTrainer, Trial
 from cf_core.seeding import generator
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
+from evaluation.evaluator import Evaluator, make_sources
 from evaluation.frontier import CHOSEN_ON, matched_similarity
 from evaluation.inference import verdicts
 from evaluation.judge import Judge, JudgeSettings
-from evaluation.metrics import Evaluator, make_sources
 from evaluation.statistics import STATISTICS, Bins, segment_statistics, transition_matrix
 from evaluation.transforms import Fusion
-from study.config import StudyConfig, load_all
-from study.findings import bin_counts, finished_metrics
+from study.config import StudyConfig, load_configs
+from study.findings import count_bins, read_finished_metrics
 from study.prepare import training_latents
-from study.search import first_trials
+from study.search import list_first_trials
 from study.store import Store
 
 OUTPUT = Path(__file__).parent / "out" / "evaluation.json"
@@ -121,9 +121,9 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
     Where it has not been run, made-up tables of its size, against the training of its trials alone
     (on as many workers): that overstates the share.
     """
-    configs = load_all("poster-small")
+    configs = load_configs("poster-small")
     stores = [Store(Path(c.execution.results) / c.name) for c in configs]
-    if rounds.scale == 1 and all(store.has("verdicts", "all") for store in stores):
+    if rounds.scale == 1 and all(("all" in store.list_parts("verdicts")) for store in stores):
         tables = [_recorded(store) for store in stores]
         whole = sum(_job_seconds(store) for store in stores)
         what = "of results/poster-small"
@@ -147,7 +147,7 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
 
 
 def _recorded(store: Store) -> tuple[pl.DataFrame, pl.LazyFrame, Mapping[str, int]]:
-    return finished_metrics(store), store.outcomes, bin_counts(store)
+    return read_finished_metrics(store), store.outcomes, count_bins(store)
 
 
 def _job_seconds(store: Store) -> float:
@@ -168,7 +168,7 @@ def _training_seconds(config: StudyConfig, scale: int) -> float:
     with threads(1):
         trainer = default_trainer(config.fusion, scale)
         (seconds,) = Rounds(1, 0.0, scale).take_turns(trainer.update)
-    rounds = -(-len(first_trials(config)) // config.execution.workers)
+    rounds = -(-len(list_first_trials(config)) // config.execution.workers)
     return float(seconds[0]) * config.fusion.steps * rounds
 
 
@@ -254,7 +254,9 @@ def _points(config: StudyConfig) -> list[_Point]:
     plan = config.evaluation
     ours: list[_Point] = [
         ("conditional", trial.id, weight, trial.seed, iteration)
-        for trial, weight, iteration in product(first_trials(config), plan.lambda_, plan.iterations)
+        for trial, weight, iteration in product(
+            list_first_trials(config), plan.lambda_, plan.iterations
+        )
     ]
     rivals: list[_Point] = [
         (rival.method, rival.id, rival.lambda_, None, iteration)

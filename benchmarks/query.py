@@ -22,9 +22,9 @@ from benchmarks.evaluation import LATENT_DIM, STYLE_DIM, default_trainer
 from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell, threads
 from evaluation.frontier import CHOSEN_ON
 from study.config import StudyConfig
-from study.jobs import REPORT_EVERY
 from study.provenance import provenance
 from study.store import TABLES, Rows, Store
+from study.workbench import REPORT_EVERY
 
 OUTPUT = Path(__file__).parent / "out" / "query.json"
 ROWS = 10_000_000

@@ -20,18 +20,19 @@ from typing import Any
 
 import polars as pl
 from rich.console import Console
-from study.jobs import REPORT_EVERY, Workbench, pack_trainer
 from study.workers import Workers
 
 from benchmarks import ingest, query
 from benchmarks.measuring import Measure, Rounds, introduce, publish, threads
 from cf_core.training import save_tensors, use_huge_pages
 from study.config import Configuration, StudyConfig, TrialSpec
+from study.execution import make_trainer
 from study.lease import Lease
-from study.packs import packed
+from study.ledger import Ledger
 from study.prepare import find_corpus, prepare
 from study.progress import Reporter
 from study.store import Store
+from study.workbench import REPORT_EVERY, Workbench
 from tests.tiny import tiny, write_melodies
 
 OUTPUT = Path(__file__).parent / "out" / "study.json"
@@ -59,9 +60,9 @@ def overhead(scale: int = 1) -> Iterator[Measure]:
         )
         with _workers(config, bench, store) as workers:
             # What starts Ray is not counted.
-            workers.do(packed(first, 1, bench.fusion))
+            workers.do(group_packs(first, 1, bench.fusion))
             started = perf_counter()
-            workers.do(packed(sweep, 1, bench.fusion))
+            workers.do(group_packs(sweep, 1, bench.fusion))
             wall = perf_counter() - started
         rows = store.trials.filter(pl.col("steps") == steps).collect()
     trained, whole = (float(rows[name].sum()) for name in ("training_seconds", "seconds"))
@@ -106,11 +107,11 @@ def drive(count: int) -> dict[str, float]:
     with _bench({"hidden": 8, "steps": 1, "batch": 4}) as (config, bench, store):
         trials = [TrialSpec(Configuration(0.1, 0), seed) for seed in range(count)]
         with _workers(config, bench, store) as workers:
-            workers.do(packed([TrialSpec(Configuration(0.2, 0), 0)], 1, bench.fusion))
+            workers.do(group_packs([TrialSpec(Configuration(0.2, 0), 0)], 1, bench.fusion))
             before, started = _memory(), process_time()
-            workers.do(packed(trials, 1, bench.fusion))
+            workers.do(group_packs(trials, 1, bench.fusion))
             seconds, megabytes = process_time() - started, _memory() - before
-        done = set(store.done_trials().values())
+        done = Ledger(set(store).list_statuses().values())
     if done != {"done"}:
         raise SystemExit(f"trials ended as {done}")
     return {"seconds": seconds, "megabytes": megabytes}
@@ -118,7 +119,7 @@ def drive(count: int) -> dict[str, float]:
 
 def _steps(bench: Workbench, seconds: float) -> tuple[int, float]:
     """Steps that take about `seconds` with two processes at work, and what a checkpoint takes."""
-    trainer, times = pack_trainer([TrialSpec(Configuration(0.1, 4), 0)], bench), []
+    trainer, times = make_trainer([TrialSpec(Configuration(0.1, 4), 0)], bench), []
     with threads(1), TemporaryDirectory() as folder:
         for _ in range(30):
             started = perf_counter()

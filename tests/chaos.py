@@ -24,7 +24,9 @@ from ray.cluster_utils import Cluster
 
 from cf_core.files import AnyPath, replacing
 from study.config import StudyConfig
-from study.store import TABLES, Store, comparable
+from study.ledger import Ledger
+from study.store import Store
+from study.tables import TABLES, drop_volatile
 from tests.tiny import tiny, write_melodies
 
 OUTPUT = Path(__file__).parent.parent / "benchmarks" / "out" / "chaos.json"
@@ -154,8 +156,8 @@ class Ledger:
         if not (store.root / "study.json").exists():
             return cls()
         store = Store(store.root)
-        done = {name for name, status in store.done_trials().items() if status == "done"}
-        return cls(frozenset(done), store.tried())
+        done = {name for name, status in Ledger(store).list_statuses().items() if status == "done"}
+        return cls(frozenset(done), Ledger(store).count_attempts())
 
 
 def store_of(config: StudyConfig) -> Store:
@@ -173,7 +175,7 @@ def differing_rows(one: Store, other: Store) -> int:
     """Rows of all tables that only one of two studies has, volatile columns aside."""
     count = 0
     for table in TABLES:
-        ours, theirs = (comparable(s.scan(table).collect(), table) for s in (one, other))
+        ours, theirs = (drop_volatile(s.scan(table).collect(), table) for s in (one, other))
         if not ours.equals(theirs, null_equal=True):
             count += max(1, abs(ours.height - theirs.height), _unequal(ours, theirs))
     return count
@@ -265,7 +267,7 @@ def trial_misbehaves(arena: Arena, undisturbed: Store, kind: str, *, alone: bool
     limits: dict[str, Any] = {"trial_seconds": 30.0, "memory_gb": 4.0, "pack": 1 if alone else 2}
     config = arena.study(f"{kind}-{alone}", limits)
     said = arena.finish(config, environment=arena.faults(kind, trial))
-    statuses = store_of(config).done_trials()
+    statuses = Ledger(store_of(config)).list_statuses()
     assert {name for name, status in statuses.items() if status != "done"} == {trial}, said[-3000:]
     before = Ledger.of(store_of(config))
     arena.finish(config)

@@ -18,7 +18,7 @@ from cf_core.errors import UserError
 from cf_core.melody import MelodyFormat, is_melody
 from cf_core.training import load_tensors, save_tensors
 from study.config import load as load_config
-from study.search import first_trials
+from study.search import list_first_trials
 from tests.conftest import MakeBundle
 
 LEFT = np.array([26, 1, 1, 1, 28, 1, 1, 1] * 4, dtype=np.uint8)
@@ -481,7 +481,7 @@ def test_the_ready_made_bundle_is_small_and_says_where_it_comes_from() -> None:
     assert sum(file.stat().st_size for file in files) <= 8_000_000
     record = load_bundle().record
     config = load_config("bundle")
-    assert (record["study"], record["trial"]) == (config.name, first_trials(config)[0].id)
+    assert (record["study"], record["trial"]) == (config.name, list_first_trials(config)[0].id)
 
 
 def test_the_ready_made_bundle_changes_melodies_less_the_larger_the_weight() -> None:

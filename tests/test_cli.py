@@ -19,7 +19,7 @@ from cf_core.readers import read_file
 from cf_core.render import write_midi
 from study import cli
 from study.config import Selection, StudyConfig
-from study.search import first_trials
+from study.search import list_first_trials
 from study.store import Store
 from tests.conftest import MakeBundle, folder
 
@@ -244,7 +244,7 @@ LATENTS = ("z_left_in", "z_right_in", "z_left", "z_right")
 def test_a_study_is_named_or_pointed_at(cf_study: Run, store: Store, study: str) -> None:
     outcome = cf_study("status", study)
     assert outcome.code == 0
-    planned = len(first_trials(CONFIG)) + len(CONFIG.evaluation.lp.step_sizes)
+    planned = len(list_first_trials(CONFIG)) + len(CONFIG.evaluation.lp.step_sizes)
     assert outcome.out.startswith(f"{planned} jobs: {planned} pending\n")
     assert store.root.exists()
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from cf_core.errors import UserError
 from study import config
-from study.config import Configuration, StudyConfig, TrialSpec, builtin_names, load, load_all
-from study.store import differences
+from study.config import StudyConfig, list_builtin, load_config, load_configs
+from study.specs import Configuration, TrialSpec
 
 ROOT = Path(__file__).parent.parent
 HASH = "0" * 64
@@ -95,10 +95,12 @@ def test_fingerprint_registers_what_changes_results_and_nothing_else(
     key: str, value: Any, write: Any
 ) -> None:
     path = write("name: s\nsearch: {method: tpe}")
-    before = load(path)
-    after = load(path, [f"{key}={json.dumps(other(key, value))}"])
+    before = load_config(path)
+    after = load_config(path, [f"{key}={json.dumps(other(key, value))}"])
     assert before != after
-    names = [line.split(":")[0] for line in differences(before.identity(""), after.identity(""))]
+    names = [
+        line.split(":")[0] for line in find_differences(before.identity(""), after.identity(""))
+    ]
     if key.startswith(OUTSIDE):
         assert names == []
         assert before.fingerprint(HASH) == after.fingerprint(HASH)
@@ -110,7 +112,9 @@ def test_fingerprint_registers_what_changes_results_and_nothing_else(
 def test_fingerprint_registers_when_parameters_apply(write: Any) -> None:
     path = write("name: s")
     one, two = (
-        load(path, ["search.hidden=[16]", f"search.when={{hidden: {when}}}"]).fingerprint(HASH)
+        load_config(path, ["search.hidden=[16]", f"search.when={{hidden: {when}}}"]).fingerprint(
+            HASH
+        )
         for when in ("style_dim > 0", "style_dim > 2")
     )
     assert one != two
@@ -137,8 +141,12 @@ def test_fingerprint_registers_the_corpus_by_content() -> None:
 
 
 def test_fingerprint_ignores_order_of_keys_and_of_grids(write: Any) -> None:
-    one = load(write("name: s\nseed: 1\ncore: {steps: 9, batch: 7}\nsearch: {lambda: [3, 0.5]}"))
-    two = load(write("search: {lambda: [0.5, 3.0]}\ncore: {batch: 7, steps: 9}\nseed: 1\nname: s"))
+    one = load_config(
+        write("name: s\nseed: 1\ncore: {steps: 9, batch: 7}\nsearch: {lambda: [3, 0.5]}")
+    )
+    two = load_config(
+        write("search: {lambda: [0.5, 3.0]}\ncore: {batch: 7, steps: 9}\nseed: 1\nname: s")
+    )
     assert one.fingerprint(HASH) == two.fingerprint(HASH)
     assert list(one.identity(HASH)) == list(two.identity(HASH))
 
@@ -188,32 +196,34 @@ def test_near_lambdas_have_different_ids() -> None:
 
 
 def test_sections_keep_defaults_of_what_is_not_said(write: Any) -> None:
-    study = load(write("name: s\ncore: {latent_dim: 16}"))
+    study = load_config(write("name: s\ncore: {latent_dim: 16}"))
     assert study.core.latent_dim == 16
     assert study.core.hidden == StudyConfig(name="s").core.hidden
 
 
 def test_numbers_and_words_are_those_of_yaml_1_2(write: Any) -> None:
-    study = load(write("name: on\ncore: {learning_rate: 1e-3, beta: 1}"))
+    study = load_config(write("name: on\ncore: {learning_rate: 1e-3, beta: 1}"))
     assert (study.name, study.core.learning_rate, study.core.beta) == ("on", 0.001, 1.0)
 
 
 def test_overrides_reach_one_section_of_two_that_share_an_alias(write: Any) -> None:
     path = write("name: s\nselection_judge: &judge {steps: 5}\nreporting_judge: *judge")
-    study = load(path, ["selection_judge.steps=6", "search.lambda=[1, 0.1]", "corpus.include=null"])
+    study = load_config(
+        path, ["selection_judge.steps=6", "search.lambda=[1, 0.1]", "corpus.include=null"]
+    )
     assert (study.selection_judge.steps, study.reporting_judge.steps) == (6, 5)
     assert study.search.lambda_ == (0.1, 1.0)
 
 
 def test_a_later_override_wins(write: Any) -> None:
-    assert load(write("name: s"), ["seed=1", "seed=2"]).seed == 2
+    assert load_config(write("name: s"), ["seed=1", "seed=2"]).seed == 2
 
 
-@pytest.mark.parametrize("name", builtin_names())
+@pytest.mark.parametrize("name", list_builtin())
 def test_builtin_studies_load_by_name_and_are_named_as_their_file(name: str) -> None:
-    studies = load_all(name)
+    studies = load_configs(name)
     if len(studies) == 1:
-        assert studies == [load(name)]
+        assert studies == [load_config(name)]
         assert studies[0].name == name
     else:
         assert {study.execution.results for study in studies} == {f"results/{name}"}
@@ -231,7 +241,7 @@ CORPORA = """
 
 
 def test_corpora_differ_from_the_whole_in_what_they_say(write: Any) -> None:
-    jigs, reels = load_all(write(CORPORA), ["evaluation.pairs=32", "name=mine"])
+    jigs, reels = load_configs(write(CORPORA), ["evaluation.pairs=32", "name=mine"])
     assert (jigs.name, reels.name) == ("jigs", "reels")
     assert (jigs.corpus.source, reels.corpus.source) == ("jigs.zip", "reels.zip")
     assert jigs.execution.results == reels.execution.results == "here/mine"
@@ -254,16 +264,16 @@ def test_corpora_differ_from_the_whole_in_what_they_say(write: Any) -> None:
 )
 def test_corpora_that_make_no_sense(write: Any, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_all(write(text))
+        load_configs(write(text))
 
 
 def test_one_study_is_not_several(write: Any) -> None:
     with pytest.raises(UserError, match=r"several corpora \(jigs, reels\)"):
-        load(write(CORPORA))
+        load_config(write(CORPORA))
 
 
 def test_rivals_have_names_of_their_own(write: Any) -> None:
-    study = load(
+    study = load_config(
         write("""
         name: s
         evaluation:
@@ -370,7 +380,7 @@ def test_corpus_path_expands_the_environment(monkeypatch: pytest.MonkeyPatch) ->
 def test_bad_files_are_told_in_one_line(text: str, message: str, write: Any) -> None:
     path = write(text)
     with pytest.raises(UserError) as caught:
-        load(path)
+        load_config(path)
     told = str(caught.value)
     assert message in told
     assert str(path) in told
@@ -389,17 +399,17 @@ def test_bad_files_are_told_in_one_line(text: str, message: str, write: Any) -> 
 )
 def test_bad_overrides_are_told(override: str, message: str, write: Any) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        load(write("name: s"), [override])
+        load_config(write("name: s"), [override])
 
 
 def test_unknown_study_lists_the_builtin_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"those are: .*quickstart"):
-        load("quickstrat")
+        load_config("quickstrat")
     with pytest.raises(UserError, match="no such file"):
-        load(tmp_path)
+        load_config(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"name: \xff\xfe\xfa")
     with pytest.raises(UserError, match="is not YAML"):
-        load(tmp_path / "latin.yaml")
+        load_config(tmp_path / "latin.yaml")
 
 
 # --- reference -----------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from cf_core.seeding import generator
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.distance import edit_distance
+from evaluation.evaluator import OUTCOMES, Evaluator, Source, make_sources, unpaired
 from evaluation.frontier import COHERENCY
 from evaluation.judge import Judge, JudgeSettings, ReaderSettings
-from evaluation.metrics import MEANS, OUTCOMES, Evaluator, Source, make_sources, unpaired
+from evaluation.metrics import OF_PAIRS
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
@@ -145,7 +146,7 @@ def test_means_are_those_of_each_pair_by_itself(
     step = moved(source)
     rows, records = evaluated(evaluator, source, step)
     core, judge = evaluator.core, evaluator.judges[TEST]
-    expected: dict[str, list[float]] = {name: [] for name in MEANS}
+    expected: dict[str, list[float]] = {name: [] for name in OF_PAIRS}
     for i in range(40):
         before = [core.decode_tokens(half[i : i + 1]) for half in source.inputs]
         after = [core.decode_tokens(half[i : i + 1]) for half in step.outputs]
@@ -189,7 +190,7 @@ def test_records_name_pairs_and_what_was_evaluated(
 def test_metrics_follow_from_the_records(evaluator: Evaluator, sources: dict[str, Source]) -> None:
     source = sources["prior"]
     rows, records = evaluated(evaluator, source, moved(source))
-    for name in MEANS:
+    for name in OF_PAIRS:
         assert rows[name]["value"] == pytest.approx(records[name].cast(pl.Float64).mean())
     real = evaluator.real_outcomes(TEST)
     for name in STATISTICS:
@@ -325,12 +326,12 @@ def test_outputs_that_are_not_finite_are_counted_and_left_out(
     left[5, 2], left[9], left[11, 0] = torch.nan, torch.inf, 1e30
     rows, records = evaluated(evaluator, source, Step(3, (left, step.outputs[1])))
     assert all(row["n"] + row["excluded"] == 40 for row in rows.values())
-    assert {rows[metric]["excluded"] for metric in MEANS} == {3}
+    assert {rows[metric]["excluded"] for metric in OF_PAIRS} == {3}
     assert all(np.isfinite(row["value"]) for row in rows.values())
     gone = [5, 9, 11]
     bins = [f"{name}_{half}" for name in STATISTICS for half in ("left", "right")]
     assert records.filter(pl.col("judge").is_nan())["pair"].to_list() == gone
-    assert records[gone].select(MEANS).to_numpy() == pytest.approx(np.nan, nan_ok=True)
+    assert records[gone].select(OF_PAIRS).to_numpy() == pytest.approx(np.nan, nan_ok=True)
     assert (records[gone].select(bins).to_numpy() == -1).all()
     kept = [i for i in range(40) if i not in gone]
     smaller = replace(

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from study.workers import Workers
 
 import study.packs as module
 from cf_core.errors import UserError
 from cf_core.fusion import FusionSettings, Latents
 from study.config import Configuration, Execution, StudyConfig, TrialSpec
-from study.jobs import PackSpec, pack_trainer
+from study.execution import make_trainer
 from study.lease import Lease
-from study.packs import Rates, pack_rates, pack_size, packed
+from study.packs import Rates, measure_packs, plan_packs
 from study.progress import Reporter
+from study.specs import PackSpec
 from study.store import Store
-from study.workers import Workers
 from tests.conftest import folder
 
 TRIALS = [TrialSpec(Configuration(weight, 0), 0) for weight in (0.1, 0.2, 0.3, 0.4, 0.5)]
@@ -62,7 +63,7 @@ def never(trials: Sequence[TrialSpec]) -> Rates:
 def test_the_size_is_written_down_and_kept(store: Store, bench: Any, reporter: Reporter) -> None:
     for pack in (2, 5, "auto"):
         execution = Execution(pack=pack)
-        assert pack_size(TRIALS, bench.fusion, store, execution, never, reporter) == 2
+        assert plan_packs(TRIALS, bench.fusion, store, execution, never, reporter) == 2
         assert json.loads((store.root / "packs.json").read_text())["size"] == 2
 
 
@@ -77,7 +78,7 @@ def test_the_fastest_is_taken_of_the_most_that_are_alike(
         return {1: 10.0, 2: 30.0, 4: 20.0}
 
     trials = [*TRIALS, *wide]
-    assert pack_size(trials, bench.fusion, store, Execution(), measure, reporter) == 2
+    assert plan_packs(trials, bench.fusion, store, Execution(), measure, reporter) == 2
     assert [list(trials) for trials in measured] == [wide]
     record = json.loads((store.root / "packs.json").read_text())
     assert record == {"size": 2, "trial_steps_per_second": {"1": 10.0, "2": 30.0, "4": 20.0}}
@@ -94,7 +95,7 @@ def test_packs_hold_trials_of_one_shape_and_budget_in_their_order(bench: Any) ->
         (),
     ]
     made = [TrialSpec(Configuration(0.1, 0, change), at) for at, change in enumerate(changes)]
-    packs = packed(made, 2, bench.fusion, batch=3, start=5, until=7)
+    packs = group_packs(made, 2, bench.fusion, batch=3, start=5, until=7)
     places = [[trial.seed for trial in pack.trials] for pack in packs]
     assert places == [[0, 2], [4, 6], [1, 5], [3]]
     assert all(pack.wanted == pack.trials for pack in packs)
@@ -106,11 +107,11 @@ def test_a_pack_trains_each_trial_by_its_own_settings(bench: Any) -> None:
         TrialSpec(Configuration(0.1, 0, (("hidden", 4), ("learning_rate", rate))), 0)
         for rate in (1e-3, 2e-3)
     )
-    trainer = pack_trainer([one, other], bench)
+    trainer = make_trainer([one, other], bench)
     assert [trial.learning_rate for trial in trainer.trials] == [1e-3, 2e-3]
     assert trainer.settings.hidden == 4
     assert trainer.steps == bench.fusion.steps
-    assert pack_trainer([one], bench, until=7).steps == 7
+    assert make_trainer([one], bench, until=7).steps == 7
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_packs_grow_while_that_is_faster(
 ) -> None:
     measured = {2**power: rate for power, rate in enumerate(rates)}
     monkeypatch.setattr(module, "_rate", lambda trials, *_: measured[len(trials)])
-    found = pack_rates(TRIALS, bench, workers)
+    found = measure_packs(TRIALS, bench, workers)
     assert found == {size: rate for size, rate in measured.items() if size <= tried}
 
 
@@ -140,9 +141,9 @@ def test_a_pack_fits_into_memory(bench: Any, monkeypatch: pytest.MonkeyPatch) ->
     pages = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(module, "_rate", lambda trials, *_: len(trials) ** 2)
     monkeypatch.setattr("study.packs.os.sysconf", lambda name: pages[name])
-    assert max(pack_rates(TRIALS, bench, 1)) == 1
+    assert max(measure_packs(TRIALS, bench, 1)) == 1
     # The memory of a GPU is another; what doesn't fit there is not tried twice.
-    assert max(pack_rates(TRIALS, bench, 1, "cuda")) == 4
+    assert max(measure_packs(TRIALS, bench, 1, "cuda")) == 4
 
     def full(trials: Sequence[TrialSpec], *_: Any) -> float:
         if len(trials) > 2:
@@ -150,7 +151,7 @@ def test_a_pack_fits_into_memory(bench: Any, monkeypatch: pytest.MonkeyPatch) ->
         return len(trials) ** 2
 
     monkeypatch.setattr(module, "_rate", full)
-    assert max(pack_rates(TRIALS, bench, 1, "cuda")) == 2
+    assert max(measure_packs(TRIALS, bench, 1, "cuda")) == 2
 
 
 def test_a_rate_is_trial_steps_over_the_median_without_the_first(
@@ -168,11 +169,11 @@ def test_packs_are_measured_by_a_worker(store: Store, bench: Any, reporter: Repo
         Lease(store.root) as lease,
         closing(Workers(bench, store, Execution(workers=1), reporter, lease)) as workers,
     ):
-        rates = workers.pack_rates(TRIALS[:2])
+        rates = workers.measure_packs(TRIALS[:2])
         with pytest.raises(
             UserError, match=r"can't be measured: .*above 0, got -1.*execution\.pack"
         ):
-            workers.pack_rates([none])
+            workers.measure_packs([none])
     assert rates.keys() <= {1, 2}
     assert rates[1] > 0
 
@@ -183,4 +184,4 @@ def test_a_damaged_record_is_refused(
 ) -> None:
     (folder(store) / "packs.json").write_text(text)
     with pytest.raises(UserError, match=r"packs\.json: is damaged"):
-        pack_size(TRIALS, bench.fusion, store, Execution(), never, reporter)
+        plan_packs(TRIALS, bench.fusion, store, Execution(), never, reporter)

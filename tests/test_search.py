@@ -19,15 +19,13 @@ from study.config import Configuration, StudyConfig
 from study.search import (
     WARM_START,
     Outcome,
-    first_trials,
     fits,
-    front_hypervolume,
     importances,
-    judged,
-    optuna_study,
+    list_first_trials,
+    make_optuna_study,
+    measure_hypervolume,
     propose,
     reading,
-    shortfalls,
     write_journal,
 )
 
@@ -106,7 +104,7 @@ def toy(one: Configuration) -> tuple[float, float]:
 
 def test_a_grid_is_one_batch_of_everything_in_a_fixed_order() -> None:
     study = config(**{"lambda": ["conditional", 3, 0.03]}, style_dim=[4, 0], seeds=[7, 1])
-    assert [trial.id for trial in first_trials(study)] == [
+    assert [trial.id for trial in list_first_trials(study)] == [
         "lambda0.03-style0-seed1",
         "lambda3.0-style0-seed1",
         "conditional-style0-seed1",
@@ -242,7 +240,7 @@ def test_generations_of_nsga2_are_those_of_a_study_that_was_never_interrupted() 
             straight.tell(trial, outcome.objectives)
     key = "NSGAIISampler:generation"
     expected = [trial.system_attrs[key] for trial in straight.trials]
-    replayed = optuna_study(study, [o for batch in batches for o in batch])
+    replayed = make_optuna_study(study, [o for batch in batches for o in batch])
     assert [trial.system_attrs[key] for trial in replayed.trials] == expected
 
 
@@ -286,7 +284,7 @@ def outcome(value: float, state: TrialState = COMPLETE, batch: int = 0) -> Outco
 def test_states_are_told_as_they_are(tmp_path: Path) -> None:
     study = searched("tpe")
     past = [outcome(0.1), outcome(0.2, PRUNED), outcome(0.3, FAIL), outcome(0.4)]
-    told = optuna_study(study, past)
+    told = make_optuna_study(study, past)
     assert [trial.state for trial in told.trials] == [COMPLETE, PRUNED, FAIL, COMPLETE]
     assert [trial.number for trial in told.best_trials] == [0, 3]
     path = tmp_path / "optuna.log"
@@ -340,7 +338,7 @@ def test_outcomes_are_means_over_seeds_at_the_reading() -> None:
     proposed = list(propose(study, []))
     done = {f"{one.id}-seed{seed}": "done" for one in proposed for seed in (0, 1)}
     statuses = done | {"lambda10.0-style0-seed1": "pruned", "lambda10.0-style0-seed0": "pruned"}
-    told = {o.configuration.id: o for o in judged(study, 2, proposed, statuses, metrics)}
+    told = {o.configuration.id: o for o in judge_batch(study, 2, proposed, statuses, metrics)}
     assert told["lambda0.1-style0"].objectives == pytest.approx((0.7, 1.5))
     assert told["lambda0.1-style0"].violations == pytest.approx((0.25,))
     assert told["conditional-style0"].objectives == (0.5, 3.0)
@@ -350,7 +348,9 @@ def test_outcomes_are_means_over_seeds_at_the_reading() -> None:
     assert {o.batch for o in told.values()} == {2}
     # One seed that is not done makes the whole configuration fail.
     for status in ("failed", "diverged", "pruned"):
-        (lost, *_) = judged(study, 0, proposed, done | {"lambda0.1-style0-seed1": status}, metrics)
+        (lost, *_) = judge_batch(
+            study, 0, proposed, done | {"lambda0.1-style0-seed1": status}, metrics
+        )
         assert (lost.state, lost.objectives) == (FAIL, ())
 
 
@@ -381,12 +381,12 @@ def test_the_hypervolume_so_far_is_that_of_complete_configurations() -> None:
         Outcome(Configuration(0.2, 0), 0, COMPLETE, (0.8, 4.0)),
         Outcome(Configuration(0.3, 0), 0, FAIL),
     ]
-    assert front_hypervolume(past, 5.0) == pytest.approx(0.5 * 3 + 0.3 * 1)
-    assert front_hypervolume(past[2:], 5.0) == 0.0
-    areas = [front_hypervolume(past[:count], 5.0) for count in range(4)]
+    assert measure_hypervolume(past, 5.0) == pytest.approx(0.5 * 3 + 0.3 * 1)
+    assert measure_hypervolume(past[2:], 5.0) == 0.0
+    areas = [measure_hypervolume(past[:count], 5.0) for count in range(4)]
     assert all(one <= other for one, other in pairwise(areas))
     missing = Outcome(Configuration(0.4, 0), 0, COMPLETE, (0.9, 1.0), (-1.0, 0.1))
-    assert front_hypervolume([*past, missing], 5.0) == areas[-1]
+    assert measure_hypervolume([*past, missing], 5.0) == areas[-1]
 
 
 # ---- who goes on ---------------------------------------------------------------------------------
@@ -417,7 +417,7 @@ def test_who_falls_furthest_short_of_the_front_comes_last() -> None:
         c=[(4.0, 1.0)],
         d=[(4.0, 0.4), (3.0, 0.3)],
     )
-    short = shortfalls(frame, ["a", "b", "c", "d"])
+    short = rank_by_shortfall(frame, ["a", "b", "c", "d"])
     # Ranges are 4 and 1. b's first point could lose 1/4 of the distance before a's second bettered
     # it in both; d's first lacks 0.2 in the judge to b's first, and 3/4 of the distance.
     assert short == pytest.approx({"c": -0.4, "a": -0.25, "b": -0.25, "d": 0.2})
@@ -428,16 +428,16 @@ def test_points_are_means_over_seeds_and_what_is_not_finite_does_not_count() -> 
     one = points(a=[(1.0, 0.5)], b=[(2.0, 0.4)], c=[(math.nan, 0.9)])
     better = pl.when(pl.col("metric") == "judge").then(0.2).otherwise(0.0)
     two = one.with_columns(value=pl.col("value") + better, trial=pl.lit("other"))
-    short = shortfalls(pl.concat([one, two]), ["a", "b", "c"])
-    alone = shortfalls(one, ["a", "b"])
+    short = rank_by_shortfall(pl.concat([one, two]), ["a", "b", "c"])
+    alone = rank_by_shortfall(one, ["a", "b"])
     assert {name: short[name] for name in "ab"} == pytest.approx(alone)
     assert short["c"] == math.inf
 
 
 def test_a_configuration_is_compared_with_those_of_earlier_batches() -> None:
     frame = points(old=[(1.0, 0.9)], new=[(2.0, 0.5)], newer=[(0.5, 0.1)])
-    assert list(shortfalls(frame, ["new", "newer"])) == ["newer", "new"]
-    assert shortfalls(frame, ["new"])["new"] > 0
+    assert list(rank_by_shortfall(frame, ["new", "newer"])) == ["newer", "new"]
+    assert rank_by_shortfall(frame, ["new"])["new"] > 0
 
 
 def test_points_that_miss_a_constraint_do_not_count() -> None:
@@ -453,7 +453,7 @@ def test_points_that_miss_a_constraint_do_not_count() -> None:
     )
     names = ["unknown", "never", "nearly", "c", "b", "a"]
     counted = points(a=[near], b=[(2.0, 0.5)], c=[far])
-    short = shortfalls(frame, names, ["novelty >= 3", "z_distance <= 4.5"])
+    short = rank_by_shortfall(frame, names, ["novelty >= 3", "z_distance <= 4.5"])
     assert list(short) == ["c", "a", "b", "nearly", "never", "unknown"]
-    assert {name: short[name] for name in "abc"} == shortfalls(counted, ["a", "b", "c"])
+    assert {name: short[name] for name in "abc"} == rank_by_shortfall(counted, ["a", "b", "c"])
     assert [short[name] for name in names[:3]] == [math.inf] * 3

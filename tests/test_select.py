@@ -15,10 +15,10 @@ from cf_core.nets import initialise
 from cf_core.training import save_tensors, weights
 from cf_core.vae import MelodyVAE
 from study.config import StudyConfig, TrialSpec
-from study.jobs import generator_path
-from study.search import first_trials
+from study.search import list_first_trials
 from study.select import candidates, select, status
 from study.store import Store
+from study.workbench import find_generator
 from tests.conftest import folder
 
 CONFIG = StudyConfig.model_validate(
@@ -30,7 +30,7 @@ CONFIG = StudyConfig.model_validate(
         "evaluation": {"lp": {"step_sizes": (0.1,)}},
     }
 )
-A, B, C, D = (spec.id for spec in first_trials(CONFIG))
+A, B, C, D = (spec.id for spec in list_first_trials(CONFIG))
 SE = 0.2 / (2 * 1.96)
 """Standard error of every metric below."""
 RULE = ["z_distance <= 3.0"]
@@ -50,7 +50,7 @@ DIVERSITY = {A: 0.0, B: 4.0, C: 2.0, D: 9.0}
 
 
 def _spec(trial: str) -> TrialSpec:
-    return next(spec for spec in first_trials(CONFIG) if spec.id == trial)
+    return next(spec for spec in list_first_trials(CONFIG) if spec.id == trial)
 
 
 def _label(trial: str) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def trained(store: Store) -> Store:
     for trial in (A, B, C):
         generator = Generator(8, _spec(trial).style_dim, 16, 2)
         initialise(generator, torch.Generator().manual_seed(2))
-        save_tensors(weights(generator), generator_path(store, trial))
+        save_tensors(weights(generator), find_generator(store, trial))
     return store
 
 
@@ -272,9 +272,9 @@ def test_the_deployed_seed_meets_the_rule_itself_where_one_does(
     seed: int,
 ) -> None:
     _rewrite(trained, B, points)
-    own = generator_path(trained, B)
+    own = find_generator(trained, B)
     for number in {point[0] for point in points} - {0}:
-        copyfile(str(own), str(generator_path(trained, B.replace("seed0", f"seed{number}"))))
+        copyfile(str(own), str(find_generator(trained, B.replace("seed0", f"seed{number}"))))
     choice = select(trained, "judge", where, tmp_path / "bundle")
     assert choice.trial == B.replace("seed0", f"seed{seed}")
     record = load_bundle(choice.bundle).record
@@ -314,7 +314,7 @@ def _rewrite(store: Store, trial: str, points: list[tuple[int, int, float, float
 def test_a_conditional_trial_is_chosen_at_one_of_its_weights(tmp_path: Path) -> None:
     space = CONFIG.search.model_copy(update={"lambda_": ("conditional",), "style_dim": (2,)})
     config = CONFIG.model_copy(update={"search": space})
-    (spec,) = first_trials(config)
+    (spec,) = list_first_trials(config)
     store = Store(tmp_path / "tiny")
     store.claim(config.identity("abc"), config.fingerprint("abc"), config.name)
     label = {"trial": spec.id, "method": "conditional", "style_dim": 2, "seed": 0}
@@ -335,7 +335,7 @@ def test_a_conditional_trial_is_chosen_at_one_of_its_weights(tmp_path: Path) -> 
     save_tensors(weights(core), store.root / "core" / "core.safetensors")
     generator = Generator(8, 2, 16, 2, conditional=True)
     initialise(generator, torch.Generator().manual_seed(2))
-    save_tensors(weights(generator), generator_path(store, spec.id))
+    save_tensors(weights(generator), find_generator(store, spec.id))
     choice = select(store, "judge", RULE, tmp_path / "bundle")
     assert (choice.trial, choice.weight, choice.iterations) == (spec.id, 1.0, 1)
     bundle = load_bundle(choice.bundle)

@@ -18,7 +18,10 @@ import study
 from cf_core.errors import UserError
 from cf_core.files import place, replacing
 from study import store as module
-from study.store import TABLES, QuarantineWarning, Store, comparable, differences
+from study.ledger import Ledger
+from study.parts import QuarantineWarning
+from study.store import Store, find_differences
+from study.tables import TABLES, drop_volatile
 from tests.conftest import folder
 
 ROOT = Path(__file__).parent.parent
@@ -153,9 +156,9 @@ def test_floats_are_split_by_byte_without_dictionary(store: Store) -> None:
 def test_writing_a_part_again_replaces_it(store: Store) -> None:
     store.write("trials", "a", [TRIAL])
     store.write("trials", "b", [TRIAL | {"trial": "b", "status": "diverged", "reason": "nan"}])
-    assert store.done_trials() == {TRIAL["trial"]: "done", "b": "diverged"}
+    assert Ledger(store).list_statuses() == {TRIAL["trial"]: "done", "b": "diverged"}
     store.write("trials", "b", [TRIAL | {"trial": "b"}])
-    assert store.done_trials() == {TRIAL["trial"]: "done", "b": "done"}
+    assert Ledger(store).list_statuses() == {TRIAL["trial"]: "done", "b": "done"}
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -163,7 +166,7 @@ def test_a_table_without_parts_has_its_columns(table: str, store: Store) -> None
     frame = store.scan(table).collect()
     assert frame.height == 0
     assert frame.columns == [column.name for column in TABLES[table].columns]
-    assert store.done_trials() == {}
+    assert Ledger(store).list_statuses() == {}
 
 
 @pytest.mark.parametrize(
@@ -267,7 +270,7 @@ def test_a_table_that_is_written_again_after_compaction_counts_anew(store: Store
     for part in ("a", "b", "c"):
         put(store, part, [0.0, 1.0])
     assert list(store.compact())
-    assert store.has("metrics", "b")
+    assert "b" in store.list_parts("metrics")
     put(store, "b", [2.0])
     assert values(store) == {"a": [0.0, 1.0], "b": [2.0], "c": [0.0, 1.0]}
 
@@ -291,7 +294,7 @@ def test_any_history_of_writes_and_stopped_compactions_reads_as_if_nothing_was_m
             with die_after(stop_after), suppress(KeyboardInterrupt):
                 list(Store(store.root).compact())
         assert values(store) == {part: found for part, (_, found) in wanted.items() if found}
-        assert all(store.has("metrics", part) for part in wanted)
+        assert all((part in store.list_parts("metrics")) for part in wanted)
     list(store.compact())
     assert values(store) == {part: found for part, (_, found) in wanted.items() if found}
     assert list(store.compact()) == []
@@ -360,11 +363,11 @@ def test_a_damaged_part_is_set_aside_and_named_and_the_rest_is_read(
         assert values(store) == {"a": [1.0]}
     aside = folder(store) / "quarantine" / "metrics" / "b.1.parquet"
     assert aside.read_bytes() == content
-    assert store.quarantined() == [aside]
+    assert store.list_quarantined() == [aside]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert values(store) == {"a": [1.0]}
-        assert not store.has("metrics", "b")
+        assert "b" not in store.list_parts("metrics")
 
 
 def test_the_attempt_before_a_damaged_one_counts(store: Store) -> None:
@@ -423,7 +426,7 @@ def test_a_trial_that_lost_its_rows_is_not_done(compacted: bool, store: Store) -
         store.write("trials", trial, [TRIAL | {"trial": trial, "parts": "metrics"}])
     other = TRIAL | {"trial": "c", "status": "diverged", "reason": "nan", "parts": ""}
     store.write("trials", "c", [other])
-    assert store.done_trials() == {"a": "done", "b": "done", "c": "diverged"}
+    assert Ledger(store).list_statuses() == {"a": "done", "b": "done", "c": "diverged"}
     if compacted:
         assert len(list(store.compact())) == 2
     lost = "compacted-1" if compacted else "b.1"
@@ -431,17 +434,17 @@ def test_a_trial_that_lost_its_rows_is_not_done(compacted: bool, store: Store) -
     again = Store(store.root)
     with pytest.warns(QuarantineWarning):
         again.inspect()
-    assert len(again.quarantined()) == 1
+    assert len(again.list_quarantined()) == 1
     status = {"a": "failed" if compacted else "done", "b": "failed", "c": "diverged"}
-    assert again.done_trials() == status
-    reasons = dict(again.ledger().select("trial", "reason").iter_rows())
+    assert Ledger(again).list_statuses() == status
+    reasons = dict(Ledger(again).list_over().select("trial", "reason").iter_rows())
     assert reasons["b"] == "its part of metrics is lost"
     assert reasons["c"] == "nan"
     put(store, "b", [1.0], attempt=2)
     row = TRIAL | {"trial": "b", "attempt": 2, "parts": "metrics"}
     store.write("trials", "b", [row], attempt=2)
-    assert again.done_trials() == status | {"b": "done"}
-    assert dict(again.ledger().select("trial", "attempt").iter_rows())["b"] == 2
+    assert Ledger(again).list_statuses() == status | {"b": "done"}
+    assert dict(Ledger(again).list_over().select("trial", "attempt").iter_rows())["b"] == 2
 
 
 def test_latents_may_be_removed_as_a_whole_but_not_lost_one_by_one(store: Store) -> None:
@@ -449,9 +452,9 @@ def test_latents_may_be_removed_as_a_whole_but_not_lost_one_by_one(store: Store)
         store.write("latents", trial, latents(2))
         store.write("trials", trial, [TRIAL | {"trial": trial, "parts": "latents"}])
     (folder(store) / "latents" / "a.1.parquet").unlink()
-    assert store.done_trials() == {"a": "failed", "b": "done"}
+    assert Ledger(store).list_statuses() == {"a": "failed", "b": "done"}
     shutil.rmtree(folder(store) / "latents")
-    assert store.done_trials() == {"a": "done", "b": "done"}
+    assert Ledger(store).list_statuses() == {"a": "done", "b": "done"}
     assert store.latents.collect().is_empty()
 
 
@@ -492,13 +495,13 @@ def test_records_may_be_in_a_bucket(bucket: str, store: Store) -> None:
             temporary.write_bytes(whole[:-9])
         with pytest.warns(QuarantineWarning, match=r"metrics/d\.1\.parquet: is no whole"):
             each.inspect()
-        assert [file.name for file in each.quarantined()] == ["d.1.parquet"]
+        assert [file.name for file in each.list_quarantined()] == ["d.1.parquet"]
     for _ in range(2):
         for table in ("metrics", "trials", "latents"):
             frames = [s.scan(table).sort("trial").collect() for s in (store, remote)]
             assert_frame_equal(*frames)
-        assert remote.done_trials() == store.done_trials()
-        assert remote.done_trials()["d"] == "failed"
+        assert Ledger(remote).list_statuses() == Ledger(store).list_statuses()
+        assert Ledger(remote).list_statuses()["d"] == "failed"
         assert values(remote)["b"] == [3.0]
         query = "SELECT trial, SUM(value) AS s FROM metrics GROUP BY trial ORDER BY trial"
         assert remote.sql(query).equals(store.sql(query))
@@ -557,7 +560,7 @@ def test_comparable_forgets_order_and_volatile_columns_only(store: Store) -> Non
     frames = []
     for rows in (one, two, [TRIAL, TRIAL | {"trial": "b", "steps": 3999}]):
         store.write("trials", "a", rows)
-        frames.append(comparable(store.scan("trials").collect(), "trials"))
+        frames.append(drop_volatile(store.scan("trials").collect(), "trials"))
     assert_frame_equal(frames[0], frames[1], check_exact=True)
     assert not frames[0].equals(frames[2])
     assert {"seconds", "finished_at", "versions"}.isdisjoint(frames[0].columns)
@@ -624,13 +627,13 @@ def test_records_of_another_version_are_told(store: Store) -> None:
 def test_differences_name_added_removed_and_changed_settings() -> None:
     old = {"a": 1, "b": {"c": [1, 2], "d": {"e": None}}, "gone": "x"}
     new = {"b": {"d": {"e": 0.5}, "c": [2, 1]}, "a": 1, "new": True}
-    assert differences(old, new) == [
+    assert find_differences(old, new) == [
         "b.c: [1, 2] -> [2, 1]",
         "b.d.e: null -> 0.5",
         'gone: "x" -> absent',
         "new: absent -> true",
     ]
-    assert differences(old, dict(reversed(old.items()))) == []
+    assert find_differences(old, dict(reversed(old.items()))) == []
 
 
 # --- reference -----------------------------------------------------------------------------------

@@ -21,14 +21,17 @@ from cf_core.bundle import load_bundle
 from cf_core.errors import UserError
 from cf_core.fuse import fuse_files
 from evaluation.frontier import COHERENCY, PANELS
-from evaluation.metrics import MEANS, METRICS
+from evaluation.metrics import METRICS, OF_PAIRS
 from study import jobs
 from study.config import StudyConfig, TrialSpec
 from study.findings import CSV_COLUMNS, draw, tabulate, verdict_lines
+from study.ledger import Ledger
+from study.parts import QuarantineWarning
 from study.prepare import find_corpus, prepare
 from study.run import plan, run_all
-from study.search import first_trials
-from study.store import TABLES, QuarantineWarning, Store, comparable
+from study.search import list_first_trials
+from study.store import Store
+from study.tables import TABLES, drop_volatile
 from tests.conftest import folder
 from tests.tiny import (
     EVALUATION,
@@ -85,12 +88,12 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
         wanted = TABLES[name].schema(config.core.latent_dim)
         assert frame.schema == pl.DataFrame(wanted.empty_table()).schema, name
         assert (frame.height > 0) == (name != "rungs"), name
-    trials = [spec.id for spec in first_trials(config)]
+    trials = [spec.id for spec in list_first_trials(config)]
     assert sorted(tables["trials"]["trial"]) == sorted([*trials, *RIVALS])
     assert set(tables["trials"]["status"]) == {"done"}
     points: set[tuple[str, float | None, str, int]] = {
         (spec.id, weight, source, count)
-        for spec in first_trials(config)
+        for spec in list_first_trials(config)
         for weight in ([0.01, 1.0] if spec.lambda_ is None else [spec.lambda_])
         for source in SOURCES
         for count in (1, 2)
@@ -110,7 +113,7 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
     metrics = tables["metrics"]
     assert set(metrics["metric"]) == set(METRICS)
     references = ["identity", "floor", "ceiling"]
-    for metric in (*COHERENCY, *MEANS[1:], "novelty", "copied", "overlap_area", "coverage"):
+    for metric in (*COHERENCY, *OF_PAIRS[1:], "novelty", "copied", "overlap_area", "coverage"):
         rows = metrics.filter(pl.col("metric") == metric, ~pl.col("trial").is_in(references))
         found = rows.select("trial", "lambda", "source", "iteration").iter_rows()
         assert set(found) == points, metric
@@ -249,7 +252,7 @@ def test_a_study_on_two_and_three_nodes_is_that_of_one_machine(
         cluster.shutdown()
     assert f"{RECORDS - 1} of {RECORDS} are already done" in lines
     assert any("2 damaged or foreign files" in line for line in lines)
-    assert store.tried()[lost] == 2
+    assert Ledger(store).count_attempts()[lost] == 2
     assert_same_tables(store, undisturbed_store)
     trained = store.trials.filter(pl.col("seed").is_not_null()).collect()
     ends = trained["finished_at"].dt.epoch("ms") / 1000
@@ -404,7 +407,7 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
 ) -> None:
     """One trial is done already, one can't be evaluated, one ends as it should."""
     finished, config, _ = undisturbed
-    trials = first_trials(config)[:3]
+    trials = list_first_trials(config)[:3]
     store = Store(tmp_path / "tiny")
     shutil.copytree(folder(finished), folder(store))
     for trial in trials[1:]:
@@ -449,13 +452,13 @@ def test_a_study_in_a_bucket_runs_stops_goes_on_and_is_compacted(
     with pytest.raises(KeyboardInterrupt):
         go(config, ": over (1 of 3)")
     # The other worker may have come to an end just then, too.
-    done = len(study.open(f"{bucket}/small/tiny").done_trials())
+    done = Ledger(len(study.open(f"{bucket}/small/tiny")).list_statuses())
     assert done in {1, 2}
     store, lines = go(config)
     assert f"{done} of 3 are already done" in lines
     assert str(store.root) == f"{bucket}/small/tiny"
     again = study.open(f"{bucket}/small/tiny")
-    assert set(again.done_trials().values()) == {"done"}
+    assert Ledger(set(again).list_statuses().values()) == {"done"}
     assert set(again.latents.collect()["source"]) == {"test", "prior"}
     before = {table: again.scan(table).collect() for table in TABLES}
     empty = {table for table, frame in before.items() if frame.is_empty()}
@@ -487,10 +490,10 @@ def test_what_is_kept_of_latents_changes_no_other_table(undisturbed: Study, tmp_
         sources[latents] = set(store.latents.collect()["source"])
         parts = store.trials.collect()["parts"][0].split(",")
         assert ("latents" in parts) == (latents != "none")
-        assert store.done_trials() == {"slerp": "done"}
+        assert Ledger(store).list_statuses() == {"slerp": "done"}
         for table in ("metrics", "outcomes", "costs"):
             ours, theirs = (
-                comparable(each.scan(table).filter(own).collect(), table)
+                drop_volatile(each.scan(table).filter(own).collect(), table)
                 for each in (store, finished)
             )
             assert ours.equals(theirs, null_equal=True)

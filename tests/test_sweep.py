@@ -16,13 +16,15 @@ from cf_core.training import load_tensors, train
 from evaluation.frontier import FUSIONS
 from study import findings
 from study.config import StudyConfig
-from study.jobs import generator_path, pack_trainer
+from study.execution import make_trainer
+from study.ledger import Ledger
 from study.prepare import find_corpus, prepare
 from study.run import plan
-from study.search import first_trials, propose
+from study.search import list_first_trials, propose
 from study.select import select, status
 from study.store import Store
 from study.sweep import outcomes, planned, recorded, sweep
+from study.workbench import find_generator
 from tests.conftest import folder
 from tests.tiny import EVALUATION, Watch, assert_same_tables, furnish, go, tiny
 
@@ -132,11 +134,11 @@ def test_a_survivor_is_what_it_would_have_been_without_rungs(finished: Study) ->
     done = store.scan("trials").filter(status="done").collect()["trial"]
     survivor = next(trial for trial in planned(config, store) if trial.id in done)
     bench = prepare(config, find_corpus(config, Watch()), store, Watch())
-    trainer = pack_trainer([survivor], bench)
+    trainer = make_trainer([survivor], bench)
     for _ in train(trainer, 100):
         pass
     expected = trainer.generator(0).state_dict()
-    found = load_tensors(generator_path(store, survivor.id))
+    found = load_tensors(find_generator(store, survivor.id))
     assert found is not None
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
@@ -180,7 +182,7 @@ def test_what_failed_is_made_again_and_told_anew(finished: Study, tmp_path: Path
     Store(tmp_path / "tiny").write("objectives", f"batch{batch:05d}", lost)
     execution = config.execution.model_copy(update={"results": str(tmp_path)})
     store, _ = go(config.model_copy(update={"execution": execution}))
-    assert store.tried()[survivor] == done.tried()[survivor] + 1
+    assert Ledger(store).count_attempts()[survivor] == Ledger(done).count_attempts()[survivor] + 1
     assert_same_tables(store, done)
 
 
@@ -263,4 +265,4 @@ def test_a_study_of_another_core_teaches_nothing(
 def test_a_plan_counts_what_will_be_tried(melodies: Path, tmp_path: Path) -> None:
     told = plan(searching(melodies, tmp_path))
     assert "trials: 12 = 6 configurations (tpe: lambda 0.01 to 3 × style_dim 0, 2" in told
-    assert len(first_trials(searching(melodies, tmp_path))) == 6
+    assert len(list_first_trials(searching(melodies, tmp_path))) == 6
