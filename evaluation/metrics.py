@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float, Float64, Integer
+from jaxtyping import Bool, Float, Float64, Int, Integer, Num
 
 from cf_core.losses import Pair
 from evaluation.bootstrap import Resamples
@@ -125,7 +125,7 @@ class Sample:
         return self.evaluator.resample(self.songs[self.finite])
 
     @cached_property
-    def nearest(self) -> Float64[np.ndarray, "2 B"]:
+    def nearest(self) -> Int[np.ndarray, "2 B"]:
         """Edit distance of both halves of the first pairs to the nearest training segment."""
         count = int(self.finite[:NOVELTY_PAIRS].sum())
         segments = self.evaluator.training_segments
@@ -174,7 +174,7 @@ class Estimate:
         }  # fmt: skip
 
 
-ComputePairs = Callable[[Pairs, "Evaluator"], Float[np.ndarray, "B"] | None]
+ComputePairs = Callable[[Pairs, "Evaluator"], Num[np.ndarray, "B"] | None]
 ComputeSet = Callable[[Sample], Estimate | None]
 
 METRICS: dict[str, Metric] = {}
@@ -214,7 +214,7 @@ _MEASURED, _NOWHERE = "at the ceiling of each panel", "nowhere: they have no inp
         is_panel=True,
     )
 )
-def _judge(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray, "B"]:
+def _judge(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, "B"]:
     return evaluator.judges[pairs.split].probability(*pairs.tokens)
 
 
@@ -227,7 +227,7 @@ def _judge(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray, "B"]:
         _MEASURED,
     )
 )
-def _search_classifier(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray, "B"] | None:
+def _search_classifier(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, "B"] | None:
     if pairs.latents is None:
         return None
     with torch.no_grad():
@@ -244,7 +244,7 @@ def _search_classifier(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray
         _MEASURED,
     )
 )
-def _halves_distance(pairs: Pairs, _: "Evaluator") -> Float[np.ndarray, "B"]:
+def _halves_distance(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"]:
     return edit_distance(*pairs.tokens)
 
 
@@ -258,7 +258,7 @@ def _halves_distance(pairs: Pairs, _: "Evaluator") -> Float[np.ndarray, "B"]:
         is_axis=True,
     )
 )
-def _z_distance(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray, "B"] | None:
+def _z_distance(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, "B"] | None:
     if pairs.inputs is None or pairs.inputs.latents is None or pairs.latents is None:
         return None
     sigma_bar = evaluator.core.sigma_bar
@@ -275,7 +275,7 @@ def _z_distance(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray, "B"] 
         is_axis=True,
     )
 )
-def _z_weighted(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray, "B"] | None:
+def _z_weighted(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, "B"] | None:
     if pairs.inputs is None or pairs.inputs.latents is None or pairs.latents is None:
         return None
     sigma_bar = evaluator.core.sigma_bar
@@ -292,7 +292,7 @@ def _z_weighted(pairs: Pairs, evaluator: "Evaluator") -> Float[np.ndarray, "B"] 
         is_axis=True,
     )
 )
-def _edit_distance(pairs: Pairs, _: "Evaluator") -> Float[np.ndarray, "B"] | None:
+def _edit_distance(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"] | None:
     if pairs.inputs is None:
         return None
     halves = zip(pairs.inputs.tokens, pairs.tokens, strict=True)

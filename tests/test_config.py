@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cf_core.errors import UserError
-from study import config
+from evaluation.rivals.lp import LP
 from study.config import StudyConfig, list_builtin, load_config, load_configs
+from study.config.reference import write_reference
+from study.config.schema import CorpusSettings
 from study.specs import Configuration, TrialSpec
+from study.store import find_differences
 
 ROOT = Path(__file__).parent.parent
 HASH = "0" * 64
@@ -60,8 +63,9 @@ def other(key: str, value: Any) -> Any:
         "search.steps": [9],
         "search.style_weight": [0.5],
         "search.iteration": 2,
-        "search.weight": 0.1,
+        "search.objective_lambda": 0.1,
         "search.constraints": ["novelty > 1"],
+        "selection.maximise": "coverage",
         "search.first": [{"lambda": 0.5}],
         "execution.ship_code": True,
         "execution.resources.trials.gpu": 0.5,
@@ -247,9 +251,8 @@ def test_corpora_differ_from_the_whole_in_what_they_say(write: Any) -> None:
     assert jigs.execution.results == reels.execution.results == "here/mine"
     assert (jigs.seed, reels.seed) == (3, 4)
     assert jigs.evaluation.pairs == reels.evaluation.pairs == 32
-    assert jigs.evaluation.lp.step_sizes == (0.5,)
-    assert jigs.evaluation.lp.iterations == (7,)
-    assert reels.evaluation.lp == config.LPPlan(step_sizes=(0.5,))
+    assert jigs.evaluation.rival("lp") == LP(step_sizes=(0.5,), iterations=(7,))
+    assert reels.evaluation.rival("lp") == LP(step_sizes=(0.5,))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +285,7 @@ def test_rivals_have_names_of_their_own(write: Any) -> None:
           gradient: {lambda: [0.5]}
         """)
     )
-    assert [rival.id for rival in study.rivals()] == [
+    assert [setting.id for setting in study.evaluation.settings()] == [
         "slerp", "slerp-straight", "lp-eta0.1", "lp-eta0.4", "gradient-lambda0.5", "retrieval",
     ]  # fmt: skip
 
@@ -290,10 +293,10 @@ def test_rivals_have_names_of_their_own(write: Any) -> None:
 def test_corpus_path_expands_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CF_DATA", "/data")
     monkeypatch.setenv("HOME", "/home/ada")
-    source = config.CorpusSettings(source="$CF_DATA/tunes.zip")
+    source = CorpusSettings(source="$CF_DATA/tunes.zip")
     assert source.path == Path("/data/tunes.zip")
-    assert config.CorpusSettings(source="~/tunes").path == Path("/home/ada/tunes")
-    assert config.CorpusSettings().path is None
+    assert CorpusSettings(source="~/tunes").path == Path("/home/ada/tunes")
+    assert CorpusSettings().path is None
     monkeypatch.delenv("CF_DATA")
     with pytest.raises(UserError, match=r"\$CF_DATA is not set"):
         _ = source.path
@@ -356,10 +359,10 @@ def test_corpus_path_expands_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("name: s\nsearch: {rungs: [8000]}", "search.rungs: must be below the 8000 steps"),
         ("name: s\nsearch: {steps: [50], rungs: [60]}", "search.rungs: must be below the 50"),
         ("name: s\nsearch: {iteration: 3}", "search.iteration: must be one of"),
-        ("name: s\nsearch: {weight: 0.2}", "search.weight: must be one of"),
+        ("name: s\nsearch: {objective_lambda: 0.2}", "search.objective_lambda: must be one of"),
         (
             "name: s\nsearch: {constraints: [noveltie >= 1]}",
-            "search.constraints: noveltie: no such metric; did you mean novelty?",
+            "search.constraints.0: noveltie: no such name; did you mean novelty?",
         ),
         (
             "name: s\nselection: {where: [cheap]}",
@@ -416,7 +419,7 @@ def test_unknown_study_lists_the_builtin_ones(tmp_path: Path) -> None:
 
 
 def test_reference_names_every_key_with_its_default() -> None:
-    text = config.reference()
+    text = write_reference()
     for key, value in DEFAULTS:
         (row,) = [line for line in text.splitlines() if line.startswith(f"| `{key}` |")]
         *_, default, meaning = [cell.strip() for cell in row.strip("|").split("|")]
@@ -426,4 +429,4 @@ def test_reference_names_every_key_with_its_default() -> None:
 
 def test_written_reference_is_the_generated_one() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert written == config.reference(), "run: python -m study.config > docs/configuration.md"
+    assert written == write_reference(), "run: python -m study.config > docs/configuration.md"

@@ -17,6 +17,7 @@ from matplotlib.text import Text
 
 from cf_core.errors import UserError
 from evaluation.figures import (
+    Axis,
     attainment_difference_figure,
     attainment_figure,
     cost_figure,
@@ -29,9 +30,11 @@ from evaluation.figures import (
     verdict_figure,
 )
 from evaluation.figures.canvas import STYLE
-from evaluation.frontier import CHOSEN_ON, COHERENCY, PANELS
+from evaluation.frontier import CHOSEN_ON, PANELS
+from evaluation.metrics import COHERENCY
 from evaluation.statistics import STATISTICS
 
+LAMBDA, HIDDEN = Axis("lambda", "λ", log=True), Axis("hidden", "width", log=False)
 COLUMNS = (*COHERENCY, "search_classifier")
 SCHEMA = {
     "trial": pl.String,
@@ -80,7 +83,7 @@ def metrics_table() -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
-METRICS = metrics_table()
+METRICS = metrics_table().with_columns(configuration=pl.col("trial").str.replace(r"-seed\d+$", ""))
 COSTS = (
     METRICS.filter(pl.col("source") == "test", pl.col("metric") == "z_distance")
     .select("trial", "method", "lambda", "iteration")
@@ -228,7 +231,7 @@ CASES: dict[str, tuple[Draw, tuple[pl.DataFrame, ...]]] = {
     "transition": (transition_figure, (OUTCOMES, BINS, POINTS)),
     "songs": (song_distance_figure, (SONG_DISTANCES,)),
     "search": (
-        lambda points, shares: search_figure(points, shares, ["lambda", "hidden"]),
+        lambda points, shares: search_figure(points, shares, [LAMBDA, HIDDEN]),
         (CONFIGURATIONS, IMPORTANCES),
     ),
     "verdict": (verdict_figure, (VERDICTS,)),
@@ -403,7 +406,7 @@ def test_legend_names_every_level_and_states_the_numbers(figures: dict[str, Figu
     assert [text.get_text() for text in legend.get_texts() if text.get_text()] == [
         *("ours: λ", "0", "0.1", "0.3"),
         *("ours", "frontier", "one λ per trial", "λ as input"),
-        *("frontier of", "LP", "gradient search", "CMA-ES", "best of N", "slerp", "retrieval"),
+        *("frontier of", "LP", "best of N", "CMA-ES", "gradient search", "retrieval", "slerp"),
         "identity",
         *("LP: iterations", "1", "10", "100"),
         *("references", "floor: other inputs", "ceiling: real pairs"),
@@ -440,7 +443,11 @@ def test_what_is_left_out_is_counted_and_not_drawn() -> None:
 def test_of_many_configurations_so_many_are_drawn_as_can_be_told_apart() -> None:
     one = METRICS.filter(pl.col("trial") == "ours-b-seed0")
     many = [
-        one.with_columns(pl.lit(number / 10).alias("lambda"), trial=pl.lit(f"n{number}-seed0"))
+        one.with_columns(
+            pl.lit(number / 10).alias("lambda"),
+            trial=pl.lit(f"n{number}-seed0"),
+            configuration=pl.lit(f"n{number}"),
+        )
         for number in range(63)
     ]
     figure = iteration_figure(pl.concat(many).sample(fraction=1, shuffle=True, seed=0))
@@ -619,7 +626,7 @@ def test_a_search_is_ringed_where_no_other_that_meets_the_constraints_is_better(
     assert sorted(ringed) == [[0.01, 0.9], [0.1, 0.8], [30.0, 0.6]]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()][-1] == "misses a constraint"
-    (first, *_) = search_figure(CONFIGURATIONS.filter("feasible"), IMPORTANCES, ["hidden"]).legends
+    (first, *_) = search_figure(CONFIGURATIONS.filter("feasible"), IMPORTANCES, [HIDDEN]).legends
     assert len(first.get_texts()) == 1
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from evaluation.frontier import (
     CHOSEN_ON,
-    COHERENCY,
     DISTANCES,
     PANELS,
     attainment,
@@ -22,6 +21,7 @@ from evaluation.frontier import (
     rivals,
     shortfall,
 )
+from evaluation.metrics import COHERENCY
 
 AXIS = "z_distance"
 Row = tuple[str, str, float | None, int | None, int, float, float, float]
@@ -110,7 +110,7 @@ def metrics_of(rows: Sequence[Row]) -> pl.DataFrame:
             "source": pl.String, "iteration": pl.Int64, "metric": pl.String, "value": pl.Float64,
         },
         orient="row",
-    )  # fmt: skip
+    ).with_columns(configuration=pl.col("trial").str.replace(r"-seed\d+$", ""))  # fmt: skip
 
 
 IDENTITY: Row = ("identity", "identity", None, None, 0, 0.0, 0.40, 0.41)
@@ -143,7 +143,7 @@ def test_matched_similarity_worked_by_hand() -> None:
     ours, lp = (panel.filter(method=method) for method in ("ours", "lp"))
     # 0.5 and every next 1.26 times as far: 0.79, 1 exactly at the fourth, 1.59, 2 at the seventh.
     assert ours["distance"].to_list() == pytest.approx([0.5 * 2 ** (i / 3) for i in range(10)])
-    assert ours["trial"].to_list() == ["identity"] * 3 + ["a"] * 7
+    assert ours["configuration"].to_list() == ["identity"] * 3 + ["a"] * 7
     assert ours["iteration"].to_list() == [0] * 3 + [1] * 3 + [2] * 4
     assert ours["value"].to_list() == pytest.approx([0.41] * 3 + [0.52] * 3 + [0.45] * 4)
     # It has a point, so the identity does not stand in though it is better.
@@ -221,7 +221,7 @@ def test_thinning_keeps_the_nearest_and_the_farthest() -> None:
     matched = matched_similarity(metrics_of([IDENTITY, *many, *few]), {AXIS: (1.0, 9.0)})
     ours = matched.filter(rival="lp", source="test", metric="judge", method="ours")
     assert ours["candidates"].unique().to_list() == [3]
-    assert ours["trial"].unique().sort().to_list() == ["t0", "t4", "t8"]
+    assert ours["configuration"].unique().sort().to_list() == ["t0", "t4", "t8"]
     assert matched.filter(rival="identity", method="ours")["candidates"].unique().to_list() == [9]
 
 
@@ -256,7 +256,7 @@ def test_readings_of_one_trial_at_several_weights_are_points_of_their_own() -> N
     ]
     matched = matched_similarity(metrics_of([IDENTITY, *rows]), {AXIS: (1.0, 2.0)})
     ours = matched.filter(method="ours", source="test", metric="judge")
-    assert set(ours.select("trial", "lambda", "value").iter_rows()) == {("c", 0.3, 0.3)}
+    assert set(ours.select("configuration", "lambda", "value").iter_rows()) == {("c", 0.3, 0.3)}
     assert ours["candidates"].unique().to_list() == [2]
 
 

@@ -207,6 +207,7 @@ def _labels(
     return {
         "method": pl.lit(method),
         "trial": pl.lit(trial),
+        "configuration": pl.lit(trial.partition("-seed")[0]),
         "lambda": pl.lit(weight, pl.Float64),
         "seed": pl.lit(seed, pl.Int64),
         "source": pl.lit(source),
@@ -229,7 +230,7 @@ def _matrix(outcomes: pl.DataFrame, name: str) -> np.ndarray:
     return transition_matrix(left.astype(np.int64), right.astype(np.int64), 4)
 
 
-def judge_batch(metrics: pl.DataFrame, outcomes: pl.DataFrame) -> pl.DataFrame:
+def judged(metrics: pl.DataFrame, outcomes: pl.DataFrame) -> pl.DataFrame:
     matched = matched_similarity(metrics, BOUNDS)
     random = np.random.default_rng(3)
     return verdicts(metrics, matched, outcomes.lazy(), BINS, 300, random)
@@ -237,7 +238,7 @@ def judge_batch(metrics: pl.DataFrame, outcomes: pl.DataFrame) -> pl.DataFrame:
 
 def test_verdicts_are_about_the_differences_at_matched_similarity() -> None:
     metrics, outcomes = study(seeds=3)
-    found = judge_batch(metrics, outcomes)
+    found = judged(metrics, outcomes)
     assert found.height == 2 * 2 * len(PANELS)
     keys = ["rival", "axis", "source", "metric"]
     sign = pl.when(method=OURS).then(1).otherwise(-1)
@@ -263,10 +264,10 @@ def test_verdicts_are_about_the_differences_at_matched_similarity() -> None:
 
 def test_pairs_without_a_value_are_counted() -> None:
     metrics, outcomes = study(seeds=2)
-    found = judge_batch(metrics, outcomes).filter(rival="lp", axis="z_distance", source="test")
+    found = judged(metrics, outcomes).filter(rival="lp", axis="z_distance", source="test")
     excluded = dict(found.select("metric", "excluded").iter_rows())
     chosen = matched_similarity(metrics, BOUNDS).filter(
-        rival="lp", axis="z_distance", source="test", method="lp", trial="lp-eta0.1"
+        rival="lp", axis="z_distance", source="test", method="lp", configuration="lp-eta0.1"
     )
     points = {name: own["iteration"].n_unique() for (name,), own in chosen.group_by("metric")}
     assert excluded["judge"] == points["judge"] > 0
@@ -286,15 +287,15 @@ def test_what_is_worse_loses() -> None:
     outcomes = outcomes.with_columns(
         judge=pl.when(ours).then(1 - pl.col("judge")).otherwise("judge")
     )
-    found = judge_batch(metrics, outcomes).filter(metric="judge")
+    found = judged(metrics, outcomes).filter(metric="judge")
     assert found["verdict"].to_list() == ["loss"] * 8
 
 
 def test_one_seed_or_one_song_says_nothing_of_others() -> None:
     test = pl.col("source") == "test"
     one_seed, one_song = (
-        judge_batch(*study(seeds=1)),
-        judge_batch(*study(seeds=2, songs=1)).filter(test),
+        judged(*study(seeds=1)),
+        judged(*study(seeds=2, songs=1)).filter(test),
     )
     for found in (one_seed, one_song):
         assert found["difference"].is_finite().all()
@@ -305,13 +306,13 @@ def test_one_seed_or_one_song_says_nothing_of_others() -> None:
 def test_verdicts_do_not_depend_on_the_order_of_rows() -> None:
     metrics, outcomes = study(seeds=2)
     shuffled = (frame.sample(fraction=1, shuffle=True, seed=5) for frame in (metrics, outcomes))
-    assert judge_batch(*shuffled).equals(judge_batch(metrics, outcomes))
+    assert judged(*shuffled).equals(judged(metrics, outcomes))
 
 
 def test_outcomes_must_be_those_of_the_metrics() -> None:
     metrics, outcomes = study(seeds=2)
     with pytest.raises(ValueError, match="lp"):
-        judge_batch(metrics, outcomes.filter(pl.col("method") != "lp"))
+        judged(metrics, outcomes.filter(pl.col("method") != "lp"))
     cut = outcomes.filter((pl.col("method") != "identity") | (pl.col("pair") > 0))
     with pytest.raises(ValueError, match="pairs"):
-        judge_batch(metrics, cut)
+        judged(metrics, cut)

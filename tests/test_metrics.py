@@ -17,9 +17,8 @@ from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.distance import edit_distance
 from evaluation.evaluator import OUTCOMES, Evaluator, Source, make_sources, unpaired
-from evaluation.frontier import COHERENCY
 from evaluation.judge import Judge, JudgeSettings, ReaderSettings
-from evaluation.metrics import OF_PAIRS
+from evaluation.metrics import COHERENCY, OF_PAIRS
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
@@ -331,7 +330,7 @@ def test_outputs_that_are_not_finite_are_counted_and_left_out(
     gone = [5, 9, 11]
     bins = [f"{name}_{half}" for name in STATISTICS for half in ("left", "right")]
     assert records.filter(pl.col("judge").is_nan())["pair"].to_list() == gone
-    assert records[gone].select(OF_PAIRS).to_numpy() == pytest.approx(np.nan, nan_ok=True)
+    assert records[gone].select(*OF_PAIRS).to_numpy() == pytest.approx(np.nan, nan_ok=True)
     assert (records[gone].select(bins).to_numpy() == -1).all()
     kept = [i for i in range(40) if i not in gone]
     smaller = replace(

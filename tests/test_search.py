@@ -15,22 +15,26 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from cf_core.errors import UserError
-from study.config import Configuration, StudyConfig
+from study.conditions import Condition
+from study.config import StudyConfig
+from study.ledger import Outcome, State, Status
 from study.search import (
     WARM_START,
-    Outcome,
+    find_objective_point,
     fits,
-    importances,
+    judge_batch,
     list_first_trials,
     make_optuna_study,
     measure_hypervolume,
+    measure_importances,
     propose,
-    reading,
+    rank_by_shortfall,
     write_journal,
 )
+from study.specs import Configuration
 
 LAMBDA = {"low": 0.001, "high": 10.0, "log": True}
-COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+COMPLETE, PRUNED, FAIL = State.COMPLETE, State.PRUNED, State.FAIL
 
 Objective = Callable[[Configuration], tuple[float, float]]
 
@@ -44,7 +48,7 @@ def searched(method: str, **search: Any) -> StudyConfig:
     return config(method=method, **{**space, **search})
 
 
-def weight(one: Configuration) -> float:
+def lambda_of(one: Configuration) -> float:
     assert one.lambda_ is not None
     return one.lambda_
 
@@ -81,7 +85,7 @@ WIDE: dict[str, Any] = {
 
 def places(one: Configuration) -> list[float]:
     """Where in its range each of the four parameters lies, 0…1."""
-    own = {"lambda": weight(one), **dict(one.changes)}
+    own = {"lambda": lambda_of(one), **dict(one.changes)}
     return [
         math.log(own[name] / space["low"]) / math.log(space["high"] / space["low"])
         for name, space in {"lambda": LAMBDA, **WIDE}.items()
@@ -152,7 +156,7 @@ def test_draws_do_not_depend_on_how_they_are_batched(method: str) -> None:
 
 def test_quasi_random_draws_fill_the_space_evenly() -> None:
     study = searched("quasi_random", configurations=64, batch=64)
-    places = [(math.log10(weight(one)) + 3) / 4 for one in propose(study, [])]
+    places = [(math.log10(lambda_of(one)) + 3) / 4 for one in propose(study, [])]
     counts, _ = np.histogram(places, bins=64, range=(0, 1))
     # A scrambled Sobol sequence has one of its first 64 points in each 64th of a side; numbers
     # near an edge may cross it when they are rounded.
@@ -177,9 +181,9 @@ def test_what_is_proposed_lies_in_the_space(method: str) -> None:
         changes = dict(one.changes)
         assert fits(study.search, one)
         assert (one.style_dim > 0) == ("style_weight" in changes)
-        assert (weight(one) < 1) == ("learning_rate" in changes)
+        assert (lambda_of(one) < 1) == ("learning_rate" in changes)
         assert changes["hidden"] in range(16, 33)
-        for value in (weight(one), changes.get("learning_rate", 1e-4)):
+        for value in (lambda_of(one), changes.get("learning_rate", 1e-4)):
             assert value in (float(f"{value:.4g}"), 0.0123456)
     assert {one.style_dim for one in proposed} == {0, 2, 4}
 
@@ -276,7 +280,7 @@ def test_points_to_try_first_come_first_and_are_checked() -> None:
 # ---- what is told --------------------------------------------------------------------------------
 
 
-def outcome(value: float, state: TrialState = COMPLETE, batch: int = 0) -> Outcome:
+def outcome(value: float, state: State = COMPLETE, batch: int = 0) -> Outcome:
     told = (value, value) if state == COMPLETE else ()
     return Outcome(Configuration(value, 0), batch, state, told)
 
@@ -285,7 +289,7 @@ def test_states_are_told_as_they_are(tmp_path: Path) -> None:
     study = searched("tpe")
     past = [outcome(0.1), outcome(0.2, PRUNED), outcome(0.3, FAIL), outcome(0.4)]
     told = make_optuna_study(study, past)
-    assert [trial.state for trial in told.trials] == [COMPLETE, PRUNED, FAIL, COMPLETE]
+    assert [trial.state.name for trial in told.trials] == [COMPLETE, PRUNED, FAIL, COMPLETE]
     assert [trial.number for trial in told.best_trials] == [0, 3]
     path = tmp_path / "optuna.log"
     write_journal(study, past, path)
@@ -295,7 +299,7 @@ def test_states_are_told_as_they_are(tmp_path: Path) -> None:
         assert (mine.state, mine.params, mine.user_attrs, mine.distributions) == (
             theirs.state, theirs.params, theirs.user_attrs, theirs.distributions,
         )  # fmt: skip
-        assert mine.state != COMPLETE or mine.values == theirs.values
+        assert mine.state != TrialState.COMPLETE or mine.values == theirs.values
     assert opened.metric_names == ["judge", "z_distance"]
     write_journal(study, past[:1], path)
     storage = JournalStorage(JournalFileBackend(str(path)))
@@ -329,16 +333,18 @@ def test_outcomes_are_means_over_seeds_at_the_reading() -> None:
         seeds=[0, 1],
         constraints=["style_diversity >= 1"],
     )
-    assert reading(study) == (4, 0.3)
+    assert find_objective_point(study) == (4, 0.3)
     names = ("trial", "lambda", "method", "iteration", "metric", "value")
     rows = [dict(zip(names, row, strict=True)) | {"source": "validation"} for row in METRICS]
+    rows = [row | {"configuration": str(row["trial"]).rpartition("-seed")[0]} for row in rows]
     # Other songs and baselines must not count.
     rows += [row | {"source": "test", "value": 7.0} for row in rows]
     metrics = pl.DataFrame(rows)
     proposed = list(propose(study, []))
-    done = {f"{one.id}-seed{seed}": "done" for one in proposed for seed in (0, 1)}
-    statuses = done | {"lambda10.0-style0-seed1": "pruned", "lambda10.0-style0-seed0": "pruned"}
-    told = {o.configuration.id: o for o in judge_batch(study, 2, proposed, statuses, metrics)}
+    done = {f"{one.id}-seed{seed}": Status.DONE for one in proposed for seed in (0, 1)}
+    stopped = dict.fromkeys((f"lambda10.0-style0-seed{seed}" for seed in (0, 1)), Status.PRUNED)
+    judged = judge_batch(study, 2, proposed, (0, 1), done | stopped, metrics)
+    told = {one.configuration.id: one for one in judged}
     assert told["lambda0.1-style0"].objectives == pytest.approx((0.7, 1.5))
     assert told["lambda0.1-style0"].violations == pytest.approx((0.25,))
     assert told["conditional-style0"].objectives == (0.5, 3.0)
@@ -347,9 +353,9 @@ def test_outcomes_are_means_over_seeds_at_the_reading() -> None:
     assert told["lambda10.0-style0"].state == PRUNED
     assert {o.batch for o in told.values()} == {2}
     # One seed that is not done makes the whole configuration fail.
-    for status in ("failed", "diverged", "pruned"):
+    for status in (Status.FAILED, Status.DIVERGED, Status.PRUNED):
         (lost, *_) = judge_batch(
-            study, 0, proposed, done | {"lambda0.1-style0-seed1": status}, metrics
+            study, 0, proposed, (0, 1), done | {"lambda0.1-style0-seed1": status}, metrics
         )
         assert (lost.state, lost.objectives) == (FAIL, ())
 
@@ -362,17 +368,18 @@ def test_importances_name_what_matters_to_either_objective() -> None:
     def split(one: Configuration) -> tuple[float, float]:
         # The judge is high in a narrow band at the low end; what is low says nothing.
         rate = dict(one.changes)["learning_rate"]
-        return math.exp(-20 * (math.log10(weight(one)) + 2.5) ** 2), rate
+        return math.exp(-20 * (math.log10(lambda_of(one)) + 2.5) ** 2), rate
 
     past = [o for batch in run(study, split) for o in batch]
     found = {
-        (row["objective"], row["parameter"]): row["importance"] for row in importances(study, past)
+        (row["objective"], row["parameter"]): row["importance"]
+        for row in measure_importances(study, past)
     }
     assert found["judge", "lambda"] > 0.8
     assert found["z_distance", "learning_rate"] > 0.8
-    assert importances(study, past[:3]) == []
+    assert measure_importances(study, past[:3]) == []
     mine = [Outcome(o.configuration, WARM_START, o.state, o.objectives) for o in past]
-    assert importances(study, mine) == []
+    assert measure_importances(study, mine) == []
 
 
 def test_the_hypervolume_so_far_is_that_of_complete_configurations() -> None:
@@ -453,7 +460,9 @@ def test_points_that_miss_a_constraint_do_not_count() -> None:
     )
     names = ["unknown", "never", "nearly", "c", "b", "a"]
     counted = points(a=[near], b=[(2.0, 0.5)], c=[far])
-    short = rank_by_shortfall(frame, names, ["novelty >= 3", "z_distance <= 4.5"])
+    short = rank_by_shortfall(
+        frame, names, [Condition("novelty", ">=", 3.0), Condition("z_distance", "<=", 4.5)]
+    )
     assert list(short) == ["c", "a", "b", "nearly", "never", "unknown"]
     assert {name: short[name] for name in "abc"} == rank_by_shortfall(counted, ["a", "b", "c"])
     assert [short[name] for name in names[:3]] == [math.inf] * 3

@@ -10,6 +10,7 @@ import pytest
 import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from cf_core.errors import UserError
 from cf_core.training import load_tensors, train
@@ -21,12 +22,12 @@ from study.ledger import Ledger
 from study.prepare import find_corpus, prepare
 from study.run import plan
 from study.search import list_first_trials, propose
-from study.select import select, status
+from study.select import list_jobs, select
 from study.store import Store
-from study.sweep import outcomes, planned, recorded, sweep
+from study.sweep import list_planned, sweep
 from study.workbench import find_generator
 from tests.conftest import folder
-from tests.tiny import EVALUATION, Watch, assert_same_tables, furnish, go, tiny
+from tests.tiny import EVALUATION, Watch, assert_same_tables, claim, furnish, go, tiny
 
 SEARCH: dict[str, Any] = {
     "method": "tpe",
@@ -68,11 +69,11 @@ def test_each_batch_is_whittled_down_and_told(finished: Study) -> None:
     objectives = store.scan("objectives").collect()
     states = objectives.group_by("batch", "state").len().sort("batch", "state").rows()
     assert states == [(0, "COMPLETE", 2), (0, "PRUNED", 1), (1, "COMPLETE", 2), (1, "PRUNED", 1)]
-    told = outcomes(store)
+    told = Ledger(store).list_outcomes()
     assert [one.configuration.id for one in told] == configurations["configuration"].to_list()
     for batch in (0, 1):
         past = [one for one in told if one.batch < batch]
-        assert list(propose(config, past)) == recorded(store, batch)
+        assert list(propose(config, past)) == Ledger(store).list_proposed(batch)
     assert [line for line in lines if "hypervolume so far" in line][-1].startswith("batch 2: ")
     assert "step 100: 2 of 3 configurations go on" in lines
 
@@ -80,8 +81,8 @@ def test_each_batch_is_whittled_down_and_told(finished: Study) -> None:
 def test_objectives_are_those_of_the_tables(finished: Study) -> None:
     store, _, _ = finished
     metrics = store.scan("metrics").filter(source="validation", iteration=2).collect()
-    for one in outcomes(store):
-        rows = metrics.filter(pl.col("trial").str.starts_with(f"{one.configuration.id}-seed"))
+    for one in Ledger(store).list_outcomes():
+        rows = metrics.filter(configuration=one.configuration.id)
         if not one.objectives:
             assert rows.is_empty()
             continue
@@ -132,7 +133,7 @@ def test_what_was_stopped_is_a_row_and_in_no_frontier(finished: Study) -> None:
 def test_a_survivor_is_what_it_would_have_been_without_rungs(finished: Study) -> None:
     store, config, _ = finished
     done = store.scan("trials").filter(status="done").collect()["trial"]
-    survivor = next(trial for trial in planned(config, store) if trial.id in done)
+    survivor = next(trial for trial in list_planned(config, store) if trial.id in done)
     bench = prepare(config, find_corpus(config, Watch()), store, Watch())
     trainer = make_trainer([survivor], bench)
     for _ in train(trainer, 100):
@@ -190,8 +191,8 @@ def test_the_search_opens_in_optuna(finished: Study) -> None:
     store, _, _ = finished
     backend = JournalFileBackend(str(store.root / "optuna.log"))
     study = optuna.load_study(study_name="tiny", storage=JournalStorage(backend))
-    told = outcomes(store)
-    assert [trial.state for trial in study.trials] == [one.state for one in told]
+    told = Ledger(store).list_outcomes()
+    assert [trial.state for trial in study.trials] == [TrialState[one.state] for one in told]
     assert [trial.user_attrs["configuration"] for trial in study.trials] == [
         one.configuration.id for one in told
     ]
@@ -204,14 +205,14 @@ def test_the_figure_of_the_search_and_its_bundle_are_made(finished: Study, tmp_p
     assert figure is not None
     named = {axes.get_xlabel() for axes in figure.axes}
     assert named >= {"λ", "style dimension", "width"}
-    choice = select(store, "judge", [], tmp_path / "bundle")
+    choice = select(store, output=tmp_path / "bundle")
     width = store.scan("trials").filter(trial=choice.trial).collect()["hidden"][0]
     assert f"hidden{width}" in choice.trial
 
 
 def test_status_lists_all_that_was_proposed(finished: Study) -> None:
     store, _, _ = finished
-    counts = dict(status(store)["status"].value_counts().iter_rows())
+    counts = dict(list_jobs(store)["status"].value_counts().iter_rows())
     assert counts == {"done": 8 + 1, "pruned": 4}
 
 
@@ -221,19 +222,17 @@ def test_a_later_study_learns_from_an_earlier_one(
     done, _, _ = finished
     wider = {**SEARCH, "warm_start": str(done.root), "first": [], "rungs": []}
     config = searching(melodies, tmp_path, search={**wider, "hidden": [16, 32]})
-    store = Store(tmp_path / "tiny")
-    hash_ = done.record["identity"]["corpus"]
-    store.claim(config.identity(hash_), config.fingerprint(hash_), config.name)
+    store = claim(config, done.record["identity"]["corpus"])
     with pytest.raises(_Stop):
         sweep(config, None, store, _Stopping(), None)  # type: ignore[arg-type]
-    learned = outcomes(store)
-    theirs = [one for one in outcomes(done) if "hidden16" in one.configuration.id]
+    learned = Ledger(store).list_outcomes()
+    theirs = [one for one in Ledger(done).list_outcomes() if "hidden16" in one.configuration.id]
     assert [one.configuration for one in learned] == [one.configuration for one in theirs]
     assert {one.batch for one in learned} == {-1}
     assert [one.objectives for one in learned] == [one.objectives for one in theirs]
     assert store.record["identity"]["search"]["warm_start"] == done.record["fingerprint"]
-    assert list(propose(config, learned)) == recorded(store, 0)
-    assert list(propose(config, [])) != recorded(store, 0)
+    assert list(propose(config, learned)) == Ledger(store).list_proposed(0)
+    assert list(propose(config, [])) != Ledger(store).list_proposed(0)
 
 
 class _Stop(Exception):  # noqa: N818
@@ -255,9 +254,7 @@ def test_a_study_of_another_core_teaches_nothing(
     done, _, _ = finished
     search = {**SEARCH, "warm_start": str(done.root)}
     config = searching(melodies, tmp_path, search=search, seed=5)
-    store = Store(tmp_path / "tiny")
-    hash_ = done.record["identity"]["corpus"]
-    store.claim(config.identity(hash_), config.fingerprint(hash_), config.name)
+    store = claim(config, done.record["identity"]["corpus"])
     with pytest.raises(UserError, match=r"warm_start: .*can't be compared.*seed: 0 -> 5"):
         sweep(config, None, store, Watch(), None)  # type: ignore[arg-type]
 

@@ -17,7 +17,7 @@ from cf_core.melody import Note
 from cf_core.render import write_midi
 from study.config import StudyConfig
 from study.prepare import find_corpus, prepare
-from study.progress import Job, Reporter
+from study.progress import Bar, Reporter
 from study.run import DRIVER_THREADS, root, run
 from study.store import Store
 from study.tables import TABLES, drop_volatile
@@ -99,7 +99,7 @@ class Watch(Reporter):
             raise KeyboardInterrupt
 
     @contextmanager
-    def job(self, name: str, total: int | None) -> Iterator[Job]:
+    def job(self, name: str, total: int | None) -> Iterator[Bar]:
         with super().job(name, total) as job:
             update = job.update
 
@@ -124,21 +124,26 @@ def models(config: StudyConfig, stop: str = "") -> Store:
     torch.set_num_threads(DRIVER_THREADS)
     with Watch(stop) as reporter:
         corpus = find_corpus(config, reporter)
-        store = _claim(config, corpus.content_hash)
+        store = claim(config, corpus.content_hash)
         prepare(config, corpus, store, reporter)
     return store
 
 
-def _claim(config: StudyConfig, corpus: str) -> Store:
+def claim(config: StudyConfig, corpus: str) -> Store:
     store = Store(root(config))
-    store.claim(config.identity(corpus), config.fingerprint(corpus), config.name)
+    store.claim(
+        config.identity(corpus),
+        config.fingerprint(corpus),
+        config.name,
+        config.selection.model_dump(mode="json"),
+    )
     return store
 
 
 def furnish(config: StudyConfig, made: Store) -> StudyConfig:
     """Have a tiny study begin with what `models` made."""
     results = place(config.execution.results)
-    _claim(config, made.record["identity"]["corpus"])
+    claim(config, made.record["identity"]["corpus"])
     for file in (file for name in ("core", "classifiers") for file in (made.root / name).glob("*")):
         with replacing(root(config) / file.parent.name / file.name) as temporary:
             temporary.write_bytes(file.read_bytes())

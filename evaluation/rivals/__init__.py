@@ -20,7 +20,7 @@ __all__ = ["Look", "Rival", "Setting", "Tools", "find_rival", "hash_source", "li
 
 @cache
 def list_rivals() -> Mapping[str, type[Rival]]:
-    """List the rivals of this folder by name, in the order of their names."""
+    """List the rivals of this folder by name: LP, the baseline of the poster, then all others."""
     modules = (import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__))
     found = {
         kind.name: kind
@@ -28,7 +28,7 @@ def list_rivals() -> Mapping[str, type[Rival]]:
         for _, kind in inspect.getmembers(module, inspect.isclass)
         if issubclass(kind, Rival) and kind.__module__ == module.__name__ and kind is not Rival
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "lp", item[0])))
 
 
 def find_rival(name: str) -> type[Rival]:

@@ -432,7 +432,7 @@ class Selection(_Section):
 
     maximise: Annotated[str, AfterValidator(_to_be_maximised)] = "judge"
     """The metric whose highest value wins."""
-    where: tuple[MetricCondition, ...] = (Condition("z_distance", "<=", 3.0),)
+    where: tuple[MetricCondition, ...] = Field(("z_distance <= 3",), validate_default=True)
     """Conditions that a trial must meet, such as `z_distance <= 3.0`."""
 
 
