@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64, UInt8
 
-from cf_core.errors import UserError
+from cf_core.errors import CorpusError
 from cf_core.grid import TOLERANCE, join_bars
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 
@@ -117,12 +117,14 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
     of `form` and within its pitches, each half with half as many onsets as the segment has bars.
     Songs that share a third or more of the smaller one's different two-bar phrases, transposed or
     not, are kept on one side of the split; groups of such songs are dealt out at random from
-    `seed`. Raises `UserError` for a file of another kind or grid, and where songs or pairs are too
-    few to split.
+    `seed`.
+
+    Raises `CorpusError` for a file of another kind or grid, and where songs or pairs are too few to
+    split.
     """
     table, steps_per_beat = _open(path)
     if steps_per_beat != form.steps_per_beat:
-        raise UserError(
+        raise CorpusError(
             f"{path}: has {steps_per_beat} steps per beat, but {form.steps_per_beat} are"
             " asked for: ingest the melodies again with that steps_per_beat"
         )
@@ -145,7 +147,7 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
     )
     for split, name in ((TRAIN, "training"), (VALIDATION, "validation"), (TEST, "test")):
         if (corpus.split == split).sum() < 2 or not len(corpus.pairs_of(split)):
-            raise UserError(
+            raise CorpusError(
                 f"{path}: too small to split: {len(kept)} songs with {len(windows.tokens)} segments"
                 f" and {len(corpus.pairs)} adjacent pairs leave too few for {name}: add songs"
             )
@@ -161,18 +163,16 @@ def _open(path: Path) -> tuple[pa.Table, int]:
         version, steps_per_beat = about["schema_version"], about["steps_per_beat"]
         written = about["content_hash"]
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise CorpusError(f"{path}: no such file") from error
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a corpus file: write one from melodies with cf-study ingest"
-        ) from error
+        raise CorpusError(f"{path}: not a corpus file: ingest melodies to make one") from error
     if version != SCHEMA_VERSION:
-        raise UserError(
+        raise CorpusError(
             f"{path}: written as version {version} of the corpus file, this is"
             f" version {SCHEMA_VERSION}: ingest the melodies again"
         )
     if table.schema.types != [column.type for column in columns] or content_hash(table) != written:
-        raise UserError(f"{path}: its bars are not those that were written: ingest them again")
+        raise CorpusError(f"{path}: its bars are not those that were written: ingest them again")
     return table, steps_per_beat
 
 

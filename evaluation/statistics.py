@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, Integer
 from scipy.spatial.distance import cdist
 
-from cf_core.errors import UserError
+from cf_core.errors import RecordsError
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 
 STATISTICS: tuple[str, ...] = (
@@ -120,10 +120,10 @@ class Bins:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, list[float]]) -> "Bins":
-        """Read what `to_dict` wrote; UserError if it can't have written that."""
+        """Read what `to_dict` wrote; RecordsError if it can't have written that."""
         ascending = all(np.all(np.diff(edges) > 0) for edges in record.values())
         if set(record) != set(STATISTICS) or not ascending:
-            raise UserError(
+            raise RecordsError(
                 f"bins: ascending edges are needed for {', '.join(STATISTICS)} and nothing else;"
                 " fit them again on the training segments"
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cf_core.errors import UserError
+from cf_core.errors import MelodyError
 from cf_core.grid import to_grid
 from cf_core.melody import Melody
 from cf_core.readers import (
@@ -31,7 +31,7 @@ def test_read_file_takes_the_first_readable_tune_of_a_book(tmp_path: Path) -> No
     path.write_text("\n\n".join(tunes))
     assert pitches(read_file(path)) == [D, E]
     path.write_text("\n\n".join([tunes[0]] * 2))
-    with pytest.raises(UserError, match="no notes"):
+    with pytest.raises(MelodyError, match="no notes"):
         read_file(path)
 
 
@@ -61,7 +61,7 @@ def test_read_file_names_what_is_wrong(tmp_path: Path) -> None:
         "notes.txt": "no such file",
         "x" * 300: "no such file",
     }.items():
-        with pytest.raises(UserError, match=message) as error:
+        with pytest.raises(MelodyError, match=message) as error:
             read_file(tmp_path / name)
         assert name in str(error.value)
 
@@ -152,7 +152,7 @@ def test_collections_that_hold_nothing(tmp_path: Path) -> None:
         ("later.zip", None, "not a readable zip archive"),
         ("x" * 300, None, "no such file or folder"),
     ]:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(MelodyError, match=message):
             find_songs(tmp_path / name, include)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cf_core.errors import UserError
+from cf_core.errors import RecordsError
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, to_notes
 from evaluation.bootstrap import BLOCKS, Resamples, few_clusters, pigeonhole_weights
 from evaluation.statistics import (
@@ -157,9 +157,9 @@ def test_bins_survive_json_bit_for_bit() -> None:
 
 def test_bins_are_not_read_from_anything_else() -> None:
     record = fitted().to_dict()
-    with pytest.raises(UserError, match="ascending edges"):
+    with pytest.raises(RecordsError, match="ascending edges"):
         Bins.from_dict(record | {"mean_pitch": [3.0, 1.0]})
-    with pytest.raises(UserError, match="pitch_class"):
+    with pytest.raises(RecordsError, match="pitch_class"):
         Bins.from_dict({"mean_pitch": [1.0]})
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 from xml.etree.ElementTree import ParseError
 from zipfile import BadZipFile
 
-from cf_core.errors import UserError
+from cf_core.errors import MelodyError
 from cf_core.grid import GridBar, to_grid
 from cf_core.melody import Melody, bar_length
 from cf_core.readers import abc, midi, musicxml
@@ -129,13 +129,13 @@ def read_melodies(name: str, data: bytes, part: str | None = None) -> Iterator[M
 def read_file(path: Path, part: str | None = None) -> Melody:
     """Read the one melody of a file (the first readable of an ABC book).
 
-    Raises `UserError` where there is none, with the reason for the first. Unlike an ingest it
+    Raises `MelodyError` where there is none, with the reason for the first. Unlike an ingest it
     knows no limits of time and memory but those of what a file may hold.
     """
     if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file raises where it may not look)
-        raise UserError(f"{path}: no such file")
+        raise MelodyError(f"{path}: no such file")
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path}: not a melody file: its name must end in {', '.join(FORMATS)}")
+        raise MelodyError(f"{path}: not a melody file: its name must end in {', '.join(FORMATS)}")
     rejected: list[Rejected] = []
     for song in read_melodies(path.name, content(path), part):
         if isinstance(song, Melody):
@@ -144,23 +144,23 @@ def read_file(path: Path, part: str | None = None) -> Melody:
     first = rejected[0]
     why = f"{first.reason} ({first.detail})" if first.detail else first.reason
     hint = ": name one as part" if first.reason == "several parts" else ""
-    raise UserError(f"{path}: can't read its melody: {why}{hint}")
+    raise MelodyError(f"{path}: can't read its melody: {why}{hint}")
 
 
 def find_songs(source: Path, include: str | None = None) -> Iterator[Song | Rejected]:
     """Yield every song of a folder, a zip archive or a single file, in order of the file names.
 
     `include` is a glob that a file's path inside the folder or archive must match from its end,
-    as in `PurePath.match`. Raises `UserError` where `source` is missing or holds no file that could
-    be read, and for an empty `include`.
+    as in `PurePath.match`. Raises `MelodyError` where `source` is missing or holds no file that
+    could be read, and for an empty `include`.
     """
     if include is not None and not PurePosixPath(include).parts:
-        raise UserError(f"include: {include!r} matches no file; give a pattern such as '*.mid'")
+        raise MelodyError(f"include: {include!r} matches no file; give a pattern such as '*.mid'")
     files = melody_files(source, include)
     first = next(files, None)
     if first is None:
         named = f"named {include!r} " if include else ""
-        raise UserError(f"{source}: no file {named}there that ends in {', '.join(FORMATS)}")
+        raise MelodyError(f"{source}: no file {named}there that ends in {', '.join(FORMATS)}")
     return (song for name, data in chain([first], files) for song in songs(name, data))
 
 

@@ -3,6 +3,8 @@
 from fractions import Fraction
 from typing import Literal
 
+from cf_core.errors import MelodyError
+
 MAX_BYTES = {"midi": 2**20, "musicxml": 2**25, "abc": 2**22}
 """Largest file of each format, uncompressed."""
 MAX_TUNE = 2**13
@@ -38,13 +40,16 @@ SongReason = Literal[
 """The last three come of reading in a process with limits: see `cf_core.isolation`."""
 
 
-class RejectedError(Exception):
-    """Ends the reading of one song."""
+class RejectedError(MelodyError):
+    """Ends the reading of one song: it can't be taken."""
 
     def __init__(self, reason: SongReason, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
 
 
 def check_size(notes: int, bars: int, quarters: Fraction | float = 0) -> None:
