@@ -28,8 +28,8 @@ from cf_core.errors import BundleError
 from cf_core.files import AnyPath, RemotePath, replacing
 from cf_core.fusion import Generator
 from cf_core.melody import MelodyFormat
-from cf_core.seeding import generator as random_generator
-from cf_core.training import weights
+from cf_core.seeding import make_random
+from cf_core.training import collect_weights
 from cf_core.vae import MelodyVAE, VAESettings
 
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
@@ -67,7 +67,7 @@ Network = TypeVar("Network", bound=nn.Module)
 class Bundle:
     """A core VAE and a fusion map that belong together, ready to transform melodies.
 
-    ValueError where `weight` and `lambda_range` are not those of such a generator.
+    ValueError where `lambda_` and `lambda_range` are not those of such a generator.
     """
 
     form: MelodyFormat
@@ -75,7 +75,7 @@ class Bundle:
     generator: Generator
     iterations: int
     """Iteration count that the selection chose; what `fuse` does unless told otherwise."""
-    weight: float | None
+    lambda_: float | None
     """λ that the selection chose; what `fuse` does unless told otherwise; None where λ is no input
     of the generator."""
     lambda_range: tuple[float, float] | None
@@ -85,22 +85,21 @@ class Bundle:
 
     def __post_init__(self) -> None:
         if not self.generator.conditional:
-            fits = self.weight is None and self.lambda_range is None
-        elif self.weight is None or self.lambda_range is None:
+            fits = self.lambda_ is None and self.lambda_range is None
+        elif self.lambda_ is None or self.lambda_range is None:
             fits = False
         else:
             low, high = self.lambda_range
-            fits = 0 < low < high < math.inf and low <= self.weight <= high
+            fits = 0 < low < high < math.inf and low <= self.lambda_ <= high
         if not fits:
             kind = "a conditional" if self.generator.conditional else "an unconditional"
             raise ValueError(
-                f"weight {self.weight} of lambda_range {self.lambda_range} is none of {kind}"
-                " generator"
+                f"λ {self.lambda_} of lambda_range {self.lambda_range} is none of {kind} generator"
             )
 
     def draw_style(self, seed: int) -> tuple[float, ...]:
         """Draw a style from `seed`, in steps of 1/10,000 so that it can be written down."""
-        random = random_generator(seed, "fuse", "style")
+        random = make_random(seed, "fuse", "style")
         drawn = torch.randint(10_001, (self.generator.style_dim,), generator=random)
         return tuple(step / 10_000 for step in drawn.tolist())
 
@@ -111,30 +110,30 @@ class Bundle:
         right: Integer[np.ndarray, "T"],
         style: Sequence[float],
         iterations: int,
-        weight: float | None = None,
+        lambda_: float | None = None,
     ) -> tuple[Integer[np.ndarray, "T"], Integer[np.ndarray, "T"]]:
         """Transform two segments' tokens so that they join.
 
-        `style` holds one number in 0…1 per style dimension. `weight` is λ, for a bundle that has a
-        `lambda_range`, and the bundle's unless given: small goes far from the inputs, large stays
-        near. Raises `BundleError` for a style of the wrong length or out of range, iterations below
-        1, or a λ that the generator was not trained for.
+        `style` holds one number in 0…1 per style dimension. A λ is for a bundle that has a
+        `lambda_range`, and is the bundle's unless given: a small one goes far from the inputs, a
+        large one stays near. Raises `BundleError` for a style of the wrong length or out of range,
+        iterations below 1, or a λ that the generator was not trained for.
         """
-        if weight is None:
-            weight = self.weight
+        if lambda_ is None:
+            lambda_ = self.lambda_
         elif self.lambda_range is None:
             raise BundleError(
                 "λ: this bundle has one λ, fixed in training; only a conditional one takes another"
             )
-        elif not self.lambda_range[0] <= weight <= self.lambda_range[1]:
+        elif not self.lambda_range[0] <= lambda_ <= self.lambda_range[1]:
             low, high = self.lambda_range
-            raise BundleError(f"λ: this bundle was trained for {low:g} to {high:g}, not {weight}")
+            raise BundleError(f"λ: this bundle was trained for {low:g} to {high:g}, not {lambda_}")
         chosen = _style(style, self.generator.style_dim)
         if iterations < 1:
             raise BundleError(f"iterations: {iterations} is too few; give 1 or more")
         latents = self.core.encode_mean(np.stack((left, right)))
         pair = (latents[:1], latents[1:])
-        outputs = self.generator.iterate(pair, chosen, [iterations], weight)[iterations]
+        outputs = self.generator.iterate(pair, chosen, [iterations], lambda_)[iterations]
         tokens = self.core.decode_tokens(torch.cat(outputs))
         return tokens[0], tokens[1]
 
@@ -157,7 +156,7 @@ def save_bundle(bundle: Bundle, path: AnyPath) -> None:
         temporary.mkdir(parents=True)
         checksums = {}
         for name, network in zip(_FILES, (bundle.core, bundle.generator), strict=True):
-            content = serialise(weights(network))
+            content = serialise(collect_weights(network))
             (temporary / name).write_bytes(content)
             checksums[name] = sha256(content).hexdigest()
         manifest = _describe(bundle, checksums)
@@ -223,13 +222,13 @@ def _checked(path: AnyPath) -> Bundle:
         settings = VAESettings(**manifest["core"])
         core = partial(MelodyVAE, form, settings)
         fusion = partial(Generator, settings.latent_dim, trials=None, **manifest["generator"])
-        weight, lambda_range = _read_lambdas(manifest)
+        lambda_, lambda_range = _read_lambdas(manifest)
         return Bundle(
             form=form,
             core=_filled(core, path / _FILES[0], manifest["sha256"]),
             generator=_filled(fusion, path / _FILES[1], manifest["sha256"]),
             iterations=manifest["iterations"],
-            weight=weight,
+            lambda_=lambda_,
             lambda_range=lambda_range,
             record=dict(manifest["record"]),
         )
@@ -254,7 +253,7 @@ def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
             "conditional": generator.conditional,
         },
         "iterations": bundle.iterations,
-        "weight": bundle.weight,
+        "weight": bundle.lambda_,
         "lambda_range": bundle.lambda_range,
         "record": bundle.record,
         "sha256": checksums,
@@ -311,14 +310,14 @@ def _check_numbers(manifest: Mapping[str, Any]) -> None:
 
 def _read_lambdas(manifest: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
     """λ and its range, which `Bundle` compares with the generator."""
-    weight, lambda_range = manifest["weight"], manifest["lambda_range"]
-    if weight is None and lambda_range is None:
+    lambda_, lambda_range = manifest["weight"], manifest["lambda_range"]
+    if lambda_ is None and lambda_range is None:
         return None, None
     low, high = lambda_range
-    for number in (weight, low, high):
+    for number in (lambda_, low, high):
         if type(number) not in (int, float):
             raise ValueError(f"weight {number!r} is no number")
-    return float(weight), (float(low), float(high))
+    return float(lambda_), (float(low), float(high))
 
 
 def _filled(build: Callable[[], Network], file: AnyPath, checksums: Mapping[str, Any]) -> Network:

@@ -36,7 +36,7 @@ BARS = pa.schema(
 _KEY = b"connective_fusion.corpus"
 
 
-def content_hash(table: pa.Table) -> str:
+def hash_bars(table: pa.Table) -> str:
     """SHA-256 of the bars in a corpus table: not of its path, compression or titles."""
     digest = hashlib.sha256()
     for name in ("song_id", "bar", "meter", "tokens", "held", "reason"):
@@ -59,7 +59,7 @@ def content_hash(table: pa.Table) -> str:
 
 
 def label_bars(bars: pa.Table, source: str, steps_per_beat: int, digest: str) -> pa.Table:
-    """Write into a table of bars what `load_corpus` asks of it; `digest` is its `content_hash`."""
+    """Write into a table of bars what `load_corpus` asks of it; `digest` is that of `hash_bars`."""
     about = {
         "schema_version": SCHEMA_VERSION,
         "steps_per_beat": steps_per_beat,
@@ -143,7 +143,7 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
         split=_split(groups, np.random.default_rng(seed)),
         pairs=_adjacent(song, windows.bar, form.bars_per_segment),
         struck_again=int(windows.struck_again.sum()),
-        content_hash=content_hash(table),
+        content_hash=hash_bars(table),
     )
     for split, name in ((TRAIN, "training"), (VALIDATION, "validation"), (TEST, "test")):
         if (corpus.split == split).sum() < 2 or not len(corpus.pairs_of(split)):
@@ -171,7 +171,7 @@ def _open(path: Path) -> tuple[pa.Table, int]:
             f"{path}: written as version {version} of the corpus file, this is"
             f" version {SCHEMA_VERSION}: ingest the melodies again"
         )
-    if table.schema.types != [column.type for column in columns] or content_hash(table) != written:
+    if table.schema.types != [column.type for column in columns] or hash_bars(table) != written:
         raise CorpusError(f"{path}: its bars are not those that were written: ingest them again")
     return table, steps_per_beat
 
@@ -243,13 +243,11 @@ def _near_duplicates(phrases: _Windows, songs: Int64[np.ndarray, "S"]) -> Int64[
     return np.asarray(last[group])
 
 
-def _split(
-    groups: Int64[np.ndarray, "S"], generator: np.random.Generator
-) -> Int64[np.ndarray, "S"]:
+def _split(groups: Int64[np.ndarray, "S"], random: np.random.Generator) -> Int64[np.ndarray, "S"]:
     """Deal groups of songs out: a tenth of the songs to test, a tenth to validation."""
     split = np.full(len(groups), TRAIN, dtype=np.int64)
     room = {TEST: max(2, round(len(groups) / 10)), VALIDATION: max(2, round(len(groups) / 10))}
-    for group in generator.permutation(np.unique(groups)):
+    for group in random.permutation(np.unique(groups)):
         members = groups == group
         for part, free in room.items():
             if members.sum() <= free:

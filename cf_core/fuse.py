@@ -39,7 +39,7 @@ class Fused:
     tempo: float
     """Quarter notes per minute."""
     style: tuple[float, ...]
-    weight: float | None
+    lambda_: float | None
     """λ, where it is an input of the bundle's generator."""
     iterations: int
 
@@ -69,7 +69,7 @@ def fuse_files(
     left_part: str | None = None,
     right_part: str | None = None,
     style: Sequence[float] | None = None,
-    weight: float | None = None,
+    lambda_: float | None = None,
     iterations: int | None = None,
     seed: int = 0,
     tempo: float | None = None,
@@ -79,8 +79,8 @@ def fuse_files(
     Files are MIDI, MusicXML or ABC. `left_bars` and `right_bars` choose other segments;
     `left_part` and `right_part` the part, by name or counted from 1, of files that have several.
     `style` holds one number in 0…1 per style dimension; without it, one is drawn from `seed`.
-    `weight` (λ: small goes far from the inputs, large stays near) and `iterations` are the
-    bundle's unless given. `tempo` (quarter notes per minute, 10…500) is that of the left file
+    `lambda_` (small goes far from the inputs, large stays near) and `iterations` are the bundle's
+    unless given. `tempo` (quarter notes per minute, 10…500) is that of the left file
     unless given.
 
     Raises `MelodyError` where a file can't be read, has no segment that the bundle can take, or the
@@ -97,7 +97,7 @@ def fuse_files(
         )
     chosen = bundle.draw_style(seed) if style is None else tuple(style)
     count = bundle.iterations if iterations is None else iterations
-    outputs = bundle.fuse(last.tokens, first.tokens, chosen, count, weight)
+    outputs = bundle.fuse(last.tokens, first.tokens, chosen, count, lambda_)
     return Fused(
         form=bundle.form,
         inputs=np.stack((last.tokens, first.tokens)),
@@ -106,7 +106,7 @@ def fuse_files(
         meter=last.meter,
         tempo=speed,
         style=chosen,
-        weight=bundle.weight if weight is None else weight,
+        lambda_=bundle.lambda_ if lambda_ is None else lambda_,
         iterations=count,
     )
 

@@ -21,7 +21,7 @@ from cf_core.corpus import BARS, label_bars
 from cf_core.errors import CorpusError
 from cf_core.files import replacing
 from cf_core.ingest_report import IngestReport, count_bars, list_counts
-from cf_core.isolation import CallError, Mapper, isolated, processes
+from cf_core.isolation import CallError, Mapper, call_isolated, processes
 from cf_core.melody import MAX_STEPS_PER_BEAT
 from cf_core.readers import Gridded, Rejected, Song, read_gridded
 
@@ -70,11 +70,11 @@ def ingest(
     songs = readers.find_songs(source, include)
     plan = _Plan(source.name, part, steps_per_beat)
     report = _write(songs, output, plan, mapper or processes(), progress)
-    report.passed_over = readers.passed_over(source, include)
+    report.passed_over = readers.count_passed_over(source, include)
     return report
 
 
-def builtin_corpus(
+def ingest_builtin(
     output: Path,
     *,
     steps_per_beat: int = 4,
@@ -87,13 +87,13 @@ def builtin_corpus(
     (1782-1801) and O'Neill's Music of Ireland (1903), with its repeats played out. The rest is as
     in `ingest`.
     """
-    tunes = list(common_time_tunes())
-    songs = (song for name, data in tunes for song in readers.songs(name, data))
+    tunes = list(read_builtin_tunes())
+    songs = (song for name, data in tunes for song in readers.split_songs(name, data))
     plan = _Plan("builtin", None, steps_per_beat)
     return _write(songs, output, plan, mapper or processes(), progress, len(tunes))
 
 
-def common_time_tunes() -> Iterator[tuple[str, bytes]]:
+def read_builtin_tunes() -> Iterator[tuple[str, bytes]]:
     """Yield names and texts of the built-in corpus's tunes, each as an ABC file of its own."""
     spec = find_spec("music21")
     if spec is None or spec.origin is None:
@@ -263,7 +263,7 @@ def _read_batch(plan: _Plan, batch: _Batch) -> tuple[_Batch, pa.Table]:
             result = (
                 song
                 if isinstance(song, Rejected)
-                else isolated(read_gridded, song, plan.part, plan.steps_per_beat)
+                else call_isolated(read_gridded, song, plan.part, plan.steps_per_beat)
             )
         except CallError as error:
             result = Rejected(song.id, error.reason, error.detail)

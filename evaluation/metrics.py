@@ -17,25 +17,24 @@ from jaxtyping import Bool, Float, Float64, Int, Integer
 from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
 from cf_core.fusion import Generator
 from cf_core.losses import Pair
-from cf_core.seeding import derive
-from cf_core.seeding import generator as random_generator
+from cf_core.seeding import derive, make_random
 from cf_core.vae import MelodyVAE
-from evaluation.bootstrap import Resamples, enough_songs
+from evaluation.bootstrap import Resamples, has_enough_songs
 from evaluation.classifier import SearchClassifier
 from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
-from evaluation.inference import bins_of
+from evaluation.inference import take_bins
 from evaluation.judge import Judge
 from evaluation.statistics import (
     STATISTICS,
     Bins,
     Neighbourhoods,
+    compute_statistics,
     correlation,
+    count_pairs,
     joint,
     overlap_area,
-    pair_counts,
     pair_features,
     row_stochastic,
-    segment_statistics,
 )
 from evaluation.transforms import Fusion, Step
 
@@ -131,7 +130,7 @@ def make_sources(
         left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
         sources.append(Source(name, split, (left, right), corpus.song[rows]))
         z_left, z_right = torch.randn(
-            (2, *left.shape), generator=random_generator(seed, "inputs", prior_name)
+            (2, *left.shape), generator=make_random(seed, "inputs", prior_name)
         )
         sources.append(Source(prior_name, split, (z_left, z_right), np.full((count, 2), -1)))
     return tuple(sources)
@@ -272,7 +271,7 @@ class Evaluator:
         random = np.random.default_rng(derive(self.seed, "references", source.name))
         count = len(source.songs)
         if source.songs[0, 0] < 0:
-            noise = random_generator(self.seed, "floor", source.name)
+            noise = make_random(self.seed, "floor", source.name)
             z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
             floor, songs = self._decode((z_left, z_right)), source.songs
         else:
@@ -308,7 +307,7 @@ class Evaluator:
         if generator.style_dim == 0:
             return dict.fromkeys(counts, 0.0)
         pair = source.inputs[0][:DIVERSITY_INPUTS], source.inputs[1][:DIVERSITY_INPUTS]
-        random = random_generator(self.seed, "diversity")
+        random = make_random(self.seed, "diversity")
         drawn = torch.rand(styles, generator.style_dim, generator=random)
         outputs = []
         for style in drawn:
@@ -331,7 +330,7 @@ class Evaluator:
     @cached_property
     def _training(self) -> Statistics:
         tokens = self.corpus.tokens[self.corpus.segments(TRAIN)]
-        return segment_statistics(tokens, self.corpus.form)
+        return compute_statistics(tokens, self.corpus.form)
 
     @cached_property
     def _deviations(self) -> dict[str, float]:
@@ -353,7 +352,7 @@ class Evaluator:
     ) -> _Reference:
         notes = self._notes(self._tokens(rows))
         bins = self._bins(notes)
-        counts = {name: pair_counts(*bins[name], self.bins.count(name)) for name in STATISTICS}
+        counts = {name: count_pairs(*bins[name], self.bins.count(name)) for name in STATISTICS}
         features = pair_features(*notes.statistics, self._deviations)
         drawn = random.permutation(len(rows))[:REAL_PAIRS]
         return _Reference(counts, notes.statistics, Neighbourhoods.fit(features[drawn]))
@@ -439,10 +438,10 @@ class Evaluator:
         pairs: int,
     ) -> Iterator[dict[str, Any]]:
         for name in STATISTICS:
-            left, right = bins_of(kept, name)
+            left, right = take_bins(kept, name)
             k = self.bins.count(name)
-            counts = pair_counts(left, right, k)
-            resampled = None if resamples is None else resamples.pair_counts(left, right, k)
+            counts = count_pairs(left, right, k)
+            resampled = None if resamples is None else resamples.count_pairs(left, right, k)
             for metric, matrix in ((name, row_stochastic), (f"{name}_joint", joint)):
                 real = matrix(reference.counts[name])
                 value = float(correlation(matrix(counts), real))
@@ -473,13 +472,13 @@ class Evaluator:
 
     def _resamples(self, songs: Integer[np.ndarray, "B 2"]) -> Resamples | None:
         """None where there are too few to draw from."""
-        if not enough_songs(songs):
+        if not has_enough_songs(songs):
             return None
         random = np.random.default_rng(derive(self.seed, "bootstrap"))
         return Resamples.draw(songs, self.resamples, random)
 
     def _notes(self, tokens: TokenPairs) -> _Notes:
-        left, right = (segment_statistics(half, self.corpus.form) for half in tokens)
+        left, right = (compute_statistics(half, self.corpus.form) for half in tokens)
         return _Notes(tokens, (left, right))
 
     def _bins(self, notes: _Notes) -> dict[str, tuple[np.ndarray, np.ndarray]]:

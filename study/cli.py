@@ -274,7 +274,7 @@ def fuse(
         left_part=left_part,
         right_part=right_part,
         style=_style(style),
-        weight=weight,
+        lambda_=weight,
         iterations=iterations,
         seed=seed,
         tempo=tempo,
@@ -303,7 +303,7 @@ def _account(fused: "Fused", left: Path, right: Path) -> list[str]:
         for path, (first, last), count in halves
     ]
     style = ",".join(f"{value:g}" for value in fused.style) or "none"
-    weight = "fixed" if fused.weight is None else fused.weight
+    weight = "fixed" if fused.lambda_ is None else fused.lambda_
     how = f"style {style}, λ {weight}, iterations {fused.iterations}, tempo {fused.tempo:g}"
     return [*taken, how]
 

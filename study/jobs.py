@@ -18,15 +18,15 @@ from torch import Tensor
 from cf_core.corpus import TEST, VALIDATION
 from cf_core.files import AnyPath
 from cf_core.fusion import FusionSettings, Generator, Latents
-from cf_core.pack import PackTrainer, Trial
-from cf_core.seeding import generator
+from cf_core.pack import Member, PackTrainer
+from cf_core.seeding import make_random
 from cf_core.training import (
     Progress,
+    collect_weights,
     load_tensors,
-    peak_memory_mb,
+    measure_peak_memory_mb,
     save_tensors,
     train,
-    weights,
 )
 from evaluation.metrics import DIVERSITY_INPUTS, Evaluator, Source, song_names
 from evaluation.transforms import (
@@ -183,7 +183,7 @@ def pack_trainer(
     """The trainer of some trials of one shape and budget, untrained."""
     settings = [spec.configuration.settings(bench.fusion) for spec in trials]
     own = [
-        Trial(spec.lambda_, spec.style_dim, spec.seed, setting.learning_rate)
+        Member(spec.lambda_, spec.style_dim, spec.seed, setting.learning_rate)
         for spec, setting in zip(trials, settings, strict=True)
     ]
     shared = replace(settings[0], steps=until or settings[0].steps)
@@ -233,7 +233,7 @@ def record_references(bench: Workbench, store: Store) -> None:
     """Record the identity, the floor and the ceiling of each source, and the real pairs."""
     evaluator, label = bench.evaluator, {"trial": "identity", "method": "identity"}
     rows, outcomes = [], [evaluator.real_outcomes(split) for split in (VALIDATION, TEST)]
-    random = generator(bench.seed, "identity")
+    random = make_random(bench.seed, "identity")
     for source in bench.sources:
         measured, pairs = evaluator.evaluate(label, source, Identity()(source.inputs, [0], random))
         rows += [*measured, *evaluator.references_rows(source)]
@@ -301,10 +301,10 @@ def _conclude(
         reason = f"gradients were not finite after {trainer.diverged[place]} steps"
         recorder.record(trial, {"status": "diverged", "reason": reason})
     elif spec.until is not None:
-        save_tensors(trainer.alone(place), rung_path(recorder.store, trial.id, spec.until))
-        yield from _measure_at_rung(trial, trainer.generator(place), spec, recorder)
+        save_tensors(trainer.take_state(place), rung_path(recorder.store, trial.id, spec.until))
+        yield from _measure_at_rung(trial, trainer.take_generator(place), spec, recorder)
     else:
-        yield from _finish(trial, trainer.generator(place), recorder, trainer.step)
+        yield from _finish(trial, trainer.take_generator(place), recorder, trainer.step)
 
 
 def _measure_at_rung(
@@ -338,7 +338,7 @@ def _finish(
     """Evaluate a trained trial and record it."""
     bench, store = recorder.bench, recorder.store
     path = generator_path(store, trial.id)
-    save_tensors(weights(generator), path)
+    save_tensors(collect_weights(generator), path)
     styles = {source.name: _styles(source, trial.style_dim, bench) for source in bench.sources}
     readings, diversity = [], []
     for weight in bench.plan.lambda_ if trial.lambda_ is None else (trial.lambda_,):
@@ -402,7 +402,7 @@ def _rival(job: RivalJob, recorder: "_Recorder") -> Steps[Progress, None, None]:
     rows, total = len(inputs[0]), job_steps(job, bench)
     joined = inputs[0].repeat(len(settings), 1), inputs[1].repeat(len(settings), 1)
     transform, counts = _transform(job, rows, bench), bench.plan.counts(settings[0].method)
-    random = generator(bench.seed, "rival", job.id)
+    random = make_random(bench.seed, "rival", job.id)
     steps: dict[tuple[RivalSpec, str], list[Step]] = defaultdict(list)
     seen = sorted({*counts, *range(_PROGRESS_EVERY, total, _PROGRESS_EVERY)})
     for step in transform(joined, seen, random):
@@ -493,7 +493,7 @@ def _cost_rows(reading: Reading, bench: Workbench) -> list[dict[str, Any]]:
 
 def _styles(source: Source, style_dim: int, bench: Workbench) -> Float[Tensor, "B S"]:
     """The style of each input pair, the same for all trials of one style dimension."""
-    random = generator(bench.seed, "styles", source.name)
+    random = make_random(bench.seed, "styles", source.name)
     return torch.rand(len(source.songs), style_dim, generator=random)
 
 
@@ -600,7 +600,7 @@ class _Recorder:
             "fingerprint": self.bench.fingerprint,
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
-            "peak_memory_mb": peak_memory_mb(),
+            "peak_memory_mb": measure_peak_memory_mb(),
             "attempt": self.attempts[spec.id],
             "device": self.device,
             "finished_at": datetime.now(UTC),

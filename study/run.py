@@ -14,8 +14,7 @@ from cf_core.errors import UserError
 from cf_core.files import AnyPath, place
 from cf_core.fuse import Fused
 from cf_core.render import write_midi, write_wav
-from cf_core.seeding import derive
-from cf_core.seeding import generator as random_generator
+from cf_core.seeding import derive, make_random
 from evaluation.figures import piano_roll_figure, save
 from evaluation.frontier import CHOSEN_ON, FUSIONS
 from study.config import PARAMETERS, Range, StudyConfig
@@ -190,7 +189,7 @@ def fuse_example(store: Store, corpus: Corpus, seed: int) -> AnyPath:
         tempo=_EXAMPLE_TEMPO,
         style=style,
         iterations=bundle.iterations,
-        weight=bundle.weight,
+        lambda_=bundle.lambda_,
     )
     folder = store.root / "example"
     for name, notes in (("inputs", fused.input_notes), ("outputs", fused.output_notes)):
@@ -207,7 +206,7 @@ def _record_styles(
 ) -> None:
     """Write the inputs and what the bundle makes of them in several styles."""
     size = bundle.generator.style_dim
-    random = random_generator(seed, "example", "styles")
+    random = make_random(seed, "example", "styles")
     styles = torch.rand(_EXAMPLE_STYLES if size else 1, size, generator=random).numpy()
     left, right = fused.inputs
     shown = [("inputs", fused.inputs)]

@@ -159,7 +159,7 @@ def select(store: Store, maximise: str, where: Sequence[str], output: AnyPath) -
     trial = store.scan("trials").filter(pl.col("trial") == name).collect()
     settings = replace(config.fusion, hidden=trial["hidden"][0])
     generator = _filled(
-        settings.generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
+        settings.make_generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
         generator_path(store, name),
     )
     shown = ["trial", "lambda", "iteration", maximise, "low", "high"]
@@ -189,7 +189,7 @@ def select(store: Store, maximise: str, where: Sequence[str], output: AnyPath) -
         core,
         generator,
         iterations=best["iteration"],
-        weight=best["lambda"] if conditional else None,
+        lambda_=best["lambda"] if conditional else None,
         lambda_range=config.fusion.lambda_range if conditional else None,
         record=record,
     )

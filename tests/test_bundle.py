@@ -53,7 +53,7 @@ def test_round_trip(
     assert loaded.form == bundle.form
     assert loaded.core.settings == bundle.core.settings
     assert (loaded.iterations, loaded.record) == (3, {"study": "tiny"})
-    assert (loaded.weight, loaded.lambda_range) == (
+    assert (loaded.lambda_, loaded.lambda_range) == (
         (0.1, (1e-3, 10.0)) if conditional else (None, None)
     )
     assert (loaded.generator.gated, loaded.generator.conditional) == (gated, conditional)
@@ -153,7 +153,7 @@ def test_weights_that_are_none_of_a_conditional_generator(
     make_bundle: MakeBundle, weight: float | None, lambda_range: tuple[float, float] | None
 ) -> None:
     with pytest.raises(ValueError, match="none of a conditional generator"):
-        replace(make_bundle(conditional=True), weight=weight, lambda_range=lambda_range)
+        replace(make_bundle(conditional=True), lambda_=weight, lambda_range=lambda_range)
 
 
 @pytest.mark.parametrize(("weight", "lambda_range"), [(0.1, None), (None, (0.01, 1.0))])
@@ -161,7 +161,7 @@ def test_weights_that_an_unconditional_generator_cannot_have(
     make_bundle: MakeBundle, weight: float | None, lambda_range: tuple[float, float] | None
 ) -> None:
     with pytest.raises(ValueError, match="none of an unconditional generator"):
-        replace(make_bundle(), weight=weight, lambda_range=lambda_range)
+        replace(make_bundle(), lambda_=weight, lambda_range=lambda_range)
 
 
 def test_a_drawn_style_depends_on_the_seed_alone_and_survives_print(
@@ -367,7 +367,7 @@ WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "endless": (lambda m: m.update(lambda_range=[0.01, math.inf]), "none of a conditional"),
     "nan": (lambda m: m.update(weight=math.nan), "none of a conditional"),
     "turned round": (lambda m: m.update(lambda_range=[10.0, 0.001]), "none of a conditional"),
-    "outside": (lambda m: m.update(weight=11.0), "weight 11.0 of lambda_range .* is none of"),
+    "outside": (lambda m: m.update(weight=11.0), "λ 11.0 of lambda_range .* is none of"),
     "made fixed": (
         lambda m: (
             m["generator"].update(conditional=False),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cf_core import corpus
 from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus, load_corpus
 from cf_core.errors import CorpusError
-from cf_core.ingest import common_time_tunes, ingest
+from cf_core.ingest import ingest, read_builtin_tunes
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from tests.melodies import meter, midi, sound
 
@@ -287,7 +287,7 @@ def test_the_hash_is_of_the_bars_alone(small: Path, tmp_path: Path) -> None:
         column[index] = changed
         position = table.column_names.index(name)
         edited = table.set_column(position, name, pa.array(column, table[name].type))
-        assert corpus.content_hash(edited) != before, name
+        assert corpus.hash_bars(edited) != before, name
         pq.write_table(edited, other)
         with pytest.raises(CorpusError, match="not those that were written"):
             load_corpus(other, FORM, 0)
@@ -321,7 +321,7 @@ def test_files_that_are_no_corpus_for_the_format(small: Path, tmp_path: Path) ->
 
 
 def test_built_in_tunes_are_chosen_by_their_header() -> None:
-    tunes = dict(common_time_tunes())
+    tunes = dict(read_builtin_tunes())
     assert len(tunes) == 1309
     assert b"T:The White Cockade" in tunes["airdsAirs-book1-1.abc"].replace(b"T: ", b"T:")
     assert not any(b"\nM:6/8" in text.split(b"\nK:")[0] for text in tunes.values())

@@ -74,7 +74,7 @@ def test_the_last_segment_of_left_meets_the_first_of_right(
     assert fused.inputs[1].tolist() == _tokens((60, 8), (61, 8), (62, 8), (63, 8))
     assert (fused.tempo, fused.meter, fused.iterations) == (90.0, "4/4", 3)
     assert fused.style == bundle.draw_style(0)
-    assert fused.weight is None
+    assert fused.lambda_ is None
     again = bundle.fuse(fused.inputs[0], fused.inputs[1], fused.style, 3)
     assert np.array_equal(fused.outputs, np.stack(again))
 
@@ -113,9 +113,9 @@ def test_the_weight_is_the_bundles_unless_given(
 ) -> None:
     bundle = make_bundle(conditional=True)
     unsaid, same, other = (
-        fuse_files(left, right, bundle, weight=weight) for weight in (None, 0.1, 10.0)
+        fuse_files(left, right, bundle, lambda_=weight) for weight in (None, 0.1, 10.0)
     )
-    assert (unsaid.weight, same.weight, other.weight) == (0.1, 0.1, 10.0)
+    assert (unsaid.lambda_, same.lambda_, other.lambda_) == (0.1, 0.1, 10.0)
     assert np.array_equal(unsaid.outputs, same.outputs)
     expected = bundle.fuse(other.inputs[0], other.inputs[1], other.style, 3, 10.0)
     assert np.array_equal(other.outputs, np.stack(expected))
@@ -126,9 +126,9 @@ def test_a_weight_that_the_bundle_cannot_take(
     left: Path, right: Path, make_bundle: MakeBundle
 ) -> None:
     with pytest.raises(BundleError, match=r"λ: this bundle was trained for 0\.001 to 10, not 20"):
-        fuse_files(left, right, make_bundle(conditional=True), weight=20.0)
+        fuse_files(left, right, make_bundle(conditional=True), lambda_=20.0)
     with pytest.raises(BundleError, match=r"λ: this bundle has one λ"):
-        fuse_files(left, right, make_bundle(), weight=0.1)
+        fuse_files(left, right, make_bundle(), lambda_=0.1)
 
 
 def test_the_seed_draws_the_style(left: Path, right: Path, bundle: Bundle) -> None:

@@ -12,8 +12,8 @@ from cf_core.grid import to_grid
 from cf_core.melody import Melody
 from cf_core.readers import (
     Rejected,
+    count_passed_over,
     find_songs,
-    passed_over,
     read_file,
     read_melodies,
     read_song,
@@ -104,13 +104,13 @@ def test_folders_and_zip_archives_read_alike(tmp_path: Path) -> None:
 
 def test_files_passed_over_by_their_names_are_counted(tmp_path: Path) -> None:
     collection(tmp_path / "all")
-    assert passed_over(tmp_path / "all") == {".txt": 1, ".abc": 1}
-    assert passed_over(tmp_path / "all", "b/*.abc") == {".txt": 1, ".abc": 2, ".mid": 1}
+    assert count_passed_over(tmp_path / "all") == {".txt": 1, ".abc": 1}
+    assert count_passed_over(tmp_path / "all", "b/*.abc") == {".txt": 1, ".abc": 2, ".mid": 1}
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.mkdir("empty.d")
         for name in ("a.abc", "LICENSE", "b.PDF"):
             archive.writestr(name, HEAD)
-    assert passed_over(tmp_path / "all.zip") == {"LICENSE": 1, ".pdf": 1}
+    assert count_passed_over(tmp_path / "all.zip") == {"LICENSE": 1, ".pdf": 1}
 
 
 def test_names_in_archives_are_utf_8_where_they_can_be(tmp_path: Path) -> None:

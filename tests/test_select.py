@@ -12,7 +12,7 @@ from cf_core.bundle import load_bundle
 from cf_core.errors import UserError
 from cf_core.fusion import Generator
 from cf_core.nets import initialise
-from cf_core.training import save_tensors, weights
+from cf_core.training import collect_weights, save_tensors
 from cf_core.vae import MelodyVAE
 from study.config import StudyConfig, TrialSpec
 from study.jobs import generator_path
@@ -112,11 +112,11 @@ def trained(store: Store) -> Store:
     """With weights, too."""
     core = MelodyVAE(CONFIG.melody, CONFIG.core)
     initialise(core, torch.Generator().manual_seed(1))
-    save_tensors(weights(core), store.root / "core" / "core.safetensors")
+    save_tensors(collect_weights(core), store.root / "core" / "core.safetensors")
     for trial in (A, B, C):
         generator = Generator(8, _spec(trial).style_dim, 16, 2)
         initialise(generator, torch.Generator().manual_seed(2))
-        save_tensors(weights(generator), generator_path(store, trial))
+        save_tensors(collect_weights(generator), generator_path(store, trial))
     return store
 
 
@@ -332,14 +332,14 @@ def test_a_conditional_trial_is_chosen_at_one_of_its_weights(tmp_path: Path) -> 
     over = _over(A, "done") | {**label, "lambda": None}
     store.write("trials", "a", [over])
     core = MelodyVAE(config.melody, config.core)
-    save_tensors(weights(core), store.root / "core" / "core.safetensors")
+    save_tensors(collect_weights(core), store.root / "core" / "core.safetensors")
     generator = Generator(8, 2, 16, 2, conditional=True)
     initialise(generator, torch.Generator().manual_seed(2))
-    save_tensors(weights(generator), generator_path(store, spec.id))
+    save_tensors(collect_weights(generator), generator_path(store, spec.id))
     choice = select(store, "judge", RULE, tmp_path / "bundle")
     assert (choice.trial, choice.weight, choice.iterations) == (spec.id, 1.0, 1)
     bundle = load_bundle(choice.bundle)
-    assert (bundle.weight, bundle.lambda_range) == (1.0, config.fusion.lambda_range)
+    assert (bundle.lambda_, bundle.lambda_range) == (1.0, config.fusion.lambda_range)
     assert torch.equal(bundle.generator.net.weights[0], generator.net.weights[0])
     assert [row["lambda"] for row in bundle.record["runners_up"]] == [3.0]
 
@@ -352,7 +352,7 @@ def test_weights_that_cannot_be_used(trained: Store, tmp_path: Path, state: str)
     elif state == "damaged":
         path.write_bytes(path.read_bytes()[:100])
     else:
-        save_tensors(weights(Generator(8, 3, 16, 2)), path)
+        save_tensors(collect_weights(Generator(8, 3, 16, 2)), path)
     with pytest.raises(UserError, match=state):
         select(trained, "judge", RULE, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from cf_core.errors import FigureError
 from evaluation.figures.canvas import COLUMN, STYLE, drawable, look
 from evaluation.frontier import FUSIONS
-from evaluation.inference import bins_of
+from evaluation.inference import take_bins
 from evaluation.statistics import STATISTICS, correlation, transition_matrix
 
 _WHITE_KEYS = {0: "C", 2: "D", 4: "E", 5: "F", 7: "G", 9: "A", 11: "B"}
@@ -30,7 +30,7 @@ class _Column:
 
     def matrix(self, statistic: str, k: int) -> tuple[Float[np.ndarray, "K K"], int]:
         """Give the transition matrix of a statistic, and how many pairs are not in it."""
-        left, right = bins_of(self.outcomes, statistic)
+        left, right = take_bins(self.outcomes, statistic)
         return transition_matrix(left, right, k), int(((left < 0) | (right < 0)).sum())
 
 
