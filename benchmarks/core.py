@@ -24,7 +24,7 @@ from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tel
 from benchmarks.products import Product, bare, decoding, fusion_step, vae_step
 from cf_core.fusion import FusionSettings, Generator, Latents
 from cf_core.melody import MelodyFormat
-from cf_core.pack import PackTrainer, Trial
+from cf_core.pack import Member, PackTrainer
 from cf_core.training import Trainer, use_huge_pages
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
 
@@ -58,7 +58,7 @@ class Shape:
     def pack(self, trials: Sequence[int], device: str = "cpu") -> PackTrainer:
         """A pack of one trial for each seed."""
         settings = self.settings()
-        alike = [Trial(WEIGHT, STYLE_DIM, seed, settings.learning_rate) for seed in trials]
+        alike = [Member(WEIGHT, STYLE_DIM, seed, settings.learning_rate) for seed in trials]
         return PackTrainer(self.latents(device), settings, alike, device)
 
     def products(self) -> list[Product]:
@@ -164,7 +164,7 @@ def bundle(bench: Bench) -> Iterator[Measure]:
     sizes = (settings.latent_dim, STYLE_DIM, 384 // bench.scale, 2)
     vae, generator = MelodyVAE(form, settings), Generator(*sizes, conditional=True)
     made = Bundle(
-        form, vae, generator, iterations=1, weight=WEIGHT, lambda_range=lambdas, record={}
+        form, vae, generator, iterations=1, lambda_=WEIGHT, lambda_range=lambdas, record={}
     )
     with TemporaryDirectory() as folder:
         path = Path(folder) / "bundle"

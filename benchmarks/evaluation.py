@@ -17,15 +17,15 @@ from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
 from cf_core.fusion import FusionSettings, Generator
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 from cf_core.nets import initialise
-from cf_core.pack import PackTrainer, Trial
-from cf_core.seeding import generator
+from cf_core.pack import Member, PackTrainer
+from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.evaluator import Evaluator, make_sources
 from evaluation.frontier import CHOSEN_ON, matched_similarity
-from evaluation.inference import verdicts
+from evaluation.inference import decide_verdicts
 from evaluation.judge import Judge, JudgeSettings
-from evaluation.statistics import STATISTICS, Bins, segment_statistics, transition_matrix
+from evaluation.statistics import STATISTICS, Bins, compute_statistics, transition_matrix
 from evaluation.transforms import Fusion
 from study.config import StudyConfig, load_configs
 from study.findings import count_bins, read_finished_metrics
@@ -52,13 +52,15 @@ def latent_search(rounds: Rounds) -> Iterator[Measure]:
     pairs, latent_dim = PAIRS // rounds.scale, LATENT_DIM // rounds.scale
     settings = ClassifierSettings(hidden=256 // rounds.scale)
     classifier = SearchClassifier(latent_dim, settings)
-    initialise(classifier, generator(0, "weights"))
-    left, right = torch.randn(2, pairs, latent_dim, generator=generator(0, "pairs"))
-    search = LatentSearch(classifier, torch.full((pairs,), 0.1))
+    initialise(classifier, make_random(0, "weights"))
+    left, right = torch.randn(2, pairs, latent_dim, generator=make_random(0, "pairs"))
+    sizes = {"step_size": torch.full((pairs,), 0.1)}
+    tools = Tools(classifier, torch.ones(latent_dim), (left, right))
+    search = Bound(LP(), sizes, tools)
     sizes = [2 * latent_dim, *[settings.hidden] * (settings.depth + 1), 1]
     with threads(1):
         seconds = rounds.take_turns(
-            lambda: list(search((left, right), [ITERATIONS], generator(0, "search"))),
+            lambda: list(search((left, right), [ITERATIONS], make_random(0, "search"))),
             bare((ITERATIONS + 1) * forward(sizes, pairs)),
         )
     shape = f"{pairs} pairs, Z {latent_dim}, hidden {settings.hidden}, one thread"
@@ -69,14 +71,14 @@ def latent_search(rounds: Rounds) -> Iterator[Measure]:
 def statistics(rounds: Rounds) -> Iterator[Measure]:
     """All five statistics and their matrices against decoding the same segments."""
     core = MelodyVAE(FORM, VAESettings())
-    initialise(core, generator(0, "core"))
+    initialise(core, make_random(0, "core"))
     count = SEGMENTS // rounds.scale
-    z = torch.randn(count, LATENT_DIM, generator=generator(0, "latents"))
+    z = torch.randn(count, LATENT_DIM, generator=make_random(0, "latents"))
     tokens = core.decode_tokens(z)
-    bins = Bins.fit(segment_statistics(_tunes(2000), FORM))
+    bins = Bins.fit(compute_statistics(_tunes(2000), FORM))
 
     def matrices() -> None:
-        values = segment_statistics(tokens, FORM)
+        values = compute_statistics(tokens, FORM)
         for name in STATISTICS:
             of = bins.assign(name, values[name])
             transition_matrix(of[: count // 2], of[count // 2 :], bins.count(name))
@@ -94,18 +96,18 @@ def panels(rounds: Rounds) -> Iterator[Measure]:
     classifier = SearchClassifier(LATENT_DIM, ClassifierSettings())
     judges = {split: Judge(FORM, JudgeSettings()) for split in (VALIDATION, TEST)}
     settings = FusionSettings()
-    fusion = settings.generator(LATENT_DIM, STYLE_DIM, conditional=True)
+    fusion = settings.make_generator(LATENT_DIM, STYLE_DIM, conditional=True)
     for network in (core, classifier, *judges.values(), fusion):
-        initialise(network, generator(0, "weights"))
+        initialise(network, make_random(0, "weights"))
     evaluator = Evaluator(corpus, core, classifier, judges, 200, 0)
     sources = make_sources(corpus, core, {TEST: pairs, VALIDATION: pairs}, 0)[:2]
-    style = torch.rand(pairs, STYLE_DIM, generator=generator(0, "style"))
+    style = torch.rand(pairs, STYLE_DIM, generator=make_random(0, "style"))
     trainer = _trainer(corpus, core, settings)
 
     def measured() -> None:
         for source in sources:
             transform = Fusion(_held_near(fusion), style, WEIGHT)
-            steps = transform(source.inputs, COUNTS, generator(0, "fusion"))
+            steps = transform(source.inputs, COUNTS, make_random(0, "fusion"))
             evaluator.evaluate({"trial": "x", "method": "conditional"}, source, steps)
 
     with threads(1):
@@ -138,7 +140,7 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
             bounds = {"z_distance": (0.03, 6.0), "edit_distance": (0.1, 28.0)}
             resamples = plan.verdict_resamples // rounds.scale
             matched = matched_similarity(metrics, bounds)
-            verdicts(metrics, matched, outcomes, bins, resamples, np.random.default_rng(0))
+            decide_verdicts(metrics, matched, outcomes, bins, resamples, np.random.default_rng(0))
 
     (seconds,) = Rounds(1, 0.0, rounds.scale).take_turns(decide)
     share = float(seconds[0]) / whole
@@ -160,7 +162,7 @@ def _job_seconds(store: Store) -> float:
 def default_trainer(settings: FusionSettings, scale: int) -> PackTrainer:
     """The trainer of one conditional trial, on a made-up corpus and core of the default size."""
     corpus, core = _corpus(10_000 // scale), MelodyVAE(FORM, VAESettings())
-    initialise(core, generator(0, "weights"))
+    initialise(core, make_random(0, "weights"))
     return _trainer(corpus, core, settings)
 
 
@@ -173,7 +175,7 @@ def _training_seconds(config: StudyConfig, scale: int) -> float:
 
 
 def _trainer(corpus: Corpus, core: MelodyVAE, settings: FusionSettings) -> PackTrainer:
-    trial = Trial(None, STYLE_DIM, 0, settings.learning_rate)
+    trial = Member(None, STYLE_DIM, 0, settings.learning_rate)
     return PackTrainer(training_latents(corpus, core), settings, [trial])
 
 
@@ -253,15 +255,16 @@ def _made_up(
 def _points(config: StudyConfig) -> list[_Point]:
     plan = config.evaluation
     ours: list[_Point] = [
-        ("conditional", trial.id, weight, trial.seed, iteration)
-        for trial, weight, iteration in product(
+        ("conditional", trial.id, lambda_, trial.seed, iteration)
+        for trial, lambda_, iteration in product(
             list_first_trials(config), plan.lambda_, plan.iterations
         )
     ]
     rivals: list[_Point] = [
-        (rival.method, rival.id, rival.lambda_, None, iteration)
-        for rival in config.rivals()
-        for iteration in plan.counts(rival.method)
+        (setting.method, setting.id, setting.value("lambda"), None, iteration)
+        for rival in map(plan.rival, plan.rivals)
+        for setting in rival.settings()
+        for iteration in rival.iterations
     ]
     return [*ours, *rivals, *((name, name, None, None, 0) for name in ("identity", "real"))]
 

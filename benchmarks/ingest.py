@@ -18,10 +18,10 @@ from tempfile import TemporaryDirectory
 import pretty_midi
 
 from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
-from cf_core.ingest import common_time_tunes, ingest
+from cf_core.ingest import ingest, read_builtin_tunes
 from cf_core.isolation import processes
 from cf_core.melody import Melody
-from cf_core.readers import Song, read_gridded, read_melodies, songs
+from cf_core.readers import Song, read_gridded, read_melodies, split_songs
 from cf_core.render import write_midi
 
 OUTPUT = Path(__file__).parent / "out" / "ingest.json"
@@ -74,8 +74,10 @@ def _against_parsing(rounds: Rounds, folder: Path) -> Iterator[Measure]:
 
 def _against_music21(rounds: Rounds) -> Iterator[Measure]:
     """Tunes in ABC, read to bars on a grid, against music21's parser alone."""
-    tunes = list(islice(common_time_tunes(), max(4, PEER_TUNES // rounds.scale)))
-    read = [song for name, text in tunes for song in songs(name, text) if isinstance(song, Song)]
+    tunes = list(islice(read_builtin_tunes(), max(4, PEER_TUNES // rounds.scale)))
+    read = [
+        song for name, text in tunes for song in split_songs(name, text) if isinstance(song, Song)
+    ]
     parser = import_module("music21.converter")
 
     def parse() -> None:
@@ -90,7 +92,7 @@ def _against_music21(rounds: Rounds) -> Iterator[Measure]:
 def _speedup(rounds: Rounds, folder: Path) -> Iterator[Measure]:
     """An ingest of tunes in ABC by one process and by two."""
     (folder / "abc").mkdir()
-    for name, text in islice(common_time_tunes(), max(16, TUNES // rounds.scale)):
+    for name, text in islice(read_builtin_tunes(), max(16, TUNES // rounds.scale)):
         for copy in range(WRITTEN_AS):
             (folder / "abc" / f"{copy}-{name}").write_bytes(text)
     output = folder / "abc.parquet"
@@ -111,7 +113,7 @@ def _midi_files(folder: Path) -> Iterator[tuple[str, bytes]]:
                     yield Path(name).name, members.read(name)
         return
     file = folder / "tune.mid"
-    for name, text in common_time_tunes():
+    for name, text in read_builtin_tunes():
         for melody in read_melodies(name, text):
             if isinstance(melody, Melody):
                 write_midi(melody.notes, file, melody.tempo)

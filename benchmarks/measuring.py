@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from cf_core.files import replacing
-from cf_core.training import hardware
+from cf_core.training import describe_hardware
 
 Action = Callable[[], object]
 
@@ -67,7 +67,7 @@ class Rounds:
 
 def introduce(repeats: int) -> None:
     """Say what is measured on."""
-    print(f"{hardware()}, {torch.get_num_threads()} threads;", end=" ")
+    print(f"{describe_hardware()}, {torch.get_num_threads()} threads;", end=" ")
     print(f"torch {torch.__version__}; medians of {repeats} rounds")
 
 

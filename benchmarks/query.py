@@ -23,7 +23,8 @@ from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tel
 from evaluation.frontier import CHOSEN_ON
 from study.config import StudyConfig
 from study.provenance import provenance
-from study.store import TABLES, Rows, Store
+from study.store import Rows, Store
+from study.tables import TABLES
 from study.workbench import REPORT_EVERY
 
 OUTPUT = Path(__file__).parent / "out" / "query.json"

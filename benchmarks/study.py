@@ -20,17 +20,19 @@ from typing import Any
 
 import polars as pl
 from rich.console import Console
-from study.workers import Workers
 
 from benchmarks import ingest, query
 from benchmarks.measuring import Measure, Rounds, introduce, publish, threads
 from cf_core.training import save_tensors, use_huge_pages
-from study.config import Configuration, StudyConfig, TrialSpec
+from study.config import StudyConfig
+from study.dispatch import Dispatcher
 from study.execution import make_trainer
 from study.lease import Lease
 from study.ledger import Ledger
 from study.prepare import find_corpus, prepare
 from study.progress import Reporter
+from study.ray_executor import RayExecutor
+from study.specs import Configuration, TrialSpec, group_packs
 from study.store import Store
 from study.workbench import REPORT_EVERY, Workbench
 from tests.tiny import tiny, write_melodies
@@ -111,7 +113,7 @@ def drive(count: int) -> dict[str, float]:
             before, started = _memory(), process_time()
             workers.do(group_packs(trials, 1, bench.fusion))
             seconds, megabytes = process_time() - started, _memory() - before
-        done = Ledger(set(store).list_statuses().values())
+        done = set(Ledger(store).list_statuses().values())
     if done != {"done"}:
         raise SystemExit(f"trials ended as {done}")
     return {"seconds": seconds, "megabytes": megabytes}
@@ -150,13 +152,13 @@ def _bench(fusion: dict[str, Any]) -> Iterator[tuple[StudyConfig, Workbench, Sto
 
 
 @contextmanager
-def _workers(config: StudyConfig, bench: Workbench, store: Store) -> Iterator[Workers]:
+def _workers(config: StudyConfig, bench: Workbench, store: Store) -> Iterator[Dispatcher]:
     reporter = Reporter(Console(quiet=True))
     with (
         Lease(store.root) as lease,
-        closing(Workers(bench, store, config.execution, reporter, lease)) as made,
+        closing(RayExecutor(bench, store, config.execution, reporter)) as executor,
     ):
-        yield made
+        yield Dispatcher(executor, bench, store, reporter, lease)
 
 
 def _memory() -> float:

@@ -21,14 +21,15 @@ import torch
 from jaxtyping import Integer
 from safetensors import SafetensorError
 from safetensors.torch import load as parse
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from cf_core.errors import UserError
+from cf_core.errors import BundleError
 from cf_core.files import AnyPath, RemotePath, replacing
 from cf_core.fusion import Generator
 from cf_core.melody import MelodyFormat
-from cf_core.seeding import generator as random_generator
-from cf_core.training import save_tensors, weights
+from cf_core.seeding import make_random
+from cf_core.training import collect_weights
 from cf_core.vae import MelodyVAE, VAESettings
 
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
@@ -66,7 +67,7 @@ Network = TypeVar("Network", bound=nn.Module)
 class Bundle:
     """A core VAE and a fusion map that belong together, ready to transform melodies.
 
-    ValueError where `weight` and `lambda_range` are not those of such a generator.
+    ValueError where `lambda_` and `lambda_range` are not those of such a generator.
     """
 
     form: MelodyFormat
@@ -74,7 +75,7 @@ class Bundle:
     generator: Generator
     iterations: int
     """Iteration count that the selection chose; what `fuse` does unless told otherwise."""
-    weight: float | None
+    lambda_: float | None
     """λ that the selection chose; what `fuse` does unless told otherwise; None where λ is no input
     of the generator."""
     lambda_range: tuple[float, float] | None
@@ -84,22 +85,21 @@ class Bundle:
 
     def __post_init__(self) -> None:
         if not self.generator.conditional:
-            fits = self.weight is None and self.lambda_range is None
-        elif self.weight is None or self.lambda_range is None:
+            fits = self.lambda_ is None and self.lambda_range is None
+        elif self.lambda_ is None or self.lambda_range is None:
             fits = False
         else:
             low, high = self.lambda_range
-            fits = 0 < low < high < math.inf and low <= self.weight <= high
+            fits = 0 < low < high < math.inf and low <= self.lambda_ <= high
         if not fits:
             kind = "a conditional" if self.generator.conditional else "an unconditional"
             raise ValueError(
-                f"weight {self.weight} of lambda_range {self.lambda_range} is none of {kind}"
-                " generator"
+                f"λ {self.lambda_} of lambda_range {self.lambda_range} is none of {kind} generator"
             )
 
     def draw_style(self, seed: int) -> tuple[float, ...]:
         """Draw a style from `seed`, in steps of 1/10,000 so that it can be written down."""
-        random = random_generator(seed, "fuse", "style")
+        random = make_random(seed, "fuse", "style")
         drawn = torch.randint(10_001, (self.generator.style_dim,), generator=random)
         return tuple(step / 10_000 for step in drawn.tolist())
 
@@ -110,30 +110,30 @@ class Bundle:
         right: Integer[np.ndarray, "T"],
         style: Sequence[float],
         iterations: int,
-        weight: float | None = None,
+        lambda_: float | None = None,
     ) -> tuple[Integer[np.ndarray, "T"], Integer[np.ndarray, "T"]]:
         """Transform two segments' tokens so that they join.
 
-        `style` holds one number in 0…1 per style dimension. `weight` is λ, for a bundle that has a
-        `lambda_range`, and the bundle's unless given: small goes far from the inputs, large stays
-        near. Raises `UserError` for a style of the wrong length or out of range, iterations below
-        1, or a λ that the generator was not trained for.
+        `style` holds one number in 0…1 per style dimension. A λ is for a bundle that has a
+        `lambda_range`, and is the bundle's unless given: a small one goes far from the inputs, a
+        large one stays near. Raises `BundleError` for a style of the wrong length or out of range,
+        iterations below 1, or a λ that the generator was not trained for.
         """
-        if weight is None:
-            weight = self.weight
+        if lambda_ is None:
+            lambda_ = self.lambda_
         elif self.lambda_range is None:
-            raise UserError(
-                "λ: this bundle has one λ, fixed in training; only a conditional one takes --lambda"
+            raise BundleError(
+                "λ: this bundle has one λ, fixed in training; only a conditional one takes another"
             )
-        elif not self.lambda_range[0] <= weight <= self.lambda_range[1]:
+        elif not self.lambda_range[0] <= lambda_ <= self.lambda_range[1]:
             low, high = self.lambda_range
-            raise UserError(f"λ: this bundle was trained for {low:g} to {high:g}, not {weight}")
+            raise BundleError(f"λ: this bundle was trained for {low:g} to {high:g}, not {lambda_}")
         chosen = _style(style, self.generator.style_dim)
         if iterations < 1:
-            raise UserError(f"iterations: {iterations} is too few; give 1 or more")
+            raise BundleError(f"iterations: {iterations} is too few; give 1 or more")
         latents = self.core.encode_mean(np.stack((left, right)))
         pair = (latents[:1], latents[1:])
-        outputs = self.generator.iterate(pair, chosen, [iterations], weight)[iterations]
+        outputs = self.generator.iterate(pair, chosen, [iterations], lambda_)[iterations]
         tokens = self.core.decode_tokens(torch.cat(outputs))
         return tokens[0], tokens[1]
 
@@ -142,7 +142,7 @@ def save_bundle(bundle: Bundle, path: AnyPath) -> None:
     """Write a bundle folder, whole or not at all; an earlier bundle at `path` is replaced.
 
     Where folders can't be renamed, as in an object store, an interrupted call leaves a bundle that
-    `load_bundle` refuses and that the next call replaces. Raises `UserError` where `path` holds
+    `load_bundle` refuses and that the next call replaces. Raises `BundleError` where `path` holds
     anything else or can't be written.
     """
     if not isinstance(path, Path):
@@ -152,18 +152,20 @@ def save_bundle(bundle: Bundle, path: AnyPath) -> None:
     earlier = path.parent / f"{temporary.name}.earlier"
     try:
         if path.exists() and not _is_bundle(path):
-            raise UserError(f"{path}: exists and is not a bundle; choose another place")
+            raise BundleError(f"{path}: exists and is not a bundle; choose another place")
         temporary.mkdir(parents=True)
-        save_tensors(weights(bundle.core), temporary / _FILES[0])
-        save_tensors(weights(bundle.generator), temporary / _FILES[1])
-        checksums = {n: sha256((temporary / n).read_bytes()).hexdigest() for n in _FILES}
+        checksums = {}
+        for name, network in zip(_FILES, (bundle.core, bundle.generator), strict=True):
+            content = serialise(collect_weights(network))
+            (temporary / name).write_bytes(content)
+            checksums[name] = sha256(content).hexdigest()
         manifest = _describe(bundle, checksums)
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         if path.exists():
             path.rename(earlier)
         temporary.rename(path)
     except OSError as error:
-        raise UserError(
+        raise BundleError(
             f"{path}: can't be written ({error.strerror or error}); choose another place"
         ) from error
     finally:
@@ -176,63 +178,63 @@ def save_bundle(bundle: Bundle, path: AnyPath) -> None:
 
 def _upload(bundle: Bundle, path: RemotePath) -> None:
     if path.exists() and not _is_bundle(path):
-        raise UserError(f"{path}: exists and is not a bundle; choose another place")
+        raise BundleError(f"{path}: exists and is not a bundle; choose another place")
     with TemporaryDirectory() as folder:
         whole = Path(folder) / "bundle"
         save_bundle(bundle, whole)
         # First the manifest, whose checksums fit no other weights.
         for name in (_MANIFEST, *_FILES):
-            with replacing(path / name) as temporary:
+            with replacing(path / name, BundleError) as temporary:
                 shutil.copyfile(whole / name, temporary)
 
 
 def load_bundle(path: AnyPath | None = None) -> Bundle:
     """Read a bundle folder, the ready-made one unless given, and check every byte of it.
 
-    Raises `UserError` where the folder is no bundle, can't be read, has another version, was
+    Raises `BundleError` where the folder is no bundle, can't be read, has another version, was
     altered since its manifest was written, or holds weights of other shapes than that says.
     """
     if path is None:
         path = DEFAULT_BUNDLE
         if not path.exists():
-            raise UserError(
+            raise BundleError(
                 f"{path}: no ready-made bundle here; make it with `make bundle` in a checkout of"
-                " the project, or give another with --bundle"
+                " the project, or give the folder of another"
             )
     try:
         return _checked(path)
     except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
+        raise BundleError(f"{path}: can't be read ({error.strerror or error})") from error
 
 
 def _checked(path: AnyPath) -> Bundle:
     manifest = _manifest(path)
     if manifest.get("version") != VERSION:
-        raise UserError(
+        raise BundleError(
             f"{path}: bundle version {manifest.get('version')!r}; this program reads {VERSION}:"
             " get or select the bundle again"
         )
     if not isinstance(manifest.get("sha256"), dict):
-        raise UserError(f"{path / _MANIFEST}: no checksums; get the bundle again")
+        raise BundleError(f"{path / _MANIFEST}: no checksums; get the bundle again")
     try:
         _check_numbers(manifest)
         form = MelodyFormat(**{**manifest["melody"], "meters": tuple(manifest["melody"]["meters"])})
         settings = VAESettings(**manifest["core"])
         core = partial(MelodyVAE, form, settings)
         fusion = partial(Generator, settings.latent_dim, trials=None, **manifest["generator"])
-        weight, lambda_range = _read_lambdas(manifest)
+        lambda_, lambda_range = _read_lambdas(manifest)
         return Bundle(
             form=form,
             core=_filled(core, path / _FILES[0], manifest["sha256"]),
             generator=_filled(fusion, path / _FILES[1], manifest["sha256"]),
             iterations=manifest["iterations"],
-            weight=weight,
+            lambda_=lambda_,
             lambda_range=lambda_range,
             record=dict(manifest["record"]),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: manifest and weights do not fit ({reason})") from error
+        raise BundleError(f"{path}: manifest and weights do not fit ({reason})") from error
 
 
 def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
@@ -251,7 +253,7 @@ def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
             "conditional": generator.conditional,
         },
         "iterations": bundle.iterations,
-        "weight": bundle.weight,
+        "weight": bundle.lambda_,
         "lambda_range": bundle.lambda_range,
         "record": bundle.record,
         "sha256": checksums,
@@ -262,7 +264,7 @@ def _is_bundle(path: AnyPath) -> bool:
     """Whether a folder holds a bundle of any version and nothing else: it may be replaced."""
     try:
         _manifest(path)
-    except UserError:
+    except BundleError:
         return False
     return {entry.name for entry in path.glob("*")} <= {_MANIFEST, *_FILES}
 
@@ -270,27 +272,27 @@ def _is_bundle(path: AnyPath) -> bool:
 def _manifest(path: AnyPath) -> dict[str, Any]:
     file = path / _MANIFEST
     if not file.is_file():
-        raise UserError(f"{path}: no bundle here ({_MANIFEST} is missing)")
+        raise BundleError(f"{path}: no bundle here ({_MANIFEST} is missing)")
     if file.stat().st_size > _MAX_MANIFEST:
-        raise UserError(f"{file}: too large for a manifest")
+        raise BundleError(f"{file}: too large for a manifest")
     try:
         manifest = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON ({error})") from error
+        raise BundleError(f"{file}: not JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
-        raise UserError(f"{file}: not the manifest of a {_KIND}")
+        raise BundleError(f"{file}: not the manifest of a {_KIND}")
     return manifest
 
 
 def _content(file: AnyPath, checksums: Mapping[str, Any]) -> bytes:
     """Read a file once: what is used afterwards is what was checked."""
     if not file.is_file():
-        raise UserError(f"{file.parent}: {file.name} is missing; get the bundle again")
+        raise BundleError(f"{file.parent}: {file.name} is missing; get the bundle again")
     if file.stat().st_size > _MAX_FILE:
-        raise UserError(f"{file}: too large for weights (above 1 GiB); get the bundle again")
+        raise BundleError(f"{file}: too large for weights (above 1 GiB); get the bundle again")
     content = file.read_bytes()
     if sha256(content).hexdigest() != checksums.get(file.name):
-        raise UserError(
+        raise BundleError(
             f"{file}: altered since the bundle was made (SHA-256 differs); get the bundle again"
         )
     return content
@@ -308,14 +310,14 @@ def _check_numbers(manifest: Mapping[str, Any]) -> None:
 
 def _read_lambdas(manifest: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
     """λ and its range, which `Bundle` compares with the generator."""
-    weight, lambda_range = manifest["weight"], manifest["lambda_range"]
-    if weight is None and lambda_range is None:
+    lambda_, lambda_range = manifest["weight"], manifest["lambda_range"]
+    if lambda_ is None and lambda_range is None:
         return None, None
     low, high = lambda_range
-    for number in (weight, low, high):
+    for number in (lambda_, low, high):
         if type(number) not in (int, float):
             raise ValueError(f"weight {number!r} is no number")
-    return float(weight), (float(low), float(high))
+    return float(lambda_), (float(low), float(high))
 
 
 def _filled(build: Callable[[], Network], file: AnyPath, checksums: Mapping[str, Any]) -> Network:
@@ -336,7 +338,7 @@ def _filled(build: Callable[[], Network], file: AnyPath, checksums: Mapping[str,
 
 def _style(style: Sequence[float], size: int) -> Tensor:
     if len(style) != size:
-        raise UserError(f"style: {len(style)} numbers given; this bundle takes {size}")
+        raise BundleError(f"style: {len(style)} numbers given; this bundle takes {size}")
     if not all(0.0 <= value <= 1.0 for value in style):
-        raise UserError("style: each number must lie in 0…1")
+        raise BundleError("style: each number must lie in 0…1")
     return torch.tensor([style], dtype=torch.float32)

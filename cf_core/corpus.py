@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64, UInt8
 
-from cf_core.errors import UserError
+from cf_core.errors import CorpusError
 from cf_core.grid import TOLERANCE, join_bars
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 
@@ -36,7 +36,7 @@ BARS = pa.schema(
 _KEY = b"connective_fusion.corpus"
 
 
-def content_hash(table: pa.Table) -> str:
+def hash_bars(table: pa.Table) -> str:
     """SHA-256 of the bars in a corpus table: not of its path, compression or titles."""
     digest = hashlib.sha256()
     for name in ("song_id", "bar", "meter", "tokens", "held", "reason"):
@@ -59,7 +59,7 @@ def content_hash(table: pa.Table) -> str:
 
 
 def label_bars(bars: pa.Table, source: str, steps_per_beat: int, digest: str) -> pa.Table:
-    """Write into a table of bars what `load_corpus` asks of it; `digest` is its `content_hash`."""
+    """Write into a table of bars what `load_corpus` asks of it; `digest` is that of `hash_bars`."""
     about = {
         "schema_version": SCHEMA_VERSION,
         "steps_per_beat": steps_per_beat,
@@ -117,12 +117,14 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
     of `form` and within its pitches, each half with half as many onsets as the segment has bars.
     Songs that share a third or more of the smaller one's different two-bar phrases, transposed or
     not, are kept on one side of the split; groups of such songs are dealt out at random from
-    `seed`. Raises `UserError` for a file of another kind or grid, and where songs or pairs are too
-    few to split.
+    `seed`.
+
+    Raises `CorpusError` for a file of another kind or grid, and where songs or pairs are too few to
+    split.
     """
     table, steps_per_beat = _open(path)
     if steps_per_beat != form.steps_per_beat:
-        raise UserError(
+        raise CorpusError(
             f"{path}: has {steps_per_beat} steps per beat, but {form.steps_per_beat} are"
             " asked for: ingest the melodies again with that steps_per_beat"
         )
@@ -141,11 +143,11 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
         split=_split(groups, np.random.default_rng(seed)),
         pairs=_adjacent(song, windows.bar, form.bars_per_segment),
         struck_again=int(windows.struck_again.sum()),
-        content_hash=content_hash(table),
+        content_hash=hash_bars(table),
     )
     for split, name in ((TRAIN, "training"), (VALIDATION, "validation"), (TEST, "test")):
         if (corpus.split == split).sum() < 2 or not len(corpus.pairs_of(split)):
-            raise UserError(
+            raise CorpusError(
                 f"{path}: too small to split: {len(kept)} songs with {len(windows.tokens)} segments"
                 f" and {len(corpus.pairs)} adjacent pairs leave too few for {name}: add songs"
             )
@@ -161,18 +163,16 @@ def _open(path: Path) -> tuple[pa.Table, int]:
         version, steps_per_beat = about["schema_version"], about["steps_per_beat"]
         written = about["content_hash"]
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise CorpusError(f"{path}: no such file") from error
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a corpus file: write one from melodies with cf-study ingest"
-        ) from error
+        raise CorpusError(f"{path}: not a corpus file: ingest melodies to make one") from error
     if version != SCHEMA_VERSION:
-        raise UserError(
+        raise CorpusError(
             f"{path}: written as version {version} of the corpus file, this is"
             f" version {SCHEMA_VERSION}: ingest the melodies again"
         )
-    if table.schema.types != [column.type for column in columns] or content_hash(table) != written:
-        raise UserError(f"{path}: its bars are not those that were written: ingest them again")
+    if table.schema.types != [column.type for column in columns] or hash_bars(table) != written:
+        raise CorpusError(f"{path}: its bars are not those that were written: ingest them again")
     return table, steps_per_beat
 
 
@@ -243,13 +243,11 @@ def _near_duplicates(phrases: _Windows, songs: Int64[np.ndarray, "S"]) -> Int64[
     return np.asarray(last[group])
 
 
-def _split(
-    groups: Int64[np.ndarray, "S"], generator: np.random.Generator
-) -> Int64[np.ndarray, "S"]:
+def _split(groups: Int64[np.ndarray, "S"], random: np.random.Generator) -> Int64[np.ndarray, "S"]:
     """Deal groups of songs out: a tenth of the songs to test, a tenth to validation."""
     split = np.full(len(groups), TRAIN, dtype=np.int64)
     room = {TEST: max(2, round(len(groups) / 10)), VALIDATION: max(2, round(len(groups) / 10))}
-    for group in generator.permutation(np.unique(groups)):
+    for group in random.permutation(np.unique(groups)):
         members = groups == group
         for part, free in room.items():
             if members.sum() <= free:

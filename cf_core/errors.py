@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class MelodyError(UserError):
-    """A melody file can't be read, or has no bars that can be taken."""
+    """A melody file can't be read or written, or has no bars that can be taken."""
 
 
 class CorpusError(UserError):
@@ -51,4 +51,4 @@ class ClusterError(UserError):
 
 
 class FigureError(UserError):
-    """The tables hold nothing that a figure could show."""
+    """A figure can't be written, or the tables hold nothing that it could show."""

@@ -164,19 +164,19 @@ def place(text: str) -> AnyPath:
 
 
 @contextmanager
-def replacing(path: AnyPath) -> Iterator[Path]:
+def replacing(path: AnyPath, failure: type[UserError] = UserError) -> Iterator[Path]:
     """Give a temporary name to write to, which becomes `path` if nothing is raised.
 
-    Missing folders above it are made. Raises `UserError` where `path` can't be written.
+    Missing folders above it are made. Raises `failure` where `path` can't be written.
     """
     try:
         if path.is_dir():
-            raise UserError(f"{path}: is a folder; give the name of a file")
+            raise failure(f"{path}: is a folder; give the name of a file")
         with _replacing(path) if isinstance(path, Path) else _uploading(path) as temporary:
             yield temporary
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise UserError(f"{path}: can't be written ({reason}); choose another place") from error
+        raise failure(f"{path}: can't be written ({reason}); choose another place") from error
 
 
 @contextmanager

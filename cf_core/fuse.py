@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from cf_core.bundle import Bundle
-from cf_core.errors import UserError
+from cf_core.errors import MelodyError
 from cf_core.grid import GridBar, make_segment, to_grid
 from cf_core.melody import FIRST_PITCH, MelodyFormat, Note, bar_length, to_notes
 from cf_core.readers import read_file
@@ -39,7 +39,7 @@ class Fused:
     tempo: float
     """Quarter notes per minute."""
     style: tuple[float, ...]
-    weight: float | None
+    lambda_: float | None
     """λ, where it is an input of the bundle's generator."""
     iterations: int
 
@@ -69,7 +69,7 @@ def fuse_files(
     left_part: str | None = None,
     right_part: str | None = None,
     style: Sequence[float] | None = None,
-    weight: float | None = None,
+    lambda_: float | None = None,
     iterations: int | None = None,
     seed: int = 0,
     tempo: float | None = None,
@@ -79,24 +79,25 @@ def fuse_files(
     Files are MIDI, MusicXML or ABC. `left_bars` and `right_bars` choose other segments;
     `left_part` and `right_part` the part, by name or counted from 1, of files that have several.
     `style` holds one number in 0…1 per style dimension; without it, one is drawn from `seed`.
-    `weight` (λ: small goes far from the inputs, large stays near) and `iterations` are the
-    bundle's unless given. `tempo` (quarter notes per minute, 10…500) is that of the left file
+    `lambda_` (small goes far from the inputs, large stays near) and `iterations` are the bundle's
+    unless given. `tempo` (quarter notes per minute, 10…500) is that of the left file
     unless given.
 
-    Raises `UserError` where a file can't be read, has no segment that the bundle can take, or the
-    bars chosen are none, and for a style, a λ, an iteration count or a tempo out of range.
+    Raises `MelodyError` where a file can't be read, has no segment that the bundle can take, or the
+    bars chosen are none, and for a tempo out of range; `BundleError` for a style, a λ or an
+    iteration count that the bundle can't take.
     """
     last = _take(left, left_part, left_bars, bundle.form, from_end=True)
     first = _take(right, right_part, right_bars, bundle.form, from_end=False)
     speed = last.tempo if tempo is None else tempo
     if not SLOWEST <= speed <= FASTEST:
-        raise UserError(
+        raise MelodyError(
             f"{left if tempo is None else 'tempo'}: {speed:g} quarter notes per minute can't be"
             f" written; give a tempo of {SLOWEST:g} to {FASTEST:g}"
         )
     chosen = bundle.draw_style(seed) if style is None else tuple(style)
     count = bundle.iterations if iterations is None else iterations
-    outputs = bundle.fuse(last.tokens, first.tokens, chosen, count, weight)
+    outputs = bundle.fuse(last.tokens, first.tokens, chosen, count, lambda_)
     return Fused(
         form=bundle.form,
         inputs=np.stack((last.tokens, first.tokens)),
@@ -105,7 +106,7 @@ def fuse_files(
         meter=last.meter,
         tempo=speed,
         style=chosen,
-        weight=bundle.weight if weight is None else weight,
+        lambda_=bundle.lambda_ if lambda_ is None else lambda_,
         iterations=count,
     )
 
@@ -129,8 +130,8 @@ def _take(
         start = _start(path, chosen, form, len(bars), pickup)
         try:
             tokens = _sounding_segment(bars, start, form)
-        except UserError as error:
-            raise UserError(
+        except MelodyError as error:
+            raise MelodyError(
                 f"{path}: bars {chosen[0]}-{chosen[1]}: {error}; choose other bars"
                 f" ({_described(bars)})"
             ) from None
@@ -147,13 +148,13 @@ def _start(path: Path, chosen: BarRange, form: MelodyFormat, count: int, pickup:
     first, last = chosen
     if last - first + 1 != form.bars_per_segment:
         example = f"{max(first, 1)}-{max(first, 1) + form.bars_per_segment - 1}"
-        raise UserError(
+        raise MelodyError(
             f"{path}: bars {first}-{last}: a segment of this bundle has {form.bars_per_segment}"
             f" bars; give as many, such as {example}"
         )
     start = first - 1 + pickup
     if start < 0 or start + form.bars_per_segment > count:
-        raise UserError(
+        raise MelodyError(
             f"{path}: bars {first}-{last}: the piece has bars {1 - pickup} to {count - pickup};"
             " choose among them"
         )
@@ -167,9 +168,9 @@ def _nearest_segment(
     for start in reversed(starts) if from_end else starts:
         try:
             return start, _sounding_segment(bars, start, form)
-        except UserError:
+        except MelodyError:
             continue
-    raise UserError(
+    raise MelodyError(
         f"{path}: no {form.bars_per_segment} neighbouring bars with notes that the bundle can take:"
         f" it knows {' and '.join(form.meters)} on a grid of {form.steps_per_beat} steps per"
         f" quarter note and MIDI pitches {form.lowest} to {form.highest}"
@@ -182,7 +183,7 @@ def _sounding_segment(
 ) -> Integer[np.ndarray, "T"]:
     tokens = make_segment(bars[start : start + form.bars_per_segment], form)
     if not (tokens >= FIRST_PITCH).any():
-        raise UserError("there are no notes")
+        raise MelodyError("there are no notes")
     return tokens
 
 

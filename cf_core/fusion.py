@@ -59,7 +59,7 @@ class FusionSettings(Settings):
                 f"lambda_range: must be two ascending numbers above 0, got {self.lambda_range}"
             )
 
-    def generator(
+    def make_generator(
         self, latent_dim: int, style_dim: int, *, conditional: bool, trials: int | None = None
     ) -> "Generator":
         """A G of this shape."""
@@ -73,7 +73,7 @@ class FusionSettings(Settings):
             trials=trials,
         )
 
-    def discriminator(
+    def make_discriminator(
         self, latent_dim: int, *, conditional: bool, trials: int | None = None
     ) -> "Discriminator":
         """A D of this shape."""
@@ -126,18 +126,18 @@ class Generator(nn.Module):
         pair: Pair,
         style: Float[Tensor, "B S"],
         counts: Sequence[int],
-        weight: float | None = None,
+        lambda_: float | None = None,
     ) -> dict[int, Pair]:
         """Feed outputs back in with the same style; keep the outputs after each of `counts`.
 
-        A conditional map needs λ as `weight`; for others it does not matter. ValueError where that
+        A conditional map needs λ as `lambda_`; for others it does not matter. ValueError where that
         is missing or not above 0.
         """
         condition = style.new_empty(*style.shape[:-1], 0)
         if self.conditional:
-            if weight is None or weight <= 0:
-                raise ValueError("weight: a conditional generator needs a λ above 0")
-            condition = condition_on(style.new_full(style.shape[:-1], weight))
+            if lambda_ is None or lambda_ <= 0:
+                raise ValueError("lambda_: a conditional generator needs a λ above 0")
+            condition = condition_on(style.new_full(style.shape[:-1], lambda_))
         kept: dict[int, Pair] = {}
         for count in range(1, max(counts) + 1):
             pair = self(pair, style, condition)
@@ -167,9 +167,9 @@ class Discriminator(nn.Module):
         return logits.squeeze(-1)
 
 
-def condition_on(weight: Float[Tensor, "*B"]) -> Float[Tensor, "*B 1"]:
+def condition_on(lambda_: Float[Tensor, "*B"]) -> Float[Tensor, "*B 1"]:
     """λ as conditional networks see it: `(1 + log10 λ) / 2`, so that 1e-3…10 becomes -1…1."""
-    return (1.0 + weight.log10()).div(2.0).unsqueeze(-1)
+    return (1.0 + lambda_.log10()).div(2.0).unsqueeze(-1)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 
-from cf_core.errors import UserError
+from cf_core.errors import MelodyError
 from cf_core.gates import Sounding, move_ends
 from cf_core.melody import FIRST_PITCH, HOLD, REST, Melody, MelodyFormat, bar_length
 
@@ -167,16 +167,16 @@ def join_bars(
 def make_segment(bars: Sequence[GridBar], form: MelodyFormat) -> UInt8[np.ndarray, "T"]:
     """Make one segment's tokens from `form.bars_per_segment` consecutive bars.
 
-    A note held over the segment's start is struck again there. Raises `UserError` where a bar is
+    A note held over the segment's start is struck again there. Raises `MelodyError` where a bar is
     missing, rejected, of a meter or on a grid that `form` does not have, or out of its range.
     """
     if len(bars) != form.bars_per_segment:
-        raise UserError(f"a segment has {form.bars_per_segment} bars, but {len(bars)} were given")
+        raise MelodyError(f"a segment has {form.bars_per_segment} bars, but {len(bars)} were given")
     for number, bar in enumerate(bars, start=1):
         if bar.tokens is None:
-            raise UserError(f"bar {number} of the segment can't be used: {bar.reason}")
+            raise MelodyError(f"bar {number} of the segment can't be used: {bar.reason}")
         if bar.meter not in form.meters or len(bar.tokens) != form.steps_per_bar:
-            raise UserError(
+            raise MelodyError(
                 f"bar {number} of the segment has {len(bar.tokens)} steps of {bar.meter}; the model"
                 f" takes {form.steps_per_bar} steps of {' or '.join(form.meters)}"
             )
@@ -186,7 +186,7 @@ def make_segment(bars: Sequence[GridBar], form: MelodyFormat) -> UInt8[np.ndarra
         form,
     )
     if not in_range[0]:
-        raise UserError(
+        raise MelodyError(
             f"the segment has a note outside the model's pitches {form.lowest} to {form.highest}"
             " (MIDI numbers): transpose it"
         )

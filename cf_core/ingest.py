@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 
 from cf_core import readers
 from cf_core.corpus import BARS, label_bars
-from cf_core.errors import UserError
+from cf_core.errors import CorpusError
 from cf_core.files import replacing
 from cf_core.ingest_report import IngestReport, count_bars, list_counts
-from cf_core.isolation import CallError, Mapper, isolated, processes
+from cf_core.isolation import CallError, Mapper, call_isolated, processes
 from cf_core.melody import MAX_STEPS_PER_BEAT
 from cf_core.readers import Gridded, Rejected, Song, read_gridded
 
@@ -63,17 +63,18 @@ def ingest(
     that was, goes on from there when it is called again. The file is the same, byte for byte,
     whatever the mapper and however often it was stopped.
 
-    Raises `UserError` where nothing can be read, once the list of what was left out is written, and
-    where `output` can't be written.
+    Raises `MelodyError` where `source` is missing or holds no melody file, and `CorpusError` where
+    none can be read, once the list of what was left out is written, and where `output` can't be
+    written.
     """
     songs = readers.find_songs(source, include)
     plan = _Plan(source.name, part, steps_per_beat)
     report = _write(songs, output, plan, mapper or processes(), progress)
-    report.passed_over = readers.passed_over(source, include)
+    report.passed_over = readers.count_passed_over(source, include)
     return report
 
 
-def builtin_corpus(
+def ingest_builtin(
     output: Path,
     *,
     steps_per_beat: int = 4,
@@ -86,17 +87,17 @@ def builtin_corpus(
     (1782-1801) and O'Neill's Music of Ireland (1903), with its repeats played out. The rest is as
     in `ingest`.
     """
-    tunes = list(common_time_tunes())
-    songs = (song for name, data in tunes for song in readers.songs(name, data))
+    tunes = list(read_builtin_tunes())
+    songs = (song for name, data in tunes for song in readers.split_songs(name, data))
     plan = _Plan("builtin", None, steps_per_beat)
     return _write(songs, output, plan, mapper or processes(), progress, len(tunes))
 
 
-def common_time_tunes() -> Iterator[tuple[str, bytes]]:
+def read_builtin_tunes() -> Iterator[tuple[str, bytes]]:
     """Yield names and texts of the built-in corpus's tunes, each as an ABC file of its own."""
     spec = find_spec("music21")
     if spec is None or spec.origin is None:
-        raise UserError(
+        raise CorpusError(
             "the built-in corpus comes with music21, which is not installed:"
             " pip install 'connective-fusion[builtin]', or name melodies of your own"
         )
@@ -141,13 +142,13 @@ def _write(
     total: int | None = None,
 ) -> IngestReport:
     if not 1 <= plan.steps_per_beat <= MAX_STEPS_PER_BEAT:
-        raise UserError(
+        raise CorpusError(
             f"steps_per_beat: {plan.steps_per_beat} is not in 1 to {MAX_STEPS_PER_BEAT}"
         )
     beside = output.with_suffix(".rejected.parquet")
     for path in (output, beside):
         if path.is_dir():
-            raise UserError(f"{path}: is a folder; give the name of a file")
+            raise CorpusError(f"{path}: is a folder; give the name of a file")
     parts = output.parent / f".{output.name}.parts"
     table = _without_repeated(_read(_batches(songs, plan), parts, plan, mapper, progress, total))
     bars = table.filter(pc.is_valid(table["bar"])).select(BARS.names)
@@ -155,16 +156,16 @@ def _write(
     rejected = rejected.select(["song_id", "bar", "reason", "title"])
     rejected = rejected.rename_columns(["id", "bar", "reason", "detail"])
     if not len(bars):
-        with replacing(beside) as rejected_file:
+        with replacing(beside, CorpusError) as rejected_file:
             pq.write_table(rejected, rejected_file, compression="zstd")
         rmtree(parts, ignore_errors=True)
-        raise UserError(_nothing_read(plan.source, rejected, beside))
+        raise CorpusError(_nothing_read(plan.source, rejected, beside))
     report = count_bars(table)
     bars = label_bars(bars, plan.source, plan.steps_per_beat, report.content_hash)
     # Both are whole before either appears.
-    with replacing(output) as bars_file:
+    with replacing(output, CorpusError) as bars_file:
         pq.write_table(bars, bars_file, compression="zstd")
-        with replacing(beside) as rejected_file:
+        with replacing(beside, CorpusError) as rejected_file:
             pq.write_table(rejected, rejected_file, compression="zstd")
     rmtree(parts, ignore_errors=True)
     return report
@@ -238,7 +239,7 @@ def _read(
                 take(batch, table)
 
     for batch, table in mapper(partial(_read_batch, plan), unread()):
-        with replacing(parts / f"{batch.key}.parquet") as file:
+        with replacing(parts / f"{batch.key}.parquet", CorpusError) as file:
             pq.write_table(table, file)
         take(batch, table)
     return [tables[index] for index in sorted(tables)]
@@ -262,7 +263,7 @@ def _read_batch(plan: _Plan, batch: _Batch) -> tuple[_Batch, pa.Table]:
             result = (
                 song
                 if isinstance(song, Rejected)
-                else isolated(read_gridded, song, plan.part, plan.steps_per_beat)
+                else call_isolated(read_gridded, song, plan.part, plan.steps_per_beat)
             )
         except CallError as error:
             result = Rejected(song.id, error.reason, error.detail)

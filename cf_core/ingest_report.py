@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cf_core.corpus import content_hash
+from cf_core.corpus import hash_bars
 from cf_core.melody import HOLD
 
 _WINDOW_BARS = (2, 4, 8)
@@ -80,7 +80,7 @@ def count_bars(table: pa.Table) -> IngestReport:
         rejected_bars=Counter(bars["reason"].drop_null().to_pylist()),
         moved_ends=pc.sum(bars["moved"]).as_py(),
         moved_songs=len(bars.filter(pc.greater(bars["moved"], 0))["song_id"].unique()),
-        content_hash=content_hash(bars),
+        content_hash=hash_bars(bars),
     )
     _count_windows(bars, report.windows)
     return report

@@ -48,7 +48,7 @@ class Mapper(Protocol):
         """Yield what the function returns; whatever it raises is raised."""
 
 
-def isolated(function: Callable[..., R], *arguments: Any) -> R:
+def call_isolated(function: Callable[..., R], *arguments: Any) -> R:
     """Call a function in a process that belongs to the calling thread, and outlives the call.
 
     What goes there and comes back is pickled. Raises `CallError` where the call is stopped at
@@ -62,7 +62,7 @@ def isolated(function: Callable[..., R], *arguments: Any) -> R:
 
 
 def processes(count: int | None = None) -> Mapper:
-    """A mapper whose calls, made in threads, do their work in `isolated` ones.
+    """A mapper whose calls, made in threads, do their work by `call_isolated`.
 
     `count` is how many at one time, by default as many as there are CPUs. No caller need guard
     its `__main__`: processes are started anew, and import nothing of it.

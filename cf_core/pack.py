@@ -23,15 +23,15 @@ from cf_core import losses
 from cf_core.fusion import Discriminator, FusionSettings, Generator, Latents, condition_on
 from cf_core.losses import Pair
 from cf_core.nets import initialise
-from cf_core.seeding import generator
+from cf_core.seeding import make_random
 from cf_core.training import Progress, Trainer
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What tells a trial from the others of its pack."""
+class Member:
+    """A trial as a member of a pack: what tells it from the others."""
 
-    weight: float | None
+    lambda_: float | None
     """λ of equation 4; None trains a conditional generator over the settings' range of λ."""
     style_dim: int
     seed: int
@@ -51,7 +51,7 @@ class PackTrainer(Trainer):
         self,
         latents: Latents,
         settings: FusionSettings,
-        trials: Sequence[Trial],
+        trials: Sequence[Member],
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(settings.steps)
@@ -62,14 +62,14 @@ class PackTrainer(Trainer):
         self._running = torch.ones(len(trials), dtype=torch.bool, device=device)
         self._lasted = torch.zeros(len(trials), dtype=torch.int64, device=device)
         self._styles = max(trial.style_dim for trial in trials)
-        self._conditional = any(trial.weight is None for trial in trials)
+        self._conditional = any(trial.lambda_ is None for trial in trials)
         g, d = self._networks(self._styles, conditional=self._conditional, trials=len(trials))
         like = self.latents.sigma_bar
         self._g, self._d = _Stack(g.to(like)), _Stack(d.to(like))
         for row, trial in enumerate(trials):
-            g, d = self._networks(trial.style_dim, conditional=trial.weight is None)
-            initialise(g, generator(trial.seed, "fusion", "generator"))
-            initialise(d, generator(trial.seed, "fusion", "discriminator"))
+            g, d = self._networks(trial.style_dim, conditional=trial.lambda_ is None)
+            initialise(g, make_random(trial.seed, "fusion", "generator"))
+            initialise(d, make_random(trial.seed, "fusion", "discriminator"))
             if settings.gated:
                 # An untrained G starts near the identity, so that λ decides how far it leaves it.
                 nn.init.constant_(g.net.biases[-1][:, : 2 * g.latent_dim], -2.0)
@@ -89,17 +89,17 @@ class PackTrainer(Trainer):
         found = enumerate(zip(self._running.tolist(), self._lasted.tolist(), strict=True))
         return {place: lasted for place, (running, lasted) in found if not running}
 
-    def generator(self, place: int) -> Generator:
+    def take_generator(self, place: int) -> Generator:
         """The averaged G of the trial at a place of `trials`, by itself, on the CPU.
 
         ValueError if it has left the pack.
         """
         trial, row = self.trials[place], self.alive.index(place)
-        alone, _ = self._networks(trial.style_dim, conditional=trial.weight is None)
+        alone, _ = self._networks(trial.style_dim, conditional=trial.lambda_ is None)
         self._g.read(self._average[row], alone.to(self._average.dtype), self._inputs(trial))
         return alone.requires_grad_(requires_grad=False)
 
-    def alone(self, place: int) -> dict[str, Tensor]:
+    def take_state(self, place: int) -> dict[str, Tensor]:
         """The state of one trial, as a pack of it alone has it: what its `restore` takes.
 
         ValueError if it has left the pack.
@@ -116,7 +116,7 @@ class PackTrainer(Trainer):
         return state | {"alive": torch.tensor([0])}
 
     def join(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Go on from where trials of other packs stood, each as `alone` gave it, in their order.
+        """Go on from where trials of other packs stood, each as `take_state` gave it, in order.
 
         All must have taken the same number of steps.
         """
@@ -179,9 +179,9 @@ class PackTrainer(Trainer):
             named[f"{name}.decay"] = stack.decay
         return named
 
-    def _layouts(self, trial: Trial) -> dict[str, tuple["_Stack", Tensor, nn.Module]]:
+    def _layouts(self, trial: Member) -> dict[str, tuple["_Stack", Tensor, nn.Module]]:
         """What `_PER_WEIGHT` names: its stack, its values, and a network of the trial's own."""
-        g, d = self._networks(trial.style_dim, conditional=trial.weight is None)
+        g, d = self._networks(trial.style_dim, conditional=trial.lambda_ is None)
         like = self.latents.sigma_bar
         kinds = {"discriminator": (self._d, d.to(like))}
         tensors, of_g = self._tensors(), (self._g, g.to(like))
@@ -196,15 +196,15 @@ class PackTrainer(Trainer):
     ) -> tuple[Generator, Discriminator]:
         latent_dim, settings = self.latents.mean.shape[1], self.settings
         return (
-            settings.generator(latent_dim, style_dim, conditional=conditional, trials=trials),
-            settings.discriminator(latent_dim, conditional=conditional, trials=trials),
+            settings.make_generator(latent_dim, style_dim, conditional=conditional, trials=trials),
+            settings.make_discriminator(latent_dim, conditional=conditional, trials=trials),
         )
 
-    def _inputs(self, trial: Trial) -> list[int]:
+    def _inputs(self, trial: Member) -> list[int]:
         """Which inputs of the padded networks the trial has: latents, condition, style."""
         latents = 2 * self.latents.mean.shape[1]
         first_style = latents + self._conditional
-        condition = [latents] if trial.weight is None else []
+        condition = [latents] if trial.lambda_ is None else []
         return [*range(latents), *condition, *range(first_style, first_style + trial.style_dim)]
 
     def _arrange(self) -> None:
@@ -212,8 +212,8 @@ class PackTrainer(Trainer):
         trials, like = [self.trials[place] for place in self.alive], self.latents.sigma_bar
         self._places = torch.tensor(self.alive, dtype=torch.int64, device=like.device)
         self._rates = like.new_tensor([[trial.learning_rate] for trial in trials])
-        self._weights = like.new_tensor([[trial.weight or 0.0] for trial in trials])
-        self._is_conditional = like.new_tensor([[trial.weight is None] for trial in trials]) > 0
+        self._lambdas = like.new_tensor([[trial.lambda_ or 0.0] for trial in trials])
+        self._is_conditional = like.new_tensor([[trial.lambda_ is None] for trial in trials]) > 0
         self._seeds = list(dict.fromkeys(trial.seed for trial in trials))
         rows = [self._seeds.index(trial.seed) for trial in trials]
         self._seed_rows = torch.tensor(rows, dtype=torch.int64, device=like.device)
@@ -226,15 +226,15 @@ class PackTrainer(Trainer):
         noise = like.new_empty(len(seeds), turns, 3, batch, 2 * len(like))
         chance = like.new_empty(len(seeds), turns, 5, batch)
         for row, seed in enumerate(seeds):
-            random = generator(seed, "fusion", self.step, device=like.device)
+            random = make_random(seed, "fusion", self.step, device=like.device)
             noise[row].normal_(generator=random)
             chance[row].uniform_(generator=random)
         unpaired, paired, prior = latents.sample(chance[:, :, :3], noise).unbind(2)
         inputs = torch.cat((unpaired, prior), 2)
         low, high = self.settings.lambda_range
-        weights = low * (high / low) ** chance[:, :, 3:].flatten(2)
+        lambdas = low * (high / low) ** chance[:, :, 3:].flatten(2)
         if len(seeds) < len(self.alive):
-            inputs, paired, weights = (t[self._seed_rows] for t in (inputs, paired, weights))
+            inputs, paired, lambdas = (t[self._seed_rows] for t in (inputs, paired, lambdas))
         styles = self._draw_styles(turns + 1)
         return [
             _Draws(
@@ -242,8 +242,8 @@ class PackTrainer(Trainer):
                 paired=paired[:, turn],
                 style=styles[:, turn],
                 other_style=styles[:, -1],
-                weight=weights[:, turn].where(self._is_conditional, self._weights),
-                condition=self._condition(weights[:, turn]),
+                lambda_=lambdas[:, turn].where(self._is_conditional, self._lambdas),
+                condition=self._condition(lambdas[:, turn]),
             )
             for turn in range(turns)
         ]
@@ -253,16 +253,16 @@ class PackTrainer(Trainer):
 
         @cache
         def draw(seed: int, style_dim: int) -> Tensor:
-            random = generator(seed, "fusion", "style", self.step, device=like.device)
+            random = make_random(seed, "fusion", "style", self.step, device=like.device)
             drawn = like.new_empty(count, 2 * batch, style_dim).uniform_(generator=random)
             return pad(drawn, (0, self._styles - style_dim))
 
         trials = [self.trials[place] for place in self.alive]
         return torch.stack([draw(trial.seed, trial.style_dim) for trial in trials])
 
-    def _condition(self, weights: Float[Tensor, "N B2"]) -> Float[Tensor, "N B2 C"]:
+    def _condition(self, lambdas: Float[Tensor, "N B2"]) -> Float[Tensor, "N B2 C"]:
         """The condition of conditional trials, 0 for the others, of no width if all are such."""
-        every = condition_on(weights) * self._is_conditional[..., None]
+        every = condition_on(lambdas) * self._is_conditional[..., None]
         return every[..., : int(self._conditional)]
 
     def _step(self, turns: Sequence["_Draws"]) -> dict[str, Tensor]:
@@ -297,7 +297,7 @@ class PackTrainer(Trainer):
         moved = losses.distance(pair, fused, sigma_bar)
         eq5 = losses.generator_adversarial(*logits.chunk(2, -1))
         eq6 = losses.similarity_loss(*moved.chunk(2, -1))
-        weighted = losses.similarity_loss(*(draws.weight * moved).chunk(2, -1))
+        weighted = losses.similarity_loss(*(draws.lambda_ * moved).chunk(2, -1))
         eq4 = losses.generator_loss(eq5, weighted)
         style = self._style_loss(draws, pair, fused, moved)
         self._descend(self._g, eq4 + self.settings.style_weight * style)
@@ -345,7 +345,7 @@ class _Draws:
     paired: Float[Tensor, "N B Z2"]
     style: Float[Tensor, "N B2 S"]
     other_style: Float[Tensor, "N B2 S"]
-    weight: Float[Tensor, "N B2"]
+    lambda_: Float[Tensor, "N B2"]
     condition: Float[Tensor, "N B2 C"]
 
 

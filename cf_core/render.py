@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cf_core.errors import UserError
+from cf_core.errors import MelodyError
 from cf_core.files import AnyPath, replacing
 from cf_core.melody import Note
 
@@ -19,24 +19,24 @@ _VELOCITY = 90
 def write_midi(notes: Sequence[Note], path: AnyPath, tempo: float, meter: str = "4/4") -> None:
     """Write a MIDI file of one track at `tempo` quarter notes per minute.
 
-    Raises `UserError` if `path` does not end in .mid or .midi or can't be written.
+    Raises `MelodyError` if `path` does not end in .mid or .midi or can't be written.
     """
     if path.suffix.lower() not in (".mid", ".midi"):
-        raise UserError(f"{path}: the name of a MIDI file must end in .mid")
+        raise MelodyError(f"{path}: the name of a MIDI file must end in .mid")
     midi = _midi(notes, tempo, meter)
-    with replacing(path) as temporary:
+    with replacing(path, MelodyError) as temporary:
         midi.write(str(temporary))
 
 
 def write_wav(notes: Sequence[Note], path: AnyPath, tempo: float) -> None:
     """Write notes as sine tones: 16 bits, mono, 44.1 kHz.
 
-    Raises `UserError` if `path` can't be written.
+    Raises `MelodyError` if `path` can't be written.
     """
     sound = _midi(notes, tempo, "4/4").synthesize(SAMPLE_RATE, normalize=False)
     peak = np.abs(sound).max()
     samples = np.round(sound * (_PEAK * 32767 / peak if peak else 0.0)).astype("<i2")
-    with replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
+    with replacing(path, MelodyError) as temporary, wave.open(str(temporary), "wb") as file:
         file.setparams((1, 2, SAMPLE_RATE, len(samples), "NONE", ""))
         file.writeframes(samples.tobytes())
 

@@ -11,10 +11,10 @@ def derive(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(blake2b(words.encode(), digest_size=8).digest()) >> 1
 
 
-def generator(
+def make_random(
     seed: int, *purpose: str | int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """A generator for one purpose. Devices of different kinds draw different numbers.
+    """Make a generator of random numbers for one purpose. Kinds of devices draw different numbers.
 
     Trainers make a new one for every step, so that no generator state is part of a checkpoint and
     a resumed run draws what an uninterrupted one would have drawn.

@@ -34,7 +34,7 @@ class Progress:
     losses: Mapping[str, tuple[float, ...]]
     """One number for each trial of a pack, else a single one."""
     peak_memory_mb: float = field(default=math.nan, compare=False)
-    """That of `peak_memory_mb` then; NaN for a report that was read from a checkpoint."""
+    """That of `measure_peak_memory_mb` then; NaN for a report that was read from a checkpoint."""
 
 
 class Trainer(ABC):
@@ -65,7 +65,7 @@ class Trainer(ABC):
             name: tuple((total.double() / steps).reshape(-1).tolist())
             for name, total in sums.items()
         }
-        memory = peak_memory_mb(next(iter(sums.values())).device)
+        memory = measure_peak_memory_mb(next(iter(sums.values())).device)
         self.history.append(Progress(self.step, self.steps, means, memory))
         return self.history[-1]
 
@@ -137,7 +137,7 @@ def use_huge_pages() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def peak_memory_mb(device: torch.device | str = "cpu") -> float:
+def measure_peak_memory_mb(device: torch.device | str = "cpu") -> float:
     """Most memory so far in 10⁶ bytes: of the device where that is a GPU, else of the process."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
@@ -145,7 +145,7 @@ def peak_memory_mb(device: torch.device | str = "cpu") -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def hardware() -> str:
+def describe_hardware() -> str:
     """Processor, GPU if any, and how many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
@@ -176,7 +176,7 @@ def load_tensors(path: AnyPath) -> dict[str, Tensor] | None:
         return None
 
 
-def weights(network: nn.Module) -> dict[str, Tensor]:
+def collect_weights(network: nn.Module) -> dict[str, Tensor]:
     """The network's weights and buffers, ready for `save_tensors`."""
     return {name: value.detach().contiguous() for name, value in network.state_dict().items()}
 

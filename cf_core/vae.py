@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, is_melody
 from cf_core.nets import ResidualBlock, initialise
-from cf_core.seeding import generator
+from cf_core.seeding import make_random
 from cf_core.settings import Settings
 from cf_core.training import Trainer, warmup_cosine
 
@@ -105,8 +105,8 @@ class MelodyVAE(nn.Module):
 
     @torch.no_grad()
     def decode_tokens(self, z: Float[Tensor, "B Z"]) -> Integer[np.ndarray, "B T"]:
-        """The likeliest tokens of each segment (`likeliest_tokens`), in chunks."""
-        chunks = [likeliest_tokens(self.decode(part)).to(torch.uint8) for part in z.split(4096)]
+        """The likeliest tokens of each segment (`decode_likeliest`), in chunks."""
+        chunks = [decode_likeliest(self.decode(part)).to(torch.uint8) for part in z.split(4096)]
         return torch.cat(chunks).cpu().numpy()
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class VAETrainer(Trainer):
         self.settings, self.seed, self.form = settings, seed, form
         self.tokens = torch.as_tensor(tokens).long()
         self.vae = MelodyVAE(form, settings)
-        initialise(self.vae, generator(seed, "vae", "weights"))
+        initialise(self.vae, make_random(seed, "vae", "weights"))
         self.optimiser = torch.optim.AdamW(
             self.vae.parameters(), settings.learning_rate, weight_decay=0.01, fused=True
         )
@@ -137,7 +137,7 @@ class VAETrainer(Trainer):
 
     def update(self) -> dict[str, Tensor]:
         """One step on a fresh batch, each segment transposed within the pitch range."""
-        random = generator(self.seed, "vae", self.step)
+        random = make_random(self.seed, "vae", self.step)
         rows = torch.randint(len(self.tokens), (self.settings.batch,), generator=random)
         down, up = self.settings.transpose_down, self.settings.transpose_up
         tokens = transpose(self.tokens[rows], self.form, down, up, random)
@@ -158,7 +158,7 @@ class VAETrainer(Trainer):
         return {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
 
 
-def likeliest_tokens(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
+def decode_likeliest(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
     """The likeliest tokens in which every hold has a note to hold, by the Viterbi algorithm.
 
     The decoder emits all steps at once and so can put a hold at the start or after a rest, where it
@@ -205,7 +205,7 @@ def transpose(
     return torch.where(pitched, tokens + shift[:, None], tokens)
 
 
-def reconstruction_report(vae: MelodyVAE, tokens: Integer[np.ndarray, "B T"]) -> dict[str, float]:
+def report_reconstruction(vae: MelodyVAE, tokens: Integer[np.ndarray, "B T"]) -> dict[str, float]:
     """How well the posterior mean decodes to the segment it came from, and how latents are used.
 
     `token_accuracy` (share of steps), `onset_pitch_recall` (share of the true onsets that come back
@@ -232,10 +232,10 @@ def reconstruction_report(vae: MelodyVAE, tokens: Integer[np.ndarray, "B T"]) ->
 
 
 @torch.no_grad()
-def prior_report(vae: MelodyVAE, count: int, random: torch.Generator) -> dict[str, float]:
+def report_prior(vae: MelodyVAE, count: int, random: torch.Generator) -> dict[str, float]:
     """How many of `count` samples of the prior decode to a melody (`is_melody`), 0…1.
 
-    `valid_prior` as they are decoded (`likeliest_tokens`), `valid_prior_by_step` if each step took
+    `valid_prior` as they are decoded (`decode_likeliest`), `valid_prior_by_step` if each step took
     its likeliest token whatever came before.
     """
     z = torch.randn(count, vae.settings.latent_dim, generator=random)

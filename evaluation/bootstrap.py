@@ -39,7 +39,7 @@ class Resamples:
 
     @classmethod
     def draw(
-        cls, songs: Integer[np.ndarray, "n 2"], resamples: int, generator: np.random.Generator
+        cls, songs: Integer[np.ndarray, "n 2"], resamples: int, random: np.random.Generator
     ) -> "Resamples":
         """Draw so many resamples of each kind; `songs` names those of each pair, -1 for none.
 
@@ -54,12 +54,12 @@ class Resamples:
         alone = (numbers[:, 0] == numbers[:, 1]).all()
         if count < (2 if alone else 3):
             raise ValueError("songs: there are too few for an interval")
-        drawn = _drawn(count, resamples, generator)
+        drawn = _drawn(count, resamples, random)
         if alone:
             return cls(numbers[:, :1], drawn, count)
         low, high = np.sort(numbers, axis=1).T
         blocks = np.unique(low * count + high, return_inverse=True)[1] % BLOCKS
-        drawn_blocks = _drawn(int(blocks.max()) + 1, resamples, generator)
+        drawn_blocks = _drawn(int(blocks.max()) + 1, resamples, random)
         draws = linalg.block_diag(drawn, drawn_blocks)
         return cls(np.column_stack((numbers, count + blocks)), draws, count)
 
@@ -73,16 +73,16 @@ class Resamples:
         """What each cluster adds to the sum of `values`; of two songs, half a pair each."""
         return self._sums(lambda own, size: np.bincount(own, values, size))
 
-    def pair_counts(
+    def count_pairs(
         self, left: Integer[np.ndarray, "n"], right: Integer[np.ndarray, "n"], k: int
     ) -> Float64[np.ndarray, "R K K"]:
-        """`pair_counts` of each resample."""
-        return np.tensordot(self.draws, self.counts_by_cluster(left, right, k), 1)
+        """`count_pairs` of each resample."""
+        return np.tensordot(self.draws, self.count_pairs_by_cluster(left, right, k), 1)
 
-    def counts_by_cluster(
+    def count_pairs_by_cluster(
         self, left: Integer[np.ndarray, "n"], right: Integer[np.ndarray, "n"], k: int
     ) -> Float64[np.ndarray, "C K K"]:
-        """What each cluster adds to `pair_counts`; of two songs, half a pair each."""
+        """What each cluster adds to `count_pairs`; of two songs, half a pair each."""
         return self._sums(lambda own, size: count_pairs_by_cluster(left, right, k, own, size))
 
     def _sums(self, sums: Callable[[Int64[np.ndarray, "n"], int], np.ndarray]) -> np.ndarray:
@@ -99,14 +99,14 @@ class Resamples:
         varies, so that resamples of songs deviate half as much as songs do; and what is a pair's
         own comes with either song, once too often. Hence four times the one variance less the
         other, and no less than the other, with degrees of freedom by Satterthwaite (1946). Each is
-        corrected by `few_clusters`. NaN without a finite value; others are left out.
+        corrected by `correct_few_clusters`. NaN without a finite value; others are left out.
         """
         sizes = self.sums_by_cluster(np.ones(len(self.clusters)))
-        songs_factor, songs_freedom = few_clusters(sizes[: self.songs])
+        songs_factor, songs_freedom = correct_few_clusters(sizes[: self.songs])
         if len(sizes) == self.songs:
             variance = np.asarray(songs_factor * _variance(samples))
             return variance, np.full(variance.shape, songs_freedom)
-        pairs_factor, pairs_freedom = few_clusters(sizes[self.songs :])
+        pairs_factor, pairs_freedom = correct_few_clusters(sizes[self.songs :])
         half = len(self.draws) // 2
         songs = 4 * songs_factor * _variance(samples[..., :half])
         pairs = pairs_factor * _variance(samples[..., half:])
@@ -121,7 +121,7 @@ class Resamples:
         return float(value - reach), float(value + reach)
 
 
-def enough_songs(songs: Integer[np.ndarray, "n 2"]) -> bool:
+def has_enough_songs(songs: Integer[np.ndarray, "n 2"]) -> bool:
     """Whether there are songs enough (or pairs, of those without songs) to learn a spread from."""
     return len(np.unique(songs if songs.min() >= 0 else np.arange(len(songs)))) >= _FEWEST_SONGS
 
@@ -138,7 +138,7 @@ def satterthwaite(
     return np.asarray(np.where(known, 1, variance**2) / np.where(known, 1, spread))
 
 
-def few_clusters(sizes: Float64[np.ndarray, "C"]) -> tuple[float, float]:
+def correct_few_clusters(sizes: Float64[np.ndarray, "C"]) -> tuple[float, float]:
     """What to multiply the variance of a bootstrap of such clusters by, and degrees of freedom.
 
     Resamples of few clusters vary too little: with C equal ones by (C - 1)/C. Of unequal ones, the
@@ -150,8 +150,8 @@ def few_clusters(sizes: Float64[np.ndarray, "C"]) -> tuple[float, float]:
     return 1 / (1 + square - 2 * float((share**3).sum()) / square), 1 / square - 1
 
 
-def pigeonhole_weights(
-    songs: Integer[np.ndarray, "n 2"], resamples: int, generator: np.random.Generator
+def draw_pigeonhole_weights(
+    songs: Integer[np.ndarray, "n 2"], resamples: int, random: np.random.Generator
 ) -> Float64[np.ndarray, "R n"]:
     """How often each of `n` pairs is in each resample, for what is no sum over songs.
 
@@ -162,18 +162,16 @@ def pigeonhole_weights(
     names, numbers = np.unique(songs, return_inverse=True)
     if names.size < 2:
         raise ValueError("songs: there are too few for an interval")
-    draws = _drawn(names.size, resamples, generator)
+    draws = _drawn(names.size, resamples, random)
     left, right = numbers.reshape(songs.shape).T
     weights = np.where(left == right, draws[:, left], draws[:, left] * draws[:, right])
     return weights.astype(np.float64)
 
 
-def _drawn(
-    count: int, resamples: int, generator: np.random.Generator
-) -> Float32[np.ndarray, "R C"]:
+def _drawn(count: int, resamples: int, random: np.random.Generator) -> Float32[np.ndarray, "R C"]:
     """How often each of `count` is drawn when as many are drawn with replacement."""
     equal = np.full(count, 1 / count)
-    draws: np.ndarray = generator.multinomial(count, equal, size=resamples).astype(np.float32)
+    draws: np.ndarray = random.multinomial(count, equal, size=resamples).astype(np.float32)
     return draws
 
 

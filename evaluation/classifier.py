@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 from cf_core.fusion import Latents
 from cf_core.losses import Pair
 from cf_core.nets import ResidualBlock, dropout, initialise
-from cf_core.seeding import generator
+from cf_core.seeding import make_random
 from cf_core.settings import Settings
 from cf_core.training import Trainer, warmup_cosine
 
@@ -98,7 +98,7 @@ class ClassifierTrainer(Trainer):
         super().__init__(settings.steps)
         self.latents, self.settings, self.seed = latents, settings, seed
         self.classifier = SearchClassifier(latents.mean.shape[1], settings)
-        initialise(self.classifier, generator(seed, "search classifier", "weights"))
+        initialise(self.classifier, make_random(seed, "search classifier", "weights"))
         self.optimiser = adamw(self.classifier, settings.learning_rate)
         self.networks, self.optimisers = (
             {"classifier": self.classifier},
@@ -107,7 +107,7 @@ class ClassifierTrainer(Trainer):
 
     def update(self) -> dict[str, Tensor]:
         """One step on fresh draws."""
-        random = generator(self.seed, "search classifier", self.step)
+        random = make_random(self.seed, "search classifier", self.step)
         batch, half = self.settings.batch, self.settings.batch // 2
         parts = [
             self.latents.paired(batch, random),

@@ -17,10 +17,9 @@ from jaxtyping import Float64, Int, Integer
 from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
 from cf_core.fusion import Generator
 from cf_core.losses import Pair
-from cf_core.seeding import derive
-from cf_core.seeding import generator as random_generator
+from cf_core.seeding import derive, make_random
 from cf_core.vae import MelodyVAE
-from evaluation.bootstrap import Resamples, enough_songs
+from evaluation.bootstrap import Resamples, has_enough_songs
 from evaluation.classifier import SearchClassifier
 from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
 from evaluation.judge import Judge
@@ -38,9 +37,9 @@ from evaluation.statistics import (
     STATISTICS,
     Bins,
     Neighbourhoods,
-    pair_counts,
+    compute_statistics,
+    count_pairs,
     pair_features,
-    segment_statistics,
 )
 from evaluation.transforms import Fusion, Step
 
@@ -123,7 +122,7 @@ def make_sources(
         left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
         sources.append(Source(name, split, (left, right), corpus.song[rows]))
         z_left, z_right = torch.randn(
-            (2, *left.shape), generator=random_generator(seed, "inputs", prior_name)
+            (2, *left.shape), generator=make_random(seed, "inputs", prior_name)
         )
         sources.append(Source(prior_name, split, (z_left, z_right), np.full((count, 2), -1)))
     return tuple(sources)
@@ -232,7 +231,7 @@ class Evaluator:
         random = np.random.default_rng(derive(self.seed, "references", source.name))
         count = len(source.songs)
         if source.songs[0, 0] < 0:
-            noise = random_generator(self.seed, "floor", source.name)
+            noise = make_random(self.seed, "floor", source.name)
             z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
             floor, songs = self._decode((z_left, z_right)), source.songs
         else:
@@ -268,7 +267,7 @@ class Evaluator:
         if generator.style_dim == 0:
             return dict.fromkeys(counts, 0.0)
         pair = source.inputs[0][:DIVERSITY_INPUTS], source.inputs[1][:DIVERSITY_INPUTS]
-        random = random_generator(self.seed, "diversity")
+        random = make_random(self.seed, "diversity")
         drawn = torch.rand(styles, generator.style_dim, generator=random)
         outputs = []
         for style in drawn:
@@ -291,7 +290,7 @@ class Evaluator:
     @cached_property
     def _training(self) -> Statistics:
         tokens = self.corpus.tokens[self.corpus.segments(TRAIN)]
-        return segment_statistics(tokens, self.corpus.form)
+        return compute_statistics(tokens, self.corpus.form)
 
     @cached_property
     def deviations(self) -> dict[str, float]:
@@ -314,7 +313,7 @@ class Evaluator:
     ) -> Reference:
         real = self._view(self._tokens(rows), TRAIN)
         bins = self._bins(real)
-        counts = {name: pair_counts(*bins[name], self.bins.count(name)) for name in STATISTICS}
+        counts = {name: count_pairs(*bins[name], self.bins.count(name)) for name in STATISTICS}
         features = pair_features(*real.statistics, self.deviations)
         drawn = random.permutation(len(rows))[:REAL_PAIRS]
         return Reference(counts, real.statistics, Neighbourhoods.fit(features[drawn]))
@@ -368,7 +367,7 @@ class Evaluator:
 
     def resample(self, songs: Integer[np.ndarray, "B 2"]) -> Resamples | None:
         """Bootstrap resamples of pairs of these songs; None where there are too few."""
-        if not enough_songs(songs):
+        if not has_enough_songs(songs):
             return None
         random = np.random.default_rng(derive(self.seed, "bootstrap"))
         return Resamples.draw(songs, self.resamples, random)
@@ -380,7 +379,7 @@ class Evaluator:
         latents: Pair | None = None,
         inputs: Pairs | None = None,
     ) -> Pairs:
-        left, right = (segment_statistics(half, self.corpus.form) for half in tokens)
+        left, right = (compute_statistics(half, self.corpus.form) for half in tokens)
         return Pairs(tokens, (left, right), split, latents, inputs)
 
     def _bins(self, pairs: Pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -14,7 +14,7 @@ import polars as pl
 from jaxtyping import Float, Float32, Float64, Int64, Integer
 from scipy import special
 
-from evaluation.bootstrap import Resamples, enough_songs, satterthwaite
+from evaluation.bootstrap import Resamples, has_enough_songs, satterthwaite
 from evaluation.frontier import (
     CHOSEN_ON,
     DISTANCES,
@@ -22,7 +22,7 @@ from evaluation.frontier import (
     OURS,
     REAL,
 )
-from evaluation.metrics import COHERENCY, bins_of
+from evaluation.metrics import COHERENCY, take_bins
 from evaluation.statistics import correlation, transition_matrix
 
 SIGNIFICANCE = 0.05
@@ -42,7 +42,7 @@ _SCHEMA = pl.Schema(
 )
 
 
-def verdicts(
+def decide_verdicts(
     metrics: pl.DataFrame,
     matched: pl.DataFrame,
     outcomes: pl.LazyFrame,
@@ -77,7 +77,7 @@ def verdicts(
     trials = _trials(metrics)
     real = outcomes.filter(pl.col("method") == REAL, pl.col("source") == "test").collect()
     references = {
-        statistic: transition_matrix(*bins_of(real, statistic), count)
+        statistic: transition_matrix(*take_bins(real, statistic), count)
         for statistic, count in bins.items()
     }
     rows = []
@@ -229,7 +229,7 @@ class _Pairs:
         if not all(own.select(inputs).equals(one) for own in found.values()):
             raise ValueError(f"outcomes: the points of {source} differ in their pairs")
         songs = _numbered(one)
-        drawn = Resamples.draw(songs, resamples, random) if enough_songs(songs) else None
+        drawn = Resamples.draw(songs, resamples, random) if has_enough_songs(songs) else None
         return cls(found, drawn)
 
 
@@ -246,7 +246,7 @@ class _Scores(dict[_Point, _Score]):
         if self.reference is None:
             self[point] = self._mean(outcomes[self.metric].to_numpy().astype(np.float64))
         else:
-            self[point] = self._correlation(*bins_of(outcomes, self.metric), self.reference)
+            self[point] = self._correlation(*take_bins(outcomes, self.metric), self.reference)
         return self[point]
 
     def _mean(self, values: Float64[np.ndarray, "B"]) -> _Score:
@@ -271,11 +271,11 @@ class _Scores(dict[_Point, _Score]):
         excluded = int(((left < 0) | (right < 0)).sum())
         if resamples is None:
             return _Score(value, _NONE, excluded)
-        counts = resamples.counts_by_cluster(left, right, k).astype(np.float32)
-        return _Score(value, resampled_correlations(counts, resamples.draws, reference), excluded)
+        counts = resamples.count_pairs_by_cluster(left, right, k).astype(np.float32)
+        return _Score(value, correlate_resamples(counts, resamples.draws, reference), excluded)
 
 
-def resampled_correlations(
+def correlate_resamples(
     counts: Float32[np.ndarray, "C K K"],
     draws: Float32[np.ndarray, "R C"],
     reference: Float64[np.ndarray, "K K"],

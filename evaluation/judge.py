@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from cf_core.melody import MelodyFormat
 from cf_core.nets import ResidualBlock, dropout, initialise
-from cf_core.seeding import derive, generator
+from cf_core.seeding import derive, make_random
 from cf_core.settings import Settings
 from cf_core.training import Trainer, warmup_cosine
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
@@ -198,7 +198,7 @@ class JudgeTrainer(Trainer):
         self.data, self.settings = data, settings
         self.seed, self.name = seed, name
         self.judge = Judge(form, settings)
-        initialise(self.judge, generator(seed, name, "weights"))
+        initialise(self.judge, make_random(seed, name, "weights"))
         tokens = data.real.numpy()
         self.reading = VAETrainer(tokens, form, settings.reader, derive(seed, name, "reader"))
         self.judge.reader = self.reading.vae
@@ -212,7 +212,7 @@ class JudgeTrainer(Trainer):
         if self.step < read:
             self.reading.step = self.step
             return {"loss": self.reading.update()["reconstruction"]}
-        random = generator(self.seed, self.name, self.step)
+        random = make_random(self.seed, self.name, self.step)
         left, right = self._draw(random)
         logits = self.judge.rate(left, right, random).movedim(0, 1)
         rate = self.settings.learning_rate * warmup_cosine(self.step - read, self.settings.steps)

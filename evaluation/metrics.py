@@ -26,9 +26,9 @@ from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
     correlation,
+    count_pairs,
     joint,
     overlap_area,
-    pair_counts,
     pair_features,
     row_stochastic,
 )
@@ -296,7 +296,8 @@ def _edit_distance(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"] | None:
     if pairs.inputs is None:
         return None
     halves = zip(pairs.inputs.tokens, pairs.tokens, strict=True)
-    return np.sum([edit_distance(before, after) for before, after in halves], axis=0)
+    total: np.ndarray = np.sum([edit_distance(*half) for half in halves], axis=0)
+    return total
 
 
 def _of_nearest(sample: Sample, values: Float64[np.ndarray, "B"]) -> Estimate | None:
@@ -334,7 +335,7 @@ def _copied(sample: Sample) -> Estimate | None:
     return _of_nearest(sample, (sample.nearest == 0).mean(axis=0))
 
 
-def bins_of(
+def take_bins(
     outcomes: pl.DataFrame, statistic: str
 ) -> tuple[Integer[np.ndarray, "B"], Integer[np.ndarray, "B"]]:
     """The bins of either half of each pair; -1 for none."""
@@ -348,14 +349,14 @@ Matrix = Callable[[Float64[np.ndarray, "*R K K"]], Float64[np.ndarray, "*R K K"]
 
 
 def _correlate(sample: Sample, statistic: str, matrix: Matrix) -> Estimate:
-    left, right = bins_of(sample.records, statistic)
+    left, right = take_bins(sample.records, statistic)
     k = sample.evaluator.bins.count(statistic)
     real = matrix(sample.reference.counts[statistic])
-    counts = pair_counts(left, right, k)
+    counts = count_pairs(left, right, k)
     value = float(correlation(matrix(counts), real))
     interval: Interval = (None, None)
     if sample.resamples is not None:
-        samples = correlation(matrix(sample.resamples.pair_counts(left, right, k)), real)
+        samples = correlation(matrix(sample.resamples.count_pairs(left, right, k)), real)
         low, high = sample.resamples.interval(value, samples)
         interval = max(low, -1.0), min(high, 1.0)
     return Estimate(value, int(counts.sum()), len(sample.finite), interval)

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from cf_core.corpus import Corpus
 from cf_core.seeding import derive
-from evaluation.bootstrap import pigeonhole_weights
+from evaluation.bootstrap import draw_pigeonhole_weights
 from evaluation.evaluator import unpaired
 from evaluation.statistics import PITCH_CLASSES, sounding_pitch
 
@@ -43,8 +43,8 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What a classifier is tried on: adjacent pairs of unseen songs, and as many of other kinds."""
+class LabelledPairs:
+    """Pairs of unseen songs, each kind by itself: what a classifier is tried on."""
 
     adjacent: Integer[np.ndarray, "P 2"]
     unpaired: Integer[np.ndarray, "P 2"]
@@ -56,8 +56,8 @@ class Trial:
     """The song of each segment of the corpus."""
 
     @classmethod
-    def draw(cls, corpus: Corpus, split: int, seed: int) -> "Trial":
-        """Draw the trial of a split; equal for equal seeds."""
+    def draw(cls, corpus: Corpus, split: int, seed: int) -> "LabelledPairs":
+        """Draw the pairs of a split; equal for equal seeds."""
         random = np.random.default_rng(derive(seed, "reliability", split))
         adjacent = corpus.pairs_of(split)
         negatives = unpaired(corpus, split, len(adjacent), random)
@@ -72,8 +72,8 @@ class Trial:
     ) -> dict[str, dict[str, float] | int]:
         """`auc`, `same_key_auc` (where there are such pairs), `calibration_error`, as JSON values.
 
-        `logits` scores rows of segments. The intervals resample songs (`pigeonhole_weights`), with
-        the classifier held fixed.
+        `logits` scores rows of segments. The intervals resample songs, as
+        `evaluation.bootstrap.draw_pigeonhole_weights` says, with the classifier held fixed.
         """
         scores = [logits(rows) for rows in (self.adjacent, self.unpaired, self.same_key)]
         weights = self._weights(resamples, seed)
@@ -82,7 +82,7 @@ class Trial:
         probability = 1 / (1 + np.exp(-both.astype(np.float64)))
         figures = {
             "auc": _estimate(
-                auc(scores[0], scores[1]), auc_resampled(scores[0], scores[1], *weights[:2])
+                auc(scores[0], scores[1]), resample_auc(scores[0], scores[1], *weights[:2])
             ),
             "calibration_error": _centred(
                 float(calibration_error(probability, is_adjacent, np.ones((1, len(both))))[0]),
@@ -91,12 +91,12 @@ class Trial:
         }
         if len(self.same_key):
             figures["same_key_auc"] = _estimate(
-                auc(scores[0], scores[2]), auc_resampled(scores[0], scores[2], *weights[::2])
+                auc(scores[0], scores[2]), resample_auc(scores[0], scores[2], *weights[::2])
             )
         counts = {"pairs": len(self.adjacent), "same_key_pairs": len(self.same_key)}
         return counts | {name: asdict(figure) for name, figure in figures.items()}
 
-    def agreement(
+    def measure_agreement(
         self,
         logits: Scorer,
         others: Scorer,
@@ -117,17 +117,17 @@ class Trial:
         """How often each pair of each kind occurs in each resample."""
         random = np.random.default_rng(derive(seed, "reliability", "resamples"))
         kinds = self.adjacent, self.unpaired, self.same_key
-        drawn = pigeonhole_weights(self.song[np.concatenate(kinds)], resamples, random)
+        drawn = draw_pigeonhole_weights(self.song[np.concatenate(kinds)], resamples, random)
         return np.split(drawn, np.cumsum([len(rows) for rows in kinds])[:-1], axis=1)
 
 
 def auc(positive: Float[np.ndarray, "P"], negative: Float[np.ndarray, "N"]) -> float:
     """Area under the ROC curve: the chance that a positive scores above a negative (ties half)."""
     once = np.ones((1, len(positive))), np.ones((1, len(negative)))
-    return float(auc_resampled(positive, negative, *once)[0])
+    return float(resample_auc(positive, negative, *once)[0])
 
 
-def auc_resampled(
+def resample_auc(
     positive: Float[np.ndarray, "P"],
     negative: Float[np.ndarray, "N"],
     positive_weights: Float64[np.ndarray, "R P"],
@@ -164,7 +164,7 @@ def calibration_error(
     return np.asarray(gaps.sum(1) / weights.sum(1))
 
 
-def song_keys(corpus: Corpus) -> Int[np.ndarray, "S"]:
+def find_keys(corpus: Corpus) -> Int[np.ndarray, "S"]:
     """The key of each song: 0 (C) to 11 (B) major, 12 to 23 minor.
 
     That whose profile of Krumhansl & Kessler correlates best with how long each pitch class sounds
@@ -195,7 +195,7 @@ def _correlation(
 def _same_key_pairs(
     corpus: Corpus, split: int, adjacent: Integer[np.ndarray, "P 2"], random: np.random.Generator
 ) -> Int[np.ndarray, "N 2"]:
-    keys, rows = song_keys(corpus), corpus.segments(split)
+    keys, rows = find_keys(corpus), corpus.segments(split)
     songs = corpus.song[rows]
     pairs = []
     for left in adjacent[:, 0]:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, Integer
 from scipy.spatial.distance import cdist
 
-from cf_core.errors import UserError
+from cf_core.errors import RecordsError
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 
 STATISTICS: tuple[str, ...] = (
@@ -45,7 +45,7 @@ NEIGHBOURS = 5
 """`k` of density and coverage."""
 
 
-def segment_statistics(
+def compute_statistics(
     tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
 ) -> dict[str, Float64[np.ndarray, "B"]]:
     """Compute the five statistics of every segment, by the names in `STATISTICS`.
@@ -120,10 +120,10 @@ class Bins:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, list[float]]) -> "Bins":
-        """Read what `to_dict` wrote; UserError if it can't have written that."""
+        """Read what `to_dict` wrote; RecordsError if it can't have written that."""
         ascending = all(np.all(np.diff(edges) > 0) for edges in record.values())
         if set(record) != set(STATISTICS) or not ascending:
-            raise UserError(
+            raise RecordsError(
                 f"bins: ascending edges are needed for {', '.join(STATISTICS)} and nothing else;"
                 " fit them again on the training segments"
             )
@@ -143,7 +143,7 @@ class Bins:
         return np.where(np.isnan(values), -1, bins)
 
 
-def pair_counts(
+def count_pairs(
     left: Integer[np.ndarray, "n"], right: Integer[np.ndarray, "n"], k: int
 ) -> Float64[np.ndarray, "K K"]:
     """How many pairs go from bin `i` to bin `j`; those with a bin of -1 are left out."""
@@ -159,7 +159,7 @@ def count_pairs_by_cluster(
     cluster: Int64[np.ndarray, "n"],
     clusters: int,
 ) -> Float64[np.ndarray, "C K K"]:
-    """`pair_counts` of each of `clusters` clusters; `cluster` is that of each pair."""
+    """`count_pairs` of each of `clusters` clusters; `cluster` is that of each pair."""
     present = (left >= 0) & (right >= 0)
     # Bins may come in 8 bits, in which the number of a cell would overflow.
     cells = (cluster * k + left) * k + right
@@ -187,7 +187,7 @@ def transition_matrix(
     left: Integer[np.ndarray, "n"], right: Integer[np.ndarray, "n"], k: int
 ) -> Float64[np.ndarray, "K K"]:
     """The `row_stochastic` matrix of pairs by their bins, of which there are `k`."""
-    return row_stochastic(pair_counts(left, right, k))
+    return row_stochastic(count_pairs(left, right, k))
 
 
 def correlation(

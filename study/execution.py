@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cf_core.fusion import Generator
-from cf_core.pack import PackTrainer, Trial
-from cf_core.seeding import generator as seeded_generator
-from cf_core.training import load_tensors, save_tensors, train, weights
+from cf_core.pack import Member, PackTrainer
+from cf_core.seeding import make_random
+from cf_core.training import collect_weights, load_tensors, save_tensors, train
 from evaluation.evaluator import DIVERSITY_INPUTS, Source
 from evaluation.rivals import Setting
 from evaluation.transforms import Fusion, Step
@@ -82,7 +82,7 @@ def make_trainer(
     """The trainer of some trials of one shape and budget, untrained."""
     settings = [spec.configuration.settings(bench.fusion) for spec in trials]
     own = [
-        Trial(spec.lambda_, spec.style_dim, spec.seed, setting.learning_rate)
+        Member(spec.lambda_, spec.style_dim, spec.seed, setting.learning_rate)
         for spec, setting in zip(trials, settings, strict=True)
     ]
     shared = replace(settings[0], steps=until or settings[0].steps)
@@ -154,10 +154,10 @@ def _conclude(
         reason = f"gradients were not finite after {trainer.diverged[place]} steps"
         recorder.finish(trial, Status.DIVERGED, reason=reason)
     elif job.until is not None:
-        save_tensors(trainer.alone(place), find_rung(recorder.store, trial.id, job.until))
-        yield from _measure_at_rung(trial, trainer.generator(place), job, recorder)
+        save_tensors(trainer.take_state(place), find_rung(recorder.store, trial.id, job.until))
+        yield from _measure_at_rung(trial, trainer.take_generator(place), job, recorder)
     else:
-        yield from _evaluate(trial, trainer.generator(place), recorder, trainer.step)
+        yield from _evaluate(trial, trainer.take_generator(place), recorder, trainer.step)
 
 
 def _measure_at_rung(
@@ -191,7 +191,7 @@ def _evaluate(
     """Evaluate a trained trial and record it."""
     bench, store = recorder.bench, recorder.store
     path = find_generator(store, trial.id)
-    save_tensors(weights(generator), path)
+    save_tensors(collect_weights(generator), path)
     styles = {s.name: _draw_styles(s, trial.style_dim, bench) for s in bench.sources}
     outputs, diversity = [], []
     for lambda_ in _lambdas(trial, bench):
@@ -255,7 +255,7 @@ def _run_rival(job: RivalJob, recorder: Recorder) -> Steps[Report, None, None]:
     rows, counts, most = len(inputs[0]), rival.iterations, max(rival.iterations)
     joined = inputs[0].repeat(len(settings), 1), inputs[1].repeat(len(settings), 1)
     transform = rival.transform(settings, rows, bench.tools)
-    random = seeded_generator(bench.seed, "rival", job.id)
+    random = make_random(bench.seed, "rival", job.id)
     steps: dict[tuple[Setting, str], list[Step]] = defaultdict(list)
     seen = sorted({*counts, *range(_REPORT_RIVALS_EVERY, most, _REPORT_RIVALS_EVERY)})
     for step in transform(joined, seen, random):
@@ -290,5 +290,5 @@ def _lambdas(trial: TrialSpec, bench: Workbench) -> Sequence[float]:
 
 def _draw_styles(source: Source, style_dim: int, bench: Workbench) -> Float[Tensor, "B S"]:
     """The style of each input pair, the same for all trials of one style dimension."""
-    random = seeded_generator(bench.seed, "styles", source.name)
+    random = make_random(bench.seed, "styles", source.name)
     return torch.rand(len(source.songs), style_dim, generator=random)

@@ -39,7 +39,7 @@ from evaluation.frontier import (
     panel_points,
     rivals,
 )
-from evaluation.inference import probability_of_improvement, verdicts
+from evaluation.inference import decide_verdicts, probability_of_improvement
 from evaluation.metrics import COHERENCY
 from study.config import EvaluationPlan, StudyConfig
 from study.ledger import Ledger
@@ -73,7 +73,7 @@ def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
     matched = matched_similarity(metrics, bounds)
     store.write("matched", "all", matched)
     store.write("hypervolumes", "all", hypervolumes(metrics, bounds))
-    found = verdicts(
+    found = decide_verdicts(
         metrics,
         matched,
         store.outcomes,

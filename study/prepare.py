@@ -16,16 +16,16 @@ from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus, load_corpus
 from cf_core.errors import UserError
 from cf_core.files import place, replacing
 from cf_core.fusion import Latents
-from cf_core.ingest import builtin_corpus, ingest
+from cf_core.ingest import ingest, ingest_builtin
 from cf_core.ingest_report import IngestReport
 from cf_core.isolation import processes
-from cf_core.seeding import derive, generator
-from cf_core.training import Trainer, load_tensors, save_tensors, train, weights
-from cf_core.vae import MelodyVAE, VAETrainer, prior_report, reconstruction_report
+from cf_core.seeding import derive, make_random
+from cf_core.training import Trainer, collect_weights, load_tensors, save_tensors, train
+from cf_core.vae import MelodyVAE, VAETrainer, report_prior, report_reconstruction
 from evaluation.classifier import ClassifierTrainer, SearchClassifier
 from evaluation.evaluator import Evaluator, make_sources, unpaired
 from evaluation.judge import Judge, JudgeData, JudgeTrainer
-from evaluation.reliability import Estimate, Scorer, Trial
+from evaluation.reliability import Estimate, LabelledPairs, Scorer
 from study.config import StudyConfig
 from study.progress import Reporter
 from study.reading import ray_tasks
@@ -125,7 +125,7 @@ def _ingest(config: StudyConfig, path: Path, reporter: Reporter) -> IngestReport
             mapper = stack.enter_context(ray_tasks(address))
         job = stack.enter_context(reporter.job("melodies", None))
         if config.corpus.path is None:
-            return builtin_corpus(path, steps_per_beat=steps, progress=job.update, mapper=mapper)
+            return ingest_builtin(path, steps_per_beat=steps, progress=job.update, mapper=mapper)
         return ingest(
             config.corpus.path,
             path,
@@ -142,11 +142,11 @@ def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter)
 
     def finish() -> dict[str, Any]:
         trainer.vae.measure_sigma_bar(tokens)
-        random = generator(config.seed, "core", "prior")
+        random = make_random(config.seed, "core", "prior")
         return {
-            name: reconstruction_report(trainer.vae, corpus.tokens[corpus.segments(split)])
+            name: report_reconstruction(trainer.vae, corpus.tokens[corpus.segments(split)])
             for name, split in (("validation", VALIDATION), ("test", TEST))
-        } | {"prior": prior_report(trainer.vae, _PRIOR_SAMPLES, random)}
+        } | {"prior": report_prior(trainer.vae, _PRIOR_SAMPLES, random)}
 
     report = _trained("core", trainer, trainer.vae, finish, store, reporter)
     for name in ("validation", "test"):
@@ -184,7 +184,7 @@ def _classifiers(
     reporter: Reporter,
 ) -> tuple[SearchClassifier, Mapping[int, Judge]]:
     trials = {
-        name: Trial.draw(corpus, split, config.seed)
+        name: LabelledPairs.draw(corpus, split, config.seed)
         for name, split in (("validation", VALIDATION), ("test", TEST))
     }
     trainer = ClassifierTrainer(latents, config.search_classifier, config.seed)
@@ -209,7 +209,7 @@ def _classifiers(
         split: _judge(name, data, corpus, trials, config, store, reporter)
         for name, split in (("selection_judge", VALIDATION), ("reporting_judge", TEST))
     }
-    agreement = trials["test"].agreement(
+    agreement = trials["test"].measure_agreement(
         _scorer(judges[VALIDATION], corpus), _scorer(judges[TEST], corpus), _RESAMPLES, config.seed
     )
     reporter.say(f"the two judges rank pairs of test songs alike: Spearman {agreement}")
@@ -220,7 +220,7 @@ def _judge(
     name: str,
     data: JudgeData,
     corpus: Corpus,
-    trials: Mapping[str, Trial],
+    trials: Mapping[str, LabelledPairs],
     config: StudyConfig,
     store: Store,
     reporter: Reporter,
@@ -266,7 +266,7 @@ def _trained(
     checkpoint = find_checkpoint(store, name)
     reporter.follow(name.replace("_", " "), train(trainer, REPORT_EVERY // 2, checkpoint))
     report = finish()
-    save_tensors(weights(network), file)
+    save_tensors(collect_weights(network), file)
     with replacing(record) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
@@ -282,7 +282,7 @@ def training_latents(corpus: Corpus, core: MelodyVAE) -> Latents:
 
 
 def _judge_data(corpus: Corpus, core: MelodyVAE, latents: Latents, seed: int) -> JudgeData:
-    random = generator(seed, "judge", "prior")
+    random = make_random(seed, "judge", "prior")
     prior = torch.randn(_PRIOR_SAMPLES, latents.mean.shape[1], generator=random)
     return JudgeData(
         real=torch.as_tensor(corpus.tokens[corpus.segments(TRAIN)]),
@@ -293,7 +293,7 @@ def _judge_data(corpus: Corpus, core: MelodyVAE, latents: Latents, seed: int) ->
 
 
 def _reliability(
-    trials: Mapping[str, Trial], scores: Scorer, config: StudyConfig
+    trials: Mapping[str, LabelledPairs], scores: Scorer, config: StudyConfig
 ) -> dict[str, Any]:
     return {name: trial.report(scores, _RESAMPLES, config.seed) for name, trial in trials.items()}
 

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cf_core.training import hardware
+from cf_core.training import describe_hardware
 
 _PACKAGES = (
     "connective-fusion", "torch", "numpy", "scipy", "cmaes", "moocore", "rapidfuzz", "polars",
@@ -24,7 +24,7 @@ def provenance() -> dict[str, Any]:
     commit, dirty = _git()
     return {
         "host": platform.node(),
-        "hardware": hardware(),
+        "hardware": describe_hardware(),
         "versions": json.dumps(_versions()),
         "git_commit": commit,
         "git_dirty": dirty,

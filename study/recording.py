@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cf_core.corpus import TEST, VALIDATION
-from cf_core.seeding import generator as seeded_generator
-from cf_core.training import Progress, peak_memory_mb
+from cf_core.seeding import make_random
+from cf_core.training import Progress, measure_peak_memory_mb
 from evaluation.evaluator import Source, song_names
 from evaluation.rivals import Setting
 from evaluation.transforms import Identity, Step
@@ -113,7 +113,7 @@ class Recorder:
             "fingerprint": self.bench.fingerprint,
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
-            "peak_memory_mb": peak_memory_mb(),
+            "peak_memory_mb": measure_peak_memory_mb(),
             "attempt": self.attempts[spec.id],
             "device": self.device,
             "finished_at": datetime.now(UTC),
@@ -187,7 +187,7 @@ def record_references(bench: Workbench, store: Store) -> None:
     evaluator = bench.evaluator
     label = dict.fromkeys(("trial", "configuration", "method"), "identity")
     rows, outcomes = [], [evaluator.real_outcomes(split) for split in (VALIDATION, TEST)]
-    random = seeded_generator(bench.seed, "identity")
+    random = make_random(bench.seed, "identity")
     for source in bench.sources:
         measured, pairs = evaluator.evaluate(label, source, Identity()(source.inputs, [0], random))
         rows += [*measured, *evaluator.references_rows(source)]

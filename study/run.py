@@ -15,8 +15,7 @@ from cf_core.errors import UserError
 from cf_core.files import AnyPath, place
 from cf_core.fuse import Fused
 from cf_core.render import write_midi, write_wav
-from cf_core.seeding import derive
-from cf_core.seeding import generator as random_generator
+from cf_core.seeding import derive, make_random
 from evaluation.figures import piano_roll_figure, save
 from evaluation.frontier import CHOSEN_ON, FUSIONS
 from study.config import Range, StudyConfig
@@ -217,7 +216,7 @@ def _record_styles(
 ) -> None:
     """Write the inputs and what the bundle makes of them in several styles."""
     size = bundle.generator.style_dim
-    random = random_generator(seed, "example", "styles")
+    random = make_random(seed, "example", "styles")
     styles = torch.rand(_EXAMPLE_STYLES if size else 1, size, generator=random).numpy()
     left, right = fused.inputs
     shown = [("inputs", fused.inputs)]

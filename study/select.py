@@ -191,7 +191,7 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
     trial = store.scan("trials").filter(pl.col("trial") == name).collect()
     settings = replace(config.fusion, hidden=trial["hidden"][0])
     generator = _fill(
-        settings.generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
+        settings.make_generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
         find_generator(store, name),
     )
     shown = ["configuration", "lambda", "iteration", maximise, "low", "high"]

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -19,6 +20,8 @@ from study.tables import TABLES
 
 Rows = pl.DataFrame | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """What can be written: a frame, a list of rows, or columns by name (2-D arrays for latents)."""
+
+_DEFAULT_RULE: Mapping[str, Any] = MappingProxyType({})
 
 _QUERIES = ("SELECT", "WITH", "FROM", "VALUES", "(")
 """How a query begins. Polars also takes statements, such as DROP TABLE, which ask for nothing."""
@@ -60,11 +63,12 @@ class Store:
         identity: Mapping[str, Any],
         fingerprint: str,
         name: str,
-        selection: Mapping[str, Any],
+        selection: Mapping[str, Any] = _DEFAULT_RULE,
     ) -> None:
         """Make the folder that of this study, or check that it is; record the rule of selection.
 
-        `identity` and `fingerprint` are those of `StudyConfig`. Raises `ConfigError` if the folder
+        `identity` and `fingerprint` are those of `StudyConfig`, and `selection` its rule as JSON
+        values; an empty one is the default rule. Raises `ConfigError` if the folder
         holds another study, naming the settings that differ, or something else; `RecordsError` if
         its tables are of another release.
         """
@@ -73,7 +77,7 @@ class Store:
             "name": name,
             "fingerprint": fingerprint,
             "tables": {table: one.version for table, one in TABLES.items()},
-            "selection": selection,
+            "selection": dict(selection),
             "identity": identity,
         }
         if path.exists():

@@ -23,8 +23,8 @@ import polars as pl
 from ray.cluster_utils import Cluster
 
 from cf_core.files import AnyPath, replacing
+from study import ledger
 from study.config import StudyConfig
-from study.ledger import Ledger
 from study.store import Store
 from study.tables import TABLES, drop_volatile
 from tests.tiny import tiny, write_melodies
@@ -38,9 +38,9 @@ import builtins, os, sys, time
 real = builtins.__import__
 def watched(*names, **more):
     module = real(*names, **more)
-    jobs = sys.modules.get("study.jobs")
-    if jobs is not None and hasattr(jobs, "_finish") and not hasattr(jobs, "_real_finish"):
-        jobs._real_finish = jobs._finish
+    jobs = sys.modules.get("study.execution")
+    if jobs is not None and hasattr(jobs, "_evaluate") and not hasattr(jobs, "_real"):
+        jobs._real = jobs._evaluate
         def finish(trial, *rest):
             if trial.id == os.environ.get("CHAOS_TRIAL"):
                 kind = os.environ["CHAOS_KIND"]
@@ -52,8 +52,8 @@ def watched(*names, **more):
                     hoard = [bytearray(10**8) for _ in range(10**4)]
                 if kind == "die":
                     os._exit(1)
-            yield from jobs._real_finish(trial, *rest)
-        jobs._finish = finish
+            yield from jobs._real(trial, *rest)
+        jobs._evaluate = finish
     return module
 builtins.__import__ = watched
 """
@@ -128,15 +128,17 @@ class Arena:
         path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
         return {"PYTHONPATH": path, "CHAOS_KIND": kind, "CHAOS_TRIAL": trial}
 
-    def count(self, config: StudyConfig, before: "Ledger") -> None:
+    def count(self, config: StudyConfig, before: "Progress") -> None:
         """Count what was done before, and is lost or was handed out again."""
-        after = Ledger.of(store_of(config))
+        after = Progress.of(store_of(config))
         self.toll.lost += len(before.done - after.done)
         self.toll.repeated += sum(
             after.handed_out[trial] > before.handed_out[trial] for trial in before.done
         )
 
-    def settle(self, name: str, config: StudyConfig, undisturbed: Store, before: "Ledger") -> None:
+    def settle(
+        self, name: str, config: StudyConfig, undisturbed: Store, before: "Progress"
+    ) -> None:
         """Count what is lost, repeated or different once all is done."""
         self.count(config, before)
         self.toll.differing_rows += differing_rows(store_of(config), undisturbed)
@@ -144,20 +146,24 @@ class Arena:
 
 
 @dataclass(frozen=True)
-class Ledger:
+class Progress:
     """What is done, and how often each trial was handed out."""
 
     done: frozenset[str] = frozenset()
     handed_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, store: Store) -> "Ledger":
+    def of(cls, store: Store) -> "Progress":
         """The ledger as it stands; empty before a study is begun."""
         if not (store.root / "study.json").exists():
             return cls()
         store = Store(store.root)
-        done = {name for name, status in Ledger(store).list_statuses().items() if status == "done"}
-        return cls(frozenset(done), Ledger(store).count_attempts())
+        done = {
+            name
+            for name, status in ledger.Ledger(store).list_statuses().items()
+            if status == "done"
+        }
+        return cls(frozenset(done), ledger.Ledger(store).count_attempts())
 
 
 def store_of(config: StudyConfig) -> Store:
@@ -238,7 +244,7 @@ def drivers_killed(arena: Arena, times: int) -> None:
     arena.finish(calm)
     random = np.random.default_rng(0)
     for number in range(times):
-        before = Ledger.of(store_of(config))
+        before = Progress.of(store_of(config))
         process = arena.start(config)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=float(random.uniform(4, 21)))
@@ -246,7 +252,7 @@ def drivers_killed(arena: Arena, times: int) -> None:
         kill(process)
         arena.toll.kills += 1
         arena.count(config, before)
-    before = Ledger.of(store_of(config))
+    before = Progress.of(store_of(config))
     assert before.done, "no kill came after a trial was done"
     arena.finish(config)
     arena.settle("driver killed", config, store_of(calm), before)
@@ -258,7 +264,7 @@ def worker_killed(arena: Arena, undisturbed: Store) -> None:
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     arena.toll.kills += 1
     assert "the worker died" in _ended(process)
-    arena.settle("worker killed", config, undisturbed, Ledger.of(store_of(config)))
+    arena.settle("worker killed", config, undisturbed, Progress.of(store_of(config)))
 
 
 def trial_misbehaves(arena: Arena, undisturbed: Store, kind: str, *, alone: bool) -> None:
@@ -267,9 +273,9 @@ def trial_misbehaves(arena: Arena, undisturbed: Store, kind: str, *, alone: bool
     limits: dict[str, Any] = {"trial_seconds": 30.0, "memory_gb": 4.0, "pack": 1 if alone else 2}
     config = arena.study(f"{kind}-{alone}", limits)
     said = arena.finish(config, environment=arena.faults(kind, trial))
-    statuses = Ledger(store_of(config)).list_statuses()
+    statuses = ledger.Ledger(store_of(config)).list_statuses()
     assert {name for name, status in statuses.items() if status != "done"} == {trial}, said[-3000:]
-    before = Ledger.of(store_of(config))
+    before = Progress.of(store_of(config))
     arena.finish(config)
     arena.settle(f"trial: {kind}", config, undisturbed, before)
 
@@ -282,12 +288,12 @@ def everything_at_once(arena: Arena, config: StudyConfig, undisturbed: Store) ->
     victim, *_ = wait_for(lambda: workers_of(process.pid))
     wait_for(lambda: under_way(config))
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: len(Ledger.of(store_of(config)).done) >= 1)
-    wait_for(lambda: max(Ledger.of(store_of(config)).handed_out.values()) == 2)
+    wait_for(lambda: len(Progress.of(store_of(config)).done) >= 1)
+    wait_for(lambda: max(Progress.of(store_of(config)).handed_out.values()) == 2)
     _refused(second, process)
     kill(process)
     arena.toll.kills += 2
-    before = Ledger.of(store_of(config))
+    before = Progress.of(store_of(config))
     _interrupt(arena, config)
     arena.finish(config)
     arena.settle("worker and driver killed", config, undisturbed, before)
@@ -300,7 +306,7 @@ def two_drivers(arena: Arena, undisturbed: Store) -> None:
     wait_for((store_of(config).root / "running.json").exists)
     _refused(arena.start(config), first)
     _ended(first)
-    arena.settle("two drivers", config, undisturbed, Ledger.of(store_of(config)))
+    arena.settle("two drivers", config, undisturbed, Progress.of(store_of(config)))
 
 
 def interrupted(arena: Arena, undisturbed: Store) -> None:
@@ -308,7 +314,7 @@ def interrupted(arena: Arena, undisturbed: Store) -> None:
     config = arena.study("interrupted")
     for sign in (signal.SIGINT, signal.SIGTERM):
         _interrupt(arena, config, sign)
-    before = Ledger.of(store_of(config))
+    before = Progress.of(store_of(config))
     arena.finish(config)
     arena.settle("interrupted", config, undisturbed, before)
 
@@ -368,7 +374,7 @@ def node_killed(arena: Arena, undisturbed: Store) -> None:
         cluster.remove_node(victim, allow_graceful=False)
         arena.toll.kills += 1
         _ended(process)
-    arena.settle("node killed", config, undisturbed, Ledger.of(store_of(config)))
+    arena.settle("node killed", config, undisturbed, Progress.of(store_of(config)))
 
 
 def zombie(arena: Arena, undisturbed: Store) -> None:
@@ -383,7 +389,7 @@ def zombie(arena: Arena, undisturbed: Store) -> None:
             _ended(process)
         finally:
             os.kill(raylet, signal.SIGCONT)
-    arena.settle("zombie", config, undisturbed, Ledger.of(store_of(config)))
+    arena.settle("zombie", config, undisturbed, Progress.of(store_of(config)))
 
 
 def disk_full(arena: Arena, undisturbed: Store) -> bool:
@@ -401,7 +407,7 @@ def disk_full(arena: Arena, undisturbed: Store) -> bool:
         said = arena.finish(config, code=2)
         assert "Read-only" in said, said[-3000:]
         _remount(place, "rw,size=200m")
-        before = Ledger.of(store_of(config))
+        before = Progress.of(store_of(config))
         arena.finish(config)
         arena.settle("disk full, then read-only", config, undisturbed, before)
     finally:

@@ -100,7 +100,7 @@ def make_bundle() -> MakeBundle:
             core,
             generator,
             iterations=3,
-            weight=0.1 if conditional else None,
+            lambda_=0.1 if conditional else None,
             lambda_range=(1e-3, 10.0) if conditional else None,
             record={"study": "tiny"},
         )

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import mido
 
 from cf_core.files import replacing
-from cf_core.isolation import MEMORY, SECONDS, CallError, isolated, processes
-from cf_core.readers import Rejected, read_gridded, songs
+from cf_core.isolation import MEMORY, SECONDS, CallError, call_isolated, processes
+from cf_core.readers import Rejected, read_gridded, split_songs
 
 OUTPUT = Path(__file__).parent.parent / "benchmarks" / "out" / "fuzz.json"
 PROCESSES = 2
@@ -80,18 +80,18 @@ def attempt(file: tuple[str, bytes]) -> Outcome:
     results: list[str] = []
     slowest = 0.0
     start = perf_counter()
-    for song in songs(name, data):
+    for song in split_songs(name, data):
         if isinstance(song, Rejected):
             results.append(song.reason)
         else:
             try:
-                result = isolated(read_gridded, song, "1", 4)
+                result = call_isolated(read_gridded, song, "1", 4)
                 results.append(result.reason if isinstance(result, Rejected) else "melody")
             except CallError as error:
                 results.append(error.reason)
         slowest, start = max(slowest, perf_counter() - start), perf_counter()
     # Not getrusage: what that gives is never less than the process had that started this one.
-    status = isolated(Path.read_text, Path("/proc/self/status"))
+    status = call_isolated(Path.read_text, Path("/proc/self/status"))
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return Outcome(name, results, slowest, int(peak.split()[1]) * 1024)
 

@@ -26,13 +26,13 @@ from xml.etree.ElementTree import Element, fromstring
 import mido
 import symusic
 
-from cf_core.ingest import common_time_tunes
-from cf_core.isolation import isolated, processes
+from cf_core.ingest import read_builtin_tunes
+from cf_core.isolation import call_isolated, processes
 from cf_core.melody import Melody
-from cf_core.readers import Rejected, read_song, songs
+from cf_core.readers import Rejected, read_song, split_songs
 from cf_core.readers.midi import parse
-from cf_core.readers.musicxml import written
-from cf_core.readers.score import quarters
+from cf_core.readers.musicxml import read_measures
+from cf_core.readers.score import to_quarters
 
 DIGESTS = Path(__file__).parent / "built_in_tunes.json"
 
@@ -47,7 +47,7 @@ class Heard(NamedTuple):
 
 def digest(name: str, data: bytes) -> str:
     """A digest of what is read of a tune: notes, bars and tempos, or the reason against it."""
-    (song,) = songs(name, data)
+    (song,) = split_songs(name, data)
     read = song if isinstance(song, Rejected) else read_song(song)
     if isinstance(read, Rejected):
         return read.reason
@@ -61,7 +61,7 @@ def digests(tunes: Iterable[tuple[str, bytes]]) -> dict[str, str]:
     """Digests of tunes by their names, made in processes that check no types while they read."""
 
     def make(tune: tuple[str, bytes]) -> tuple[str, str]:
-        return tune[0], isolated(digest, *tune)
+        return tune[0], call_isolated(digest, *tune)
 
     return dict(sorted(processes(2)(make, tunes)))
 
@@ -240,8 +240,8 @@ def as_music21(name: str) -> tuple[int, int]:
     with _lieder() as members:
         data = members.read(name)
     ours = Counter(
-        (index, quarters(note.offset), quarters(note.duration), note.pitch)
-        for index, measure in enumerate(written(data, "1"))
+        (index, to_quarters(note.offset), to_quarters(note.duration), note.pitch)
+        for index, measure in enumerate(read_measures(data, "1"))
         for note in measure.notes
     )
     part = _first_part(data)
@@ -298,7 +298,7 @@ def _lieder() -> zipfile.ZipFile:
 
 def all_voices(name: str, data: bytes) -> list[Heard]:
     """Our reading of a tune, all its voices together."""
-    (song,) = songs(name, data)
+    (song,) = split_songs(name, data)
     if isinstance(song, Rejected):
         return []
     read = read_song(song)
@@ -325,11 +325,11 @@ def report_abc(title: str, tunes: list[tuple[str, bytes]]) -> None:
 def main(arguments: list[str]) -> None:
     """Print all comparisons for which there is an oracle and a corpus."""
     if "--digests" in arguments:
-        found = {name: digest(name, text) for name, text in sorted(common_time_tunes())}
+        found = {name: digest(name, text) for name, text in sorted(read_builtin_tunes())}
         DIGESTS.write_text(json.dumps(found, indent=0) + "\n")
         return
     if which("abc2midi"):
-        report_abc("built-in tunes", list(common_time_tunes()))
+        report_abc("built-in tunes", list(read_builtin_tunes()))
         if "CF_DATA" in os.environ:
             report_abc("Nottingham", list(nottingham()))
     if "CF_DATA" in os.environ:

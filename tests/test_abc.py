@@ -4,7 +4,7 @@ from fractions import Fraction
 import pytest
 
 from cf_core.grid import to_grid
-from cf_core.ingest import common_time_tunes
+from cf_core.ingest import read_builtin_tunes
 from cf_core.melody import Melody, Note
 from cf_core.readers import read_melodies
 from cf_core.readers.limits import MAX_BARS, MAX_TUNE
@@ -494,6 +494,6 @@ def test_line_ends_and_encodings(ending: str, encoding: str) -> None:
 
 def test_the_built_in_tunes_are_read_as_they_were_when_held_against_abc2midi() -> None:
     expected = json.loads(DIGESTS.read_text())
-    found = oracles.digests(common_time_tunes())
+    found = oracles.digests(read_builtin_tunes())
     assert {name for name in expected if expected[name] != found[name]} == set()
     assert found.keys() == expected.keys()

@@ -14,7 +14,7 @@ import torch
 
 from cf_core import bundle as bundles
 from cf_core.bundle import DEFAULT_BUNDLE, load_bundle, save_bundle
-from cf_core.errors import UserError
+from cf_core.errors import BundleError
 from cf_core.melody import MelodyFormat, is_melody
 from cf_core.training import load_tensors, save_tensors
 from study.config import load as load_config
@@ -53,7 +53,7 @@ def test_round_trip(
     assert loaded.form == bundle.form
     assert loaded.core.settings == bundle.core.settings
     assert (loaded.iterations, loaded.record) == (3, {"study": "tiny"})
-    assert (loaded.weight, loaded.lambda_range) == (
+    assert (loaded.lambda_, loaded.lambda_range) == (
         (0.1, (1e-3, 10.0)) if conditional else (None, None)
     )
     assert (loaded.generator.gated, loaded.generator.conditional) == (gated, conditional)
@@ -153,7 +153,7 @@ def test_weights_that_are_none_of_a_conditional_generator(
     make_bundle: MakeBundle, weight: float | None, lambda_range: tuple[float, float] | None
 ) -> None:
     with pytest.raises(ValueError, match="none of a conditional generator"):
-        replace(make_bundle(conditional=True), weight=weight, lambda_range=lambda_range)
+        replace(make_bundle(conditional=True), lambda_=weight, lambda_range=lambda_range)
 
 
 @pytest.mark.parametrize(("weight", "lambda_range"), [(0.1, None), (None, (0.01, 1.0))])
@@ -161,7 +161,7 @@ def test_weights_that_an_unconditional_generator_cannot_have(
     make_bundle: MakeBundle, weight: float | None, lambda_range: tuple[float, float] | None
 ) -> None:
     with pytest.raises(ValueError, match="none of an unconditional generator"):
-        replace(make_bundle(), weight=weight, lambda_range=lambda_range)
+        replace(make_bundle(), lambda_=weight, lambda_range=lambda_range)
 
 
 def test_a_drawn_style_depends_on_the_seed_alone_and_survives_print(
@@ -193,7 +193,7 @@ def test_what_is_no_bundle_is_never_replaced(
 ) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / kept).write_text("{}")
-    with pytest.raises(UserError, match="is not a bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         save_bundle(make_bundle(), tmp_path / "work")
     assert (tmp_path / "work" / kept).read_text() == "{}"
 
@@ -202,7 +202,7 @@ def test_a_bundle_with_other_files_in_it_is_never_replaced(
     folder: Path, make_bundle: MakeBundle
 ) -> None:
     (folder / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="is not a bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         save_bundle(make_bundle(), folder)
     assert (folder / "thesis.tex").read_text() == "years of work"
 
@@ -216,7 +216,7 @@ def test_nothing_half_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("cf_core.bundle._describe", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(BundleError, match="No space left"):
         save_bundle(make_bundle(style_dim=5), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
@@ -234,16 +234,16 @@ def test_the_earlier_bundle_comes_back_where_the_new_one_cant_take_its_place(
         return rename(source, target)
 
     monkeypatch.setattr(Path, "rename", broken)
-    with pytest.raises(UserError, match="Input/output error"):
+    with pytest.raises(BundleError, match="Input/output error"):
         save_bundle(make_bundle(style_dim=5), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
 
 def test_a_name_that_no_folder_can_have(tmp_path: Path, make_bundle: MakeBundle) -> None:
-    with pytest.raises(UserError, match="can't be read"):
+    with pytest.raises(BundleError, match="can't be read"):
         load_bundle(tmp_path / ("x" * 300))
-    with pytest.raises(UserError, match="can't be written"):
+    with pytest.raises(BundleError, match="can't be written"):
         save_bundle(make_bundle(), tmp_path / ("x" * 300))
 
 
@@ -252,7 +252,7 @@ def test_one_altered_byte_is_noticed(folder: Path, name: str) -> None:
     data = bytearray((folder / name).read_bytes())
     data[-1] ^= 1
     (folder / name).write_bytes(data)
-    with pytest.raises(UserError, match=f"{name}: altered"):
+    with pytest.raises(BundleError, match=f"{name}: altered"):
         load_bundle(folder)
 
 
@@ -270,7 +270,7 @@ def test_a_pickle_is_never_opened(folder: Path, save: Callable[..., None]) -> No
     with (folder / "generator.safetensors").open("wb") as file:
         save(_Bomb(struck), file)
     _edit(folder, lambda _: None, resign=True)
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(BundleError, match="no safetensors file"):
         load_bundle(folder)
     assert not struck.exists()
 
@@ -280,7 +280,9 @@ def test_weights_of_other_shapes(folder: Path) -> None:
     tensors["sigma_bar"] = tensors["sigma_bar"][:-1].clone()
     save_tensors(tensors, folder / "core.safetensors")
     _edit(folder, lambda _: None, resign=True)
-    with pytest.raises(UserError, match=r"core\.safetensors holds weights of other names, shapes"):
+    with pytest.raises(
+        BundleError, match=r"core\.safetensors holds weights of other names, shapes"
+    ):
         load_bundle(folder)
 
 
@@ -293,14 +295,14 @@ def test_names_in_a_manifest_are_no_paths(folder: Path) -> None:
         manifest["sha256"]["../outside.safetensors"] = digest
 
     _edit(folder, point_outside)
-    with pytest.raises(UserError, match=r"core\.safetensors is missing"):
+    with pytest.raises(BundleError, match=r"core\.safetensors is missing"):
         load_bundle(folder)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "core.safetensors", "generator.safetensors"])
 def test_a_missing_file(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(UserError, match=f"{name} is missing"):
+    with pytest.raises(BundleError, match=f"{name} is missing"):
         load_bundle(folder)
 
 
@@ -345,7 +347,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 def test_a_changed_manifest_is_refused_in_one_line(folder: Path, case: str) -> None:
     change, message = CHANGES[case]
     _edit(folder, change)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(BundleError, match=message) as caught:
         load_bundle(folder)
     assert "\n" not in str(caught.value)
 
@@ -365,7 +367,7 @@ WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "endless": (lambda m: m.update(lambda_range=[0.01, math.inf]), "none of a conditional"),
     "nan": (lambda m: m.update(weight=math.nan), "none of a conditional"),
     "turned round": (lambda m: m.update(lambda_range=[10.0, 0.001]), "none of a conditional"),
-    "outside": (lambda m: m.update(weight=11.0), "weight 11.0 of lambda_range .* is none of"),
+    "outside": (lambda m: m.update(weight=11.0), "λ 11.0 of lambda_range .* is none of"),
     "made fixed": (
         lambda m: (
             m["generator"].update(conditional=False),
@@ -383,7 +385,7 @@ def test_changed_weights_are_refused_in_one_line(
     save_bundle(make_bundle(conditional=True), tmp_path / "bundle")
     change, message = WEIGHTS[case]
     _edit(tmp_path / "bundle", change)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(BundleError, match=message) as caught:
         load_bundle(tmp_path / "bundle")
     assert "\n" not in str(caught.value)
 
@@ -399,7 +401,7 @@ def test_a_huge_file_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch, 
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", small_only)
-    with pytest.raises(UserError, match=f"{name}: too large"):
+    with pytest.raises(BundleError, match=f"{name}: too large"):
         load_bundle(folder)
 
 
@@ -425,7 +427,9 @@ def test_the_ready_made_bundle_is_what_is_loaded_unless_told_otherwise(
     monkeypatch.setattr(bundles, "DEFAULT_BUNDLE", folder)
     assert load_bundle().record == {"study": "tiny"}
     monkeypatch.setattr(bundles, "DEFAULT_BUNDLE", folder / "nil")
-    with pytest.raises(UserError, match=r"no ready-made bundle .*`make bundle`.*--bundle"):
+    with pytest.raises(
+        BundleError, match=r"no ready-made bundle .*`make bundle`.*folder of another"
+    ):
         load_bundle()
 
 
@@ -438,7 +442,7 @@ def test_a_bundle_of_an_earlier_version_is_replaced(folder: Path, make_bundle: M
 @pytest.mark.parametrize("text", ["", "[]", "{", "\xff", "[" * 100_000, '"kind"'])
 def test_a_manifest_that_is_none(folder: Path, text: str) -> None:
     (folder / "manifest.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"not JSON|not the manifest"):
+    with pytest.raises(BundleError, match=r"not JSON|not the manifest"):
         load_bundle(folder)
 
 
@@ -454,19 +458,19 @@ def test_a_manifest_that_is_none(folder: Path, text: str) -> None:
 def test_fuse_refuses(
     make_bundle: MakeBundle, style: list[float], iterations: int, message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BundleError, match=message):
         make_bundle().fuse(LEFT, RIGHT, style, iterations)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1e-4, 10.1, math.inf, math.nan])
 def test_a_weight_it_was_not_trained_for(make_bundle: MakeBundle, weight: float) -> None:
     message = rf"λ: this bundle was trained for 0\.001 to 10, not {weight}"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BundleError, match=message):
         make_bundle(conditional=True).fuse(LEFT, RIGHT, [0.5, 0.5], 1, weight)
 
 
 def test_a_weight_for_a_bundle_that_has_one(make_bundle: MakeBundle) -> None:
-    with pytest.raises(UserError, match=r"has one λ, .*; only a conditional one takes --lambda"):
+    with pytest.raises(BundleError, match=r"has one λ, .*; only a conditional one takes another"):
         make_bundle().fuse(LEFT, RIGHT, [0.5, 0.5], 1, 0.1)
 
 

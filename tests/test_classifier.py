@@ -8,7 +8,7 @@ import torch
 
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 from cf_core.nets import dropout, initialise
-from cf_core.seeding import generator
+from cf_core.seeding import make_random
 from cf_core.training import train
 from evaluation.judge import Judge, JudgeData, JudgeSettings, JudgeTrainer, ReaderSettings
 from evaluation.reliability import auc
@@ -19,7 +19,7 @@ FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=71)
 def test_units_are_dropped_only_where_a_generator_is_given() -> None:
     x = torch.ones(200, 50)
     assert torch.equal(dropout(x, 0.3, None), x)
-    dropped = dropout(x, 0.3, generator(0, "drop"))
+    dropped = dropout(x, 0.3, make_random(0, "drop"))
     assert float((dropped == 0).float().mean()) == pytest.approx(0.3, abs=0.02)
     assert dropped[dropped > 0].unique().tolist() == pytest.approx([1 / 0.7])
 
@@ -43,7 +43,7 @@ def test_each_kind_of_pair_takes_its_part_of_a_batch() -> None:
     real = torch.full((8, FORM.steps), 2)
     data = JudgeData(real, real + 1, real[:5] + 2, torch.tensor([[0, 1], [6, 7]]))
     trainer = JudgeTrainer(data, FORM, replace(SETTINGS, batch=6), 0, "judge")
-    rows = trainer._rows(generator(0, "batch"))
+    rows = trainer._rows(make_random(0, "batch"))
     kinds = np.digitize(rows.numpy(), [8, 16])  # real, reconstructed, prior
     assert (kinds[:, 0] == kinds[:, 1]).all()
     assert kinds[:, 0].tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 1, 1, 2, 2]
@@ -105,7 +105,7 @@ def test_calibration_of_separable_pairs_is_finite() -> None:
 
 def test_chunks_change_nothing() -> None:
     judge = Judge(FORM, SETTINGS)
-    initialise(judge, generator(0, "judge"))
+    initialise(judge, make_random(0, "judge"))
     left, right = tokens(2100, 0).numpy(), tokens(2100, 1).numpy()
     whole = judge.probability(left, right)
     np.testing.assert_allclose(

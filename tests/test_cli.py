@@ -423,7 +423,7 @@ def test_without_a_bundle_the_ready_made_one_is_used(
     assert (tunes / "same.mid").read_bytes() == (tunes / "out.mid").read_bytes()
     monkeypatch.setattr("cf_core.bundle.DEFAULT_BUNDLE", tunes / "nil")
     outcome = cf_study("fuse", "a.mid", "b.mid", "--output", "none.mid")
-    _refused(outcome, "no ready-made bundle", "make bundle", "--bundle")
+    _refused(outcome, "no ready-made bundle", "make bundle")
     assert not (tunes / "none.mid").exists()
 
 
@@ -441,7 +441,7 @@ def test_the_tempo_is_that_of_left_unless_given(cf_study: Run, tunes: Path) -> N
         (["a.mid", "b.mid", "--style", "0.5,1.5"], ["style: each number must lie in 0…1"]),
         (["a.mid", "b.mid", "--style", "0.5,much"], ["--style 0.5,much", "numbers"]),
         (["a.mid", "b.mid", "--style", "nan,0.5"], ["style: each number must lie in 0…1"]),
-        (["a.mid", "b.mid", "--lambda", "0.1"], ["has one λ", "conditional one takes --lambda"]),
+        (["a.mid", "b.mid", "--lambda", "0.1"], ["has one λ", "conditional one takes another"]),
         (["a.mid", "b.mid", "--iterations", "0"], ["iterations: 0 is too few"]),
         (["a.mid", "b.mid", "--tempo", "0"], ["tempo: 0", "10 to 500"]),
         (["a.mid", "b.mid", "--left-bars", "3"], ["--left-bars 3", "such as 5-6"]),

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from cf_core import corpus
 from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus, load_corpus
-from cf_core.errors import UserError
-from cf_core.ingest import common_time_tunes, ingest
+from cf_core.errors import CorpusError
+from cf_core.ingest import ingest, read_builtin_tunes
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from tests.melodies import meter, midi, sound
 
@@ -84,7 +84,7 @@ def test_where_nothing_can_be_read_the_reasons_are_written(tmp_path: Path) -> No
     tunes = dict.fromkeys("bcd", "nothing") | {"a": HEAD + "z4|]\n", "e": "X:1\nK:C\n"}
     source = write(tmp_path / "tunes", tunes)
     output, beside = tmp_path / "out" / "x.parquet", tmp_path / "out" / "x.rejected.parquet"
-    with pytest.raises(UserError) as error:
+    with pytest.raises(CorpusError) as error:
         ingest(source, output)
     assert str(error.value) == (
         "tunes: no melody could be read (3 unreadable, 2 no notes): a: no notes;"
@@ -94,7 +94,7 @@ def test_where_nothing_can_be_read_the_reasons_are_written(tmp_path: Path) -> No
     )
     assert [row["id"] for row in rows(beside)] == list("abcde")
     assert list(output.parent.iterdir()) == [beside]
-    with pytest.raises(UserError, match="steps_per_beat: 0"):
+    with pytest.raises(CorpusError, match="steps_per_beat: 0"):
         ingest(source, output, steps_per_beat=0)
 
 
@@ -138,7 +138,7 @@ def test_nothing_is_written_where_one_of_the_two_files_cant_be(tmp_path: Path) -
     for name in ("x.parquet", "y.rejected.parquet"):
         (tmp_path / name).mkdir()
     for name in ("x.parquet", "y.parquet"):
-        with pytest.raises(UserError, match="is a folder"):
+        with pytest.raises(CorpusError, match="is a folder"):
             ingest(source, tmp_path / name)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["tunes", "x.parquet", "y.rejected.parquet"]
@@ -287,9 +287,9 @@ def test_the_hash_is_of_the_bars_alone(small: Path, tmp_path: Path) -> None:
         column[index] = changed
         position = table.column_names.index(name)
         edited = table.set_column(position, name, pa.array(column, table[name].type))
-        assert corpus.content_hash(edited) != before, name
+        assert corpus.hash_bars(edited) != before, name
         pq.write_table(edited, other)
-        with pytest.raises(UserError, match="not those that were written"):
+        with pytest.raises(CorpusError, match="not those that were written"):
             load_corpus(other, FORM, 0)
 
 
@@ -316,12 +316,12 @@ def test_files_that_are_no_corpus_for_the_format(small: Path, tmp_path: Path) ->
         (small, replace(FORM, meters=("5/4",)), "too small to split: 0 songs"),
     ]
     for path, form, message in cases:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(CorpusError, match=message):
             load_corpus(path, form, 0)
 
 
 def test_built_in_tunes_are_chosen_by_their_header() -> None:
-    tunes = dict(common_time_tunes())
+    tunes = dict(read_builtin_tunes())
     assert len(tunes) == 1309
     assert b"T:The White Cockade" in tunes["airdsAirs-book1-1.abc"].replace(b"T: ", b"T:")
     assert not any(b"\nM:6/8" in text.split(b"\nK:")[0] for text in tunes.values())

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle, StepPatch
 from matplotlib.text import Text
 
-from cf_core.errors import UserError
+from cf_core.errors import FigureError
 from evaluation.figures import (
     Axis,
     attainment_difference_figure,
@@ -551,7 +551,7 @@ def test_edges_are_named_as_far_as_there_is_room(edges: int) -> None:
 
 def test_a_point_without_outcomes_is_named() -> None:
     points = POINTS.with_columns(iteration=pl.lit(7, dtype=pl.Int32))
-    with pytest.raises(UserError, match=r"no test pairs of a .* after 7 iterations; evaluate"):
+    with pytest.raises(FigureError, match=r"no test pairs of a .* after 7 iterations; evaluate"):
         transition_figure(OUTCOMES, BINS, points)
 
 
@@ -669,13 +669,13 @@ def test_nothing_to_draw_is_said_in_one_line(name: str) -> None:
     for spoiled in (frames[0].clear(), hollow):
         if spoiled.equals(frames[0]):
             continue  # outcomes hold bins, which can't be NaN
-        with pytest.raises(UserError, match="evaluate") as raised:
+        with pytest.raises(FigureError, match="evaluate") as raised:
             draw(spoiled, *frames[1:])
         assert "\n" not in str(raised.value)
 
 
 def test_a_distance_that_is_none_is_answered_with_those_there_are() -> None:
-    with pytest.raises(UserError, match="choose one of z_distance, z_weighted, edit_distance"):
+    with pytest.raises(FigureError, match="choose one of z_distance, z_weighted, edit_distance"):
         frontier_figure(METRICS, "loudness")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cf_core.bundle import Bundle, save_bundle
-from cf_core.errors import UserError
+from cf_core.errors import BundleError, MelodyError
 from cf_core.fuse import fuse_files
 from cf_core.melody import HOLD, REST, MelodyFormat, Note
 from cf_core.render import write_midi
@@ -74,7 +74,7 @@ def test_the_last_segment_of_left_meets_the_first_of_right(
     assert fused.inputs[1].tolist() == _tokens((60, 8), (61, 8), (62, 8), (63, 8))
     assert (fused.tempo, fused.meter, fused.iterations) == (90.0, "4/4", 3)
     assert fused.style == bundle.draw_style(0)
-    assert fused.weight is None
+    assert fused.lambda_ is None
     again = bundle.fuse(fused.inputs[0], fused.inputs[1], fused.style, 3)
     assert np.array_equal(fused.outputs, np.stack(again))
 
@@ -113,9 +113,9 @@ def test_the_weight_is_the_bundles_unless_given(
 ) -> None:
     bundle = make_bundle(conditional=True)
     unsaid, same, other = (
-        fuse_files(left, right, bundle, weight=weight) for weight in (None, 0.1, 10.0)
+        fuse_files(left, right, bundle, lambda_=weight) for weight in (None, 0.1, 10.0)
     )
-    assert (unsaid.weight, same.weight, other.weight) == (0.1, 0.1, 10.0)
+    assert (unsaid.lambda_, same.lambda_, other.lambda_) == (0.1, 0.1, 10.0)
     assert np.array_equal(unsaid.outputs, same.outputs)
     expected = bundle.fuse(other.inputs[0], other.inputs[1], other.style, 3, 10.0)
     assert np.array_equal(other.outputs, np.stack(expected))
@@ -125,10 +125,10 @@ def test_the_weight_is_the_bundles_unless_given(
 def test_a_weight_that_the_bundle_cannot_take(
     left: Path, right: Path, make_bundle: MakeBundle
 ) -> None:
-    with pytest.raises(UserError, match=r"λ: this bundle was trained for 0\.001 to 10, not 20"):
-        fuse_files(left, right, make_bundle(conditional=True), weight=20.0)
-    with pytest.raises(UserError, match=r"λ: this bundle has one λ"):
-        fuse_files(left, right, make_bundle(), weight=0.1)
+    with pytest.raises(BundleError, match=r"λ: this bundle was trained for 0\.001 to 10, not 20"):
+        fuse_files(left, right, make_bundle(conditional=True), lambda_=20.0)
+    with pytest.raises(BundleError, match=r"λ: this bundle has one λ"):
+        fuse_files(left, right, make_bundle(), lambda_=0.1)
 
 
 def test_the_seed_draws_the_style(left: Path, right: Path, bundle: Bundle) -> None:
@@ -156,12 +156,12 @@ def test_a_bundle_without_style_draws_none(
 def test_bars_that_cannot_be_taken(
     left: Path, right: Path, bundle: Bundle, bars: tuple[int, int], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MelodyError, match=message):
         fuse_files(left, right, bundle, left_bars=bars)
 
 
 def test_what_the_piece_has_is_said(left: Path, right: Path, bundle: Bundle) -> None:
-    with pytest.raises(UserError, match=r"its bars: 6 of 4/4, 2 short bar, 1 off grid"):
+    with pytest.raises(MelodyError, match=r"its bars: 6 of 4/4, 2 short bar, 1 off grid"):
         fuse_files(left, right, bundle, left_bars=(2, 3))
 
 
@@ -169,17 +169,17 @@ def test_silent_bars_are_skipped_and_refused(tmp_path: Path, left: Path, bundle:
     late = tmp_path / "late.mid"
     write_midi([Note(Fraction(12), Fraction(8), 60)], late, 120.0)
     assert fuse_files(left, late, bundle).bars[1] == (3, 4)
-    with pytest.raises(UserError, match=r"late.mid: bars 1-2: there are no notes"):
+    with pytest.raises(MelodyError, match=r"late.mid: bars 1-2: there are no notes"):
         fuse_files(left, late, bundle, right_bars=(1, 2))
 
 
 def test_a_meter_that_the_bundle_does_not_know(tmp_path: Path, left: Path, bundle: Bundle) -> None:
     waltz = _midi(tmp_path / "waltz.mid", *range(60, 72), meter="3/4")
     with pytest.raises(
-        UserError, match=r"waltz.mid: no 2 neighbouring .* knows 4/4 and 2/2 .*8 of 3/4"
+        MelodyError, match=r"waltz.mid: no 2 neighbouring .* knows 4/4 and 2/2 .*8 of 3/4"
     ):
         fuse_files(left, waltz, bundle)
-    with pytest.raises(UserError, match=r"bars 1-2: .* 3/4; the model takes .* of 4/4 or 2/2"):
+    with pytest.raises(MelodyError, match=r"bars 1-2: .* 3/4; the model takes .* of 4/4 or 2/2"):
         fuse_files(left, waltz, bundle, right_bars=(1, 2))
 
 
@@ -193,9 +193,9 @@ def test_a_bundle_of_that_meter_takes_it(tmp_path: Path, make_bundle: MakeBundle
 
 def test_pitches_out_of_range(tmp_path: Path, left: Path, bundle: Bundle) -> None:
     low = _midi(tmp_path / "low.mid", 30, 31, 32, 33)
-    with pytest.raises(UserError, match=r"MIDI pitches 36 to 96"):
+    with pytest.raises(MelodyError, match=r"MIDI pitches 36 to 96"):
         fuse_files(left, low, bundle)
-    with pytest.raises(UserError, match=r"transpose it"):
+    with pytest.raises(MelodyError, match=r"transpose it"):
         fuse_files(left, low, bundle, right_bars=(1, 2))
 
 
@@ -218,14 +218,14 @@ def test_the_tempo_is_that_where_the_left_segment_is(
 def test_tempos_that_no_file_can_have(
     left: Path, right: Path, bundle: Bundle, tempo: float
 ) -> None:
-    with pytest.raises(UserError, match=r"tempo: .* give a tempo of 10 to 500"):
+    with pytest.raises(MelodyError, match=r"tempo: .* give a tempo of 10 to 500"):
         fuse_files(left, right, bundle, tempo=tempo)
 
 
 def test_a_file_with_no_complete_bar(tmp_path: Path, left: Path, bundle: Bundle) -> None:
     short = tmp_path / "short.abc"
     short.write_text("X:1\nT:Short\nM:4/4\nL:1/4\nK:C\nC D |]\n")
-    with pytest.raises(UserError, match=r"short.abc: can't read .* melody: no complete bar"):
+    with pytest.raises(MelodyError, match=r"short.abc: can't read .* melody: no complete bar"):
         fuse_files(left, short, bundle)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cf_core.fusion import Discriminator, Generator, Latents, condition_on
 from cf_core.losses import Pair
 from cf_core.nets import initialise
-from cf_core.seeding import generator
+from cf_core.seeding import make_random
 
 Z = 3
 NO_CONDITION = torch.empty(5, 0)
@@ -19,12 +19,12 @@ def small_generator(
     style_dim: int = 2, *, gated: bool = True, conditional: bool = False
 ) -> Generator:
     made = Generator(Z, style_dim, 8, 2, gated=gated, conditional=conditional)
-    initialise(made, generator(0, "g"))
+    initialise(made, make_random(0, "g"))
     return made.requires_grad_(requires_grad=False)
 
 
 def draws(purpose: str, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(0, purpose))
+    return torch.randn(*shape, generator=make_random(0, purpose))
 
 
 def pair_of(count: int = 5) -> Pair:
@@ -32,7 +32,7 @@ def pair_of(count: int = 5) -> Pair:
 
 
 def style_of(style_dim: int, count: int = 5) -> Tensor:
-    return torch.rand(count, style_dim, generator=generator(0, "style"))
+    return torch.rand(count, style_dim, generator=make_random(0, "style"))
 
 
 def latents(count: int = 40) -> Latents:
@@ -76,7 +76,7 @@ def test_iterating_feeds_outputs_back_with_the_same_style(gated: bool) -> None:
     assert kept.keys() == {1, 3}
     assert_same(kept[1], once)
     assert_same(kept[3], thrice)
-    assert_same(made.iterate(pair, style, [1], weight=0.5)[1], once)
+    assert_same(made.iterate(pair, style, [1], lambda_=0.5)[1], once)
 
 
 def test_a_conditional_map_iterates_with_its_weight() -> None:
@@ -84,13 +84,13 @@ def test_a_conditional_map_iterates_with_its_weight() -> None:
     # (1 + log10 λ) / 2 of λ = 0.001 is -1.
     given = torch.full((5, 1), -1.0)
     twice = made(made(pair, style, given), style, given)
-    kept = made.iterate(pair, style, [2], weight=1e-3)[2]
+    kept = made.iterate(pair, style, [2], lambda_=1e-3)[2]
     torch.testing.assert_close(kept, twice)
-    assert not torch.equal(made.iterate(pair, style, [2], weight=1.0)[2][0], kept[0])
+    assert not torch.equal(made.iterate(pair, style, [2], lambda_=1.0)[2][0], kept[0])
 
 
 def test_a_conditional_map_needs_its_weight() -> None:
-    with pytest.raises(ValueError, match="weight"):
+    with pytest.raises(ValueError, match="λ above 0"):
         small_generator(conditional=True).iterate(pair_of(), style_of(2), [1])
 
 
@@ -110,7 +110,7 @@ def test_without_style_dimensions_the_map_takes_none() -> None:
 
 def set_rows(stacked: nn.Module, separate: list[nn.Module]) -> None:
     for row, alone in enumerate(separate):
-        initialise(alone, generator(row, "alone"))
+        initialise(alone, make_random(row, "alone"))
         for stack, parameter in zip(stacked.parameters(), alone.parameters(), strict=True):
             stack.data[row] = parameter.data
 
@@ -142,12 +142,12 @@ def test_stacked_maps_and_discriminators_equal_separate_ones(
 
 def test_paired_draws_are_adjacent_and_unpaired_ones_independent() -> None:
     data = latents()
-    left, right = data.paired(4000, generator(0, "p"))
+    left, right = data.paired(4000, make_random(0, "p"))
     assert ((left - right) ** 2).mean().item() == pytest.approx(2 * 0.1**2, rel=0.1)
-    left, right = data.unpaired(4000, generator(0, "u"))
+    left, right = data.unpaired(4000, make_random(0, "u"))
     correlation = torch.corrcoef(torch.stack((left[:, 0], right[:, 0])))[0, 1]
     assert abs(correlation.item()) < 4 / math.sqrt(4000)
-    left, right = data.prior(4000, generator(0, "q"))
+    left, right = data.prior(4000, make_random(0, "q"))
     assert left.std().item() == pytest.approx(1.0, abs=0.03)
     assert not torch.equal(left, right)
 
@@ -156,7 +156,7 @@ def test_paired_draws_come_in_their_order() -> None:
     # Left latents are all 0, right ones all 1.
     mean = torch.tensor([[0.0], [1.0]])
     data = Latents(mean, torch.zeros(2, 1), torch.tensor([[0, 1]]), torch.ones(1))
-    left, right = data.paired(7, generator(0, "p"))
+    left, right = data.paired(7, make_random(0, "p"))
     assert left.tolist() == [[0.0]] * 7
     assert right.tolist() == [[1.0]] * 7
 
@@ -168,4 +168,4 @@ def test_draws_have_the_precision_of_the_latents() -> None:
     )
     for made, dtype in ((data, torch.float32), (double, torch.float64)):
         for draw in (made.paired, made.unpaired, made.prior):
-            assert draw(2, generator(0, "p"))[0].dtype == dtype
+            assert draw(2, make_random(0, "p"))[0].dtype == dtype

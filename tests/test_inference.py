@@ -6,12 +6,12 @@ from scipy import stats
 from evaluation.bootstrap import Resamples
 from evaluation.frontier import CHOSEN_ON, OURS, PANELS, matched_similarity
 from evaluation.inference import (
+    correlate_resamples,
     crossed_interval,
     crossed_variance,
+    decide_verdicts,
     holm,
     probability_of_improvement,
-    resampled_correlations,
-    verdicts,
 )
 from evaluation.statistics import STATISTICS, correlation, row_stochastic, transition_matrix
 
@@ -138,9 +138,9 @@ def test_resampled_correlations_are_those_of_the_matrices() -> None:
     left, right = random.integers(-1, k, (2, 60))
     resamples = Resamples.draw(random.integers(0, 7, (60, 2)), 50, random)
     reference = transition_matrix(random.integers(0, k, 40), random.integers(0, k, 40), k)
-    slow = correlation(row_stochastic(resamples.pair_counts(left, right, k)), reference)
-    counts = resamples.counts_by_cluster(left, right, k).astype(np.float32)
-    fast = resampled_correlations(counts, resamples.draws, reference)
+    slow = correlation(row_stochastic(resamples.count_pairs(left, right, k)), reference)
+    counts = resamples.count_pairs_by_cluster(left, right, k).astype(np.float32)
+    fast = correlate_resamples(counts, resamples.draws, reference)
     np.testing.assert_allclose(fast, slow, atol=1e-5)
 
 
@@ -233,7 +233,7 @@ def _matrix(outcomes: pl.DataFrame, name: str) -> np.ndarray:
 def judged(metrics: pl.DataFrame, outcomes: pl.DataFrame) -> pl.DataFrame:
     matched = matched_similarity(metrics, BOUNDS)
     random = np.random.default_rng(3)
-    return verdicts(metrics, matched, outcomes.lazy(), BINS, 300, random)
+    return decide_verdicts(metrics, matched, outcomes.lazy(), BINS, 300, random)
 
 
 def test_verdicts_are_about_the_differences_at_matched_similarity() -> None:

@@ -19,7 +19,7 @@ from cf_core import ingest as ingesting
 from cf_core import isolation
 from cf_core.errors import UserError
 from cf_core.ingest import ingest
-from cf_core.isolation import CallError, isolated, processes
+from cf_core.isolation import CallError, call_isolated, processes
 from cf_core.melody import Note
 from cf_core.render import write_midi
 from study.reading import ray_tasks
@@ -141,15 +141,15 @@ def test_a_song_that_takes_too_much_is_rejected_alone(
 ) -> None:
     def hostile(function: Callable[..., Any], song: Any, *arguments: Any) -> Any:
         if song.id == "003":
-            return isolated(time.sleep, 60)
+            return call_isolated(time.sleep, 60)
         if song.id == "004":
-            return isolated(bytearray, 2**30)
+            return call_isolated(bytearray, 2**30)
         if song.id == "006":
-            return isolated(os._exit, 1)
-        return isolated(function, song, *arguments)
+            return call_isolated(os._exit, 1)
+        return call_isolated(function, song, *arguments)
 
     monkeypatch.setattr(isolation, "SECONDS", 2.0)
-    monkeypatch.setattr(ingesting, "isolated", hostile)
+    monkeypatch.setattr(ingesting, "call_isolated", hostile)
     report = ingest(tunes, tmp_path / "x.parquet", mapper=processes(2))
     for reason in ("too slow", "too much memory", "reader died", "duplicate id"):
         assert report.rejected_songs[reason] == 1
@@ -171,9 +171,9 @@ def test_it_is_the_same_as_ray_tasks_within_the_same_limits(
         with ray_tasks(cluster.address) as mapper:
             ingest(tunes, tmp_path / "x.parquet", mapper=mapper)
             calls = [
-                partial(isolated, bytearray, 2**30),
-                partial(isolated, os._exit, 1),
-                partial(isolated, abs, -1),
+                partial(call_isolated, bytearray, 2**30),
+                partial(call_isolated, os._exit, 1),
+                partial(call_isolated, abs, -1),
             ]
             outcomes = sorted(mapper(outcome, calls))
     finally:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cf_core import isolation
-from cf_core.isolation import CallError, isolated, processes
+from cf_core.isolation import CallError, call_isolated, processes
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_a_call_that_fails_fails_alone(
 ) -> None:
     monkeypatch.setattr(isolation, "SECONDS", 0.5)
     with pytest.raises(CallError) as caught:
-        isolated(function, argument)
+        call_isolated(function, argument)
     assert caught.value.reason == reason
-    assert isolated(abs, -3) == 3
+    assert call_isolated(abs, -3) == 3
 
 
 def test_calls_share_a_process_that_is_not_ours() -> None:
-    first, second = isolated(os.getpid), isolated(os.getpid)
+    first, second = call_isolated(os.getpid), call_isolated(os.getpid)
     assert first == second != os.getpid()
 
 
@@ -52,7 +52,7 @@ def test_a_mapper_does_every_item_once_and_takes_them_as_it_needs_them() -> None
 
 
 def pids(_: object) -> tuple[int, int]:
-    return os.getpid(), isolated(os.getpid)
+    return os.getpid(), call_isolated(os.getpid)
 
 
 def test_processes_end_with_the_mapper() -> None:

@@ -10,14 +10,14 @@ from torch.func import functional_call
 from cf_core import losses
 from cf_core.nets import MLP, initialise
 from cf_core.pack import gradient_penalty
-from cf_core.seeding import generator
+from cf_core.seeding import make_random
 
 SHAPES = [(), (3,)]
 """One trial, and three side by side."""
 
 
 def logits(purpose: str, *shape: int) -> Tensor:
-    drawn = torch.randn(shape or (7,), generator=generator(0, purpose), dtype=torch.float64)
+    drawn = torch.randn(shape or (7,), generator=make_random(0, purpose), dtype=torch.float64)
     return (3 * drawn).requires_grad_()
 
 
@@ -105,7 +105,7 @@ def test_equation_7_worked_by_hand() -> None:
 
 
 def test_equation_7_is_zero_at_the_input_and_symmetric_in_the_halves() -> None:
-    random = generator(0, "pairs")
+    random = make_random(0, "pairs")
     left, right, other = torch.randn(3, 4, 6, generator=random, dtype=torch.float64)
     sigma_bar = torch.rand(6, generator=random, dtype=torch.float64) + 0.1
     assert losses.distance((left, right), (left, right), sigma_bar).abs().max() == 0
@@ -149,15 +149,15 @@ def test_the_negative_loss_pulls_hardest_where_the_discriminator_is_fooled() -> 
 
 def test_the_gradient_penalty_of_a_linear_map_is_its_squared_norm() -> None:
     weight = torch.tensor([3.0, -4.0])
-    inputs = torch.randn(5, 2, generator=generator(0, "inputs")).requires_grad_()
+    inputs = torch.randn(5, 2, generator=make_random(0, "inputs")).requires_grad_()
     assert gradient_penalty(inputs @ weight, inputs).item() == pytest.approx(25.0)
 
 
 def small_network(stack: tuple[int, ...]) -> MLP:
     made = MLP(3, 4, 1, 2, *stack).double()
-    initialise(made, generator(0, "network"))
+    initialise(made, make_random(0, "network"))
     for bias in made.biases:
-        bias.data.normal_(generator=generator(0, "bias"))
+        bias.data.normal_(generator=make_random(0, "bias"))
     return made
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cf_core.errors import UserError
+from cf_core.errors import MelodyError
 from cf_core.grid import TOLERANCE, GridBar, join_bars, make_segment, to_grid
 from cf_core.melody import (
     FIRST_PITCH,
@@ -157,7 +157,7 @@ def test_a_segment_spans_exactly_the_models_pitches() -> None:
     ],
 )
 def test_segments_that_a_model_does_not_know(bars: list[GridBar], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(MelodyError, match=message):
         make_segment(bars, FORM)
 
 

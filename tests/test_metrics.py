@@ -12,7 +12,7 @@ from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
 from cf_core.fusion import Generator
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import initialise
-from cf_core.seeding import generator
+from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.distance import edit_distance
@@ -22,9 +22,9 @@ from evaluation.metrics import COHERENCY, OF_PAIRS
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
+    compute_statistics,
     overlap_area,
     pair_features,
-    segment_statistics,
 )
 from evaluation.transforms import Identity, Step
 
@@ -69,7 +69,7 @@ def evaluator(corpus: Corpus) -> Evaluator:
     classifier = SearchClassifier(4, ClassifierSettings(hidden=8))
     judges = {split: Judge(FORM, JUDGE) for split in (VALIDATION, TEST)}
     for index, network in enumerate((core, classifier, *judges.values())):
-        initialise(network, generator(index, "weights"))
+        initialise(network, make_random(index, "weights"))
     core.measure_sigma_bar(corpus.tokens)
     return Evaluator(corpus, core, classifier, judges, resamples=50, seed=0)
 
@@ -94,7 +94,7 @@ def by_metric(rows: list[dict[str, Any]]) -> Rows:
 
 
 def moved(source: Source, iteration: int = 3) -> Step:
-    noise = torch.randn(2, *source.inputs[0].shape, generator=generator(iteration, "move"))
+    noise = torch.randn(2, *source.inputs[0].shape, generator=make_random(iteration, "move"))
     return Step(iteration, (source.inputs[0] + noise[0], source.inputs[1] + noise[1]), 7)
 
 
@@ -215,7 +215,7 @@ def test_real_pairs_are_recorded_as_notes(corpus: Corpus, evaluator: Evaluator) 
     described = records.select("trial", "method", "source", "iteration").unique()
     assert described.rows() == [("real", "real", "validation", 0)]
     for half, rows in zip(("left", "right"), pairs.T, strict=True):
-        values = segment_statistics(corpus.tokens[rows], FORM)
+        values = compute_statistics(corpus.tokens[rows], FORM)
         for name in STATISTICS:
             bins = evaluator.bins.assign(name, values[name])
             assert records[f"{name}_{half}"].to_list() == bins.tolist()
@@ -230,7 +230,7 @@ def counted(evaluator: Evaluator, name: str, left: np.ndarray, right: np.ndarray
     count = evaluator.bins.count(name)
     table = np.zeros((count, count))
     for a, b in zip(left, right, strict=True):
-        values = [segment_statistics(half[None], FORM)[name] for half in (a, b)]
+        values = [compute_statistics(half[None], FORM)[name] for half in (a, b)]
         i, j = (int(evaluator.bins.assign(name, value)[0]) for value in values)
         if i >= 0 and j >= 0:
             table[i, j] += 1
@@ -295,15 +295,15 @@ def test_sets_are_held_against_the_real_pairs_of_their_split(
     tokens[[3, 44]] = REST
     monkeypatch.setattr(MelodyVAE, "decode_tokens", lambda _, z: tokens[z[:, 0].long().abs()])
     left, right = torch.arange(80.0).reshape(2, 40, 1).expand(-1, -1, 4)
-    ours = [segment_statistics(tokens[rows], FORM) for rows in np.arange(80).reshape(2, 40)]
+    ours = [compute_statistics(tokens[rows], FORM) for rows in np.arange(80).reshape(2, 40)]
     sounding = np.setdiff1d(np.arange(40), [3, 4])
     ours = [{key: values[sounding] for key, values in half.items()} for half in ours]
-    training = segment_statistics(corpus.tokens[corpus.segments(TRAIN)], FORM)
+    training = compute_statistics(corpus.tokens[corpus.segments(TRAIN)], FORM)
     deviations = {key: float(values.std()) for key, values in training.items()}
     for name, split in (("validation", VALIDATION), ("prior", TEST)):
         rows, _ = evaluated(evaluator, sources[name], Step(1, (left, right)))
         pairs = corpus.pairs_of(split)
-        theirs = [segment_statistics(corpus.tokens[half], FORM) for half in pairs.T]
+        theirs = [compute_statistics(corpus.tokens[half], FORM) for half in pairs.T]
         area = np.mean([overlap_area(a, b) for a, b in zip(ours, theirs, strict=True)])
         balls = Neighbourhoods.fit(pair_features(theirs[0], theirs[1], deviations))
         density, coverage = balls.density_and_coverage(pair_features(ours[0], ours[1], deviations))
@@ -357,7 +357,7 @@ def test_a_step_of_which_nothing_is_finite_has_records_but_no_metrics(
 
 def test_the_identity_is_at_no_distance(evaluator: Evaluator, sources: dict[str, Source]) -> None:
     for source in sources.values():
-        (step,) = Identity()(source.inputs, [1], generator(0, "none"))
+        (step,) = Identity()(source.inputs, [1], make_random(0, "none"))
         rows, _ = evaluated(evaluator, source, step)
         for metric in ("z_distance", "z_weighted", "edit_distance"):
             assert rows[metric]["value"] == 0
@@ -425,10 +425,10 @@ def test_style_diversity_is_the_mean_over_pairs_of_styles(
 ) -> None:
     source, styles = sources["test"], 3
     made = Generator(4, 2, 16, 2)
-    initialise(made, generator(0, "g"))
+    initialise(made, make_random(0, "g"))
     with torch.no_grad():
         made.net.weights[0][8:] *= 8
-    drawn = torch.rand(styles, 2, generator=generator(0, "diversity"))
+    drawn = torch.rand(styles, 2, generator=make_random(0, "diversity"))
     total, count = 0, 0
     no_condition = torch.empty(1, 0)
     for i in range(40):

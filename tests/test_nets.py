@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from cf_core.nets import MLP, initialise
-from cf_core.seeding import generator
+from cf_core.seeding import make_random
 
 
 def draws(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(0, "draws", *shape), dtype=torch.float64)
+    return torch.randn(*shape, generator=make_random(0, "draws", *shape), dtype=torch.float64)
 
 
 def test_the_perceptron_is_as_written() -> None:
@@ -27,9 +27,9 @@ def test_the_perceptron_is_as_written() -> None:
 def test_stacked_perceptrons_equal_separate_ones_and_so_do_their_gradients() -> None:
     trials = 3
     stacked = MLP(4, 5, 2, 3, trials).double()
-    initialise(stacked, generator(0, "stacked"))
+    initialise(stacked, make_random(0, "stacked"))
     for bias in stacked.biases:
-        bias.data.normal_(generator=generator(0, "bias"))
+        bias.data.normal_(generator=make_random(0, "bias"))
     inputs = draws(trials, 6, 4)
     outputs = stacked(inputs)
     outputs.square().sum().backward()
@@ -47,7 +47,7 @@ def test_stacked_perceptrons_equal_separate_ones_and_so_do_their_gradients() -> 
 
 def test_initial_weights_have_the_spread_of_their_inputs_and_no_bias() -> None:
     made = MLP(400, 100, 200, 2)
-    initialise(made, generator(0, "wide"))
+    initialise(made, make_random(0, "wide"))
     for weight, fan_in in zip(made.weights, (400, 100, 100), strict=True):
         spread = weight.std().item() * fan_in**0.5
         assert abs(spread - 1) < 4 / (2 * weight.numel()) ** 0.5
@@ -59,5 +59,5 @@ def test_initialising_depends_on_the_generator_alone() -> None:
     for other in (1, 2):
         torch.manual_seed(other)
         made.append(MLP(3, 4, 2, 2))
-        initialise(made[-1], generator(0, "g"))
+        initialise(made[-1], make_random(0, "g"))
     assert all(map(torch.equal, made[0].parameters(), made[1].parameters()))

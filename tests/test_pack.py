@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cf_core import losses
 from cf_core.fusion import FusionSettings, Generator, Latents
 from cf_core.losses import Pair
-from cf_core.pack import PackTrainer, Trial, _Draws, _Stack
-from cf_core.seeding import generator
+from cf_core.pack import Member, PackTrainer, _Draws, _Stack
+from cf_core.seeding import make_random
 from cf_core.training import Progress, train
 
 Z = 3
@@ -25,17 +25,17 @@ EPSILON = torch.finfo(torch.float32).eps
 SETTINGS = FusionSettings(hidden=16, batch=32, steps=50)
 SHORT = replace(SETTINGS, steps=40)
 MIXED = (
-    Trial(weight=0.1, style_dim=1, seed=0, learning_rate=3e-4),
-    Trial(weight=None, style_dim=4, seed=0, learning_rate=3e-4),
-    Trial(weight=0.0, style_dim=0, seed=1, learning_rate=1e-3),
-    Trial(weight=3.0, style_dim=4, seed=1, learning_rate=1e-4),
+    Member(lambda_=0.1, style_dim=1, seed=0, learning_rate=3e-4),
+    Member(lambda_=None, style_dim=4, seed=0, learning_rate=3e-4),
+    Member(lambda_=0.0, style_dim=0, seed=1, learning_rate=1e-3),
+    Member(lambda_=3.0, style_dim=4, seed=1, learning_rate=1e-4),
 )
 """Trials that differ in everything that trials may differ in."""
 
 
 def latents(dtype: torch.dtype = torch.float32, count: int = 40) -> Latents:
     """Pairs whose halves are equal: what G must learn is to bring the halves together."""
-    mean = torch.randn(count, Z, generator=generator(0, "latents"))
+    mean = torch.randn(count, Z, generator=make_random(0, "latents"))
     rows = torch.arange(0, count, 2)
     mean[1::2] = mean[::2]
     return Latents(
@@ -47,7 +47,7 @@ def latents(dtype: torch.dtype = torch.float32, count: int = 40) -> Latents:
 
 
 def pack(
-    trials: Sequence[Trial] = MIXED,
+    trials: Sequence[Member] = MIXED,
     dtype: torch.dtype = torch.float32,
     settings: FusionSettings = SETTINGS,
 ) -> PackTrainer:
@@ -64,14 +64,14 @@ def rows_of(made: PackTrainer, place: int) -> dict[str, list[Tensor]]:
     """Weights and moments of one trial, without what the stacks pad it with."""
     trial, row = made.trials[place], made.alive.index(place)
     inputs = {"generator": made._inputs(trial), "discriminator": list(range(2 * Z))}
-    if trial.weight is None:
+    if trial.lambda_ is None:
         inputs["discriminator"].append(2 * Z)
     found = {}
     for name, stack in (("generator", made._g), ("discriminator", made._d)):
         for kind, values in (("weights", stack.weights), ("moments", stack.moments)):
             first, *rest = (part.clone() for part in stack._parts(values[row]))
             found[f"{name} {kind}"] = [first[inputs[name]], *rest]
-    return found | {"average": list(made.generator(place).parameters())}
+    return found | {"average": list(made.take_generator(place).parameters())}
 
 
 def furthest(one: Mapping[str, list[Tensor]], other: Mapping[str, list[Tensor]]) -> float:
@@ -121,27 +121,29 @@ def test_in_single_precision_a_pack_equals_its_trials_alone_but_for_rounding() -
 def test_the_averaged_map_of_a_trial_has_its_own_shape_and_takes_no_more_gradients() -> None:
     made = pack()
     for place, trial in enumerate(MIXED):
-        alone = made.generator(place)
-        assert (alone.style_dim, alone.conditional) == (trial.style_dim, trial.weight is None)
+        alone = made.take_generator(place)
+        assert (alone.style_dim, alone.conditional) == (trial.style_dim, trial.lambda_ is None)
         assert not any(parameter.requires_grad for parameter in alone.parameters())
         style = torch.zeros(2, trial.style_dim)
         # An untrained map stays near its input.
-        pair = latents().prior(2, generator(0, "pair"))
-        moved = alone.iterate(pair, style, [1], weight=1.0)[1][0] - pair[0]
+        pair = latents().prior(2, make_random(0, "pair"))
+        moved = alone.iterate(pair, style, [1], lambda_=1.0)[1][0] - pair[0]
         assert moved.std() < 3 / (1 + math.exp(2))
 
 
 # Trials taken out of packs and put together anew
 
 
-def trained(trials: Sequence[Trial], steps: int, dtype: torch.dtype = torch.float32) -> PackTrainer:
+def trained(
+    trials: Sequence[Member], steps: int, dtype: torch.dtype = torch.float32
+) -> PackTrainer:
     return finish(pack(trials, dtype, replace(SETTINGS, steps=steps)))
 
 
 def test_trials_joined_as_they_were_go_on_bit_for_bit() -> None:
     whole, half = trained(MIXED, 40), trained(MIXED, 20)
     joined = pack(settings=SHORT)
-    joined.join([half.alone(place) for place in range(len(MIXED))])
+    joined.join([half.take_state(place) for place in range(len(MIXED))])
     before = half.state()
     assert joined.state().keys() == before.keys()
     for name, value in joined.state().items():
@@ -155,7 +157,7 @@ def test_survivors_of_two_packs_go_on_in_one_as_they_would_have() -> None:
     packs = [trained(MIXED[:2], 20, torch.float64), trained(MIXED[2:], 20, torch.float64)]
     survivors = [MIXED[3], MIXED[1]]
     repacked = pack(survivors, torch.float64, SHORT)
-    repacked.join([packs[1].alone(1), packs[0].alone(1)])
+    repacked.join([packs[1].take_state(1), packs[0].take_state(1)])
     finish(repacked)
     undisturbed = trained(MIXED, 40, torch.float64)
     for place, trial in enumerate(survivors):
@@ -170,7 +172,7 @@ def test_a_trial_alone_is_the_state_of_a_pack_of_one() -> None:
     half = trained(MIXED, 20, torch.float64)
     for place, trial in enumerate(MIXED):
         alone = pack([trial], torch.float64, SHORT)
-        alone.restore(half.alone(place))
+        alone.restore(half.take_state(place))
         assert alone.history[-1].losses["eq4"] == (half.history[-1].losses["eq4"][place],)
         assert furthest(rows_of(alone, 0), rows_of(half, place)) == 0
 
@@ -260,7 +262,7 @@ class WrittenOut:
         eq5 = loss[:batch].mean() + loss[batch:].mean()
         moved = written_out_distance(inputs, fused, sigma_bar)
         eq6 = moved[:batch].mean() + moved[batch:].mean()
-        weight: Tensor | float | None = self.trial.weight
+        weight: Tensor | float | None = self.trial.lambda_
         if weight is None:
             # λ as the networks see it, turned back.
             weight = 10 ** (2 * condition[:, 0] - 1)
@@ -298,7 +300,7 @@ def test_an_update_is_as_written_out(gated: bool, weight: float | None, style_di
         style_share=0.9,
         ema=0.8,
     )
-    trial = Trial(weight, style_dim, seed=5, learning_rate=2e-3)
+    trial = Member(weight, style_dim, seed=5, learning_rate=2e-3)
     made = pack([trial], torch.float64, settings)
     expected = WrittenOut(pack([trial], torch.float64, settings))
     for step, report in zip(range(3), train(made, 1), strict=False):
@@ -315,7 +317,7 @@ def test_an_update_is_as_written_out(gated: bool, weight: float | None, style_di
 def test_the_optimiser_is_adam_with_a_learning_rate_for_each_trial() -> None:
     rates = [1e-3, 3e-2, 0.5]
     stack = _Stack(Generator(2, 1, 4, 2, trials=len(rates)).double())
-    random = generator(0, "adam")
+    random = make_random(0, "adam")
     stack.weights.normal_(generator=random)
     alone = [row.clone().requires_grad_() for row in stack.weights]
     optimisers = [
@@ -390,29 +392,29 @@ def test_styles_are_uniform_and_weights_log_uniform_over_their_range() -> None:
         assert 0 <= style.min() < 0.01
         assert 0.99 < style.max() <= 1
         assert style.mean(0).tolist() == pytest.approx([0.5] * 4, abs=0.03)
-    weight = draws.weight[1].log10()
+    weight = draws.lambda_[1].log10()
     assert -2 <= weight.min() < -1.99
     assert -0.01 < weight.max() <= 0
     assert weight.mean().item() == pytest.approx(-1, abs=0.03)
     torch.testing.assert_close(draws.condition[1, :, 0], (1 + weight) / 2)
     for place in (0, 2, 3):
-        assert (draws.weight[place] == (MIXED[place].weight or 0.0)).all()
+        assert (draws.lambda_[place] == (MIXED[place].lambda_ or 0.0)).all()
 
 
 def test_padding_never_enters() -> None:
     made = finish(pack())
     for trial, row in zip(MIXED, range(4), strict=True):
         padded = sorted(set(range(2 * Z + 1 + 4)) - set(made._inputs(trial)))
-        assert len(padded) == (trial.weight is not None) + 4 - trial.style_dim
+        assert len(padded) == (trial.lambda_ is not None) + 4 - trial.style_dim
         for values in (made._g.weights[row], made._g.moments[row], made._average[row]):
             assert made._g._parts(values)[0][padded].abs().sum() == 0
-        if trial.weight is not None:
+        if trial.lambda_ is not None:
             for values in (made._d.weights[row], made._d.moments[row]):
                 assert made._d._parts(values)[0][2 * Z].abs().sum() == 0
         draws = made._draw()[0]
         for style in (draws.style, draws.other_style):
             assert style[row, :, trial.style_dim :].abs().sum() == 0
-        assert (draws.condition[row].abs().sum() == 0) == (trial.weight is not None)
+        assert (draws.condition[row].abs().sum() == 0) == (trial.lambda_ is not None)
 
 
 # Trials that leave
@@ -446,7 +448,7 @@ def test_a_poisoned_trial_leaves_and_the_others_never_notice(poison: float, stac
             assert all(math.isnan(loss) for loss in losses_of(report, 1).values())
         assert_same_rows(made, clean, others)
     with pytest.raises(ValueError, match="1"):
-        made.generator(1)
+        made.take_generator(1)
 
 
 def test_a_trial_that_diverges_is_frozen_at_once_and_so_is_its_opponent() -> None:
@@ -559,7 +561,7 @@ QUICK = FusionSettings(hidden=32, batch=32, steps=200, ema=0.9, style_share=0.2)
 
 
 def moved_by(made: Generator, weight: float | None = None, style: float = 0.5) -> tuple[Pair, Pair]:
-    pair = latents().unpaired(200, generator(0, "test"))
+    pair = latents().unpaired(200, make_random(0, "test"))
     styles = torch.full((200, made.style_dim), style)
     return pair, made.iterate(pair, styles, [1], weight)[1]
 
@@ -575,10 +577,10 @@ def gap(pair: Pair) -> float:
 @pytest.fixture(scope="module")
 def learned() -> PackTrainer:
     trials = [
-        Trial(weight=0.0, style_dim=0, seed=0, learning_rate=1e-3),
-        Trial(weight=30.0, style_dim=0, seed=0, learning_rate=1e-3),
-        Trial(weight=None, style_dim=0, seed=0, learning_rate=1e-3),
-        Trial(weight=0.1, style_dim=1, seed=0, learning_rate=1e-3),
+        Member(lambda_=0.0, style_dim=0, seed=0, learning_rate=1e-3),
+        Member(lambda_=30.0, style_dim=0, seed=0, learning_rate=1e-3),
+        Member(lambda_=None, style_dim=0, seed=0, learning_rate=1e-3),
+        Member(lambda_=0.1, style_dim=1, seed=0, learning_rate=1e-3),
     ]
     return finish(pack(trials, settings=QUICK), 200)
 
@@ -586,14 +588,14 @@ def learned() -> PackTrainer:
 def test_training_brings_the_halves_together_and_weight_holds_it_back(
     learned: PackTrainer,
 ) -> None:
-    pair, free = moved_by(learned.generator(0))
-    _, held = moved_by(learned.generator(1))
+    pair, free = moved_by(learned.take_generator(0))
+    _, held = moved_by(learned.take_generator(1))
     assert gap(free) < 0.1 * gap(pair)
     assert distance(pair, held) < 0.05 * distance(pair, free)
 
 
 def test_one_conditional_map_moves_less_the_larger_the_weight(learned: PackTrainer) -> None:
-    made = learned.generator(2)
+    made = learned.take_generator(2)
     moves = [distance(*moved_by(made, weight)) for weight in (1e-3, 0.1, 1.0, 10.0)]
     assert moves == sorted(moves, reverse=True)
     assert moves[-1] < 0.5 * moves[0]
@@ -603,7 +605,7 @@ def test_the_style_loss_makes_styles_matter(learned: PackTrainer) -> None:
     settings = replace(QUICK, style_weight=0.0)
     plain = finish(pack([learned.trials[3]], settings=settings), 200)
     shares = []
-    for made in (plain.generator(0), learned.generator(3)):
+    for made in (plain.take_generator(0), learned.take_generator(3)):
         pair, low = moved_by(made, style=0.0)
         _, high = moved_by(made, style=1.0)
         shares.append(distance(low, high) / distance(pair, low))

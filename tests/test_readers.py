@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cf_core.errors import UserError
+from cf_core.errors import MelodyError
 from cf_core.grid import to_grid
 from cf_core.melody import Melody
 from cf_core.readers import (
     Rejected,
+    count_passed_over,
     find_songs,
-    passed_over,
     read_file,
     read_melodies,
     read_song,
@@ -31,7 +31,7 @@ def test_read_file_takes_the_first_readable_tune_of_a_book(tmp_path: Path) -> No
     path.write_text("\n\n".join(tunes))
     assert pitches(read_file(path)) == [D, E]
     path.write_text("\n\n".join([tunes[0]] * 2))
-    with pytest.raises(UserError, match="no notes"):
+    with pytest.raises(MelodyError, match="no notes"):
         read_file(path)
 
 
@@ -61,7 +61,7 @@ def test_read_file_names_what_is_wrong(tmp_path: Path) -> None:
         "notes.txt": "no such file",
         "x" * 300: "no such file",
     }.items():
-        with pytest.raises(UserError, match=message) as error:
+        with pytest.raises(MelodyError, match=message) as error:
             read_file(tmp_path / name)
         assert name in str(error.value)
 
@@ -104,13 +104,13 @@ def test_folders_and_zip_archives_read_alike(tmp_path: Path) -> None:
 
 def test_files_passed_over_by_their_names_are_counted(tmp_path: Path) -> None:
     collection(tmp_path / "all")
-    assert passed_over(tmp_path / "all") == {".txt": 1, ".abc": 1}
-    assert passed_over(tmp_path / "all", "b/*.abc") == {".txt": 1, ".abc": 2, ".mid": 1}
+    assert count_passed_over(tmp_path / "all") == {".txt": 1, ".abc": 1}
+    assert count_passed_over(tmp_path / "all", "b/*.abc") == {".txt": 1, ".abc": 2, ".mid": 1}
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.mkdir("empty.d")
         for name in ("a.abc", "LICENSE", "b.PDF"):
             archive.writestr(name, HEAD)
-    assert passed_over(tmp_path / "all.zip") == {"LICENSE": 1, ".pdf": 1}
+    assert count_passed_over(tmp_path / "all.zip") == {"LICENSE": 1, ".pdf": 1}
 
 
 def test_names_in_archives_are_utf_8_where_they_can_be(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_collections_that_hold_nothing(tmp_path: Path) -> None:
         ("later.zip", None, "not a readable zip archive"),
         ("x" * 300, None, "no such file or folder"),
     ]:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(MelodyError, match=message):
             find_songs(tmp_path / name, include)
 
 

@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 
 from cf_core.corpus import TEST, Corpus
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
-from evaluation.reliability import (
-    Trial,
-    auc,
-    auc_resampled,
-    calibration_error,
-    song_keys,
-)
+from evaluation.reliability import LabelledPairs, auc, calibration_error, find_keys, resample_auc
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=48, highest=84)
 scores = st.lists(st.integers(0, 4), min_size=1, max_size=12)
@@ -41,7 +35,7 @@ def test_weights_count_a_score_as_often_as_they_say(
     if not all(repeated):
         return
     (a, wa), (b, wb) = (np.array(own, float).T for own in (positive, negative))
-    found = auc_resampled(a, b, wa[None], wb[None])[0]
+    found = resample_auc(a, b, wa[None], wb[None])[0]
     assert found == pytest.approx(auc(*(np.array(own, float) for own in repeated)))
 
 
@@ -87,7 +81,7 @@ MAJOR, MINOR = (2, 4, 5, 7, 9, 11, 7, 4, 0), (2, 3, 5, 7, 8, 11, 7, 3, 0)
 @pytest.mark.parametrize("tonic", range(12))
 def test_scales_have_their_keys(tonic: int) -> None:
     rows = [scale(tonic, MAJOR, 3), scale(tonic, MINOR, 3)]
-    assert song_keys(corpus(rows, [0, 1], [])).tolist() == [tonic, 12 + tonic]
+    assert find_keys(corpus(rows, [0, 1], [])).tolist() == [tonic, 12 + tonic]
 
 
 def test_negatives_of_the_same_key_are_of_another_song_in_that_key() -> None:
@@ -95,7 +89,7 @@ def test_negatives_of_the_same_key_are_of_another_song_in_that_key() -> None:
     keys = [(0, MAJOR), (0, MAJOR), (2, MAJOR), (2, MAJOR), (6, MINOR)]
     rows = [scale(tonic, steps, 3) for tonic, steps in keys for _ in range(2)]
     songs = [song for song in range(5) for _ in range(2)]
-    trial = Trial.draw(corpus(rows, songs, [(2 * s, 2 * s + 1) for s in range(5)]), TEST, 0)
+    trial = LabelledPairs.draw(corpus(rows, songs, [(2 * s, 2 * s + 1) for s in range(5)]), TEST, 0)
     song = np.array(songs)
     pairs = {tuple(pair) for pair in song[trial.same_key].tolist()}
     assert pairs == {(0, 1), (1, 0), (2, 3), (3, 2)}
@@ -107,7 +101,10 @@ def test_the_error_of_calibration_lies_in_its_interval() -> None:
     rows = [scale(0, MAJOR, 3)] * 60
     songs = [song for song in range(20) for _ in range(3)]
     pairs = [(3 * s + i, 3 * s + i + 1) for s in range(20) for i in range(2)]
-    trial, random = Trial.draw(corpus(rows, songs, pairs), TEST, 0), np.random.default_rng(1)
+    trial, random = (
+        LabelledPairs.draw(corpus(rows, songs, pairs), TEST, 0),
+        np.random.default_rng(1),
+    )
     logits = random.normal(size=len(rows)).astype(np.float32)
     error = trial.report(lambda of: logits[of[:, 0]] / 4, 400, 0)["calibration_error"]
     assert isinstance(error, dict)
@@ -119,7 +116,7 @@ def test_a_report_of_a_classifier_that_knows_and_of_one_that_guesses() -> None:
     rows = [scale(tonic, MAJOR, 3) for tonic in keys for _ in range(4)]
     songs = [song for song in range(12) for _ in range(4)]
     pairs = [(4 * s + i, 4 * s + i + 1) for s in range(12) for i in range(3)]
-    trial, song = Trial.draw(corpus(rows, songs, pairs), TEST, 0), np.array(songs)
+    trial, song = LabelledPairs.draw(corpus(rows, songs, pairs), TEST, 0), np.array(songs)
 
     def knows(of: np.ndarray) -> np.ndarray:
         return np.where(song[of[:, 0]] == song[of[:, 1]], 9.0, -9.0).astype(np.float32)
@@ -134,7 +131,7 @@ def test_a_report_of_a_classifier_that_knows_and_of_one_that_guesses() -> None:
     assert unsure["same_key_auc"]["value"] == 0.5  # type: ignore[index]
     error = unsure["calibration_error"]
     assert error["value"] == pytest.approx(0.0)  # type: ignore[index]
-    assert trial.agreement(knows, knows, 50, 0).low == pytest.approx(1.0)
-    against = trial.agreement(knows, lambda of: -knows(of), 50, 0)
+    assert trial.measure_agreement(knows, knows, 50, 0).low == pytest.approx(1.0)
+    against = trial.measure_agreement(knows, lambda of: -knows(of), 50, 0)
     assert against.value == pytest.approx(-1.0)
     assert trial.report(knows, 200, 0) == sure

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cf_core.errors import UserError
+from cf_core.errors import MelodyError
 from cf_core.files import replacing
 from cf_core.melody import Note
 from cf_core.readers import read_file
@@ -124,7 +124,7 @@ def test_no_notes_are_silence(tmp_path: Path) -> None:
 
 
 def test_a_midi_file_needs_its_suffix(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"must end in \.mid"):
+    with pytest.raises(MelodyError, match=r"must end in \.mid"):
         write_midi(CONCERT_A, tmp_path / "a.txt", 60.0)
     assert not list(tmp_path.iterdir())
 
@@ -133,7 +133,7 @@ def test_a_midi_file_needs_its_suffix(tmp_path: Path) -> None:
 def test_what_cant_be_written_is_said(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder.mid").mkdir()
-    with pytest.raises(UserError, match=r"can't be written|is a folder"):
+    with pytest.raises(MelodyError, match=r"can't be written|is a folder"):
         write_wav(CONCERT_A, tmp_path / path, 60.0)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder.mid"]
 

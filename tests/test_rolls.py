@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from matplotlib.axes import Axes
 
-from cf_core.errors import UserError
+from cf_core.errors import FigureError
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from evaluation.figures import piano_roll_figure, save, style_figure
 
@@ -83,14 +83,14 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(figure, "savefig", full_disk)
-    with pytest.raises(UserError, match=r"roll\.svg: can't be written \(No space left"):
+    with pytest.raises(FigureError, match=r"roll\.svg: can't be written \(No space left"):
         save(figure, tmp_path / "roll")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="choose another place"):
+    with pytest.raises(FigureError, match="choose another place"):
         save(piano_roll_figure(INPUTS, OUTPUTS, FORM), tmp_path / "file" / "roll")
 
 
@@ -139,6 +139,6 @@ def test_labels_and_songs_of_styles_are_drawn_as_they_are(tmp_path: Path) -> Non
 def test_styles_that_can_not_be_drawn_are_said_in_one_line(
     frame: pl.DataFrame, message: str
 ) -> None:
-    with pytest.raises(UserError, match=message) as raised:
+    with pytest.raises(FigureError, match=message) as raised:
         style_figure(frame, FORM)
     assert "\n" not in str(raised.value)

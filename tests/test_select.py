@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from cf_core.bundle import load_bundle
-from cf_core.errors import UserError
+from cf_core.errors import SelectionError, UserError
 from cf_core.fusion import Generator
 from cf_core.nets import initialise
-from cf_core.training import save_tensors, weights
+from cf_core.training import collect_weights, save_tensors
 from cf_core.vae import MelodyVAE
-from study.config import StudyConfig, TrialSpec
+from study.config import Selection, StudyConfig
 from study.search import list_first_trials
-from study.select import candidates, select, status
+from study.select import list_jobs, rank_candidates, read_rule, select
+from study.specs import TrialSpec
 from study.store import Store
 from study.workbench import find_generator
 from tests.conftest import folder
@@ -33,7 +34,12 @@ CONFIG = StudyConfig.model_validate(
 A, B, C, D = (spec.id for spec in list_first_trials(CONFIG))
 SE = 0.2 / (2 * 1.96)
 """Standard error of every metric below."""
-RULE = ["z_distance <= 3.0"]
+RULE = ["z_distance <= 3"]
+
+
+def rule(where: list[str], maximise: str = "judge") -> Selection:
+    return Selection.model_validate({"maximise": maximise, "where": where})
+
 
 # trial, iteration, judge, z-distance: all on validation songs.
 POINTS = [
@@ -55,8 +61,7 @@ def _spec(trial: str) -> TrialSpec:
 
 def _label(trial: str) -> dict[str, Any]:
     spec = _spec(trial)
-    label = {"trial": trial, "method": "fusion", "lambda": spec.lambda_}
-    return label | {"style_dim": spec.style_dim, "seed": spec.seed}
+    return spec.label
 
 
 def _metric(trial: str, iteration: int, name: str, value: float, source: str) -> dict[str, Any]:
@@ -112,23 +117,24 @@ def trained(store: Store) -> Store:
     """With weights, too."""
     core = MelodyVAE(CONFIG.melody, CONFIG.core)
     initialise(core, torch.Generator().manual_seed(1))
-    save_tensors(weights(core), store.root / "core" / "core.safetensors")
+    save_tensors(collect_weights(core), store.root / "core" / "core.safetensors")
     for trial in (A, B, C):
         generator = Generator(8, _spec(trial).style_dim, 16, 2)
         initialise(generator, torch.Generator().manual_seed(2))
-        save_tensors(weights(generator), find_generator(store, trial))
+        save_tensors(collect_weights(generator), find_generator(store, trial))
     return store
 
 
 def _points(ranked: pl.DataFrame) -> list[tuple[str, int]]:
     """Trials by their whole name again; all have seed 0."""
     return [
-        (f"{trial}-seed0", count) for trial, count in ranked.select("trial", "iteration").rows()
+        (f"{configuration}-seed0", count)
+        for configuration, count in ranked.select("configuration", "iteration").rows()
     ]
 
 
 def test_ranking_worked_by_hand(store: Store) -> None:
-    ranked = candidates(store, "judge", RULE)
+    ranked = rank_candidates(store, rule(RULE))
     # Three points of 0.7: the nearest first, then by trial. 0.5 is more than a standard error
     # below. A after 4 is too far, C has no finite judge or distance, D failed.
     assert _points(ranked) == [(B, 1), (A, 2), (B, 2), (A, 1)]
@@ -150,21 +156,21 @@ def test_ranking_worked_by_hand(store: Store) -> None:
     ],
 )
 def test_each_sign_of_a_condition(store: Store, where: list[str], best: tuple[str, int]) -> None:
-    assert _points(candidates(store, "judge", where))[0] == best
+    assert _points(rank_candidates(store, rule(where)))[0] == best
 
 
 def test_a_point_without_the_metric_of_a_condition_does_not_meet_it(store: Store) -> None:
-    ranked = candidates(store, "judge", ["style_diversity >= 1.0"])
+    ranked = rank_candidates(store, rule(["style_diversity >= 1.0"]))
     assert _points(ranked) == [(B, 1)]
-    assert _points(candidates(store, "style_diversity", RULE))[0] == (B, 1)
+    assert _points(rank_candidates(store, rule(RULE, "style_diversity")))[0] == (B, 1)
 
 
 @pytest.mark.parametrize(
     ("maximise", "where", "message"),
     [
-        ("jugde", RULE, r"jugde: no such metric; did you mean judge\?"),
+        ("jugde", RULE, r"jugde: no such name; did you mean judge\?"),
         ("judge", ["z_distanc <= 1"], r"did you mean z_distance\?"),
-        ("judge", ["beauty > 1"], r"beauty: no such metric \(metrics: judge, style_div"),
+        ("judge", ["beauty > 1"], r"beauty: no such name; there are judge, search_"),
         ("judge", ["z_distance"], r'"z_distance": a condition must read like'),
         ("judge", ["z_distance <= much"], r"a condition must read like"),
         ("judge", ["z_distance == 1"], r"a condition must read like"),
@@ -174,12 +180,12 @@ def test_rules_that_make_no_sense(
     store: Store, maximise: str, where: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        candidates(store, maximise, where)
+        read_rule(store, maximise=maximise, where=where)
 
 
 def test_the_nearest_miss_is_named(store: Store) -> None:
     with pytest.raises(UserError) as caught:
-        candidates(store, "judge", ["z_distance >= 30", "judge <= 0.3"])
+        rank_candidates(store, rule(["z_distance >= 30", "judge <= 0.3"]))
     # Relative to the bounds, A after 1 misses by 29/30 + 0.2/0.3, A after 4 by 26.9/30 + 0.6/0.3;
     # unscaled, the latter would be nearer.
     named = f"the nearest is {A.removesuffix('-seed0')} at λ 0.1, iterations 1,"
@@ -190,18 +196,20 @@ def test_a_study_without_a_finished_trial(tmp_path: Path) -> None:
     store = Store(tmp_path / "new")
     store.claim(CONFIG.identity("abc"), CONFIG.fingerprint("abc"), CONFIG.name)
     with pytest.raises(UserError, match="no trial is done yet"):
-        candidates(store, "judge", RULE)
+        rank_candidates(store, rule(RULE))
 
 
 def test_the_bundle_holds_the_chosen_weights(trained: Store, tmp_path: Path) -> None:
-    choice = select(trained, "judge", RULE, tmp_path / "bundle")
+    choice = select(trained, rule(RULE), tmp_path / "bundle")
     assert (choice.trial, choice.iterations) == (B, 1)
     told = choice.lines()
     assert told[1] == (
         f"chosen: {B.removesuffix('-seed0')}, λ 1, iterations 1: judge 0.700"
         " (95 % 0.600 to 0.800), z_distance 2.50"
     )
-    assert [line.partition(":")[0] for line in told[2:]] == ["runner-up"] * 3
+    assert [line.partition(":")[0] for line in told[2:-1]] == ["runner-up"] * 3
+    # Nobody ran the setting of LP; D failed, which is an end as well.
+    assert told[-1] == "not finished: lp-eta0.1; run the study to the end"
     bundle = load_bundle(choice.bundle)
     assert bundle.iterations == 1
     assert bundle.form == CONFIG.melody
@@ -222,7 +230,7 @@ def test_the_bundle_holds_the_chosen_weights(trained: Store, tmp_path: Path) -> 
     assert record["interval"] == pytest.approx([0.6, 0.8])
     assert record["versions"] == {"torch": "2"}
     assert record["of_seed"] == {"judge": 0.7, "z_distance": 2.5}
-    runners_up = [(f"{r['trial']}-seed0", r["iteration"]) for r in record["runners_up"]]
+    runners_up = [(f"{r['configuration']}-seed0", r["iteration"]) for r in record["runners_up"]]
     assert runners_up == [(A, 2), (B, 2), (A, 1)]
     assert [r["low"] for r in record["runners_up"]] == pytest.approx([0.6, 0.6, 0.4])
 
@@ -235,7 +243,7 @@ def test_the_nearest_within_one_standard_error_is_chosen(store: Store) -> None:
         4: (0.80, 2.9),
     }
     _rewrite(store, A, [(0, count, *point) for count, point in values.items()])
-    ranked = candidates(store, "judge", ["z_distance <= 3.0", "judge >= 0.7"])
+    ranked = rank_candidates(store, rule(["z_distance <= 3.0", "judge >= 0.7"]))
     assert [count for trial, count in _points(ranked) if trial == A] == [3, 4, 2, 1]
     assert ranked["se"][0] == pytest.approx(SE)
 
@@ -244,14 +252,14 @@ def test_seeds_are_replicates_of_one_configuration(store: Store) -> None:
     # Seeds 0 and 1 give 0.9 and 0.7 at z 1 and 5: mean 0.8 at z 3.
     _rewrite(store, A, [(0, 1, 0.7, 5.0), (1, 1, 0.9, 1.0)])
     # All others have one seed only, and are not finished.
-    (row,) = candidates(store, "judge", RULE).to_dicts()
+    (row,) = rank_candidates(store, rule(RULE)).to_dicts()
     assert (row["judge"], row["z_distance"]) == pytest.approx((0.8, 3.0))
     assert row["seeds"] == 2
     # s² of (0.7, 0.9) is 0.02, and the songs are the same for both.
     assert row["se"] == pytest.approx(math.sqrt(SE**2 + 0.02 / 2))
     assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * row["se"])
     with pytest.raises(UserError, match="the nearest is"):
-        candidates(store, "judge", ["z_distance < 3.0"])
+        rank_candidates(store, rule(["z_distance < 3.0"]))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +283,7 @@ def test_the_deployed_seed_meets_the_rule_itself_where_one_does(
     own = find_generator(trained, B)
     for number in {point[0] for point in points} - {0}:
         copyfile(str(own), str(find_generator(trained, B.replace("seed0", f"seed{number}"))))
-    choice = select(trained, "judge", where, tmp_path / "bundle")
+    choice = select(trained, rule(where), tmp_path / "bundle")
     assert choice.trial == B.replace("seed0", f"seed{seed}")
     record = load_bundle(choice.bundle).record
     judge, distance = next(point[2:] for point in points if point[0] == seed)
@@ -291,7 +299,7 @@ def test_a_metric_without_interval_is_chosen_by_its_value_alone(store: Store) ->
         for count, value in ((1, 0.5), (2, 0.6))
     ]
     store.write("metrics", "coverage", rows)
-    ranked = candidates(store, "coverage", RULE)
+    ranked = rank_candidates(store, rule(RULE, "coverage"))
     assert _points(ranked) == [(A, 2), (A, 1)]
     assert ranked["se"].to_list() == [0.0, 0.0]
 
@@ -317,7 +325,7 @@ def test_a_conditional_trial_is_chosen_at_one_of_its_weights(tmp_path: Path) -> 
     (spec,) = list_first_trials(config)
     store = Store(tmp_path / "tiny")
     store.claim(config.identity("abc"), config.fingerprint("abc"), config.name)
-    label = {"trial": spec.id, "method": "conditional", "style_dim": 2, "seed": 0}
+    label = {name: value for name, value in spec.label.items() if name != "lambda"}
     point = {"source": "validation", "iteration": 1, "n": 8, "excluded": 0}
     readings = {0.1: (0.8, 4.0), 1.0: (0.7, 2.0), 3.0: (0.6, 1.0)}
     store.write(
@@ -332,14 +340,14 @@ def test_a_conditional_trial_is_chosen_at_one_of_its_weights(tmp_path: Path) -> 
     over = _over(A, "done") | {**label, "lambda": None}
     store.write("trials", "a", [over])
     core = MelodyVAE(config.melody, config.core)
-    save_tensors(weights(core), store.root / "core" / "core.safetensors")
+    save_tensors(collect_weights(core), store.root / "core" / "core.safetensors")
     generator = Generator(8, 2, 16, 2, conditional=True)
     initialise(generator, torch.Generator().manual_seed(2))
-    save_tensors(weights(generator), find_generator(store, spec.id))
-    choice = select(store, "judge", RULE, tmp_path / "bundle")
-    assert (choice.trial, choice.weight, choice.iterations) == (spec.id, 1.0, 1)
+    save_tensors(collect_weights(generator), find_generator(store, spec.id))
+    choice = select(store, rule(RULE), tmp_path / "bundle")
+    assert (choice.trial, choice.lambda_, choice.iterations) == (spec.id, 1.0, 1)
     bundle = load_bundle(choice.bundle)
-    assert (bundle.weight, bundle.lambda_range) == (1.0, config.fusion.lambda_range)
+    assert (bundle.lambda_, bundle.lambda_range) == (1.0, config.fusion.lambda_range)
     assert torch.equal(bundle.generator.net.weights[0], generator.net.weights[0])
     assert [row["lambda"] for row in bundle.record["runners_up"]] == [3.0]
 
@@ -352,15 +360,15 @@ def test_weights_that_cannot_be_used(trained: Store, tmp_path: Path, state: str)
     elif state == "damaged":
         path.write_bytes(path.read_bytes()[:100])
     else:
-        save_tensors(weights(Generator(8, 3, 16, 2)), path)
+        save_tensors(collect_weights(Generator(8, 3, 16, 2)), path)
     with pytest.raises(UserError, match=state):
-        select(trained, "judge", RULE, tmp_path / "bundle")
+        select(trained, rule(RULE), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
 def test_status_lists_every_planned_job(store: Store) -> None:
     (store.root / "trials" / f"{C}.1.parquet").unlink()
-    jobs = status(store)
+    jobs = list_jobs(store)
     assert jobs.select("trial", "status", "reason").rows() == [
         (A, "done", None),
         (B, "done", None),
@@ -368,3 +376,31 @@ def test_status_lists_every_planned_job(store: Store) -> None:
         (D, "failed", "out of memory"),
         ("lp-eta0.1", "pending", None),
     ]
+
+
+def test_the_rule_recorded_with_the_study_is_the_default(trained: Store) -> None:
+    recorded = rule(["z_distance > 2.5"], "judge")
+    trained.claim(
+        CONFIG.identity("abc"),
+        CONFIG.fingerprint("abc"),
+        CONFIG.name,
+        recorded.model_dump(mode="json"),
+    )
+    assert read_rule(trained) == recorded
+    assert read_rule(trained, where=["judge < 0.6"]) == rule(["judge < 0.6"])
+    first = select(trained)
+    assert (first.trial, first.iterations) == (A, 4)
+    assert first.bundle == trained.root / "bundle"
+    assert first.replaced is None
+    # The same rule replaces its own bundle without a word; another one says so.
+    assert select(trained).replaced is None
+    other = select(trained, rule(RULE))
+    assert other.replaced == "highest judge with z_distance > 2.5"
+    assert any("replaced" in line and "z_distance > 2.5" in line for line in other.lines())
+
+
+def test_a_study_without_a_finished_trial_says_what_is_missing(store: Store) -> None:
+    for trial in (A, B, C):
+        (store.root / "trials" / f"{trial}.1.parquet").unlink()
+    with pytest.raises(SelectionError, match=r"no trial is done yet \(.*4 pending"):
+        select(store)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cf_core.errors import UserError
+from cf_core.errors import RecordsError
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, to_notes
-from evaluation.bootstrap import BLOCKS, Resamples, few_clusters, pigeonhole_weights
+from evaluation.bootstrap import BLOCKS, Resamples, correct_few_clusters, draw_pigeonhole_weights
 from evaluation.statistics import (
     CELLS,
     NEIGHBOURS,
@@ -18,13 +18,13 @@ from evaluation.statistics import (
     STATISTICS,
     Bins,
     Neighbourhoods,
+    compute_statistics,
     correlation,
+    count_pairs,
     joint,
     overlap_area,
-    pair_counts,
     pair_features,
     row_stochastic,
-    segment_statistics,
     sounding_pitch,
     transition_matrix,
 )
@@ -38,7 +38,7 @@ def onset(pitch: int) -> int:
 
 
 def statistics_of(*tokens: int) -> dict[str, float]:
-    values = segment_statistics(np.array([tokens], dtype=np.uint8), FORM)
+    values = compute_statistics(np.array([tokens], dtype=np.uint8), FORM)
     return {name: value.item() for name, value in values.items()}
 
 
@@ -95,7 +95,7 @@ def test_a_segment_without_notes_counts_none_and_has_no_other_statistic(token: i
 
 @given(arrays(np.int64, (5, 8), elements=st.integers(0, FORM.vocabulary - 1)))
 def test_statistics_are_those_of_the_notes(tokens: np.ndarray) -> None:
-    fast = segment_statistics(tokens, FORM)
+    fast = compute_statistics(tokens, FORM)
     assert tuple(fast) == STATISTICS
     for row, segment in enumerate(tokens):
         notes = to_notes(segment, FORM)
@@ -157,9 +157,9 @@ def test_bins_survive_json_bit_for_bit() -> None:
 
 def test_bins_are_not_read_from_anything_else() -> None:
     record = fitted().to_dict()
-    with pytest.raises(UserError, match="ascending edges"):
+    with pytest.raises(RecordsError, match="ascending edges"):
         Bins.from_dict(record | {"mean_pitch": [3.0, 1.0]})
-    with pytest.raises(UserError, match="pitch_class"):
+    with pytest.raises(RecordsError, match="pitch_class"):
         Bins.from_dict({"mean_pitch": [1.0]})
 
 
@@ -175,7 +175,7 @@ RIGHT = np.array([0, 1, 1, 0, 1, -1])
 def test_matrices_worked_by_hand() -> None:
     # Counts 0->0: 1, 0->1: 2, 1->0: 1, and half a pair is added to each cell; the two pairs with a
     # silent half count nowhere; the third bin is never seen on the left.
-    counts = pair_counts(LEFT, RIGHT, 2)
+    counts = count_pairs(LEFT, RIGHT, 2)
     assert counts.tolist() == [[1, 2], [1, 0]]
     stochastic = [[1.5 / 4, 2.5 / 4], [1.5 / 2, 0.5 / 2]]
     np.testing.assert_allclose(row_stochastic(counts), stochastic)
@@ -186,11 +186,11 @@ def test_matrices_worked_by_hand() -> None:
 
 def test_joint_matrix_of_no_pairs_is_zero() -> None:
     nobody = np.array([-1])
-    assert joint(pair_counts(nobody, nobody, 2)).tolist() == [[0, 0], [0, 0]]
+    assert joint(count_pairs(nobody, nobody, 2)).tolist() == [[0, 0], [0, 0]]
 
 
 def test_bins_of_8_bits_are_counted_in_full() -> None:
-    counts = pair_counts(np.array([11, 11], np.int8), np.array([11, 10], np.int8), 12)
+    counts = count_pairs(np.array([11, 11], np.int8), np.array([11, 10], np.int8), 12)
     assert counts[11, 11] == counts[11, 10] == 1
     assert counts.sum() == 2
 
@@ -260,7 +260,7 @@ def test_pairs_without_songs_are_drawn_in_blocks() -> None:
 
 def test_too_few_songs_give_no_interval() -> None:
     random = np.random.default_rng(0)
-    for draw in (Resamples.draw, pigeonhole_weights):
+    for draw in (Resamples.draw, draw_pigeonhole_weights):
         with pytest.raises(ValueError, match="too few"):
             draw(np.zeros((5, 2), np.int64), 10, random)
     with pytest.raises(ValueError, match="too few"):
@@ -268,9 +268,9 @@ def test_too_few_songs_give_no_interval() -> None:
 
 
 def test_few_equal_clusters_are_corrected_as_usual_and_unequal_ones_more() -> None:
-    assert few_clusters(np.full(8, 3.0)) == pytest.approx((8 / 7, 7))
+    assert correct_few_clusters(np.full(8, 3.0)) == pytest.approx((8 / 7, 7))
     # Worked by hand: shares 1/2, 1/4, 1/4; squares sum to 3/8, cubes to 5/32.
-    assert few_clusters(np.array([2.0, 1.0, 1.0])) == pytest.approx(
+    assert correct_few_clusters(np.array([2.0, 1.0, 1.0])) == pytest.approx(
         (1 / (1 + 3 / 8 - 5 / 6), 5 / 3)
     )
 
@@ -282,7 +282,7 @@ def test_the_correction_makes_the_variance_of_a_mean_unbiased() -> None:
     # Quadratic in the values: the sum over unit vectors is the expectation for white noise.
     linear = [((counts * share) @ (unit - unit @ share)).var() for unit in np.eye(8)]
     expected = np.square(share).sum()
-    assert few_clusters(sizes)[0] * sum(linear) == pytest.approx(expected, rel=0.02)
+    assert correct_few_clusters(sizes)[0] * sum(linear) == pytest.approx(expected, rel=0.02)
 
 
 def test_a_resample_counts_pairs_as_often_as_it_draws_them() -> None:
@@ -291,7 +291,7 @@ def test_a_resample_counts_pairs_as_often_as_it_draws_them() -> None:
     songs, values = generator.integers(0, 5, (60, 2)), generator.normal(size=60)
     left, right = generator.integers(-1, 4, (2, 60)).astype(np.int8)
     resamples = Resamples.draw(songs, 25, np.random.default_rng(1))
-    means, counts = resamples.means(values), resamples.pair_counts(left, right, 4)
+    means, counts = resamples.means(values), resamples.count_pairs(left, right, 4)
     for row, (drawn, mean, counted) in enumerate(zip(resamples.draws, means, counts, strict=True)):
         weights = [
             (drawn[a] + drawn[b]) / 2 if row < 25 else drawn[own]
@@ -307,7 +307,7 @@ def test_a_resample_counts_pairs_as_often_as_it_draws_them() -> None:
 
 def test_pigeonhole_weights_are_products_over_different_songs() -> None:
     songs = songs_of([4, 4, 9], [4, 9, 6])
-    weights = pigeonhole_weights(songs, 30, np.random.default_rng(2))
+    weights = draw_pigeonhole_weights(songs, 30, np.random.default_rng(2))
     draws = Resamples.draw(songs, 30, np.random.default_rng(2)).draws[:30, :3]
     assert weights.tolist() == [[four, four * nine, nine * six] for four, six, nine in draws]
 

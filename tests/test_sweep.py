@@ -138,7 +138,7 @@ def test_a_survivor_is_what_it_would_have_been_without_rungs(finished: Study) ->
     trainer = make_trainer([survivor], bench)
     for _ in train(trainer, 100):
         pass
-    expected = trainer.generator(0).state_dict()
+    expected = trainer.take_generator(0).state_dict()
     found = load_tensors(find_generator(store, survivor.id))
     assert found is not None
     for name, value in expected.items():

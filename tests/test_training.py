@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cf_core.fusion import FusionSettings, Latents
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
-from cf_core.pack import PackTrainer, Trial
-from cf_core.seeding import derive, generator
+from cf_core.pack import Member, PackTrainer
+from cf_core.seeding import derive, make_random
 from cf_core.training import (
     Progress,
     Trainer,
@@ -40,7 +40,7 @@ def tokens(count: int) -> np.ndarray:
 
 
 def latents() -> Latents:
-    random = generator(0, "latents")
+    random = make_random(0, "latents")
     return Latents(
         torch.randn(12, 4, generator=random),
         torch.rand(12, 4, generator=random),
@@ -55,7 +55,10 @@ def vae() -> Trainer:
 
 
 def fusion() -> Trainer:
-    trials = [Trial(0.1, 2, seed=1, learning_rate=1e-3), Trial(None, 0, seed=2, learning_rate=1e-3)]
+    trials = [
+        Member(0.1, 2, seed=1, learning_rate=1e-3),
+        Member(None, 0, seed=2, learning_rate=1e-3),
+    ]
     return PackTrainer(latents(), FusionSettings(hidden=8, steps=STEPS, batch=4), trials)
 
 

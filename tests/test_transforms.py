@@ -12,7 +12,7 @@ from torch import Tensor
 from cf_core.fusion import Generator
 from cf_core.losses import Pair
 from cf_core.nets import initialise
-from cf_core.seeding import generator
+from cf_core.seeding import make_random
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.rivals import Rival, Tools
 from evaluation.rivals.base import Bound
@@ -32,7 +32,7 @@ WEIGHTS = torch.tensor([0.0, 0.01, 0.1, 1.0, 0.03, 0.3])
 
 def classifier() -> SearchClassifier:
     made = SearchClassifier(Z, ClassifierSettings(hidden=8))
-    initialise(made, generator(0, "classifier"))
+    initialise(made, make_random(0, "classifier"))
     return made
 
 
@@ -40,22 +40,22 @@ CLASSIFIER = classifier()
 
 
 def pair(count: int = ROWS, name: str = "pair") -> Pair:
-    left, right = torch.randn(2, count, Z, generator=generator(0, name))
+    left, right = torch.randn(2, count, Z, generator=make_random(0, name))
     return left, right
 
 
 def style() -> Tensor:
-    return torch.rand(ROWS, 2, generator=generator(0, "style"))
+    return torch.rand(ROWS, 2, generator=make_random(0, "style"))
 
 
 def fused() -> Generator:
     made = Generator(Z, 2, 8, 2)
-    initialise(made, generator(0, "G"))
+    initialise(made, make_random(0, "G"))
     return made
 
 
 def run(transform: Transform, counts: Sequence[int], start: Pair | None = None) -> list[Step]:
-    return list(transform(start or pair(), counts, generator(0, "search")))
+    return list(transform(start or pair(), counts, make_random(0, "search")))
 
 
 def joined(step: Step) -> Tensor:
@@ -156,7 +156,7 @@ def test_fusion_feeds_outputs_back() -> None:
 @pytest.mark.parametrize("scaled", [False, True])
 def test_latent_search_pair_by_pair(proposals: int, scaled: bool) -> None:
     steps = run(bound(LP(proposals=proposals, scaled=scaled), step_size=SIZES), (2, 9))
-    random = generator(0, "search")
+    random = make_random(0, "search")
     noise = [torch.randn(proposals, ROWS, 2 * Z, generator=random) for _ in range(9)]
     factor = torch.cat((SIGMA, SIGMA)) if scaled else torch.ones(2 * Z)
     for row in range(ROWS):
@@ -172,7 +172,7 @@ def test_latent_search_pair_by_pair(proposals: int, scaled: bool) -> None:
 
 def test_best_of_n_pair_by_pair() -> None:
     (step,) = run(bound(BestOfN(), step_size=SIZES), (20,))
-    random = generator(0, "search")
+    random = make_random(0, "search")
     noise = [torch.randn(ROWS, 2 * Z, generator=random) for _ in range(20)]
     for row in range(ROWS):
         z = torch.cat([half[row] for half in pair()])
@@ -233,7 +233,7 @@ def test_cmaes_is_that_of_the_library_for_each_pair() -> None:
     from cmaes import SepCMA  # noqa: PLC0415
 
     (step,) = run(bound(CMAES(step_size=0.5), lambda_=WEIGHTS), (7,))
-    seeds = torch.randint(2**31, (ROWS,), generator=generator(0, "search")).tolist()
+    seeds = torch.randint(2**31, (ROWS,), generator=make_random(0, "search")).tolist()
     for row, seed in enumerate(seeds):
         start = torch.cat([half[row] for half in pair()])
         best, weight = start, float(WEIGHTS[row])
@@ -321,10 +321,12 @@ def test_retrieval_by_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_scorer_is_the_classifier() -> None:
     wide = SearchClassifier(Z, ClassifierSettings(hidden=32, depth=3))
-    initialise(wide, generator(0, "wide"))
+    initialise(wide, make_random(0, "wide"))
     with torch.no_grad():
         for parameter in wide.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator(0, "gain")), alpha=0.1)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=make_random(0, "gain")), alpha=0.1
+            )
         rate_all = wide.scorer(ROWS)
         for name in ("one", "other"):
             some = pair(name=name)
@@ -345,7 +347,7 @@ def test_seconds_are_those_of_the_transform(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     seconds = []
-    for step in Slow()(pair(), (1, 5, 9), generator(0, "search")):
+    for step in Slow()(pair(), (1, 5, 9), make_random(0, "search")):
         now += 1000.0
         seconds.append(step.seconds)
     assert seconds == [1.0, 6.0, 15.0]
@@ -354,5 +356,5 @@ def test_seconds_are_those_of_the_transform(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_gradients_are_as_they_were_between_steps() -> None:
     for make in SEARCHES.values():
-        for _ in make()(pair(), (1, 2), generator(0, "search")):
+        for _ in make()(pair(), (1, 2), make_random(0, "search")):
             assert torch.is_grad_enabled()

@@ -11,15 +11,15 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import initialise
-from cf_core.seeding import generator
+from cf_core.seeding import make_random
 from cf_core.training import train
 from cf_core.vae import (
     MelodyVAE,
     VAESettings,
     VAETrainer,
-    likeliest_tokens,
-    prior_report,
-    reconstruction_report,
+    decode_likeliest,
+    report_prior,
+    report_reconstruction,
     transpose,
 )
 
@@ -37,7 +37,7 @@ def melodies(count: int, seed: int = 0) -> np.ndarray:
 
 def small() -> MelodyVAE:
     vae = MelodyVAE(FORM, SETTINGS)
-    initialise(vae, generator(0, "vae"))
+    initialise(vae, make_random(0, "vae"))
     return vae
 
 
@@ -53,7 +53,7 @@ def test_transposing_keeps_rhythm_intervals_and_range(
     rows: list[list[int]], down: int, up: int, seed: int
 ) -> None:
     tokens = torch.tensor(rows)
-    moved = transpose(tokens, FORM, down, up, generator(seed, "shift"))
+    moved = transpose(tokens, FORM, down, up, make_random(seed, "shift"))
     pitched = tokens >= FIRST_PITCH
     assert torch.equal(moved >= FIRST_PITCH, pitched)
     assert torch.equal(moved[~pitched], tokens[~pitched])
@@ -66,7 +66,7 @@ def test_transposing_keeps_rhythm_intervals_and_range(
 
 def test_every_allowed_transposition_is_equally_likely() -> None:
     tokens = torch.full((9000, 4), FIRST_PITCH + 1)
-    shifts = (transpose(tokens, FORM, 5, 1, generator(0, "many")) - tokens)[:, 0]
+    shifts = (transpose(tokens, FORM, 5, 1, make_random(0, "many")) - tokens)[:, 0]
     # One semitone down is all that the range leaves, so -1, 0 and 1 remain.
     counts = [int((shifts == shift).sum()) for shift in (-1, 0, 1)]
     assert sum(counts) == 9000
@@ -80,7 +80,7 @@ def test_the_report_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     means, deviations = torch.zeros(2, 4), torch.full((2, 4), 0.5)
     monkeypatch.setattr(vae, "posteriors", lambda _tokens: (means, deviations))
     monkeypatch.setattr(vae, "decode_tokens", lambda _z: decoded)
-    report = reconstruction_report(vae, true)
+    report = report_reconstruction(vae, true)
     kl = 4 * float(kl_divergence(Normal(0.0, 0.5), Normal(0.0, 1.0)))
     assert report == {
         "token_accuracy": 6 / 8,
@@ -94,10 +94,12 @@ def test_the_report_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_aggregate_posterior_is_held_against_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, tokens = small(), np.full((6, FORM.steps), FIRST_PITCH)
-    means = torch.randn(6, 4, generator=generator(0, "means")) * torch.tensor([1.0, 1.0, 0.05, 0.0])
-    deviations = torch.rand(6, 4, generator=generator(0, "deviations")) + 0.1
+    means = torch.randn(6, 4, generator=make_random(0, "means")) * torch.tensor(
+        [1.0, 1.0, 0.05, 0.0]
+    )
+    deviations = torch.rand(6, 4, generator=make_random(0, "deviations")) + 0.1
     monkeypatch.setattr(vae, "posteriors", lambda _tokens: (means, deviations))
-    report = reconstruction_report(vae, tokens)
+    report = report_reconstruction(vae, tokens)
     centre = means.numpy().astype(float).mean(0)
     covariance = np.diag((deviations.numpy().astype(float) ** 2).mean(0))
     for row in means.numpy().astype(float):
@@ -112,8 +114,8 @@ def test_the_aggregate_posterior_is_held_against_the_prior(monkeypatch: pytest.M
 def test_the_likeliest_tokens_are_the_best_of_all_that_hold_something(
     steps: int, vocabulary: int
 ) -> None:
-    logits = 2 * torch.randn(60, steps, vocabulary, generator=generator(0, "logits"))
-    found = likeliest_tokens(logits).tolist()
+    logits = 2 * torch.randn(60, steps, vocabulary, generator=make_random(0, "logits"))
+    found = decode_likeliest(logits).tolist()
     sequences = [
         sequence
         for sequence in product(range(vocabulary), repeat=steps)
@@ -132,13 +134,13 @@ def test_a_prior_report_counts_melodies(monkeypatch: pytest.MonkeyPatch) -> None
     logits[:3, :, FIRST_PITCH] = 1.0
     logits[3, :, HOLD] = 1.0
     monkeypatch.setattr(vae, "decode", lambda _z: logits)
-    report = prior_report(vae, 4, generator(0, "prior"))
+    report = report_prior(vae, 4, make_random(0, "prior"))
     assert report == {"valid_prior": 0.5, "valid_prior_by_step": 0.75}
 
 
 def test_the_training_loss_is_the_evidence_lower_bound() -> None:
     trainer = VAETrainer(melodies(20), FORM, SETTINGS, 3)
-    random = generator(3, "vae", 0)
+    random = make_random(3, "vae", 0)
     rows = torch.randint(20, (SETTINGS.batch,), generator=random)
     tokens = transpose(torch.as_tensor(melodies(20)).long()[rows], FORM, 5, 6, random)
     mean, deviation = trainer.vae.encode(tokens)
@@ -162,7 +164,7 @@ def test_one_batch_can_be_learned_by_heart() -> None:
     )  # fmt: skip
     trainer = VAETrainer(tokens, FORM, settings, 0)
     list(train(trainer, 400))
-    assert reconstruction_report(trainer.vae, tokens)["exact_segments"] == 1.0
+    assert report_reconstruction(trainer.vae, tokens)["exact_segments"] == 1.0
 
 
 def test_sigma_bar_is_the_mean_posterior_deviation() -> None:

@@ -16,11 +16,11 @@ from typing import NamedTuple, TypeVar
 from xml.etree.ElementTree import ParseError
 from zipfile import BadZipFile
 
-from cf_core.errors import UserError
+from cf_core.errors import MelodyError
 from cf_core.grid import GridBar, to_grid
 from cf_core.melody import Melody, bar_length
 from cf_core.readers import abc, midi, musicxml
-from cf_core.readers.files import FORMATS, content, melody_files, passed_over
+from cf_core.readers.files import FORMATS, count_passed_over, read_content, read_melody_files
 from cf_core.readers.limits import (
     MAX_BYTES,
     MAX_TITLE,
@@ -28,7 +28,7 @@ from cf_core.readers.limits import (
     MAX_TUNES,
     RejectedError,
     SongReason,
-    decoded,
+    decode_text,
 )
 
 __all__ = [
@@ -37,13 +37,13 @@ __all__ = [
     "Gridded",
     "Rejected",
     "Song",
+    "count_passed_over",
     "find_songs",
-    "passed_over",
     "read_file",
     "read_gridded",
     "read_melodies",
     "read_song",
-    "songs",
+    "split_songs",
 ]
 
 VERSION = 4
@@ -81,7 +81,7 @@ class Gridded:
 # ---- public ------------------------------------------------------------------------------------
 
 
-def songs(name: str, data: bytes) -> Iterator[Song | Rejected]:
+def split_songs(name: str, data: bytes) -> Iterator[Song | Rejected]:
     """Yield the songs of one file, not yet read: several for an ABC book, else one.
 
     `name` gives the format (by its suffix) and the song id (its stem; tunes of a book with several
@@ -121,47 +121,47 @@ def read_gridded(song: Song, part: str | None, steps_per_beat: int) -> Gridded |
 
 
 def read_melodies(name: str, data: bytes, part: str | None = None) -> Iterator[Melody | Rejected]:
-    """Yield the songs of one file as `songs` finds and `read_song` reads them."""
-    for song in songs(name, data):
+    """Yield the songs of one file as `split_songs` finds and `read_song` reads them."""
+    for song in split_songs(name, data):
         yield song if isinstance(song, Rejected) else read_song(song, part)
 
 
 def read_file(path: Path, part: str | None = None) -> Melody:
     """Read the one melody of a file (the first readable of an ABC book).
 
-    Raises `UserError` where there is none, with the reason for the first. Unlike an ingest it
+    Raises `MelodyError` where there is none, with the reason for the first. Unlike an ingest it
     knows no limits of time and memory but those of what a file may hold.
     """
     if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file raises where it may not look)
-        raise UserError(f"{path}: no such file")
+        raise MelodyError(f"{path}: no such file")
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path}: not a melody file: its name must end in {', '.join(FORMATS)}")
+        raise MelodyError(f"{path}: not a melody file: its name must end in {', '.join(FORMATS)}")
     rejected: list[Rejected] = []
-    for song in read_melodies(path.name, content(path), part):
+    for song in read_melodies(path.name, read_content(path), part):
         if isinstance(song, Melody):
             return song
         rejected.append(song)
     first = rejected[0]
     why = f"{first.reason} ({first.detail})" if first.detail else first.reason
     hint = ": name one as part" if first.reason == "several parts" else ""
-    raise UserError(f"{path}: can't read its melody: {why}{hint}")
+    raise MelodyError(f"{path}: can't read its melody: {why}{hint}")
 
 
 def find_songs(source: Path, include: str | None = None) -> Iterator[Song | Rejected]:
     """Yield every song of a folder, a zip archive or a single file, in order of the file names.
 
     `include` is a glob that a file's path inside the folder or archive must match from its end,
-    as in `PurePath.match`. Raises `UserError` where `source` is missing or holds no file that could
-    be read, and for an empty `include`.
+    as in `PurePath.match`. Raises `MelodyError` where `source` is missing or holds no file that
+    could be read, and for an empty `include`.
     """
     if include is not None and not PurePosixPath(include).parts:
-        raise UserError(f"include: {include!r} matches no file; give a pattern such as '*.mid'")
-    files = melody_files(source, include)
+        raise MelodyError(f"include: {include!r} matches no file; give a pattern such as '*.mid'")
+    files = read_melody_files(source, include)
     first = next(files, None)
     if first is None:
         named = f"named {include!r} " if include else ""
-        raise UserError(f"{source}: no file {named}there that ends in {', '.join(FORMATS)}")
-    return (song for name, data in chain([first], files) for song in songs(name, data))
+        raise MelodyError(f"{source}: no file {named}there that ends in {', '.join(FORMATS)}")
+    return (song for name, data in chain([first], files) for song in split_songs(name, data))
 
 
 # ---- songs ---------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def _melody(song: Song, part: str | None) -> Melody:
 
 def _tunes(stem: str, data: bytes, path: str) -> Iterator[Song | Rejected]:
     """Yield the tunes of an ABC book; fields before the first tune go to every tune."""
-    text = re.sub(r"\r*\n|\r", "\n", decoded(data)) + "\n"
+    text = re.sub(r"\r*\n|\r", "\n", decode_text(data)) + "\n"
     header, *tunes = re.split(r"(?m)^[ \t]*X:(?!\s*[|:\]])", text)
     if len(tunes) > MAX_TUNES:
         yield Rejected(stem, "too large", f"{len(tunes)} tunes, more than {MAX_TUNES}")

@@ -19,8 +19,8 @@ from cf_core.readers.abc_notation import (
     parse_note,
 )
 from cf_core.readers.abc_voice import Voice
-from cf_core.readers.limits import MAX_BARS, MAX_TITLE, RejectedError, chosen, listed
-from cf_core.readers.score import TICKS, play_order, played
+from cf_core.readers.limits import MAX_BARS, MAX_TITLE, RejectedError, choose_part, list_names
+from cf_core.readers.score import TICKS, order_measures, play
 
 
 def read(song_id: str, text: str, part: str | None) -> Melody:
@@ -37,13 +37,13 @@ def read(song_id: str, text: str, part: str | None) -> Melody:
         raise RejectedError("no notes")
     names = [voice.name for voice in voices]
     if part is None and len(voices) > 1:
-        raise RejectedError("several parts", listed(names))
+        raise RejectedError("several parts", list_names(names))
     named = tune.voices.get(part or "")
     if part is None or named not in voices or part in names or part.isdecimal():
-        voice = voices[0 if part is None else chosen(names, part)]
+        voice = voices[0 if part is None else choose_part(names, part)]
     else:
         voice = named
-    return played(song_id, tune.title or song_id, voice.measures, tune.order(voice))
+    return play(song_id, tune.title or song_id, voice.measures, tune.order(voice))
 
 
 # ---- lines -------------------------------------------------------------------------------------
@@ -142,11 +142,11 @@ class _Tune:
             blocks.setdefault(label, []).append(index)
         parts = [part for part in _in_sequence(self._parts) if part in blocks]
         if not parts:
-            return play_order(voice.measures)
+            return order_measures(voice.measures)
         order: list[int] = []
         for part in ["", *parts]:
             block = blocks.get(part, [])
-            order += [block[index] for index in play_order([voice.measures[i] for i in block])]
+            order += [block[index] for index in order_measures([voice.measures[i] for i in block])]
         return order[: MAX_BARS + 1]
 
     # ---- fields

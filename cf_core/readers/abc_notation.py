@@ -5,7 +5,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from cf_core.readers.score import Time, exact
+from cf_core.readers.score import Time, simplify
 
 # ---- keys --------------------------------------------------------------------------------------
 
@@ -104,4 +104,4 @@ def parse_length(length: str, unit: Time) -> Time:
     over, _, under = length.partition("/")
     slashes, under = length.count("/"), under.lstrip("/")
     divisor = int(under) if under else 2**slashes
-    return exact(Fraction(unit * int(over or 1), divisor)) if divisor else 0
+    return simplify(Fraction(unit * int(over or 1), divisor)) if divisor else 0

@@ -13,12 +13,12 @@ from cf_core.readers.score import (
     Measure,
     Time,
     Written,
-    exact,
     full_bar,
     mark,
-    meter_of,
-    numbers,
-    quarters,
+    parse_meter,
+    parse_numbers,
+    simplify,
+    to_quarters,
 )
 
 _IN_TIME_OF = {2: 3, 3: 2, 4: 3, 6: 2, 8: 3}
@@ -84,7 +84,7 @@ class Voice:
         text = {"C": "4/4", "c": "4/4", "C|": "2/2", "c|": "2/2"}.get(text.strip(), text)
         found = _METER.match(text)
         terms = _METER_TERM.findall(found[0]) if found else []
-        meter = meter_of([beats for beats, _ in terms], [unit for _, unit in terms])
+        meter = parse_meter([beats for beats, _ in terms], [unit for _, unit in terms])
         if meter is not None and bar_length(meter) > LONGEST_BAR:
             raise RejectedError("too large", f"a time signature of {meter[:MAX_TITLE]}")
         self.meter = meter or self.meter
@@ -95,7 +95,7 @@ class Voice:
         """Take an `L:` field."""
         found = re.match(r"(\d{1,3})(?:\s*/\s*(\d{1,3}))?", text)
         if found and int(found[1]) and int(found[2] or 1):
-            self.unit = exact(Fraction(4 * TICKS * int(found[1]), int(found[2] or 1)))
+            self.unit = simplify(Fraction(4 * TICKS * int(found[1]), int(found[2] or 1)))
 
     def set_key(self, text: str) -> None:
         """Take a `K:` field: the signature, and how notes are moved."""
@@ -119,7 +119,7 @@ class Voice:
         if about.get("beats"):
             beat = sum(Fraction(*map(int, f.split("/"))) for f in found["beats"].split()) * 4
         else:
-            beat = quarters(self.length_of_unit) * int(about.get("units") or 1)
+            beat = to_quarters(self.length_of_unit) * int(about.get("units") or 1)
         speed = float(beat * Fraction(found["speed"]))
         if 0 < speed < 10_000:
             self.measure.tempos.append((self._at, speed))
@@ -188,13 +188,13 @@ class Voice:
     def ending(self, which: str) -> None:
         """Begin an ending, such as "1" or "1,3-4"."""
         self.close()
-        self._ending = max(numbers(which), default=self._ending + 1)
-        if 1 in numbers(which) or not self._in_endings:
+        self._ending = max(parse_numbers(which), default=self._ending + 1)
+        if 1 in parse_numbers(which) or not self._in_endings:
             self._tied_into_endings = dict(self._tied)
         else:
             self._tied = dict(self._tied_into_endings)
         self._in_endings = True
-        self.measure.ending = numbers(which) or frozenset([self._ending])
+        self.measure.ending = parse_numbers(which) or frozenset([self._ending])
 
     def rest_for_bars(self, count: int) -> None:
         """Rest for whole bars, the first of which is this measure."""
@@ -212,7 +212,7 @@ class Voice:
         """
         duration = parse_length(length, self.length_of_unit)
         for factor in (times, self._factor, self._tuplet if self._tuplet_left else None):
-            duration = duration if factor is None else exact(duration * factor)
+            duration = duration if factor is None else simplify(duration * factor)
         tied, self._tied, self._factor = self._tied, {}, None
         alters: dict[tuple[str, int], int] = {}
         first = len(self.measure.notes)
@@ -230,7 +230,7 @@ class Voice:
         self._move(duration)
 
     def _move(self, duration: Time) -> None:
-        self._at = exact(self._at + duration)
+        self._at = simplify(self._at + duration)
         self.measure.length = max(self._at, self._overlaid) if self._overlaid else self._at
 
     def _pitch(
@@ -270,9 +270,9 @@ class Voice:
         mine, self._factor = (2 - short, short) if sign[0] == ">" else (short, 2 - short)
         for index in self._last.notes:
             note = self.measure.notes[index]
-            self.measure.notes[index] = note._replace(duration=exact(note.duration * mine))
+            self.measure.notes[index] = note._replace(duration=simplify(note.duration * mine))
         self._move(self._last.duration * (mine - 1))
-        self._last = self._last._replace(duration=exact(self._last.duration * mine))
+        self._last = self._last._replace(duration=simplify(self._last.duration * mine))
 
     def tuplet(self, size: int, time_of: int, count: int) -> None:
         """Begin a tuplet: `size` notes in the time of `time_of`, for the next `count` notes."""

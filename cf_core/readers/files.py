@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from cf_core.errors import UserError
+from cf_core.errors import MelodyError
 from cf_core.readers.limits import MAX_BYTES
 
 FORMATS = {
@@ -28,26 +28,26 @@ _DAMAGE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib
 """What reading a file or a damaged archive raises."""
 
 
-def melody_files(source: Path, include: str | None) -> Iterator[tuple[str, bytes]]:
+def read_melody_files(source: Path, include: str | None) -> Iterator[tuple[str, bytes]]:
     """Yield names and bytes of the melody files in `source`, by name.
 
-    Raises `UserError` where there is no such file or folder, or an archive can't be read.
+    Raises `MelodyError` where there is no such file or folder, or an archive can't be read.
     """
     root, names = _listing(source)
     for name in sorted(name for name in names if _is_wanted(name, include)):
-        yield name, content(root / name if isinstance(root, Path) else root / names[name])
+        yield name, read_content(root / name if isinstance(root, Path) else root / names[name])
 
 
-def passed_over(source: Path, include: str | None = None) -> Counter[str]:
+def count_passed_over(source: Path, include: str | None = None) -> Counter[str]:
     """Count the files of `source` that are not read because of their names, by suffix.
 
-    A file without a suffix counts as its name. Raises `UserError` as `find_songs` does.
+    A file without a suffix counts as its name. Raises `MelodyError` as `find_songs` does.
     """
     names = (PurePosixPath(name) for name in _listing(source)[1] if not _is_wanted(name, include))
     return Counter(name.suffix.lower() or name.name for name in names)
 
 
-def content(path: Path | zipfile.Path) -> bytes:
+def read_content(path: Path | zipfile.Path) -> bytes:
     """Return a file's bytes, one more than the limit where there are too many, none if damaged."""
     limit = MAX_BYTES[FORMATS[PurePosixPath(path.name).suffix.lower()]]
     try:
@@ -60,7 +60,7 @@ def content(path: Path | zipfile.Path) -> bytes:
         return b""
 
 
-def member_name(member: zipfile.ZipInfo) -> str:
+def decode_member_name(member: zipfile.ZipInfo) -> str:
     """Name of an archive's member: as UTF-8 where it can be, even where no flag says so."""
     if member.flag_bits & 0x800:
         return member.filename
@@ -84,12 +84,12 @@ def _listing(source: Path) -> tuple[Path | zipfile.Path, dict[str, str]]:
         ]
         return source, {name: name for name in names}
     if not os.path.isfile(source):  # noqa: PTH113
-        raise UserError(f"{source}: no such file or folder")
+        raise MelodyError(f"{source}: no such file or folder")
     if source.suffix.lower() != ".zip":
         return source.parent, {source.name: source.name}
     try:
         root = zipfile.Path(source)
     except _DAMAGE as error:
-        raise UserError(f"{source}: not a readable zip archive: {error}") from error
+        raise MelodyError(f"{source}: not a readable zip archive: {error}") from error
     members = [member for member in root.root.infolist() if not member.is_dir()]
-    return root, {member_name(member): member.filename for member in members}
+    return root, {decode_member_name(member): member.filename for member in members}

@@ -3,6 +3,8 @@
 from fractions import Fraction
 from typing import Literal
 
+from cf_core.errors import MelodyError
+
 MAX_BYTES = {"midi": 2**20, "musicxml": 2**25, "abc": 2**22}
 """Largest file of each format, uncompressed."""
 MAX_TUNE = 2**13
@@ -38,13 +40,16 @@ SongReason = Literal[
 """The last three come of reading in a process with limits: see `cf_core.isolation`."""
 
 
-class RejectedError(Exception):
-    """Ends the reading of one song."""
+class RejectedError(MelodyError):
+    """Ends the reading of one song: it can't be taken."""
 
     def __init__(self, reason: SongReason, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
 
 
 def check_size(notes: int, bars: int, quarters: Fraction | float = 0) -> None:
@@ -56,16 +61,16 @@ def check_size(notes: int, bars: int, quarters: Fraction | float = 0) -> None:
         raise RejectedError("too large", f"{notes} notes in {bars} bars{long}")
 
 
-def chosen(names: list[str], part: str) -> int:
+def choose_part(names: list[str], part: str) -> int:
     """Index of the part that `part` names, or counts from 1."""
     if part in names:
         return names.index(part)
     if part.isdecimal() and 1 <= int(part) <= len(names):
         return int(part) - 1
-    raise RejectedError("no such part", f"{part!r} is none of {listed(names)}")
+    raise RejectedError("no such part", f"{part!r} is none of {list_names(names)}")
 
 
-def listed(names: list[str]) -> str:
+def list_names(names: list[str]) -> str:
     """Names with their numbers, as an error shows them."""
     return ", ".join(f"{number} {name!r}" for number, name in enumerate(names, start=1))
 
@@ -75,7 +80,7 @@ def looks_like_utf_16(data: bytes) -> bool:
     return data[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(data) > 1 and not (data[0] and data[1]))
 
 
-def decoded(data: bytes) -> str:
+def decode_text(data: bytes) -> str:
     """Text of a file: UTF-16 or UTF-8 by its mark, else UTF-8 where it can be, else Latin-1."""
     if looks_like_utf_16(data):
         marked = data[:2] in (b"\xff\xfe", b"\xfe\xff")

@@ -13,7 +13,14 @@ from typing import NamedTuple
 
 from cf_core.grid import TOLERANCE
 from cf_core.melody import Bar, Melody, Note, Tempo, bar_length
-from cf_core.readers.limits import MAX_BARS, RejectedError, check_size, chosen, decoded, listed
+from cf_core.readers.limits import (
+    MAX_BARS,
+    RejectedError,
+    check_size,
+    choose_part,
+    decode_text,
+    list_names,
+)
 
 _PERCUSSION = 9
 _OTHER_DATA = {0xA: 2, 0xB: 2, 0xC: 1, 0xD: 1, 0xE: 2}
@@ -193,7 +200,7 @@ def _other(data: bytes, at: int, tick: int, chunk: Chunk) -> int:
     length, at = _number(data, at + 1)
     content = data[at : at + length]
     if kind == 0x03 and not chunk.name:
-        chunk.name = decoded(content).strip("\0 \t\r\n")
+        chunk.name = decode_text(content).strip("\0 \t\r\n")
     elif kind == 0x51 and any(content[:3]):
         chunk.tempos[tick] = int.from_bytes(content[:3])
     elif kind == 0x58:
@@ -235,14 +242,14 @@ def _melody_track(tracks: list[_Track], part: str | None) -> _Track:
     if not tracks:
         raise RejectedError("no notes")
     if part is not None:
-        return tracks[chosen([track.name for track in tracks], part)]
+        return tracks[choose_part([track.name for track in tracks], part)]
     for track in tracks:
         apart = sum(
             second[0] > (first[0] + first[1]) / 2 for first, second in pairwise(track.notes)
         )
         if apart >= _MONOPHONIC * (len(track.notes) - 1):
             return track
-    raise RejectedError("no melody track", f"chords in {listed([t.name for t in tracks])}")
+    raise RejectedError("no melody track", f"chords in {list_names([t.name for t in tracks])}")
 
 
 def _pickup(notes: list[_Note], quarter: int, bar: Fraction, stop: int) -> Fraction:

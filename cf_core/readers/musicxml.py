@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from cf_core.melody import Melody
-from cf_core.readers.files import UNPACKED, member_name
+from cf_core.readers.files import UNPACKED, decode_member_name
 from cf_core.readers.limits import (
     LONGEST_BAR,
     MAX_BYTES,
@@ -23,9 +23,9 @@ from cf_core.readers.limits import (
     MAX_TAGS,
     RejectedError,
     check_size,
-    chosen,
-    decoded,
-    listed,
+    choose_part,
+    decode_text,
+    list_names,
     looks_like_utf_16,
 )
 from cf_core.readers.score import (
@@ -34,12 +34,12 @@ from cf_core.readers.score import (
     Measure,
     Time,
     Written,
-    exact,
     mark,
-    meter_of,
-    numbers,
-    play_order,
-    played,
+    order_measures,
+    parse_meter,
+    parse_numbers,
+    play,
+    simplify,
 )
 
 
@@ -54,10 +54,10 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     title = next((e.text.strip() for e in root.iter("work-title") if e.text), "")
     title = title or next((e.text.strip() for e in root.iter("movement-title") if e.text), "")
     measures = _written(root, part)
-    return played(song_id, title or song_id, measures, play_order(measures))
+    return play(song_id, title or song_id, measures, order_measures(measures))
 
 
-def written(data: bytes, part: str | None) -> list[Measure]:
+def read_measures(data: bytes, part: str | None) -> list[Measure]:
     """The measures of a part as they are written; otherwise as `read`."""
     return _written(_score(_unpacked(data) if data[:2] == b"PK" else data), part)
 
@@ -75,14 +75,16 @@ def _written(root: Element, part: str | None) -> list[Measure]:
     labels = [label for label, _, _ in staves]
     name, voice = (part, "") if part in labels + names else _split(part)
     if name is None and len(staves) > 1:
-        raise RejectedError("several parts", listed(labels))
+        raise RejectedError("several parts", list_names(labels))
     if name in names and name not in labels:
         own = [label for label in labels if label.startswith(f"{name}, staff ")]
         if len(own) != 1:
-            detail = f"{name} has several staves: {listed(labels)}" if own else f"none in {name}"
+            detail = (
+                f"{name} has several staves: {list_names(labels)}" if own else f"none in {name}"
+            )
             raise RejectedError("several parts" if own else "no notes", detail)
         name = own[0]
-    _, element, staff = staves[0 if name is None else chosen(labels, name)]
+    _, element, staff = staves[0 if name is None else choose_part(labels, name)]
     notes = (note for note in element.iter("note") if staff in ("", _staff(note)))
     voices = sorted({_voice(note) for note in notes})
     if voice and voice not in voices:
@@ -115,7 +117,7 @@ def _xml(data: bytes) -> Element:
     with suppress(LookupError):
         encoding = lookup(name).name
     if looks_like_utf_16(data):
-        text = decoded(data)
+        text = decode_text(data)
     elif encoding.startswith("utf-16"):
         # Some programs declare what their strings were in memory.
         text = data.decode("utf-8-sig")
@@ -147,13 +149,15 @@ def _unpacked(data: bytes) -> bytes:
     Where the container is missing or odd, it is the only score in the file.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {member_name(member): member for member in archive.infolist()}
+        members = {decode_member_name(member): member for member in archive.infolist()}
         if any(member.compress_type not in UNPACKED for member in members.values()):
             raise RejectedError("unreadable", "compressed by other than deflate")
         scores = [name for name in members if _is_score(name)]
         named = [name for name in _named_scores(archive, members) if name in members]
         if not named and len(scores) != 1:
-            detail = f"its container names none of {listed(scores)}" if scores else "holds no score"
+            detail = (
+                f"its container names none of {list_names(scores)}" if scores else "holds no score"
+            )
             raise RejectedError("unreadable", detail)
         with archive.open(members[(named or scores)[0]]) as stream:
             score = stream.read(MAX_BYTES["musicxml"] + 1)
@@ -303,7 +307,7 @@ class _Reader:
     def _duration(self, element: Element) -> Time:
         text = (element.findtext("duration") or "0").strip()
         divisions = Fraction(text) if "." in text else int(text)
-        return exact(Fraction(max(divisions, 0) * TICKS) / self._divisions)
+        return simplify(Fraction(max(divisions, 0) * TICKS) / self._divisions)
 
     def _note(self, measure: Measure, note: Element, onset: Time, duration: Time) -> None:
         """Add a note that sounds on the staff and in the voice that are read."""
@@ -333,7 +337,7 @@ class _Reader:
             if element.tag == "time":
                 beats = [beat.text or "" for beat in element.findall("beats")]
                 units = [unit.text or "" for unit in element.findall("beat-type")]
-                self._meter = meter_of(beats, units) or self._meter
+                self._meter = parse_meter(beats, units) or self._meter
             elif element.tag == "transpose":
                 octaves = _number(element.findtext("octave-change"))
                 double = element.find("double")
@@ -375,7 +379,7 @@ def _bar_line(line: Element, measure: Measure, before: Measure) -> None:
         times = repeat.get("times") or ""
         before.times = min(int(times[:2]), MAX_TIMES) if times.isdecimal() and times != "0" else 2
     if ending is not None and ending.get("type") == "start":
-        measure.ending = numbers(ending.get("number") or ending.text or "") or frozenset([1])
+        measure.ending = parse_numbers(ending.get("number") or ending.text or "") or frozenset([1])
     elif ending is not None:
         before.ending_stops = True
 

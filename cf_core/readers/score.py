@@ -27,13 +27,13 @@ Time = int | Fraction
 """In ticks, exact."""
 
 
-def exact(time: Time) -> Time:
+def simplify(time: Time) -> Time:
     """The same time, as a whole number if it is one: those are much faster."""
     return time if isinstance(time, int) or time.denominator != 1 else time.numerator
 
 
 @lru_cache(2**16)
-def quarters(time: Time) -> Fraction:
+def to_quarters(time: Time) -> Fraction:
     """Ticks as quarter notes."""
     return Fraction(time, TICKS)
 
@@ -41,7 +41,7 @@ def quarters(time: Time) -> Fraction:
 @lru_cache(2**10)
 def full_bar(meter: str) -> Time:
     """Ticks of a full bar."""
-    return exact(bar_length(meter) * TICKS)
+    return simplify(bar_length(meter) * TICKS)
 
 
 class Written(NamedTuple):
@@ -92,7 +92,7 @@ class Measure:
 # ---- the order of play -------------------------------------------------------------------------
 
 
-def play_order(measures: Sequence[Measure]) -> list[int]:
+def order_measures(measures: Sequence[Measure]) -> list[int]:
     """Return indices of the measures in the order in which they are played.
 
     A repeat goes back to the last repeat start. Where none is open, it goes back to the last repeat
@@ -268,7 +268,7 @@ def mark(measure: Measure, text: str) -> None:
 # ---- the melody --------------------------------------------------------------------------------
 
 
-def played(
+def play(
     song_id: str,
     title: str,
     measures: Sequence[Measure],
@@ -290,9 +290,9 @@ def played(
         measure = measures[index]
         for note in measure.notes:
             _add(notes, tied, start, note)
-        tempos += [Tempo(quarters(start + at), speed) for at, speed in measure.tempos]
+        tempos += [Tempo(to_quarters(start + at), speed) for at, speed in measure.tempos]
         length = measure.length or full_bar(measure.meter)
-        _add_bar(bars, Bar(quarters(start), quarters(length), measure.meter))
+        _add_bar(bars, Bar(to_quarters(start), to_quarters(length), measure.meter))
         start += length
         check_size(len(notes) or 1, len(bars), start / TICKS)
     check_size(len(notes), len(bars))
@@ -301,7 +301,8 @@ def played(
         song_id,
         title,
         tuple(
-            Note(quarters(onset), quarters(end - onset), int(pitch)) for onset, end, pitch in notes
+            Note(to_quarters(onset), to_quarters(end - onset), int(pitch))
+            for onset, end, pitch in notes
         ),
         tuple(bars),
         tuple(tempos),
@@ -324,7 +325,7 @@ def _add(notes: list[list[Time]], tied: dict[int, list[Time]], start: Time, note
 def _add_bar(bars: list[Bar], bar: Bar) -> None:
     """Append a bar, and make one bar of the last few if they are short and fill one together."""
     bars.append(bar)
-    full = quarters(full_bar(bar.meter))
+    full = to_quarters(full_bar(bar.meter))
     length = Fraction(0)
     for index in range(len(bars) - 1, -1, -1):
         length += bars[index].length
@@ -335,7 +336,7 @@ def _add_bar(bars: list[Bar], bar: Bar) -> None:
             return
 
 
-def numbers(text: str) -> frozenset[int]:
+def parse_numbers(text: str) -> frozenset[int]:
     """Numbers of an ending, from lists and ranges such as "1,3" and "1-3"; none above 99."""
     found: set[int] = set()
     for first, last in re.findall(r"(\d{1,2})(?:\s*-\s*(\d{1,2}))?", text):
@@ -343,7 +344,7 @@ def numbers(text: str) -> frozenset[int]:
     return frozenset(found)
 
 
-def meter_of(beats: Sequence[str], units: Sequence[str]) -> str | None:
+def parse_meter(beats: Sequence[str], units: Sequence[str]) -> str | None:
     """Return a time signature from its numbers: additive ones ("3+2", or several) are summed.
 
     Returns `None` where they are no time signature.

@@ -1,8 +1,8 @@
 """Figures, drawn from data frames and tokens alone, without global plotting state.
 
 Equal frames give equal bytes, in whatever order their rows are. Names that come from users' files
-are drawn as they are: never read as markup or mathematics. `UserError` says what a frame without
-anything to draw lacks.
+are drawn as they are: never read as markup or mathematics. `FigureError` (of `cf_core.errors`) says
+what a frame without anything to draw lacks.
 """
 
 from evaluation.figures.attainment import attainment_difference_figure, attainment_figure

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from cf_core.errors import UserError
+from cf_core.errors import FigureError
 from evaluation.figures.canvas import (
     STYLE,
     in_order,
@@ -31,12 +31,12 @@ def attainment_figure(surfaces: pl.DataFrame, axis: str = "z_distance") -> Figur
 
     `surfaces` has the columns source, metric, method, level ("best", "median" or "worst" seed),
     distance and coherency; a row is where a step of that level's surface begins. Drawn are the
-    medians, and for ours a band from worst to best. UserError if there is nothing to draw.
+    medians, and for ours a band from worst to best. FigureError if there is nothing to draw.
     """
     finite = surfaces.filter(pl.all_horizontal(pl.col("distance", "coherency").is_finite()))
     panels = [panel for panel in PANELS if finite.filter(source=panel[0], metric=panel[1]).height]
     if not panels:
-        raise UserError("attainment surfaces: none has a finite step; evaluate first")
+        raise FigureError("attainment surfaces: none has a finite step; evaluate first")
     methods = in_order(finite["method"].unique().to_list())
     end = 2.0 * float(finite["distance"].max())  # type: ignore[arg-type]
     with mpl.rc_context(STYLE):
@@ -71,12 +71,14 @@ def attainment_difference_figure(
 
     `differences` has the columns source, metric, and those of
     `evaluation.frontier.attainment_difference`. Ours is blue; the rival is orange and hatched; the
-    darker, the larger the difference. UserError if there is nothing to draw.
+    darker, the larger the difference. FigureError if there is nothing to draw.
     """
     differences = differences.filter(pl.col("difference").is_finite()).sort(_RECTANGLE)
     panels = [at for at in PANELS if differences.filter(source=at[0], metric=at[1]).height]
     if not panels:
-        raise UserError(f"attainment: ours and {look(rival).label} differ nowhere; evaluate first")
+        raise FigureError(
+            f"attainment: ours and {look(rival).label} differ nowhere; evaluate first"
+        )
     sides = differences.select("distance_low", "distance_high").to_numpy().ravel()
     finite = sides[np.isfinite(sides)]
     with mpl.rc_context(STYLE):

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import ColorType, LineStyleType
 
+from cf_core.errors import FigureError
 from cf_core.files import AnyPath, replacing
 from evaluation.frontier import CHOSEN_ON
 from evaluation.metrics import METRICS
@@ -174,10 +175,10 @@ def drawable(name: str, longest: int = 40) -> str:
 def save(figure: Figure, stem: AnyPath) -> list[AnyPath]:
     """Write `stem` with .svg and with .png added to its name; equal figures give equal bytes.
 
-    Each appears whole or not at all. UserError if it can't be written.
+    Each appears whole or not at all. FigureError if it can't be written.
     """
     paths = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png")]
     for path, metadata in zip(paths, ({"Date": None}, {"Software": None}), strict=True):
-        with replacing(path) as temporary, mpl.rc_context(STYLE):
+        with replacing(path, FigureError) as temporary, mpl.rc_context(STYLE):
             figure.savefig(temporary, format=path.suffix[1:], dpi=200, metadata=metadata)
     return paths

@@ -5,7 +5,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from cf_core.errors import UserError
+from cf_core.errors import FigureError
 from evaluation.figures.canvas import (
     COLUMN,
     GREY,
@@ -31,7 +31,7 @@ def cost_figure(metrics: pl.DataFrame, costs: pl.DataFrame, training_seconds: fl
     trial took. A line joins the points of a method that are the best for their cost (mean over
     seeds). Ours is drawn twice: its use alone, and with its training shared out among the pairs
     that were evaluated. What costs nothing, as the identity does, is a line across the panel.
-    UserError if no point has a cost.
+    FigureError if no point has a cost.
     """
     point = ["method", "trial", "lambda", "iteration"]
     per_pair = costs.select(
@@ -46,7 +46,7 @@ def cost_figure(metrics: pl.DataFrame, costs: pl.DataFrame, training_seconds: fl
     }
     curves = {m: rows for m, rows in curves.items() if (rows["distance"] > 0).any()}
     if not curves:
-        raise UserError("costs: no judged point of the test inputs has a cost; evaluate first")
+        raise FigureError("costs: no judged point of the test inputs has a cost; evaluate first")
     trained = Panel.of(timed.with_columns(distance="trained"))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(COLUMN, 3.4), layout="constrained")

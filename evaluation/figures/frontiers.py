@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.typing import ColorType
 
-from cf_core.errors import UserError
+from cf_core.errors import FigureError
 from evaluation.figures.canvas import (
     GREY,
     STYLE,
@@ -46,7 +46,7 @@ class _Panels(dict[tuple[str, str], Panel]):
 
     @classmethod
     def of(cls, metrics: pl.DataFrame, names: tuple[str, ...], axis: str) -> "_Panels":
-        """Take the panels of `names` from the table `metrics`; UserError if none holds a point."""
+        """Take the panels of `names` from the table `metrics`; FigureError without a point."""
         candidates = {
             (source, metric): Panel.of(panel_points(metrics, source, metric, axis))
             for source in CHOSEN_ON
@@ -55,7 +55,7 @@ class _Panels(dict[tuple[str, str], Panel]):
         sources = {s for (s, _), panel in candidates.items() if panel.configurations.height}
         metric_names = {m for (_, m), panel in candidates.items() if panel.configurations.height}
         if not sources:
-            raise UserError(
+            raise FigureError(
                 f"{drawable(axis)}: the metrics hold no coherency at such a distance for the"
                 f" sources {' and '.join(CHOSEN_ON)}; evaluate first, or choose one of"
                 f" {', '.join(AXES)}"
@@ -114,7 +114,7 @@ def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
     a faint cross coloured by iterations. Lines join the points of a method that no other point of
     it dominates; ours has whiskers there, from the lowest to the highest seed. Such a front is
     picked from what it shows, so it flatters whoever has the most points: for a comparison that
-    does not, see the table `verdicts`. UserError if the table holds nothing to draw.
+    does not, see the table `verdicts`. FigureError if the table holds nothing to draw.
     """
     panels = _Panels.of(metrics, (*COHERENCY, "search_classifier"), axis)
     shade = colours(panels.levels("lambda", FUSIONS), "viridis", 0.0, 0.9)
@@ -147,14 +147,14 @@ def iteration_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
     Panels and arguments as for `frontier_figure`. A line is one configuration of ours (mean over
     its seeds, whiskers from the lowest to the highest) through its iteration counts: its colour is
     λ, and the larger a marker, the more iterations. Of more than 32 lines so many are drawn, evenly
-    by λ. UserError if the table holds nothing of ours.
+    by λ. FigureError if the table holds nothing of ours.
     """
     ours = metrics.filter(pl.col("method").is_in((*FUSIONS, *LEVELS, "identity")))
     panels = _Panels.of(ours, COHERENCY, axis)
     shade = colours(panels.levels("lambda", FUSIONS), "viridis", 0.0, 0.9)
     counts = panels.levels("iteration", FUSIONS)
     if not counts:
-        raise UserError("metrics: no trial of ours is among them; train and evaluate one first")
+        raise FigureError("metrics: no trial of ours is among them; train and evaluate one first")
     trained = panels.configurations.filter(pl.col("method").is_in(FUSIONS))
     lines = trained.select(POINT[1:-1]).unique().sort("lambda", "configuration")
     drawn = thinned(lines.rows(), _MOST_LINES)

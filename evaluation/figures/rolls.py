@@ -10,7 +10,7 @@ from jaxtyping import Integer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cf_core.errors import UserError
+from cf_core.errors import FigureError
 from cf_core.melody import MelodyFormat, Note, to_notes
 from evaluation.figures.canvas import GREY, STYLE, WIDTH, drawable
 
@@ -37,20 +37,20 @@ def style_figure(examples: pl.DataFrame, form: MelodyFormat) -> Figure:
     """Draw one pair as several styles fuse it: figure 1 of the poster, right.
 
     `examples` is the study's table of that name: each of its rows is one piano roll, as in
-    `piano_roll_figure`, in the order of its column row. UserError if it is empty, or not of one
+    `piano_roll_figure`, in the order of its column row. FigureError if it is empty, or not of one
     trial, λ, iteration count and pair of songs.
     """
     if examples.is_empty():
-        raise UserError("examples: there is none to draw; run the study first")
+        raise FigureError("examples: there is none to draw; run the study first")
     shared = examples.select("trial", "lambda", "iteration", "left_song", "right_song").unique()
     if shared.height > 1:
-        raise UserError(
+        raise FigureError(
             f"examples: {shared.height} kinds are in one table; keep one trial, λ, iteration count"
             " and pair of songs"
         )
     wrong = examples.filter(pl.any_horizontal(pl.col("left", "right").list.len() != form.steps))
     if wrong.height:
-        raise UserError(
+        raise FigureError(
             f"examples: row {wrong['row'][0]} has not the {form.steps} steps of the melody format;"
             " draw it with the format of its study"
         )

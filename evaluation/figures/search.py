@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from cf_core.errors import UserError
+from cf_core.errors import FigureError
 from evaluation.figures.canvas import GREY, STYLE, WIDTH, drawable, heading, key
 from evaluation.frontier import non_dominated
 
@@ -39,12 +39,12 @@ def search_figure(
     `points` has a row per complete configuration: `batch`, `judge`, `z_distance`, `feasible`
     (whether it meets the constraints), and the `parameters`, null where one does not apply (for
     `lambda`: where λ is an input). `importances` is the study's table. Colour is the batch; ringed
-    are the feasible configurations that no other betters in both objectives. UserError without a
+    are the feasible configurations that no other betters in both objectives. FigureError without a
     configuration whose objectives are finite.
     """
     finite = points.filter(pl.col("judge").is_finite(), pl.col("z_distance").is_finite())
     if finite.is_empty():
-        raise UserError("objectives: no configuration is complete; evaluate some first")
+        raise FigureError("objectives: no configuration is complete; evaluate some first")
     finite = finite.sort("batch", *(axis.name for axis in parameters), "judge", "z_distance")
     feasible = finite["feasible"].to_numpy()
     front = feasible.copy()

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from cf_core.errors import UserError
+from cf_core.errors import FigureError
 from evaluation.figures.canvas import COLUMN, STYLE, drawable, look
 from evaluation.frontier import FUSIONS
-from evaluation.metrics import bins_of
+from evaluation.metrics import take_bins
 from evaluation.statistics import STATISTICS, correlation, transition_matrix
 
 _WHITE_KEYS = {0: "C", 2: "D", 4: "E", 5: "F", 7: "G", 9: "A", 11: "B"}
@@ -30,7 +30,7 @@ class _Column:
 
     def matrix(self, statistic: str, k: int) -> tuple[Float[np.ndarray, "K K"], int]:
         """Give the transition matrix of a statistic, and how many pairs are not in it."""
-        left, right = bins_of(self.outcomes, statistic)
+        left, right = take_bins(self.outcomes, statistic)
         return transition_matrix(left, right, k), int(((left < 0) | (right < 0)).sum())
 
 
@@ -41,12 +41,12 @@ def transition_figure(outcomes: pl.DataFrame, bins: pl.DataFrame, points: pl.Dat
     of `points` (columns method, trial, lambda, iteration) transformed them, ours first. Shown are
     the row-stochastic matrices that the correlations are taken of; `r` is the correlation with the
     real pairs. A row of panels shares one colour scale, from 0. `outcomes` and `bins` are the
-    study's tables. UserError if a point has no outcomes, or the tables are empty.
+    study's tables. FigureError if a point has no outcomes, or the tables are empty.
     """
     columns = list(_columns(outcomes, points))
     counts = {name: bins.filter(pl.col("statistic") == name).height for name in STATISTICS}
     if not all(counts.values()):
-        raise UserError(
+        raise FigureError(
             f"bins: {', '.join(name for name in STATISTICS if not counts[name])} has none;"
             " evaluate first"
         )
@@ -79,7 +79,7 @@ def _columns(outcomes: pl.DataFrame, points: pl.DataFrame) -> Iterator[_Column]:
     for heading, method in (("test data", "real"), ("inputs", "identity")):
         rows = test.filter(pl.col("method") == method)
         if rows.is_empty():
-            raise UserError(f"outcomes: no test pairs of method {method}; evaluate first")
+            raise FigureError(f"outcomes: no test pairs of method {method}; evaluate first")
         yield _Column(f"{heading}\n{rows.height:,} pairs", rows)
     ours_first = points.sort(~pl.col("method").is_in(FUSIONS), "method", "trial", "iteration")
     for point in ours_first.select("method", "trial", "lambda", "iteration").iter_rows(named=True):
@@ -87,7 +87,7 @@ def _columns(outcomes: pl.DataFrame, points: pl.DataFrame) -> Iterator[_Column]:
         name, count = drawable(point["trial"], 24), point["iteration"]
         times = f"{count:,} iteration{'s' * (count != 1)}"
         if rows.is_empty():
-            raise UserError(f"outcomes: no test pairs of {name} after {times}; evaluate it first")
+            raise FigureError(f"outcomes: no test pairs of {name} after {times}; evaluate it first")
         weight = "" if point["lambda"] is None else f"λ {point['lambda']:.3g}, "
         yield _Column(f"{look(point['method']).label}\n{name}\n{weight}{times}", rows)
 
@@ -114,7 +114,7 @@ def song_distance_figure(song_distances: pl.DataFrame) -> Figure:
     the share of each kind's pairs in each of equally wide bins of log distance, the same for both.
     Pairs of equal segments have distance 0, which no such bin holds; their share is stated. The
     overlap is what the two distributions, these pairs among them, have in common: 0 to 1. Distances
-    that are not finite are left out and counted. UserError if a kind has no distance above 0.
+    that are not finite are left out and counted. FigureError if a kind has no distance above 0.
     """
     finite = song_distances.filter(pl.col("z_distance").is_finite())
     kinds = {
@@ -123,7 +123,7 @@ def song_distance_figure(song_distances: pl.DataFrame) -> Figure:
     }
     for kind, distances in kinds.items():
         if not (distances > 0).any():
-            raise UserError(f"song_distances: no distance above 0 of {kind}; evaluate first")
+            raise FigureError(f"song_distances: no distance above 0 of {kind}; evaluate first")
     positive = np.concatenate(list(kinds.values()))
     edges = np.geomspace(positive[positive > 0].min(), positive.max() * 1.0001, _DISTANCE_BINS + 1)
     shares = {

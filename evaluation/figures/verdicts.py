@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cf_core.errors import UserError
+from cf_core.errors import FigureError
 from evaluation.figures.canvas import STYLE, WIDTH, heading, in_order, look
 from evaluation.frontier import CHOSEN_ON, PANELS
 from evaluation.metrics import COHERENCY
@@ -33,14 +33,14 @@ def verdict_figure(verdicts: pl.DataFrame) -> Figure:
     win (▲), a tie (=), a loss (▼) or open (?), as all are with one seed. At the right they are
     counted. "NaN" is a difference that is not finite, and no cell a panel that was not compared.
     Numbers of seeds, of songs and of blocks of prior pairs, and the most points left out of a
-    comparison, stand below. UserError if no panel has a finite difference.
+    comparison, stand below. FigureError if no panel has a finite difference.
     """
     columns = {panel: column for column, panel in enumerate(PANELS)}
     known = verdicts.filter(
         pl.col("source").is_in(CHOSEN_ON), pl.col("metric").is_in(COHERENCY)
     ).with_columns(pl.col("difference").fill_null(nan))
     if not known["difference"].is_finite().any():
-        raise UserError("verdicts: no panel has a finite difference; evaluate first")
+        raise FigureError("verdicts: no panel has a finite difference; evaluate first")
     lines: list[tuple[str, str | None]] = []
     for axis in sorted(known["axis"].unique(), reverse=True):  # z-distance comes first
         rivals = known.filter(pl.col("axis") == axis)["rival"].unique().to_list()
