@@ -17,7 +17,7 @@ test: .venv/ready
 # The pages that are written from the code.
 docs: .venv/ready
 	$(BIN)/python -m study.config > docs/configuration.md
-	$(BIN)/python -m study.store > docs/tables.md
+	$(BIN)/python -m study.tables > docs/tables.md
 
 # The ready-made bundle that comes with the package, made anew. Commit what it writes.
 bundle: .venv/ready

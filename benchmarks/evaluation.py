@@ -25,6 +25,9 @@ from evaluation.evaluator import Evaluator, make_sources
 from evaluation.frontier import CHOSEN_ON, matched_similarity
 from evaluation.inference import decide_verdicts
 from evaluation.judge import Judge, JudgeSettings
+from evaluation.rivals import Tools
+from evaluation.rivals.base import Bound
+from evaluation.rivals.lp import LP
 from evaluation.statistics import STATISTICS, Bins, compute_statistics, transition_matrix
 from evaluation.transforms import Fusion
 from study.config import StudyConfig, load_configs
@@ -54,9 +57,9 @@ def latent_search(rounds: Rounds) -> Iterator[Measure]:
     classifier = SearchClassifier(latent_dim, settings)
     initialise(classifier, make_random(0, "weights"))
     left, right = torch.randn(2, pairs, latent_dim, generator=make_random(0, "pairs"))
-    sizes = {"step_size": torch.full((pairs,), 0.1)}
+    own = {"step_size": torch.full((pairs,), 0.1)}
     tools = Tools(classifier, torch.ones(latent_dim), (left, right))
-    search = Bound(LP(), sizes, tools)
+    search = Bound(LP(), own, tools)
     sizes = [2 * latent_dim, *[settings.hidden] * (settings.depth + 1), 1]
     with threads(1):
         seconds = rounds.take_turns(

@@ -17,7 +17,7 @@ from cf_core.bundle import DEFAULT_BUNDLE, load_bundle, save_bundle
 from cf_core.errors import BundleError
 from cf_core.melody import MelodyFormat, is_melody
 from cf_core.training import load_tensors, save_tensors
-from study.config import load as load_config
+from study.config import load_config
 from study.search import list_first_trials
 from tests.conftest import MakeBundle
 

@@ -244,7 +244,7 @@ LATENTS = ("z_left_in", "z_right_in", "z_left", "z_right")
 def test_a_study_is_named_or_pointed_at(cf_study: Run, store: Store, study: str) -> None:
     outcome = cf_study("status", study)
     assert outcome.code == 0
-    planned = len(list_first_trials(CONFIG)) + len(CONFIG.evaluation.lp.step_sizes)
+    planned = len(list_first_trials(CONFIG)) + len(CONFIG.evaluation.settings())
     assert outcome.out.startswith(f"{planned} jobs: {planned} pending\n")
     assert store.root.exists()
 

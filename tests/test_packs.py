@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from study.workers import Workers
 
 import study.packs as module
 from cf_core.errors import UserError
 from cf_core.fusion import FusionSettings, Latents
-from study.config import Configuration, Execution, StudyConfig, TrialSpec
+from study.config import Execution, StudyConfig
 from study.execution import make_trainer
-from study.lease import Lease
-from study.packs import Rates, measure_packs, plan_packs
+from study.packs import PackPlan, Rates, measure_packs, plan_packs
 from study.progress import Reporter
-from study.specs import PackSpec
+from study.ray_executor import RayExecutor
+from study.specs import Configuration, PackSpec, TrialSpec, group_packs
 from study.store import Store
 from tests.conftest import folder
 
@@ -63,7 +62,8 @@ def never(trials: Sequence[TrialSpec]) -> Rates:
 def test_the_size_is_written_down_and_kept(store: Store, bench: Any, reporter: Reporter) -> None:
     for pack in (2, 5, "auto"):
         execution = Execution(pack=pack)
-        assert plan_packs(TRIALS, bench.fusion, store, execution, never, reporter) == 2
+        plan = plan_packs(TRIALS, bench.fusion, store, execution, never, reporter)
+        assert plan == PackPlan(2, 1)
         assert json.loads((store.root / "packs.json").read_text())["size"] == 2
 
 
@@ -78,10 +78,12 @@ def test_the_fastest_is_taken_of_the_most_that_are_alike(
         return {1: 10.0, 2: 30.0, 4: 20.0}
 
     trials = [*TRIALS, *wide]
-    assert plan_packs(trials, bench.fusion, store, Execution(), measure, reporter) == 2
+    plan = plan_packs(trials, bench.fusion, store, Execution(workers=3), measure, reporter)
+    assert plan == PackPlan(2, 3)
     assert [list(trials) for trials in measured] == [wide]
     record = json.loads((store.root / "packs.json").read_text())
-    assert record == {"size": 2, "trial_steps_per_second": {"1": 10.0, "2": 30.0, "4": 20.0}}
+    assert (record["size"], record["workers"]) == (2, 3)
+    assert record["trial_steps_per_second"] == {"1": 10.0, "2": 30.0, "4": 20.0}
 
 
 def test_packs_hold_trials_of_one_shape_and_budget_in_their_order(bench: Any) -> None:
@@ -102,6 +104,25 @@ def test_packs_hold_trials_of_one_shape_and_budget_in_their_order(bench: Any) ->
     assert {(pack.batch, pack.start, pack.until) for pack in packs} == {(3, 5, 7)}
 
 
+def test_no_worker_idles_that_could_train(bench: Any) -> None:
+    made = [TrialSpec(Configuration(0.1, 0), seed) for seed in range(4)]
+    wide = [TrialSpec(Configuration(0.1, 0, (("hidden", 16),)), seed) for seed in range(2)]
+
+    def sizes(trials: list[TrialSpec], size: int, workers: int) -> list[int]:
+        packs = group_packs(trials, size, bench.fusion, workers)
+        assert [trial for pack in packs for trial in pack.trials] == trials
+        return [len(pack.trials) for pack in packs]
+
+    assert sizes(made, 2, 2) == [2, 2]
+    assert sizes(made, 2, 3) == [1, 1, 1, 1]
+    assert sizes(made, 4, 2) == [3, 1]
+    assert sizes(made, 4, 9) == [1, 1, 1, 1]
+    # The wide ones make a pack of their own, which keeps a worker busy too.
+    assert sizes(made + wide, 4, 2) == [4, 2]
+    assert sizes(made + wide, 4, 3) == [3, 1, 2]
+    assert sizes(made + wide, 8, 1) == [4, 2]
+
+
 def test_a_pack_trains_each_trial_by_its_own_settings(bench: Any) -> None:
     one, other = (
         TrialSpec(Configuration(0.1, 0, (("hidden", 4), ("learning_rate", rate))), 0)
@@ -120,7 +141,7 @@ def test_a_pack_trains_each_trial_by_its_own_settings(bench: Any) -> None:
         ([10, 10.5, 11], 1, 1),  # no size is worth it
         ([10, 30, 60], 1, 4),
         ([10, 30, 31, 99], 1, 2),  # what comes after a size that is not worth it is not tried
-        ([10, 30, 60], 2, 2),  # five trials for two workers: never more than three in one
+        ([10, 30, 60], 2, 2),  # five trials for two workers: four in one would leave one for two
         ([10, 30, 60], 5, 1),
     ],
 )
@@ -165,15 +186,12 @@ def test_a_rate_is_trial_steps_over_the_median_without_the_first(
 
 def test_packs_are_measured_by_a_worker(store: Store, bench: Any, reporter: Reporter) -> None:
     none = TrialSpec(Configuration(0.1, 0, (("hidden", -1),)), 0)
-    with (
-        Lease(store.root) as lease,
-        closing(Workers(bench, store, Execution(workers=1), reporter, lease)) as workers,
-    ):
-        rates = workers.measure_packs(TRIALS[:2])
+    with closing(RayExecutor(bench, store, Execution(workers=1), reporter)) as executor:
+        rates = executor.measure_packs(TRIALS[:2])
         with pytest.raises(
             UserError, match=r"can't be measured: .*above 0, got -1.*execution\.pack"
         ):
-            workers.measure_packs([none])
+            executor.measure_packs([none])
     assert rates.keys() <= {1, 2}
     assert rates[1] > 0
 

@@ -20,16 +20,18 @@ import study
 from cf_core.bundle import load_bundle
 from cf_core.errors import UserError
 from cf_core.fuse import fuse_files
-from evaluation.frontier import COHERENCY, PANELS
-from evaluation.metrics import METRICS, OF_PAIRS
-from study import jobs
-from study.config import StudyConfig, TrialSpec
-from study.findings import CSV_COLUMNS, draw, tabulate, verdict_lines
-from study.ledger import Ledger
+from evaluation.frontier import PANELS
+from evaluation.metrics import COHERENCY, METRICS, OF_PAIRS
+from study.config import StudyConfig
+from study.execution import run_job
+from study.findings import CSV_COLUMNS, draw, say_verdicts, tabulate
+from study.ledger import Ledger, list_failures
 from study.parts import QuarantineWarning
 from study.prepare import find_corpus, prepare
+from study.recording import Recorder
 from study.run import plan, run_all
 from study.search import list_first_trials
+from study.specs import PackSpec, plan_rivals
 from study.store import Store
 from study.tables import TABLES, drop_volatile
 from tests.conftest import folder
@@ -87,7 +89,7 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
     for name, frame in tables.items():
         wanted = TABLES[name].schema(config.core.latent_dim)
         assert frame.schema == pl.DataFrame(wanted.empty_table()).schema, name
-        assert (frame.height > 0) == (name != "rungs"), name
+        assert (frame.height > 0) == (name not in ("rungs", "failures")), name
     trials = [spec.id for spec in list_first_trials(config)]
     assert sorted(tables["trials"]["trial"]) == sorted([*trials, *RIVALS])
     assert set(tables["trials"]["status"]) == {"done"}
@@ -113,7 +115,7 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
     metrics = tables["metrics"]
     assert set(metrics["metric"]) == set(METRICS)
     references = ["identity", "floor", "ceiling"]
-    for metric in (*COHERENCY, *OF_PAIRS[1:], "novelty", "copied", "overlap_area", "coverage"):
+    for metric in (*COHERENCY, *OF_PAIRS, "novelty", "copied", "overlap_area", "coverage"):
         rows = metrics.filter(pl.col("metric") == metric, ~pl.col("trial").is_in(references))
         found = rows.select("trial", "lambda", "source", "iteration").iter_rows()
         assert set(found) == points, metric
@@ -359,7 +361,7 @@ def test_one_seed_gives_no_verdict(undisturbed: Study, tmp_path: Path) -> None:
     assert found["difference"].is_finite().any()
     for column in ("low", "high", "p", "p_holm", "verdict"):
         assert found[column].null_count() == found.height
-    assert any("ahead in" in line for line in verdict_lines(Store(copy)))
+    assert any("ahead in" in line for line in say_verdicts(Store(copy)))
 
 
 def test_two_corpora_have_a_study_each_and_one_file_of_verdicts(
@@ -413,23 +415,27 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
     for trial in trials[1:]:
         (store.root / "trials" / f"{trial.id}.1.parquet").unlink()
     bench = prepare(config, find_corpus(config, Watch()), store, Watch())
-    finish = jobs._finish
+    write = Recorder.write_outputs
 
-    def fail(trial: TrialSpec, *rest: Any) -> Any:
-        if trial == trials[1]:
+    def fail(recorder: Recorder, part: str, *rest: Any) -> Any:
+        if part == trials[1].id:
             raise ValueError("no room")
-        return finish(trial, *rest)
+        return write(recorder, part, *rest)
 
-    monkeypatch.setattr(jobs, "_finish", fail)
+    monkeypatch.setattr(Recorder, "write_outputs", fail)
     attempts = {trial.id: 2 for trial in trials}
     pack = tuple(trials)
     with pytest.raises(ValueError, match="no room"):
-        list(jobs.run_job(jobs.PackSpec(pack, pack[1:]), bench, store, attempts))
+        list(run_job(PackSpec(pack, pack[1:]), bench, store, attempts))
     over = store.scan("trials").filter(pl.col("trial").is_in([trial.id for trial in trials]))
     rows = {row["trial"]: row for row in over.collect().to_dicts()}
     assert [rows[trial.id]["status"] for trial in trials] == ["done", "failed", "done"]
     assert [rows[trial.id]["attempt"] for trial in trials] == [1, 2, 2]
     assert rows[trials[1].id]["reason"] == "ValueError: no room"
+    (failure,) = list_failures(store, trials[1].id).to_dicts()
+    assert (failure["attempt"], failure["reason"]) == (2, "ValueError: no room")
+    assert failure["traceback"].startswith("Traceback (most recent call last):")
+    assert 'raise ValueError("no room")' in failure["traceback"]
 
 
 def test_a_study_in_a_bucket_runs_stops_goes_on_and_is_compacted(
@@ -452,17 +458,17 @@ def test_a_study_in_a_bucket_runs_stops_goes_on_and_is_compacted(
     with pytest.raises(KeyboardInterrupt):
         go(config, ": over (1 of 3)")
     # The other worker may have come to an end just then, too.
-    done = Ledger(len(study.open(f"{bucket}/small/tiny")).list_statuses())
+    done = len(Ledger(study.open(f"{bucket}/small/tiny")).list_statuses())
     assert done in {1, 2}
     store, lines = go(config)
     assert f"{done} of 3 are already done" in lines
     assert str(store.root) == f"{bucket}/small/tiny"
     again = study.open(f"{bucket}/small/tiny")
-    assert Ledger(set(again).list_statuses().values()) == {"done"}
+    assert set(Ledger(again).list_statuses().values()) == {"done"}
     assert set(again.latents.collect()["source"]) == {"test", "prior"}
     before = {table: again.scan(table).collect() for table in TABLES}
     empty = {table for table, frame in before.items() if frame.is_empty()}
-    assert empty == {"rungs", "importances"}
+    assert empty == {"rungs", "importances", "failures"}
     assert load_bundle(again.root / "bundle").record["fingerprint"] == again.record["fingerprint"]
     assert (again.root / "example" / "outputs.wav").read_bytes().startswith(b"RIFF")
     csv = pl.read_csv((again.root / "verdicts.csv").read_bytes())
@@ -479,14 +485,14 @@ def test_a_study_in_a_bucket_runs_stops_goes_on_and_is_compacted(
 def test_what_is_kept_of_latents_changes_no_other_table(undisturbed: Study, tmp_path: Path) -> None:
     finished, config, _ = undisturbed
     own = pl.col("trial") == "slerp"
-    (job,) = (job for job in jobs.rival_jobs(config.rivals()) if job.id == "slerp")
+    (job,) = (job for job in plan_rivals(config.evaluation) if job.id == "slerp")
     bench = prepare(config, find_corpus(config, Watch()), finished, Watch())
     sources: dict[str, set[str]] = {}
     for latents in ("all", "scored", "none"):
         store = Store(tmp_path / latents)
         store.claim(finished.record["identity"], finished.record["fingerprint"], latents)
         kept = config.evaluation.model_copy(update={"latents": latents})
-        list(jobs.run_job(job, replace(bench, plan=kept), store, {"slerp": 1}))
+        list(run_job(job, replace(bench, plan=kept), store, {"slerp": 1}))
         sources[latents] = set(store.latents.collect()["source"])
         parts = store.trials.collect()["parts"][0].split(",")
         assert ("latents" in parts) == (latents != "none")
