@@ -111,7 +111,9 @@ def panels(rounds: Rounds) -> Iterator[Measure]:
         for source in sources:
             transform = Fusion(_held_near(fusion), style, WEIGHT)
             steps = transform(source.inputs, COUNTS, make_random(0, "fusion"))
-            evaluator.evaluate({"trial": "x", "method": "conditional"}, source, steps)
+            evaluator.evaluate(
+                {"trial": "x", "configuration": "x", "method": "conditional"}, source, steps
+            )
 
     with threads(1):
         seconds = rounds.take_turns(measured, trainer.update)

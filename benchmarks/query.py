@@ -181,7 +181,11 @@ def _trial_tables(config: StudyConfig, scale: int) -> dict[str, Rows]:
     pairs = {"test": plan.pairs, "prior": plan.pairs}
     pairs |= {CHOSEN_ON[source]: plan.validation_pairs for source in pairs}
     points = list(product(plan.lambda_, pairs, plan.iterations))
-    trial = {"trial": "conditional-style4-seed0", "method": "conditional"}
+    trial = {
+        "trial": "conditional-style4-seed0",
+        "configuration": "conditional-style4",
+        "method": "conditional",
+    }
     whole = {**trial, "style_dim": STYLE_DIM, "seed": 0}
     sizes = [pairs[source] // scale for _, source, _ in points]
     rows = pl.DataFrame(points, schema=["lambda", "source", "iteration"], orient="row").select(
@@ -196,7 +200,7 @@ def _trial_tables(config: StudyConfig, scale: int) -> dict[str, Rows]:
     z = random.standard_normal((4, count, LATENT_DIM), np.float32)
     latents = dict(zip(("z_left_in", "z_right_in", "z_left", "z_right"), z, strict=True))
     style = random.random((count, STYLE_DIM), np.float32).tolist()
-    taken = {"trial", "method", "lambda", "seed", *each}
+    taken = {"trial", "configuration", "method", "lambda", "seed", *each}
     measured = {
         column.name: random.random(count, np.float32)
         if str(column.type) == "float"

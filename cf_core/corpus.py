@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -122,12 +123,8 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
     Raises `CorpusError` for a file of another kind or grid, and where songs or pairs are too few to
     split.
     """
-    table, steps_per_beat = _open(path)
-    if steps_per_beat != form.steps_per_beat:
-        raise CorpusError(
-            f"{path}: has {steps_per_beat} steps per beat, but {form.steps_per_beat} are"
-            " asked for: ingest the melodies again with that steps_per_beat"
-        )
+    check_grid(path, form)
+    table = _read_bars(path)
     ids = table["song_id"].combine_chunks().dictionary_encode()
     songs = ids.indices.to_numpy().astype(np.int64)
     windows = _windows(table, songs, form, form.bars_per_segment)
@@ -154,26 +151,44 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
     return corpus
 
 
-def _open(path: Path) -> tuple[pa.Table, int]:
-    """Return the table of a corpus file and its grid steps per quarter note."""
-    columns = [column for column in BARS if column.name != "title"]
+def check_grid(path: Path, form: MelodyFormat) -> None:
+    """Raise `CorpusError` unless `path` is a corpus on the grid of `form`; its footer tells."""
+    about = _read_about(path)
+    if about["schema_version"] != SCHEMA_VERSION:
+        raise CorpusError(
+            f"{path}: written as version {about['schema_version']} of the corpus file, this is"
+            f" version {SCHEMA_VERSION}: ingest the melodies again"
+        )
+    if (found := about["steps_per_beat"]) != form.steps_per_beat:
+        raise CorpusError(
+            f"{path}: has {found} grid steps per quarter note, and melody.steps_per_beat is"
+            f" {form.steps_per_beat}: ingest the melodies again with that many, or set it to"
+            f" {found}"
+        )
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """What the footer of a corpus file says of it."""
     try:
-        table = pq.read_table(path, columns=[column.name for column in columns])
-        about = json.loads(table.schema.metadata[_KEY])
-        version, steps_per_beat = about["schema_version"], about["steps_per_beat"]
-        written = about["content_hash"]
+        about = json.loads(pq.read_schema(path).metadata[_KEY])
+        return {name: about[name] for name in ("schema_version", "steps_per_beat", "content_hash")}
     except FileNotFoundError as error:
         raise CorpusError(f"{path}: no such file") from error
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise CorpusError(f"{path}: not a corpus file: ingest melodies to make one") from error
-    if version != SCHEMA_VERSION:
-        raise CorpusError(
-            f"{path}: written as version {version} of the corpus file, this is"
-            f" version {SCHEMA_VERSION}: ingest the melodies again"
-        )
+
+
+def _read_bars(path: Path) -> pa.Table:
+    """The table of a corpus file, which must be as it was written."""
+    columns = [column for column in BARS if column.name != "title"]
+    try:
+        table = pq.read_table(path, columns=[column.name for column in columns])
+    except (OSError, pa.ArrowException) as error:
+        raise CorpusError(f"{path}: not a corpus file: ingest melodies to make one") from error
+    written = _read_about(path)["content_hash"]
     if table.schema.types != [column.type for column in columns] or hash_bars(table) != written:
         raise CorpusError(f"{path}: its bars are not those that were written: ingest them again")
-    return table, steps_per_beat
+    return table
 
 
 def _windows(

@@ -10,8 +10,8 @@ import polars as pl
 import torch
 
 from cf_core.bundle import Bundle, load_bundle
-from cf_core.corpus import TEST, Corpus
-from cf_core.errors import UserError
+from cf_core.corpus import TEST, Corpus, check_grid
+from cf_core.errors import ConfigError, UserError
 from cf_core.files import AnyPath, place
 from cf_core.fuse import Fused
 from cf_core.render import write_midi, write_wav
@@ -172,7 +172,9 @@ def _foresee(config: StudyConfig) -> None:
     """Refuse what would only be refused after the melodies have been read."""
     path, store = config.corpus.path, Store(root(config))
     if path is not None and not path.exists():
-        raise UserError(f"corpus.source: {path}: no such file or folder")
+        raise ConfigError(f"corpus.source: {path}: no such file or folder")
+    if path is not None and path.suffix == ".parquet":
+        check_grid(path, config.melody)
     if (store.root / "study.json").exists():
         begun_with = str(store.record["identity"]["corpus"])
         store.check(config.identity(begun_with))

@@ -4,6 +4,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from fractions import Fraction
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ from cf_core.melody import Note
 from cf_core.readers import read_file
 from cf_core.render import write_midi
 from study import cli
-from study.config import Selection, StudyConfig
+from study.config import StudyConfig
+from study.ledger import Failure, Ledger
 from study.search import list_first_trials
 from study.store import Store
 from tests.conftest import MakeBundle, folder
@@ -232,7 +234,14 @@ def store(tmp_path: Path) -> Store:
     name = "[red]\x1b[31m lambda"
     store.write("curves", "a", [{"trial": name, "step": 1, "loss": "eq5", "value": 0.5}])
     latent = {"left_song": name, "style": [], **{key: [0.5, 1.5] for key in LATENTS}}
-    row = {"trial": "a", "method": "lp", "source": "test", "iteration": 1, "pair": 0}
+    row = {
+        "trial": "a",
+        "configuration": "a",
+        "method": "lp",
+        "source": "test",
+        "iteration": 1,
+        "pair": 0,
+    }
     store.write("latents", "a", [{**row, **latent}])
     return store
 
@@ -347,14 +356,73 @@ def test_a_query_into_another_kind_of_file(cf_study: Run, store: Store) -> None:
 
 
 def test_selecting_from_an_unfinished_study(cf_study: Run, store: Store) -> None:
-    _refused(cf_study("select", "tiny"), "no trial is done yet; run the study first")
+    planned = len(list_first_trials(CONFIG)) + len(CONFIG.evaluation.settings())
+    _refused(cf_study("select", "tiny"), f"no trial is done yet ({planned} pending); run the")
     assert not (store.root / "bundle").exists()
 
 
-def test_the_default_rule_is_that_of_a_config(cf_study: Run) -> None:
-    help_text = " ".join(cf_study("select", "--help").out.split())
-    assert f"[default: {Selection().maximise}]" in help_text
-    assert f"[default: {Selection().where[0]}]" in help_text
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--maximise", "juge"], "maximise: juge: no such name; did you mean judge?"),
+        (["--maximise", "z_distance"], "maximise: z_distance: lower is better"),
+        (["--where", "z_distanse <= 3"], "where: z_distanse: no such name; did you mean z_dist"),
+        (["--where", "z_distance"], 'where: "z_distance": a condition must read like'),
+    ],
+)
+def test_rules_that_make_no_sense(
+    cf_study: Run, store: Store, options: list[str], problem: str
+) -> None:
+    _refused(cf_study("select", store.root, *options), problem)
+
+
+def test_only_queries_are_taken(cf_study: Run, store: Store) -> None:
+    _refused(cf_study("query", store.root, "DROP TABLE trials"), "only queries are taken")
+
+
+def test_a_trial_shows_all_its_failures_with_tracebacks(cf_study: Run, store: Store) -> None:
+    ledger, trial = Ledger(store), list_first_trials(CONFIG)[0].id
+    for _ in range(2):
+        attempts = ledger.begin([trial])
+        try:
+            raise ValueError(f"no room in attempt {attempts[trial]}")
+        except ValueError as error:
+            ledger.note_failure([trial], Failure.of(error), attempts)
+    ledger.note_failure([trial], Failure("the worker died", died=True), ledger.begin([trial]))
+    outcome = cf_study("status", store.root, trial)
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert lines[0] == f"{trial}: pending"
+    for attempt in (1, 2):
+        assert f"ValueError: no room in attempt {attempt}" in lines
+    assert outcome.out.count("Traceback (most recent call last):") == 2
+    assert outcome.out.count('raise ValueError(f"no room in attempt') == 2
+    assert "the worker died without a word" in lines[-1]
+    _refused(cf_study("status", store.root, "lambda"), "the study has no such trial")
+
+
+def test_the_version_is_printed(cf_study: Run) -> None:
+    outcome = cf_study("--version")
+    assert (outcome.code, outcome.out) == (0, f"cf-study {version('connective-fusion')}\n")
+
+
+def test_helps_of_commands_are_not_cut_off(cf_study: Run) -> None:
+    _, _, commands = cf_study("--help").out.partition("Commands:")
+    lines = [line for line in commands.splitlines() if line.strip()]
+    assert len(lines) == 8
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+
+
+def test_a_dry_run_notices_a_corpus_on_another_grid(cf_study: Run, tmp_path: Path) -> None:
+    corpus = tmp_path / "tunes.parquet"
+    _midi(tmp_path / "tunes" / "a.mid", *range(60, 76))
+    assert cf_study("ingest", tmp_path / "tunes", "--output", corpus).code == 0
+    own = ["--set", f"corpus.source={corpus}"]
+    assert cf_study("run", "quickstart", "--dry-run", *own).code == 0
+    _refused(
+        cf_study("run", "quickstart", "--dry-run", *own, "--set", "melody.steps_per_beat=12"),
+        "has 4 grid steps per quarter note, and melody.steps_per_beat is 12",
+    )
 
 
 # ---- fuse ----------------------------------------------------------------------------------------

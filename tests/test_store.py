@@ -15,7 +15,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 import study
-from cf_core.errors import UserError
+from cf_core.errors import QueryError, RecordsError, UserError
 from cf_core.files import place, replacing
 from study import store as module
 from study.ledger import Ledger
@@ -29,6 +29,7 @@ IDENTITY: dict[str, Any] = {"seed": 0, "core": {"latent_dim": 3, "steps": 5}, "c
 
 TRIAL: dict[str, Any] = {
     "trial": "lambda0.3-style2-seed1",
+    "configuration": "lambda0.3-style2",
     "method": "fusion",
     "lambda": 0.3,
     "style_dim": 2,
@@ -57,6 +58,7 @@ TRIAL: dict[str, Any] = {
 }
 METRIC: dict[str, Any] = {
     "trial": "lp-eta0.1",
+    "configuration": "lp-eta0.1",
     "method": "lp",
     "lambda": None,
     "style_dim": None,
@@ -78,6 +80,7 @@ def latents(rows: int) -> dict[str, Any]:
     z = np.arange(rows * 12, dtype=np.float32).reshape(4, rows, 3) / 3
     return {
         "trial": ["t"] * rows,
+        "configuration": ["t"] * rows,
         "method": ["fusion"] * rows,
         "source": ["prior"] * rows,
         "iteration": np.ones(rows, np.int64),
@@ -143,10 +146,12 @@ def test_floats_are_split_by_byte_without_dictionary(store: Store) -> None:
     store.write("latents", "a", latents(4))
     store.write("metrics", "a", [METRIC])
     group = pq.read_metadata(folder(store) / "latents" / "a.1.parquet").row_group(0)
-    encodings = {c.path_in_schema: c.encodings for c in map(group.column, range(12))}
+    encodings = {c.path_in_schema: c.encodings for c in map(group.column, range(group.num_columns))}
     group = pq.read_metadata(folder(store) / "metrics" / "a.1.parquet").row_group(0)
-    encodings |= {c.path_in_schema: c.encodings for c in map(group.column, range(14))}
-    assert {group.column(i).compression for i in range(14)} == {"ZSTD"}
+    encodings |= {
+        c.path_in_schema: c.encodings for c in map(group.column, range(group.num_columns))
+    }
+    assert {group.column(i).compression for i in range(group.num_columns)} == {"ZSTD"}
     for path in ("z_left.list.element", "style.list.element", "value", "step_size"):
         assert "BYTE_STREAM_SPLIT" in encodings[path], path
         assert not any("DICTIONARY" in encoding for encoding in encodings[path]), path
@@ -279,7 +284,7 @@ def test_a_table_that_is_written_again_after_compaction_counts_anew(store: Store
 def test_any_history_of_writes_and_stopped_compactions_reads_as_if_nothing_was_merged(
     seed: int, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_FILE_BYTES", 1000)
+    monkeypatch.setattr("study.parts._FILE_BYTES", 1000)
     random = np.random.default_rng(seed)
     wanted: dict[str, tuple[int, list[float]]] = {}
     for _ in range(40):
@@ -335,7 +340,7 @@ def test_compaction_gives_one_sorted_file_of_the_same_schema(store: Store) -> No
     assert pl.read_parquet(file)["trial"].unique(maintain_order=True).to_list() == parts
     assert_frame_equal(store.metrics.collect(), before, check_row_order=False)
     group = pq.read_metadata(file).row_group(0)
-    assert "BYTE_STREAM_SPLIT" in group.column(9).encodings
+    assert "BYTE_STREAM_SPLIT" in group.column(10).encodings
     stamp = file.stat().st_mtime_ns
     assert list(store.compact()) == []
     assert file.stat().st_mtime_ns == stamp
@@ -577,8 +582,12 @@ def test_claiming_again_is_allowed_and_changes_nothing(store: Store) -> None:
         "name": "study",
         "fingerprint": "f",
         "tables": {name: table.version for name, table in TABLES.items()},
+        "selection": {},
         "identity": IDENTITY,
     }
+    rule = {"maximise": "coverage", "where": []}
+    Store(folder(store)).claim(IDENTITY, "f", "study", rule)
+    assert module.open(folder(store)).record["selection"] == rule
 
 
 def test_another_identity_is_refused_with_what_differs(store: Store) -> None:
@@ -620,8 +629,47 @@ def test_records_of_another_version_are_told(store: Store) -> None:
     record = json.loads((folder(store) / "study.json").read_text())
     record["tables"]["metrics"] = 0
     (folder(store) / "study.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r'"metrics": 0.*release that wrote'):
-        module.open(folder(store))
+    store = module.open(folder(store))
+    with pytest.raises(RecordsError, match=r"table metrics has version 0.*release that wrote"):
+        store.scan("metrics")
+    with pytest.raises(RecordsError, match=r"table metrics has version 0"):
+        store.sql("SELECT * FROM metrics")
+    # All other tables are what they were.
+    assert store.trials.collect().is_empty()
+    with pytest.raises(RecordsError, match=r"table metrics has version 0"):
+        store.claim(IDENTITY, "f", "study")
+
+
+def test_a_study_from_before_a_table_was_added_has_no_rows_of_it(store: Store) -> None:
+    record = json.loads((folder(store) / "study.json").read_text())
+    del record["tables"]["failures"]
+    (folder(store) / "study.json").write_text(json.dumps(record))
+    old = module.open(folder(store))
+    assert old.failures.collect().is_empty()
+    old.claim(IDENTITY, "f", "study")
+    assert module.open(folder(store)).record["tables"].keys() == TABLES.keys()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["DROP TABLE trials", "-- SELECT\nDELETE FROM trials", "/* SELECT */ TRUNCATE trials", "", "x"],
+)
+def test_only_queries_are_taken(statement: str, store: Store) -> None:
+    with pytest.raises(QueryError, match="only queries are taken"):
+        store.sql(statement)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "  select trial FROM trials",
+        "-- which\nSELECT trial FROM trials",
+        "WITH t AS (SELECT trial FROM trials) SELECT * FROM t",
+        "(SELECT trial FROM trials)",
+    ],
+)
+def test_queries_may_begin_in_several_ways(query: str, store: Store) -> None:
+    assert store.sql(query).columns == ["trial"]
 
 
 def test_differences_name_added_removed_and_changed_settings() -> None:
