@@ -18,6 +18,7 @@ from cf_core.seeding import derive
 from cf_core.seeding import generator as random_generator
 from evaluation.figures import piano_roll_figure, save
 from evaluation.frontier import CHOSEN_ON, FUSIONS
+from study.cluster import reached
 from study.config import PARAMETERS, Range, StudyConfig
 from study.findings import draw, improvement_lines, tabulate, verdict_lines, write_verdicts
 from study.jobs import has_references, record_references
@@ -99,13 +100,18 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
     torch.set_num_threads(DRIVER_THREADS)
     _foresee(config)
     store = Store(root(config))
-    reporter.stage("Corpus: melodies as segments on a grid")
-    corpus = find_corpus(config, reporter)
-    store.claim(
-        config.identity(corpus.content_hash), config.fingerprint(corpus.content_hash), config.name
-    )
-    with Lease(store.root) as lease:
-        return _run(config, corpus, store, reporter, lease)
+    with reached(config.execution, store.root) as nodes:
+        if nodes:
+            reporter.say(f"all {nodes} nodes have this code and share {store.root}")
+        reporter.stage("Corpus: melodies as segments on a grid")
+        corpus = find_corpus(config, reporter)
+        store.claim(
+            config.identity(corpus.content_hash),
+            config.fingerprint(corpus.content_hash),
+            config.name,
+        )
+        with Lease(store.root) as lease:
+            return _run(config, corpus, store, reporter, lease)
 
 
 def _run(

@@ -21,8 +21,9 @@ from ray.exceptions import RayError
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import FIFOScheduler
 
-from cf_core.errors import UserError
+from cf_core.errors import ClusterError, UserError
 from cf_core.training import Progress
+from study.cluster import connected, lacking
 from study.config import Execution, StageResources, TrialSpec
 from study.jobs import (
     FINAL,
@@ -35,7 +36,6 @@ from study.jobs import (
     run_job,
 )
 from study.lease import Lease
-from study.nodes import connect, lacking, prove
 from study.packs import Rates, pack_rates
 from study.progress import Job, Reporter
 from study.store import Store
@@ -57,7 +57,7 @@ _Job = tuple[Spec, Mapping[str, int]]
 class Workers:
     """Those who do a study's jobs, on the Ray cluster at an address or on one of this machine.
 
-    To be closed. Ray is started when there is a first job to do.
+    To be closed. A local Ray is started when there is a first job to do.
     """
 
     def __init__(
@@ -258,17 +258,14 @@ class Workers:
     def _start(self) -> ray.ObjectRef:
         """Start Ray if that is not done yet, and put there once what all jobs share."""
         if self._shared is None:
-            connect(self._execution)
-            self._stack.callback(ray.shutdown)
+            self._stack.enter_context(connected(self._execution))
             if lack := lacking(self._execution.resources):
                 if self._execution.address is None:
-                    raise UserError(f"{lack}; ask for less, or give an --address that has it")
+                    raise ClusterError(
+                        f"{lack}; ask for less, or give execution.address a Ray that has it"
+                    )
                 self._reporter.say(f"{lack}; waiting for one")
-            root = self._store.root.resolve()
-            if self._execution.address is not None:
-                count = prove(root)
-                self._reporter.say(f"all {count} nodes have this code and share {root}")
-            self._shared = ray.put((self._bench, root, self._execution))
+            self._shared = ray.put((self._bench, self._store.root.resolve(), self._execution))
         return self._shared
 
 

@@ -182,6 +182,6 @@ def test_it_is_the_same_as_ray_tasks_within_the_same_limits(
 
 
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:1.*--address"), ray_tasks("127.0.0.1:1"):
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1.*check the address"), ray_tasks("127.0.0.1:1"):
         pass
     assert not list(tmp_path.iterdir())

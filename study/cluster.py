@@ -5,8 +5,10 @@ import os
 import platform
 import signal
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -20,7 +22,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cf_core.errors import UserError
+from cf_core.errors import ClusterError
 from cf_core.files import AnyPath, replacing
 from study.config import Execution, StageResources
 
@@ -33,25 +35,77 @@ _ALIKE = ("torch", "numpy", "polars", "pyarrow")
 _PATIENCE = 120.0
 """Seconds in which a node must answer."""
 
+_PROBED = 30.0
+"""Seconds in which a Ray must answer at all."""
 
-def connect(execution: Execution) -> None:
-    """Start Ray on this machine, or connect to the cluster at the address.
+_LOOKED_FOR = (
+    "it is looked for in RAY_AUTH_TOKEN, then in the file that RAY_AUTH_TOKEN_PATH names, then in"
+    " ~/.ray/auth_token"
+)
 
-    Raises `UserError` where there is none.
-    """
-    address = execution.address
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+_FOR_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Only the older of Tune's two outputs is silent at verbose=0.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    "RAY_AIR_NEW_OUTPUT": "0",
     # Tune's own state, of all jobs each time: nothing is ever restored from it.
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",
     # Ctrl-C is ours: Tune's own handler would wait for the running steps.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+"""What is in the environment while connected, where it says nothing else."""
+
+_PROBE = """
+import sys
+from ray._private.authentication import authentication_token_setup as tokens
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import GcsClient
+if sys.argv[1] == "auto":
+    tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)
+GcsClient(address=canonicalize_bootstrap_address(sys.argv[1]))
+"""
+"""What `ray.init` does at first; that tries it twenty times, and tells the terminal each time."""
+
+
+@contextmanager
+def connected(execution: Execution) -> Iterator[None]:
+    """Be connected to the Ray cluster at the address, or to one started on this machine.
+
+    Where this process is connected to a Ray already, that one is taken, whatever the address, and
+    left as it is. Raises `ClusterError` where there is none, and where it lets nobody in without
+    its token.
+    """
+    with _environment(), _handlers(signal.SIGTERM, signal.SIGUSR1):
+        if ray.is_initialized():
+            yield
+            return
+        with _handlers(signal.SIGTERM):  # Ray's own prints a stack and ends the process
+            _connect(execution)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def reached(execution: Execution, root: AnyPath) -> Iterator[int]:
+    """Be connected to the cluster at the address, whose nodes have proved that they can take part.
+
+    Gives their number; without an address nothing is done, and it is 0. Raises `ClusterError`.
+    """
+    if execution.address is None:
+        yield 0
+        return
+    with connected(execution):
+        yield prove(root.resolve())
+
+
+def _connect(execution: Execution) -> None:
+    address = execution.address
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        _reach(address)
         if address is None:
             ray.init(
                 address="local",
@@ -61,25 +115,69 @@ def connect(execution: Execution) -> None:
                 **options,
             )
         else:
+            _probe(address)
             modules = [str(folder) for folder in folders()]
             shipped = {"py_modules": modules} if execution.ship_code else None
             ray.init(address=address, runtime_env=shipped, **options)
+    except ClusterError:
+        raise
     except Exception as error:  # Ray raises that itself where its processes don't start
-        where = address or "this machine"
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"Ray at {where}: {reason}; check --address or execution.address"
-        ) from error
-    if current_thread() is main_thread():
-        # Ray's own prints a stack and ends the process there and then.
-        signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
+        raise unusable(address, str(error)) from error
 
 
-def _reach(address: str | None) -> None:
-    """Raise `OSError` where nobody listens at an address; Ray itself would try for minutes."""
-    place = urlsplit(address if address and "://" in address else f"//{address or ''}")
+def _probe(address: str) -> None:
+    """Find out quickly and quietly that no Ray answers, or that it wants a token."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.scheme == "ray":
+        raise unusable(
+            address,
+            "Ray Client can't run studies; run this on a node of the cluster, with address auto",
+        )
     if place.hostname and place.port:
         socket.create_connection((place.hostname, place.port), timeout=10).close()
+    # A process of its own: what Ray writes to the terminal comes from C++, and may end it.
+    command = [sys.executable, "-c", _PROBE, address]
+    try:
+        done = subprocess.run(  # noqa: S603   (no shell)
+            command, capture_output=True, text=True, timeout=_PROBED, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise unusable(address, f"no Ray answers in {_PROBED:.0f} s") from None
+    if "AuthenticationError" in done.stderr:
+        shown = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+        why = "wants another token" if shown else "wants a token; set RAY_AUTH_MODE=token"
+        raise ClusterError(f"Ray at {address}: {why}; {_LOOKED_FOR}")
+
+
+def unusable(address: str | None, reason: str) -> ClusterError:
+    """The error for a Ray that can't be reached, or that fails: by the first line of a reason."""
+    first = (reason.strip() or "no reason given").splitlines()[0]
+    if address is None:
+        return ClusterError(f"Ray on this machine: {first}")
+    return ClusterError(f"Ray at {address}: {first}; check the address (execution.address)")
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    added = {name: value for name, value in _FOR_RAY.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _handlers(*signals: signal.Signals) -> Iterator[None]:
+    """Put back the handlers of these signals."""
+    before = {sign: signal.getsignal(sign) for sign in signals}
+    try:
+        yield
+    finally:
+        if current_thread() is main_thread():
+            for sign, handler in before.items():
+                signal.signal(sign, handler or signal.SIG_DFL)
 
 
 def lacking(stages: StageResources) -> str | None:
@@ -106,7 +204,7 @@ def prove(root: AnyPath) -> int:
         for node, theirs in found.items():
             if differing := [name for name in ours if ours[name] != theirs.get(name)]:
                 told = ", ".join(f"{x} {theirs.get(x)} (here {ours[x]})" for x in differing)
-                raise UserError(
+                raise ClusterError(
                     f"node {nodes[node]}: has {told}; install the same wheel and libraries on all"
                     " nodes, or set execution.ship_code for code that is not installed there"
                 )
@@ -114,7 +212,7 @@ def prove(root: AnyPath) -> int:
             missing = _on(node, host, _read, folder, list(nodes))
             if missing:
                 others = ", ".join(sorted({nodes[name] for name in missing}))
-                raise UserError(
+                raise ClusterError(
                     f"node {host}: does not see in {root} what {others} wrote there; results must"
                     " be a folder that all nodes share, or a place such as s3://bucket/folder"
                 )
@@ -153,7 +251,7 @@ def _on(node: str, host: str, task: Any, *arguments: object) -> Any:
         )
     except (RayError, TimeoutError) as error:
         reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-        raise UserError(f"node {host}: can't take part: {reason}") from None
+        raise ClusterError(f"node {host}: can't take part: {reason}") from None
 
 
 @ray.remote(num_cpus=0)
