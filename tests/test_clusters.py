@@ -103,6 +103,14 @@ def test_every_machine_is_there_from_the_start() -> None:
     assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
 
 
+def test_every_machine_is_told_alike_about_tokens() -> None:
+    """A head that finds a token would turn away those that were told nothing."""
+    assert "--env RAY_AUTH_MODE=disabled" in load(FOLDER / "ray-up.yaml")["docker"]["run_options"]
+    for template in templates(load(FOLDER / "rayjob.yaml")):
+        for container in template["spec"]["containers"]:
+            assert {"name": "RAY_AUTH_MODE", "value": "disabled"} in container["env"]
+
+
 def commands() -> Iterator[str]:
     """What is to be typed or run to start a study on a cluster."""
     yield load(FOLDER / "rayjob.yaml")["spec"]["entrypoint"]
