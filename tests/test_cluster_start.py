@@ -20,6 +20,8 @@ from study.config import Execution
 from study.run import run
 from tests.tiny import Watch, tiny
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_ray")]
+
 ROOT = Path(__file__).parent.parent
 TOKEN = "0123456789abcdef" * 4
 

@@ -18,6 +18,8 @@ from study.config import Execution, StageResources
 
 Join = Callable[..., None]
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_ray")]
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -26,6 +26,8 @@ from study.sweep import outcomes, planned, recorded, sweep
 from tests.conftest import folder
 from tests.tiny import EVALUATION, Watch, assert_same_tables, furnish, go, tiny
 
+pytestmark = pytest.mark.slow
+
 SEARCH: dict[str, Any] = {
     "method": "tpe",
     "lambda": {"low": 0.01, "high": 3.0, "log": True},
