@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test docs bundle fuzz chaos bench-core bench-evaluation bench-ingest bench-study clean
+.PHONY: quickstart test test-fast docs bundle fuzz chaos bench-core bench-evaluation bench-ingest bench-study clean
 
 # The whole study on the built-in tunes: sets itself up, then runs one command.
 quickstart: .venv/ready
@@ -12,7 +12,11 @@ test: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15
+
+# The tests that need no Ray and take no time, for while you write: a minute or so.
+test-fast: .venv/ready
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15 -m "not slow"
 
 # The pages that are written from the code.
 docs: .venv/ready

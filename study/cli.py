@@ -139,7 +139,7 @@ def run(
         ),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Existing Ray cluster: auto, HOST:PORT, ray://HOST:PORT.")
+        str | None, typer.Option(help="Existing Ray cluster: auto, or HOST:PORT.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Annotated[

@@ -1,16 +1,38 @@
-"""One run at a time: who holds a study, and whether it still lives."""
+"""One run at a time: who holds a study, and whether it still lives.
+
+Every run of a study leaves a file in its folder `runs`, which says when it gave its last sign of
+life and whether it is over. A run begins where all others are over or dead, and takes a number
+above theirs. Files are never removed, so numbers only go up.
+
+In a folder the number is the name, `00001.json`, and is taken by making that file *exclusively*,
+which file systems (NFS too) let only one process do. Of runs that begin at one moment, or that
+find the same dead one, exactly one gets in. A run that was slow, while others came and went, finds
+the number taken.
+
+pyarrow offers no exclusive creation in object stores. There each run adds a word of its own to the
+number, writes that file, and lists the folder again: it steps back if a file is new to it. Of two
+runs the one that writes later sees the other, so at most one gets in; both may be refused. This
+takes a store that lists all that was written before, as S3, GCS, Azure and MinIO do.
+
+Two assumptions remain. Machines have clocks that agree within half a minute. And who gives no sign
+of life for a minute is dead: a process that was only suspended finds out within ten seconds of its
+return, and what it writes until then has an older attempt, which does not count.
+"""
 
 import json
 import os
 import platform
 import threading
 import time
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from cf_core.errors import UserError
+from cf_core.errors import RecordsError, StudyBusyError, UserError
 from cf_core.files import AnyPath, replacing
 
 _EVERY = 10.0
@@ -20,29 +42,27 @@ _STALE = 60.0
 
 
 class Lease:
-    """The right to run a study, kept in `running.json` of its folder while in the context.
+    """The right to run the study in the folder `root`, held while in the context.
 
-    Entering raises `UserError`, which names the holder, while another process holds it. A holder
-    that was killed loses it: at once where that can be seen on the same machine, else a minute
-    after its last sign of life. What it still writes then, and its workers, has an older attempt.
+    Entering raises `StudyBusyError`, which names the holder, while another process holds it, and
+    `RecordsError` where `root` can't be written. A holder that was killed loses it: at once on the
+    same machine, else a minute after its last sign of life. `clock` gives seconds since 1970.
     """
 
-    def __init__(self, root: AnyPath) -> None:
-        self._file, self._token = root / "running.json", uuid4().hex
+    def __init__(self, root: AnyPath, clock: Callable[[], float] = time.time) -> None:
+        self._folder, self._clock = root / "runs", clock
+        self._file: AnyPath
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._over, self._lost = threading.Event(), False
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Self:
-        holder = self._holder()
-        if holder is not None and _lives(holder):
-            raise UserError(_refusal(holder, self._file))
-        self._sign()
-        # Of two that saw nobody, the one that wrote last finds its own name.
-        time.sleep(0.1)
-        holder = self._holder()
-        if holder is not None and holder["token"] != self._token:
-            raise UserError(_refusal(holder, self._file))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._enter()
+        except OSError as error:
+            reason = error.strerror or " ".join(str(error).split())
+            raise RecordsError(f"{self._folder}: can't be used ({reason})") from error
         self._thread.start()
         return self
 
@@ -54,55 +74,125 @@ class Lease:
     ) -> None:
         self._over.set()
         self._thread.join()
-        if self._is_ours():
-            self._file.unlink(missing_ok=True)
+        # A full disk may be why the run ends: then it is dead, instead of over.
+        with suppress(OSError, UserError):
+            self._sign(over=True)
 
     def check(self) -> None:
-        """Raise `UserError` once another run has taken the study over."""
+        """Raise `StudyBusyError` once another run has taken the study over."""
         if self._lost:
-            raise UserError(
-                f"{self._file}: another run has taken this study over, since this one gave no sign"
-                f" of life for {_STALE:.0f} s; nothing is lost"
+            raise self._busy(
+                "another run has taken this study over, since this one gave no sign of life for"
+                f" {_STALE:.0f} s; nothing is lost"
+            )
+
+    def _enter(self) -> AnyPath:
+        while True:
+            others = _files(self._folder)
+            for other in others:
+                self._refuse_if_living(other)
+            if file := self._take(others):
+                return file
+
+    def _take(self, others: Set[AnyPath]) -> AnyPath | None:
+        """Make the holder's file beside those of the dead; None where another run took its name."""
+        number = max(map(_number, others), default=0) + 1
+        content = json.dumps(self._holder(over=False)) + "\n"
+        if isinstance(self._folder, Path):
+            file = self._folder / f"{number:05d}.json"
+            try:
+                with file.open("x") as made:
+                    made.write(content)
+            except FileExistsError:
+                return None
+            except OSError:
+                # The disk is full: nobody shall take this for one that is being written.
+                with suppress(OSError):
+                    os.utime(file, (0, 0))
+                raise
+            return file
+        own = self._folder / f"{number:05d}-{uuid4().hex}.json"
+        with replacing(own) as temporary:
+            temporary.write_text(content)
+        if _files(self._folder) - others != {own}:
+            own.unlink()
+            raise self._busy("another run began at the same moment; try again")
+        return own
+
+    def _refuse_if_living(self, file: AnyPath) -> None:
+        holder = _read(file)
+        now = self._clock()
+        if holder is None:
+            # It may be one that is just being written.
+            if now - file.stat().st_mtime <= _STALE:
+                raise self._busy("another run is just being started")
+        elif _lives(holder, now):
+            ago = max(0.0, now - holder["alive"])
+            raise self._busy(
+                f"is being run by process {holder['pid']} on {holder['host']} since"
+                f" {holder['started']}, last heard of {ago:.0f} s ago; wait for it, or stop it (a"
+                f" dead one is taken over {_STALE:.0f} s after that)"
             )
 
     def _beat(self) -> None:
         while not self._over.wait(_EVERY):
-            try:
-                self._lost = not self._is_ours()
+            # Where the folder can't be reached, a later beat may.
+            with suppress(OSError, UserError):
+                self._lost = self._is_followed()
                 if self._lost:
                     return
-                self._sign()
-            except (OSError, UserError):
-                continue  # the folder can't be reached: a later beat may
+                self._sign(over=False)
 
-    def _is_ours(self) -> bool:
-        holder = self._holder()
-        return holder is not None and holder["token"] == self._token
+    def _is_followed(self) -> bool:
+        return any(_number(file) > _number(self._file) for file in _files(self._folder))
 
-    def _sign(self) -> None:
-        holder = {
-            "token": self._token,
+    def _sign(self, *, over: bool) -> None:
+        with replacing(self._file) as temporary:
+            temporary.write_text(json.dumps(self._holder(over=over)) + "\n")
+
+    def _busy(self, why: str) -> StudyBusyError:
+        return StudyBusyError(f"{self._folder.parent}: {why}")
+
+    def _holder(self, *, over: bool) -> dict[str, Any]:
+        return {
             "host": platform.node(),
+            "machine": _machine(),
             "pid": os.getpid(),
             "started": self._started,
-            "alive": time.time(),
+            "alive": self._clock(),
+            "over": over,
         }
-        with replacing(self._file) as temporary:
-            temporary.write_text(json.dumps(holder) + "\n")
-
-    def _holder(self) -> dict[str, Any] | None:
-        try:
-            holder = json.loads(self._file.read_text())
-            _ = holder["token"], holder["host"], int(holder["pid"]), float(holder["alive"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return dict(holder)
 
 
-def _lives(holder: dict[str, Any]) -> bool:
-    if time.time() - holder["alive"] > _STALE:
+def _files(folder: AnyPath) -> Set[AnyPath]:
+    return {file for file in folder.glob("*.json") if _number(file)}
+
+
+def _number(file: AnyPath) -> int:
+    """The number of a run; 0 for a file that is none of ours."""
+    digits = file.stem.partition("-")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _read(file: AnyPath) -> dict[str, Any] | None:
+    try:
+        holder = json.loads(file.read_text())
+        return {
+            "host": str(holder["host"]),
+            "machine": str(holder["machine"]),
+            "pid": int(holder["pid"]),
+            "started": str(holder["started"]),
+            "alive": float(holder["alive"]),
+            "over": bool(holder["over"]),
+        }
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _lives(holder: Mapping[str, Any], now: float) -> bool:
+    if holder["over"] or now - holder["alive"] > _STALE:
         return False
-    if holder["host"] != platform.node():
+    if holder["machine"] != _machine():
         return True
     try:
         os.kill(holder["pid"], 0)
@@ -113,10 +203,10 @@ def _lives(holder: dict[str, Any]) -> bool:
     return True
 
 
-def _refusal(holder: dict[str, Any], file: AnyPath) -> str:
-    ago = max(0.0, time.time() - holder["alive"])
-    return (
-        f"{file.parent}: is being run by process {holder['pid']} on {holder['host']} since"
-        f" {holder['started']}, last heard of {ago:.0f} s ago; wait for it, or stop it (a dead one"
-        f" is taken over {_STALE:.0f} s after that)"
-    )
+def _machine() -> str:
+    """What processes share that see each other's numbers; hosts and containers may share a name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return platform.node()

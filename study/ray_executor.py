@@ -21,11 +21,11 @@ from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import FIFOScheduler
 
 from cf_core.errors import ClusterError
+from study.cluster import connected, lacking
 from study.config import Execution, StageResources
 from study.dispatch import Task, Watch
 from study.execution import Report, run_job
 from study.ledger import Failure
-from study.nodes import connect, lacking, prove
 from study.packs import Rates, measure_packs
 from study.progress import Reporter
 from study.specs import Job, PackSpec, TrialSpec
@@ -36,7 +36,7 @@ from study.workbench import Workbench
 class RayExecutor:
     """Runs tasks on the Ray cluster at an address, or on one of this machine.
 
-    To be closed. Ray is started when there is a first task.
+    To be closed. A local Ray is started when there is a first task.
     """
 
     def __init__(
@@ -139,17 +139,12 @@ class RayExecutor:
     def _start(self) -> ray.ObjectRef:
         """Start Ray if that is not done yet, and put there once what all jobs share."""
         if self._shared is None:
-            connect(self._execution)
-            self._stack.callback(ray.shutdown)
+            self._stack.enter_context(connected(self._execution))
             if lack := lacking(self._execution.resources):
                 if self._execution.address is None:
                     raise ClusterError(f"{lack}; ask for less, or give a cluster that has it")
                 self._reporter.say(f"{lack}; waiting for one")
-            root = self._store.root.resolve()
-            if self._execution.address is not None:
-                count = prove(root)
-                self._reporter.say(f"all {count} nodes have this code and share {root}")
-            self._shared = ray.put((self._bench, root, self._execution))
+            self._shared = ray.put((self._bench, self._store.root.resolve(), self._execution))
         return self._shared
 
 

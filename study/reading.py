@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cf_core.errors import UserError
 from cf_core.isolation import Mapper
+from study.cluster import connected, unusable
 from study.config import Execution
-from study.nodes import connect
 
 R = TypeVar("R")
 
@@ -19,26 +18,16 @@ R = TypeVar("R")
 def ray_tasks(address: str) -> Iterator[Mapper]:
     """A mapper whose calls are tasks on the cluster at `address`, one for each of its CPUs.
 
-    The process connects for the length of the context, unless it is connected already. Raises
-    `UserError` where it can't, or where the cluster fails later on.
+    The process is connected for the length of the context, as by `study.cluster.connected`. Raises
+    `ClusterError` where it can't be, or where the cluster fails later on.
     """
-    connects = not ray.is_initialized()
-    if connects:
-        connect(Execution(address=address))
-    try:
-        yield _tasks
-    except RayTaskError:
-        raise
-    except RayError as error:
-        raise _unusable(address, error) from error
-    finally:
-        if connects:
-            ray.shutdown()
-
-
-def _unusable(address: str, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"Ray at {address}: {reason}; check --address or execution.address")
+    with connected(Execution(address=address)):
+        try:
+            yield _tasks
+        except RayTaskError:
+            raise
+        except RayError as error:
+            raise unusable(address, str(error) or type(error).__name__) from error
 
 
 def _tasks(function: Callable[[Any], R], items: Iterable[Any], /) -> Iterator[R]:

@@ -18,6 +18,7 @@ from cf_core.render import write_midi, write_wav
 from cf_core.seeding import derive, make_random
 from evaluation.figures import piano_roll_figure, save
 from evaluation.frontier import CHOSEN_ON, FUSIONS
+from study.cluster import reached
 from study.config import Range, StudyConfig
 from study.findings import draw, say_improvements, say_verdicts, tabulate, write_verdicts
 from study.lease import Lease
@@ -106,16 +107,19 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
     torch.set_num_threads(DRIVER_THREADS)
     _foresee(config)
     store = Store(root(config))
-    reporter.stage("Corpus: melodies as segments on a grid")
-    corpus = find_corpus(config, reporter)
-    store.claim(
-        config.identity(corpus.content_hash),
-        config.fingerprint(corpus.content_hash),
-        config.name,
-        config.selection.model_dump(mode="json"),
-    )
-    with Lease(store.root) as lease:
-        return _run(config, corpus, store, reporter, lease)
+    with reached(config, store.root) as nodes:
+        if nodes:
+            reporter.say(f"all {nodes} nodes have this code and share {store.root}")
+        reporter.stage("Corpus: melodies as segments on a grid")
+        corpus = find_corpus(config, reporter)
+        store.claim(
+            config.identity(corpus.content_hash),
+            config.fingerprint(corpus.content_hash),
+            config.name,
+            config.selection.model_dump(mode="json"),
+        )
+        with Lease(store.root) as lease:
+            return _run(config, corpus, store, reporter, lease)
 
 
 def _run(

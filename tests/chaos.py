@@ -283,7 +283,7 @@ def trial_misbehaves(arena: Arena, undisturbed: Store, kind: str, *, alone: bool
 def everything_at_once(arena: Arena, config: StudyConfig, undisturbed: Store) -> None:
     """In one run a second driver, a worker killed, the driver killed; Ctrl-C in the next."""
     process = arena.start(config)
-    wait_for((store_of(config).root / "running.json").exists)
+    wait_for(lambda: list((store_of(config).root / "runs").glob("*.json")))
     second = arena.start(config)
     victim, *_ = wait_for(lambda: workers_of(process.pid))
     wait_for(lambda: under_way(config))
@@ -303,7 +303,7 @@ def two_drivers(arena: Arena, undisturbed: Store) -> None:
     """A second driver on one study is refused, and told who holds it."""
     config = arena.study("two")
     first = arena.start(config)
-    wait_for((store_of(config).root / "running.json").exists)
+    wait_for(lambda: list((store_of(config).root / "runs").glob("*.json")))
     _refused(arena.start(config), first)
     _ended(first)
     arena.settle("two drivers", config, undisturbed, Progress.of(store_of(config)))

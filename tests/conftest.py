@@ -12,7 +12,7 @@ from cf_core.melody import MelodyFormat
 from cf_core.nets import initialise
 from cf_core.vae import MelodyVAE, VAESettings
 from study.store import Store
-from tests.tiny import models, tiny, write_melodies
+from tests.tiny import RAY, models, tiny, write_melodies
 
 _LONGEST = ("test_study.py", "test_sweep.py", "test_chaos.py", "test_nodes.py")
 """Files of tests that two processes should begin with, lest one waits for the other at the end."""
@@ -48,6 +48,19 @@ def melodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared(melodies: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """What all trials of the tiny study share, and no trial yet."""
     return models(tiny(melodies, tmp_path_factory.mktemp("shared")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_ray() -> Iterator[None]:
+    """The Ray that tests share is started by the first that needs it."""
+    yield
+    RAY.stop()
+
+
+@pytest.fixture
+def own_ray() -> None:
+    """None is there: the test starts one of its own, or a cluster."""
+    RAY.stop()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ SMALL: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds its victims in /proc")
 def test_after_kills_nothing_is_lost_or_repeated_or_different(
     melodies: Path, shared: Store, tmp_path: Path

@@ -25,7 +25,7 @@ KUBERNETES = ("1.30", "1.37")
 Manifest = dict[str, Any]
 
 
-def load_config(path: Path) -> Manifest:
+def load(path: Path) -> Manifest:
     found = yaml.safe_load(path.read_text())
     assert isinstance(found, dict)
     return found
@@ -39,7 +39,7 @@ def check_ray_up(manifest: Manifest) -> None:
 
 def check_rayjob(manifest: Manifest) -> None:
     """By that of KubeRay, and the pods by that of Kubernetes, where unknown keys are errors."""
-    Draft202012Validator(load_config(ROOT / "tests" / "schemas" / "rayjob.yaml")).validate(manifest)
+    Draft202012Validator(load(ROOT / "tests" / "schemas" / "rayjob.yaml")).validate(manifest)
     for template in templates(manifest):
         pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}}
         for release in KUBERNETES:
@@ -70,12 +70,12 @@ BROKEN: list[tuple[str, list[str | int], object]] = [
 def test_each_file_is_as_its_schema_wants_it() -> None:
     assert {path.name for path in FOLDER.glob("*.yaml")} == set(CHECKS)
     for name, check in CHECKS.items():
-        check(load_config(FOLDER / name))
+        check(load(FOLDER / name))
 
 
 @pytest.mark.parametrize(("name", "keys", "value"), BROKEN)
 def test_a_slip_would_be_seen(name: str, keys: list[str | int], value: object) -> None:
-    broken = deepcopy(load_config(FOLDER / name))
+    broken = deepcopy(load(FOLDER / name))
     place: Any = broken
     for key in keys[:-1]:
         place = place[key]
@@ -87,25 +87,33 @@ def test_a_slip_would_be_seen(name: str, keys: list[str | int], value: object) -
 def test_all_machines_have_the_ray_of_the_constraints() -> None:
     (pinned,) = re.findall(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     image = f"rayproject/ray:{pinned}-py311-gpu"
-    assert load_config(FOLDER / "ray-up.yaml")["docker"]["image"] == image
+    assert load(FOLDER / "ray-up.yaml")["docker"]["image"] == image
     assert f"FROM {image}\n" in (FOLDER / "Dockerfile").read_text()
-    job = load_config(FOLDER / "rayjob.yaml")
+    job = load(FOLDER / "rayjob.yaml")
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == pinned
     own = {pod["image"] for template in templates(job) for pod in template["spec"]["containers"]}
     assert len(own) == 1
 
 
 def test_every_machine_is_there_from_the_start() -> None:
-    types = load_config(FOLDER / "ray-up.yaml")["available_node_types"]
+    types = load(FOLDER / "ray-up.yaml")["available_node_types"]
     assert types["worker"]["min_workers"] == types["worker"]["max_workers"]
-    assert load_config(FOLDER / "ray-up.yaml")["max_workers"] == types["worker"]["max_workers"]
-    (group,) = load_config(FOLDER / "rayjob.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert load(FOLDER / "ray-up.yaml")["max_workers"] == types["worker"]["max_workers"]
+    (group,) = load(FOLDER / "rayjob.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
+
+
+def test_every_machine_is_told_alike_about_tokens() -> None:
+    """A head that finds a token would turn away those that were told nothing."""
+    assert "--env RAY_AUTH_MODE=disabled" in load(FOLDER / "ray-up.yaml")["docker"]["run_options"]
+    for template in templates(load(FOLDER / "rayjob.yaml")):
+        for container in template["spec"]["containers"]:
+            assert {"name": "RAY_AUTH_MODE", "value": "disabled"} in container["env"]
 
 
 def commands() -> Iterator[str]:
     """What is to be typed or run to start a study on a cluster."""
-    yield load_config(FOLDER / "rayjob.yaml")["spec"]["entrypoint"]
+    yield load(FOLDER / "rayjob.yaml")["spec"]["entrypoint"]
     page = (ROOT / "docs" / "clusters.md").read_text()
     yield from re.findall(r"'(cf-study run [^']*)'", page)
 

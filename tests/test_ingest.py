@@ -156,6 +156,8 @@ def test_a_song_that_takes_too_much_is_rejected_alone(
     assert report.songs == len(list(tunes.iterdir())) - 6
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_ray")
 def test_it_is_the_same_as_ray_tasks_within_the_same_limits(
     tunes: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -182,7 +184,11 @@ def test_it_is_the_same_as_ray_tasks_within_the_same_limits(
     assert outcomes == ["reader died", "returned 1", "too much memory"]
 
 
+@pytest.mark.usefixtures("own_ray")
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:1.*--address"), ray_tasks("127.0.0.1:1"):
+    with (
+        pytest.raises(UserError, match=r"127\.0\.0\.1:1.*check the address"),
+        ray_tasks("127.0.0.1:1"),
+    ):
         pass
     assert not list(tmp_path.iterdir())

@@ -2,7 +2,8 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cf_core.errors import UserError
-from study import nodes
+from cf_core.errors import ClusterError
+from study import cluster as ours
+from study.cluster import PACKAGES, code, connected, lacking, prove
 from study.config import Execution, StageResources
-from study.nodes import PACKAGES, code, connect, lacking, prove
+
+Join = Callable[..., None]
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_ray")]
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,13 +27,23 @@ ROOT = Path(__file__).parent.parent
 def cluster() -> Iterator[Cluster]:
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     yield made
-    ray.shutdown()
     made.shutdown()
 
 
-def test_all_nodes_show_what_they_have_and_see(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.fixture
+def join(cluster: Cluster) -> Iterator[Join]:
+    """Connect to the cluster until the test is over."""
+    with ExitStack() as stack:
+        yield lambda **more: stack.enter_context(
+            connected(Execution(address=cluster.address, **more))
+        )
+
+
+def test_all_nodes_show_what_they_have_and_see(
+    cluster: Cluster, join: Join, tmp_path: Path
+) -> None:
     cluster.add_node(num_cpus=3, num_gpus=1)
-    connect(Execution(address=cluster.address))
+    join()
     half = StageResources.model_validate({"trials": {"cpu": 3, "gpu": 0.5}, "rivals": {"cpu": 1}})
     assert lacking(half) is None
     # All nodes together would have it.
@@ -37,16 +52,16 @@ def test_all_nodes_show_what_they_have_and_see(cluster: Cluster, tmp_path: Path)
     assert prove(tmp_path) == 2
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"node .*: can't take part: .*file.* can't be written"):
+    with pytest.raises(ClusterError, match=r"node .*: can't take part: .*file.* can't be written"):
         prove(tmp_path / "file")
 
 
 def test_a_node_that_does_not_see_the_results_is_named(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.add_node(num_cpus=1)
-    connect(Execution(address=cluster.address))
-    real, seen = nodes._on, list[str]()
+    join()
+    real, seen = ours._on, list[str]()
 
     def elsewhere(node: str, host: str, task: Any, folder: Path, *rest: Any) -> Any:
         # The second node has a folder of its own under the same name.
@@ -54,8 +69,8 @@ def test_a_node_that_does_not_see_the_results_is_named(
         own = folder if node == seen[0] else folder.with_name("own")
         return real(node, host, task, own, *rest)
 
-    monkeypatch.setattr(nodes, "_on", elsewhere)
-    with pytest.raises(UserError, match=r"does not see in .* what .* wrote there; results must"):
+    monkeypatch.setattr(ours, "_on", elsewhere)
+    with pytest.raises(ClusterError, match=r"does not see in .* what .* wrote there; results must"):
         prove(tmp_path)
 
 
@@ -67,18 +82,16 @@ importlib.metadata.version = lambda name: "0.1" if name == "torch" else real(nam
 """A `sitecustomize` module of a machine with another PyTorch."""
 
 
-def test_a_node_with_other_libraries_is_named(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_node_with_other_libraries_is_named(cluster: Cluster, join: Join, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(OTHER_LIBRARIES)
     cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
-    connect(Execution(address=cluster.address))
-    with pytest.raises(UserError, match=rf"has torch 0\.1 \(here {code()['torch']}\); install"):
+    join()
+    with pytest.raises(ClusterError, match=rf"has torch 0\.1 \(here {code()['torch']}\); install"):
         prove(tmp_path)
 
 
-def test_code_is_shipped_to_the_nodes_where_that_is_asked_for(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    connect(Execution(address=cluster.address, ship_code=True))
+def test_code_is_shipped_to_the_nodes_where_that_is_asked_for(join: Join, tmp_path: Path) -> None:
+    join(ship_code=True)
     paths = ray.get(ray.remote(lambda: sys.path).remote())
     shipped = [Path(path) for path in paths if "runtime_resources" in path]
     for package in PACKAGES:
@@ -89,7 +102,7 @@ def test_code_is_shipped_to_the_nodes_where_that_is_asked_for(
 def test_the_hash_is_that_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package)
-    monkeypatch.setattr(nodes, "folders", lambda: [tmp_path / name for name in PACKAGES])
+    monkeypatch.setattr(ours, "folders", lambda: [tmp_path / name for name in PACKAGES])
     code.cache_clear()
     same = code()
     with (tmp_path / "cf_core" / "losses.py").open("a") as file:

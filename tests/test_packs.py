@@ -184,6 +184,7 @@ def test_a_rate_is_trial_steps_over_the_median_without_the_first(
     assert module._rate(TRIALS[:4], bench, "cpu") == 4 / 3
 
 
+@pytest.mark.slow
 def test_packs_are_measured_by_a_worker(store: Store, bench: Any, reporter: Reporter) -> None:
     none = TrialSpec(Configuration(0.1, 0, (("hidden", -1),)), 0)
     with closing(RayExecutor(bench, store, Execution(workers=1), reporter)) as executor:

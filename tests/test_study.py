@@ -29,7 +29,7 @@ from study.ledger import Ledger, list_failures
 from study.parts import QuarantineWarning
 from study.prepare import find_corpus, prepare
 from study.recording import Recorder
-from study.run import plan, run_all
+from study.run import plan, run, run_all
 from study.search import list_first_trials
 from study.specs import PackSpec, plan_rivals
 from study.store import Store
@@ -45,6 +45,8 @@ from tests.tiny import (
     models,
     tiny,
 )
+
+pytestmark = pytest.mark.slow
 
 SOURCES = ("test", "prior", "validation", "validation_prior")
 
@@ -218,6 +220,7 @@ def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(
     assert store.scan("metrics").filter(pl.col("trial") == bad["trial"]).collect().is_empty()
 
 
+@pytest.mark.usefixtures("own_ray")
 def test_a_study_on_two_and_three_nodes_is_that_of_one_machine(
     undisturbed: Study, melodies: Path, results: Path
 ) -> None:
@@ -264,13 +267,14 @@ def test_a_study_on_two_and_three_nodes_is_that_of_one_machine(
     assert max(together) > 4
 
 
+@pytest.mark.usefixtures("own_ray")
 def test_a_gpu_that_is_not_there_is_not_waited_for(
     melodies: Path, shared: Store, tmp_path: Path
 ) -> None:
     execution = {"workers": 1, "results": str(tmp_path), "resources": {"trials": {"gpu": 0.5}}}
     config = furnish(tiny(melodies, tmp_path, execution=execution), shared)
     with pytest.raises(UserError, match=r"resources\.trials: no node has 1 CPU, 0\.5 GPU; ask"):
-        go(config)
+        run(config, Watch())
     assert not ray.is_initialized()
 
 
@@ -438,6 +442,7 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
     assert 'raise ValueError("no room")' in failure["traceback"]
 
 
+@pytest.mark.usefixtures("own_ray")
 def test_a_study_in_a_bucket_runs_stops_goes_on_and_is_compacted(
     shared: Store,
     melodies: Path,

@@ -29,6 +29,8 @@ from study.workbench import find_generator
 from tests.conftest import folder
 from tests.tiny import EVALUATION, Watch, assert_same_tables, claim, furnish, go, tiny
 
+pytestmark = pytest.mark.slow
+
 SEARCH: dict[str, Any] = {
     "method": "tpe",
     "lambda": {"low": 0.01, "high": 3.0, "log": True},

@@ -2,20 +2,22 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from rich.console import Console
 
 from cf_core.files import place, replacing
 from cf_core.melody import Note
 from cf_core.render import write_midi
-from study.config import StudyConfig
+from study.cluster import connected
+from study.config import Execution, StudyConfig
 from study.prepare import find_corpus, prepare
 from study.progress import Bar, Reporter
 from study.run import DRIVER_THREADS, root, run
@@ -85,6 +87,25 @@ def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
     return StudyConfig.model_validate(settings | changes)
 
 
+class OneRay:
+    """A Ray that all runs of a test process share, since each start takes seconds."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        """Have it there."""
+        if not ray.is_initialized():
+            self._stack.enter_context(connected(Execution(workers=2)))
+
+    def stop(self) -> None:
+        """Have none there, for those that need another; it is started anew when it is needed."""
+        self._stack.close()
+
+
+RAY = OneRay()
+
+
 class Watch(Reporter):
     """Keeps what is said, and stops the run (as Ctrl-C does) at the first line that matches."""
 
@@ -112,7 +133,14 @@ class Watch(Reporter):
 
 
 def go(config: StudyConfig, stop: str = "", *, figures: bool = False) -> tuple[Store, list[str]]:
-    """Run a study; figures, which take longest, only where they are looked at."""
+    """Run a study; figures, which take longest, only where they are looked at.
+
+    What is to run on this machine does so on the Ray that all tests share. Runs that write into a
+    bucket don't, for its workers don't know where that is.
+    """
+    execution = config.execution
+    if execution.address is None and isinstance(place(execution.results), Path):
+        RAY.start()
     with Watch(stop) as reporter, pytest.MonkeyPatch.context() as patch:
         if not figures:
             patch.setattr("study.run.draw", lambda _store: [])
