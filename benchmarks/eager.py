@@ -28,11 +28,11 @@ class EagerTrial:
     """A gated G and its D with one λ, trained with `torch.optim.Adam` and no tricks."""
 
     def __init__(
-        self, latents: Latents, settings: FusionSettings, weight: float, style_dim: int, seed: int
+        self, latents: Latents, settings: FusionSettings, lambda_: float, style_dim: int, seed: int
     ) -> None:
         device, latent_dim = latents.mean.device, latents.mean.shape[1]
         self.latents, self.settings = latents, settings
-        self.weight, self.style_dim = weight, style_dim
+        self.lambda_, self.style_dim = lambda_, style_dim
         hidden = [settings.hidden] * settings.depth
         self.g = _mlp([2 * latent_dim + style_dim, *hidden, 4 * latent_dim]).to(device)
         self.d = _mlp([2 * latent_dim, *hidden, 1]).to(device)
@@ -97,7 +97,7 @@ class EagerTrial:
         moved = self._distance(batch.inputs, fused)
         eq5 = losses.generator_adversarial(*logits.chunk(2))
         eq6 = losses.similarity_loss(*moved.chunk(2))
-        eq4 = losses.generator_loss(eq5, self.weight * eq6)
+        eq4 = losses.generator_loss(eq5, self.lambda_ * eq6)
         other = self._fuse(batch.inputs[::COMPARED], batch.other_style[::COMPARED])
         apart = self._distance(fused[::COMPARED], other)
         share = apart / (moved[::COMPARED].detach() + NO_MOVEMENT)

@@ -218,14 +218,14 @@ def _trial_tables(config: StudyConfig, scale: int) -> dict[str, Rows]:
         "latents": each | {"style": style} | latents,
         "outcomes": pl.DataFrame(each | {"seed": [0] * count} | measured),
         "costs": [
-            {**trial, "lambda": weight, "iteration": iteration, "pairs": 3072, "seconds": 1.0}
+            {**trial, "lambda": lambda_, "iteration": iteration, "pairs": 3072, "seconds": 1.0}
             | {"classifier_calls": 0.0, "decoder_calls": 1.0, "device": "cpu"}
-            for weight, iteration in product(plan.lambda_, plan.iterations)
+            for lambda_, iteration in product(plan.lambda_, plan.iterations)
         ],
         "metrics": [
-            {**whole, "lambda": weight, "source": source, "iteration": iteration, "metric": metric}
+            {**whole, "lambda": lambda_, "source": source, "iteration": iteration, "metric": metric}
             | value
-            for (weight, source, iteration), metric in product(points, _METRICS)
+            for (lambda_, source, iteration), metric in product(points, _METRICS)
         ],
         "trials": [
             {**whole, **provenance(), "status": "done", "fingerprint": "f", "seconds": 1.0}

@@ -68,6 +68,16 @@ class Bundle:
     """A core VAE and a fusion map that belong together, ready to transform melodies.
 
     ValueError where `lambda_` and `lambda_range` are not those of such a generator.
+
+    >>> import numpy as np
+    >>> from cf_core.bundle import load_bundle
+    >>> bundle = load_bundle()
+    >>> left = np.tile([26, 1, 28, 1], 8)  # quavers: the onset of middle C or D, a step of hold
+    >>> right = np.tile([33, 1, 31, 1], 8)
+    >>> style = bundle.draw_style(seed=0)
+    >>> fused_left, fused_right = bundle.fuse(left, right, style, bundle.iterations, lambda_=0.3)
+    >>> fused_left.shape
+    (32,)
     """
 
     form: MelodyFormat
@@ -193,6 +203,11 @@ def load_bundle(path: AnyPath | None = None) -> Bundle:
 
     Raises `BundleError` where the folder is no bundle, can't be read, has another version, was
     altered since its manifest was written, or holds weights of other shapes than that says.
+
+    >>> from cf_core.bundle import load_bundle
+    >>> bundle = load_bundle()
+    >>> bundle.form.meters, bundle.form.bars_per_segment, bundle.lambda_range
+    (('4/4', '2/2'), 2, (0.001, 10.0))
     """
     if path is None:
         path = DEFAULT_BUNDLE

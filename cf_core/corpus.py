@@ -122,6 +122,13 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
 
     Raises `CorpusError` for a file of another kind or grid, and where songs or pairs are too few to
     split.
+
+    >>> from pathlib import Path
+    >>> from cf_core.corpus import TRAIN, load_corpus
+    >>> from cf_core.melody import MelodyFormat
+    >>> corpus = load_corpus(Path("tunes.parquet"), MelodyFormat(), seed=0)
+    >>> corpus.tokens[corpus.pairs_of(TRAIN)].shape  # pairs, halves, steps
+    (24, 2, 32)
     """
     check_grid(path, form)
     table = _read_bars(path)

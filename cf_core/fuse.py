@@ -86,6 +86,15 @@ def fuse_files(
     Raises `MelodyError` where a file can't be read, has no segment that the bundle can take, or the
     bars chosen are none, and for a tempo out of range; `BundleError` for a style, a λ or an
     iteration count that the bundle can't take.
+
+    >>> from pathlib import Path
+    >>> from cf_core.bundle import load_bundle
+    >>> from cf_core.fuse import fuse_files
+    >>> from cf_core.render import write_midi
+    >>> fused = fuse_files(Path("left.mid"), Path("right.mid"), load_bundle(), lambda_=0.3)
+    >>> fused.bars  # that were taken of each
+    ((3, 4), (1, 2))
+    >>> write_midi(fused.output_notes, Path("fused.mid"), fused.tempo, fused.meter)
     """
     last = _take(left, left_part, left_bars, bundle.form, from_end=True)
     first = _take(right, right_part, right_bars, bundle.form, from_end=False)

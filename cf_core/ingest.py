@@ -66,6 +66,12 @@ def ingest(
     Raises `MelodyError` where `source` is missing or holds no melody file, and `CorpusError` where
     none can be read, once the list of what was left out is written, and where `output` can't be
     written.
+
+    >>> from pathlib import Path
+    >>> from cf_core.ingest import ingest
+    >>> report = ingest(Path("tunes"), Path("tunes.parquet"), include="*.mid")
+    >>> report.songs, report.windows["4/4", 2].on_grid
+    (30, 90)
     """
     songs = readers.find_songs(source, include)
     plan = _Plan(source.name, part, steps_per_beat)

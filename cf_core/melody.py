@@ -85,7 +85,16 @@ MAX_STEPS_PER_BEAT = 24
 
 @dataclass(frozen=True)
 class MelodyFormat(Settings):
-    """Which segments a model knows: their meters, grid, length and pitch range."""
+    """Which segments a model knows: their meters, grid, length and pitch range.
+
+    Raises `ValueError`, naming the setting, for a value out of range, and for meters whose bars are
+    no whole number of steps, the same for all.
+
+    >>> from cf_core.melody import MelodyFormat
+    >>> form = MelodyFormat(meters=("6/8",), bars_per_segment=4)
+    >>> form.steps, form.vocabulary
+    (48, 63)
+    """
 
     may_be_zero = ("lowest",)
 

@@ -20,6 +20,13 @@ def write_midi(notes: Sequence[Note], path: AnyPath, tempo: float, meter: str = 
     """Write a MIDI file of one track at `tempo` quarter notes per minute.
 
     Raises `MelodyError` if `path` does not end in .mid or .midi or can't be written.
+
+    >>> from fractions import Fraction
+    >>> from pathlib import Path
+    >>> from cf_core.melody import Note
+    >>> from cf_core.render import write_midi
+    >>> scale = [Note(Fraction(beat), Fraction(1), 60 + 2 * beat) for beat in range(3)]
+    >>> write_midi(scale, Path("scale.mid"), tempo=96.0, meter="3/4")
     """
     if path.suffix.lower() not in (".mid", ".midi"):
         raise MelodyError(f"{path}: the name of a MIDI file must end in .mid")

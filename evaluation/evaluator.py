@@ -257,7 +257,7 @@ class Evaluator:
         source: Source,
         styles: int,
         counts: Sequence[int],
-        weight: float | None = None,
+        lambda_: float | None = None,
     ) -> dict[int, float]:
         """Mean decoded edit distance between outputs of one input in different styles.
 
@@ -271,7 +271,7 @@ class Evaluator:
         drawn = torch.rand(styles, generator.style_dim, generator=random)
         outputs = []
         for style in drawn:
-            fusion = Fusion(generator, style.expand(len(pair[0]), -1), weight)
+            fusion = Fusion(generator, style.expand(len(pair[0]), -1), lambda_)
             steps = fusion(pair, counts, random)
             outputs.append({step.iteration: self._decode(step.outputs) for step in steps})
         return {

@@ -78,12 +78,12 @@ class Identity(Transform):
 class Fusion(Transform):
     """Iterated fusion: outputs fed back in with the same style.
 
-    A conditional generator is read at λ = `weight`.
+    A conditional generator is read at λ = `lambda_`.
     """
 
     generator: Generator
     style: Float[Tensor, "B S"]
-    weight: float | None = None
+    lambda_: float | None = None
 
     def _steps(
         self, pair: Pair, counts: Sequence[int], _random: torch.Generator, /
@@ -91,6 +91,6 @@ class Fusion(Transform):
         done = 0
         for count in counts:
             more = count - done
-            pair = self.generator.iterate(pair, self.style, [more], self.weight)[more]
+            pair = self.generator.iterate(pair, self.style, [more], self.lambda_)[more]
             done = count
             yield Step(count, pair)

@@ -147,6 +147,9 @@ def run(
     ] = False,
 ) -> None:
     """Run a study, or go on with it where it stopped."""
+    from cf_core.training import use_huge_pages  # noqa: PLC0415  (slow)
+
+    use_huge_pages()
     overrides = [] if address is None else [f"execution.address={json.dumps(address)}"]
     configs = study.load_configs(source, [*(settings or []), *overrides])
     if dry_run:

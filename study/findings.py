@@ -338,6 +338,7 @@ def _front(points: pl.DataFrame) -> pl.DataFrame:
     return points.select(
         "method",
         "trial",
+        "configuration",
         "lambda",
         "iteration",
         similarity="distance",

@@ -21,6 +21,7 @@ from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import FIFOScheduler
 
 from cf_core.errors import ClusterError
+from cf_core.training import use_huge_pages
 from study.cluster import connected, lacking
 from study.config import Execution, StageResources
 from study.dispatch import Task, Watch
@@ -177,6 +178,7 @@ class _Trainable(tune.Trainable):
     def setup(  # type: ignore[override]  # how Tune hands over what with_parameters holds
         self, config: dict[str, Any], shared: list[ray.ObjectRef], tasks: Sequence[Task]
     ) -> None:
+        use_huge_pages()
         torch.set_num_threads(1)
         self._tasks = tasks
         self._bench, root, self._execution = ray.get(shared[0])

@@ -1,7 +1,8 @@
 """A study from melodies to music: its stages in order, each skipped where its records exist."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
 
@@ -104,10 +105,9 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
     Raises `UserError` for what the person can mend: settings, melodies, a core below its gate, a
     folder of another study.
     """
-    torch.set_num_threads(DRIVER_THREADS)
     _foresee(config)
     store = Store(root(config))
-    with reached(config, store.root) as nodes:
+    with _threads(DRIVER_THREADS), reached(config, store.root) as nodes:
         if nodes:
             reporter.say(f"all {nodes} nodes have this code and share {store.root}")
         reporter.stage("Corpus: melodies as segments on a grid")
@@ -120,6 +120,17 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
         )
         with Lease(store.root) as lease:
             return _run(config, corpus, store, reporter, lease)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch threads for as long as the context lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run(

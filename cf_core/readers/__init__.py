@@ -131,6 +131,12 @@ def read_file(path: Path, part: str | None = None) -> Melody:
 
     Raises `MelodyError` where there is none, with the reason for the first. Unlike an ingest it
     knows no limits of time and memory but those of what a file may hold.
+
+    >>> from pathlib import Path
+    >>> from cf_core.readers import read_file
+    >>> melody = read_file(Path("left.mid"))
+    >>> len(melody.bars), melody.bars[0].meter, melody.tempo
+    (4, '4/4', 120.0)
     """
     if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file raises where it may not look)
         raise MelodyError(f"{path}: no such file")

@@ -58,12 +58,12 @@ def style_figure(examples: pl.DataFrame, form: MelodyFormat) -> Figure:
         (label, np.array([left, right], dtype=np.int64))
         for label, left, right in examples.sort("row").select("label", "left", "right").iter_rows()
     ]
-    trial, weight, count, left_song, right_song = shared.row(0)
-    named_weight = "" if weight is None else f", λ {weight:.3g}"
+    trial, lambda_, count, left_song, right_song = shared.row(0)
+    named_lambda = "" if lambda_ is None else f", λ {lambda_:.3g}"
     with mpl.rc_context(STYLE):
         figure = _rolls(rows, form, (left_song, right_song), 0.8)
         figure.suptitle(
-            f"{drawable(trial)}{named_weight}, {count} iteration{'s' * (count != 1)}", fontsize=7
+            f"{drawable(trial)}{named_lambda}, {count} iteration{'s' * (count != 1)}", fontsize=7
         )
     return figure
 

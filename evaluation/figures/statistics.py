@@ -88,8 +88,8 @@ def _columns(outcomes: pl.DataFrame, points: pl.DataFrame) -> Iterator[_Column]:
         times = f"{count:,} iteration{'s' * (count != 1)}"
         if rows.is_empty():
             raise FigureError(f"outcomes: no test pairs of {name} after {times}; evaluate it first")
-        weight = "" if point["lambda"] is None else f"λ {point['lambda']:.3g}, "
-        yield _Column(f"{look(point['method']).label}\n{name}\n{weight}{times}", rows)
+        lambda_ = "" if point["lambda"] is None else f"λ {point['lambda']:.3g}, "
+        yield _Column(f"{look(point['method']).label}\n{name}\n{lambda_}{times}", rows)
 
 
 def _label_bins(panel: Axes, statistic: str, bins: pl.DataFrame) -> None:
