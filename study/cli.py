@@ -39,6 +39,10 @@ Folder = Annotated[
 ]
 
 
+_OF_STUDIES = ("cmaes", "matplotlib", "moocore", "optuna", "polars", "pydantic", "ray", "yaml")
+"""Modules that the extra `study` brings."""
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         _say(f"cf-study {version('connective-fusion')}")
@@ -69,6 +73,14 @@ def main() -> None:
             app()
     except UserError as error:
         sys.stderr.write(f"error: {_printable(' '.join(str(error).split()))}\n")
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in _OF_STUDIES:
+            raise
+        sys.stderr.write(
+            f"error: {error.name} is not installed, which running and reading studies needs; to"
+            " install all that it takes: pip install 'connective-fusion[study]'\n"
+        )
         sys.exit(2)
     except SystemExit as end:
         if end.code == 130:
