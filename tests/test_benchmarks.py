@@ -145,6 +145,7 @@ def test_what_a_gpu_is_measured_by(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(measure.better == "higher" and measure.value > 0 for measure in measures)
 
 
+@pytest.mark.slow
 def test_the_benchmark_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(BARE)
     output = tmp_path / "out" / "core.json"
@@ -173,6 +174,7 @@ def test_the_benchmark_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
         assert measure["name"] in run.stdout
 
 
+@pytest.mark.slow
 def test_the_evaluation_benchmark_names_what_it_promises(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +205,7 @@ def test_the_query_benchmark_finds_what_duckdb_and_pandas_find(tmp_path: Path) -
     assert all(measure["value"] > 0 for measure in measures)
 
 
+@pytest.mark.slow
 def test_the_ingest_benchmark_names_what_it_promises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

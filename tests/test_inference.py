@@ -23,6 +23,7 @@ def single_songs(count: int, resamples: int, random: np.random.Generator) -> Res
     return Resamples.draw(np.repeat(np.arange(count)[:, None], 2, axis=1), resamples, random)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("song", "seed", "interaction", "pair"),
     [

@@ -195,6 +195,7 @@ def learned(objective: Objective, method: str, **search: Any) -> float:
     return float(last / first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["tpe", "nsga2"])
 def test_samplers_learn_which_way_is_better(method: str) -> None:
     assert learned(toy, method) < 1 / 3

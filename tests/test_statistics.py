@@ -359,6 +359,7 @@ def test_intervals_leave_out_what_is_not_finite() -> None:
     assert np.isnan(resamples.interval(2.0, np.full(4, np.nan))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("song", "pair", "count"),
     [(1.0, 0.5, 300), (1.0, 3.0, 300), (0.3, 1.0, 2000), (1.0, 1.0, 40), (0.0, 1.0, 1000)],

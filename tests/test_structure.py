@@ -94,6 +94,7 @@ def test_ruff_looks_at_every_file() -> None:
     assert {str(path) for path in FILES} <= set(shown.split())
 
 
+@pytest.mark.slow
 def test_mypy_looks_at_every_file() -> None:
     command = [sys.executable, "-m", "mypy"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
