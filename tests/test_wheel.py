@@ -40,7 +40,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment with the wheel and what it requires, linked from here."""
     folder = tmp_path_factory.mktemp("bare")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
     subprocess.run([*pip, *build], check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
     (packages,) = (folder / "env" / "lib").glob("python*/site-packages")
@@ -51,8 +51,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if not link.exists() and top != "__pycache__":
                 link.symlink_to(Path(str(here.locate_file(top))).resolve())
     (wheel,) = folder.glob("connective_fusion-*.whl")
-    install = ["install", "--no-deps", "--no-index", "--prefix", folder / "env", wheel]
-    subprocess.run([*pip, "--python", folder / "env" / "bin" / "python", *install], check=True)
+    python = ["--python", str(folder / "env" / "bin" / "python")]
+    install = ["install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([*pip, *python, *install], check=True)
     return folder / "env" / "bin"
 
 

@@ -1,6 +1,6 @@
 """What every rival is: a method that fusion is compared with, as one class."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -64,7 +64,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Rival(Settings):
+class Rival(Settings, ABC):
     """A method that fusion is compared with: its options, its settings, and how it is run.
 
     A subclass is a frozen dataclass, whose fields are the options that a study may give under

@@ -367,7 +367,8 @@ class EvaluationPlan(_RivalSections):
     @model_validator(mode="after")
     def _read_own(self, info: ValidationInfo) -> Self:
         """Turn the sections of the user's own rivals into these, and refuse all others."""
-        sections = self.__pydantic_extra__ or {}
+        if (sections := self.__pydantic_extra__) is None:
+            return self
         unknown, restoring = dict(sections), info.context == _RESTORING
         for name in self.rivals:
             if ":" not in name:
