@@ -75,7 +75,7 @@ class Dispatcher:
                 rest = job.only([part.id for part in left])
                 if failure.died and job not in again:
                     todo.append(rest)
-                elif len(rest.alone) > 1:
+                elif len(job.alone) > 1:
                     todo += rest.alone
                 else:
                     self._give_up(rest, failure, attempts)
