@@ -23,7 +23,7 @@ from cf_core.fuse import fuse_files
 from evaluation.frontier import PANELS
 from evaluation.metrics import COHERENCY, METRICS, OF_PAIRS
 from study.config import StudyConfig
-from study.execution import run_job
+from study.execution import estimate_work, run_job
 from study.findings import CSV_COLUMNS, draw, say_verdicts, tabulate
 from study.ledger import Ledger, list_failures
 from study.parts import QuarantineWarning
@@ -31,7 +31,7 @@ from study.prepare import find_corpus, prepare
 from study.recording import Recorder
 from study.run import plan, run, run_all
 from study.search import list_first_trials
-from study.specs import PackSpec, plan_rivals
+from study.specs import Job, PackSpec, plan_rivals
 from study.store import Store
 from study.tables import TABLES, drop_volatile
 from tests.conftest import folder
@@ -440,6 +440,28 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
     assert (failure["attempt"], failure["reason"]) == (2, "ValueError: no room")
     assert failure["traceback"].startswith("Traceback (most recent call last):")
     assert 'raise ValueError("no room")' in failure["traceback"]
+
+
+def test_reports_count_training_and_evaluation_up_to_the_whole(
+    undisturbed: Study, tmp_path: Path
+) -> None:
+    finished, config, _ = undisturbed
+    bench = prepare(config, find_corpus(config, Watch()), finished, Watch())
+    store = Store(tmp_path / "tiny")
+    store.claim(finished.record["identity"], finished.record["fingerprint"], "tiny")
+    pack = tuple(trial for trial in list_first_trials(config) if trial.lambda_ == 0.1)[:2]
+    jobs: list[Job] = [PackSpec(pack, pack), *plan_rivals(config.evaluation)]
+    for job in jobs:
+        attempts = {part.id: 1 for part in job.parts}
+        reports = list(run_job(job, bench, store, attempts))
+        total = estimate_work(job, bench)
+        assert {report.total for report in reports} == {total}
+        done = [report.done for report in reports]
+        assert done == sorted(done)
+        assert done[-1] == total
+        if isinstance(job, PackSpec):
+            trained = [report.done for report in reports if report.losses]
+            assert trained[-1] == len(pack) * config.fusion.steps < total
 
 
 @pytest.mark.usefixtures("own_ray")

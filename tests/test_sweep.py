@@ -18,10 +18,10 @@ from evaluation.frontier import FUSIONS
 from study import findings
 from study.config import StudyConfig
 from study.execution import make_trainer
-from study.ledger import Ledger
+from study.ledger import Ledger, State
 from study.prepare import find_corpus, prepare
 from study.run import plan
-from study.search import list_first_trials, propose
+from study.search import list_first_trials, measure_hypervolume, propose
 from study.select import list_jobs, select
 from study.store import Store
 from study.sweep import list_planned, sweep
@@ -235,6 +235,34 @@ def test_a_later_study_learns_from_an_earlier_one(
     assert store.record["identity"]["search"]["warm_start"] == done.record["fingerprint"]
     assert list(propose(config, learned)) == Ledger(store).list_proposed(0)
     assert list(propose(config, [])) != Ledger(store).list_proposed(0)
+
+
+def test_a_later_study_remembers_which_constraints_were_missed(
+    finished: Study, melodies: Path, tmp_path: Path
+) -> None:
+    done, _, _ = finished
+    search = {
+        **SEARCH,
+        "warm_start": str(done.root),
+        "first": [],
+        "rungs": [],
+        "constraints": ["halves_distance >= 1000", "z_distance >= 0"],
+    }
+    config = searching(melodies, tmp_path, search=search)
+    store = claim(config, done.record["identity"]["corpus"])
+    with pytest.raises(_Stop):
+        sweep(config, None, store, _Stopping(), None)  # type: ignore[arg-type]
+    learned = Ledger(store).list_outcomes()
+    complete = [one for one in learned if one.state == State.COMPLETE]
+    assert complete
+    metrics = done.metrics.filter(source="validation", iteration=2, metric="halves_distance")
+    means = dict(metrics.group_by("configuration").agg(pl.col("value").mean()).collect().rows())
+    for one in complete:
+        far = 1000 - means[one.configuration.id]
+        assert one.violations == pytest.approx((far, -one.objectives[1]))
+        assert not one.feasible
+    # What misses a constraint is in no hypervolume.
+    assert measure_hypervolume(learned, 10.0) == 0.0
 
 
 class _Stop(Exception):  # noqa: N818
