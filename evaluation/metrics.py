@@ -3,7 +3,8 @@
 A metric of pairs is a number of every pair, a column of the table `outcomes`, and by its mean a row
 of `metrics`. A metric of sets is a number of many pairs together. Columns, reference pages, labels
 of figures, and what a rule may ask for follow from the declarations. To add a metric, write a
-function below with `_of_pairs` or `_of_sets` above it; nothing else has to be changed.
+function below with `_of_pairs` or `_of_sets` above it; nothing else has to be changed. That is why
+this file is long.
 
 Letters in shapes: `B` pairs, `T` steps, `K` bins, `P` real pairs.
 """

@@ -1,4 +1,7 @@
-"""The commands: each parses, calls and prints. Their examples assume a study named quickstart."""
+"""The commands: each parses, calls and prints. Their examples assume a study named quickstart.
+
+It is long because the options of all commands, with their helps, stand here.
+"""
 
 import json
 import shutil
