@@ -175,10 +175,10 @@ class Watch:
         self._failed += failed
         self._at[job.id] = self._work[job.id]
         self._tell()
-        self._reporter.say(f"{job.id}: over ({self._ended} of {len(self._work)})")
+        self._reporter.say(f"{job.id}: finished ({self._ended} of {len(self._work)})")
 
     def _tell(self) -> None:
-        states = f"{self._ended} over, {len(self._bars)} running, of {len(self._work)}"
+        states = f"{self._ended} finished, {len(self._bars)} running, of {len(self._work)}"
         failed = f", {self._failed} failed" if self._failed else ""
         note = f"; {self._note}" if self._note else ""
         self._all.update(sum(self._at.values()), note=f"{states}{failed}{note}")

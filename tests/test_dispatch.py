@@ -238,5 +238,5 @@ def test_the_progress_of_all_counts_evaluation_too(
         watch.show(pack, Report(115, 160, 50))
         watch.end(pack, failed=False)
     assert [done for done, _ in told] == [100, 115, 160]
-    assert told[0][1] == "0 over, 1 running, of 1"
-    assert told[-1][1] == "1 over, 0 running, of 1"
+    assert told[0][1] == "0 finished, 1 running, of 1"
+    assert told[-1][1] == "1 finished, 0 running, of 1"

@@ -483,7 +483,7 @@ def test_a_study_in_a_bucket_runs_stops_goes_on_and_is_compacted(
     )
     furnish(config, shared)
     with pytest.raises(KeyboardInterrupt):
-        go(config, ": over (1 of 3)")
+        go(config, ": finished (1 of 3)")
     # The other worker may have come to an end just then, too.
     done = len(Ledger(study.open(f"{bucket}/small/tiny")).list_statuses())
     assert done in {1, 2}

@@ -153,7 +153,7 @@ def test_neither_workers_nor_stops_change_a_record(
     done, _, _ = finished
     config = furnish(searching(melodies, tmp_path, workers=1), shared)
     written: dict[Path, int] = {}
-    for stop in ("to step 100: over (4 of", ": over (2 of 4"):
+    for stop in ("to step 100: finished (4 of", ": finished (2 of 4"):
         with pytest.raises(KeyboardInterrupt):
             go(config, stop)
         parts = [*tmp_path.rglob("trials/*.parquet"), *tmp_path.rglob("rungs/*.parquet")]
