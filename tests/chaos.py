@@ -3,6 +3,8 @@
 `python -m tests.chaos` does all of it and writes `benchmarks/out/chaos.json`; the cheapest parts
 are tests. After each misfortune the same command is given again, and the tables are held against
 those of a run that nothing happened to.
+
+It is long, since every misfortune is a function.
 """
 
 import json

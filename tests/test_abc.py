@@ -1,3 +1,5 @@
+"""It is long, since every feature of ABC has a tune."""
+
 import json
 from fractions import Fraction
 

@@ -1,3 +1,5 @@
+"""It is long, since every way to damage a bundle is tried on one bundle."""
+
 import json
 import math
 import os

@@ -1,3 +1,5 @@
+"""It is long, since every command has its section."""
+
 import os
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""It is long, since every figure is drawn from the same small tables."""
+
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Many trials at once against each of them alone, and one trial against its update written out."""
+"""Many trials at once against each of them alone, and one trial against its update written out.
+
+It is long, since each equation and each way to stop is tried on one small pack.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,7 @@
-"""What is proposed, from what, and what a search is told."""
+"""What is proposed, from what, and what a search is told.
+
+It is long, since all ways to propose share one small space.
+"""
 
 import math
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""It is long, since every estimator is re-derived literally."""
+
 import json
 import math
 from collections import Counter

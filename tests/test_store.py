@@ -1,3 +1,5 @@
+"""It is long, since all promises of the storage are tried on one small table."""
+
 import json
 import math
 import shutil

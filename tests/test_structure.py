@@ -75,8 +75,25 @@ def test_the_core_knows_no_study_tools(path: Path) -> None:
 def test_no_transform_reaches_a_judge() -> None:
     assert "evaluation.judge" in GRAPH
     assert "evaluation.judge" in reachable("evaluation.metrics")
-    for start in ("evaluation.transforms", "evaluation.classifier", "cf_core.fusion"):
+    rivals = [name for name in GRAPH if name.startswith("evaluation.rivals")]
+    assert len(rivals) > 6
+    for start in ("evaluation.transforms", "evaluation.classifier", "cf_core.fusion", *rivals):
         assert "evaluation.judge" not in reachable(start)
+
+
+def test_what_retries_hands_out_and_records_knows_no_ray() -> None:
+    assert "ray" in reachable("study.ray_executor") | GRAPH["study.ray_executor"]
+    for start in ("study.dispatch", "study.ledger", "study.recording", "study.execution"):
+        for name in reachable(start):
+            assert not {each for each in GRAPH[name] if each.split(".")[0] == "ray"}, name
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_a_long_file_says_why(path: Path) -> None:
+    text = path.read_text()
+    if len(text.splitlines()) > 450:
+        about = ast.get_docstring(ast.parse(text)) or ""
+        assert re.search(r"\blong\b", about), f"{path}: over 450 lines without a reason"
 
 
 def test_what_trains_needs_neither_ray_nor_polars() -> None:
@@ -109,7 +126,8 @@ def test_every_dependency_is_justified() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     page = (ROOT / "docs" / "dependencies.md").read_text()
     project = settings["project"]
-    for requirement in project["dependencies"] + project["optional-dependencies"]["builtin"]:
+    extras = project["optional-dependencies"]
+    for requirement in project["dependencies"] + extras["builtin"] + extras["study"]:
         name = re.split(r"[<>=~;]", requirement)[0]
         assert f"| {name} |" in page, f"{name}: docs/dependencies.md does not say why"
 

@@ -1,4 +1,7 @@
-"""A tiny complete study through Ray: its tables, its stops, its failures."""
+"""A tiny complete study through Ray: its tables, its stops, its failures.
+
+It is long, since one study is run once and looked at from all sides.
+"""
 
 import json
 import re
