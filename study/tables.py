@@ -10,6 +10,8 @@ Letters in shapes: `Z` latent dimensions, `S` style dimensions.
 
 import sys
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 
 import polars as pl
 import pyarrow as pa
@@ -37,21 +39,28 @@ def _column(
 
 @dataclass(frozen=True)
 class Table:
-    """What a table is about, and its columns.
-
-    A change of columns is a new `version`: studies with the old one then have this table, and no
-    other, read by the release that wrote it.
-    """
+    """What a table is about, and its columns."""
 
     about: str
-    version: int
     columns: tuple[pa.Field, ...]
+    edition: int = 1
+    """To be raised where a column comes to mean something else under its old name."""
+
+    @cached_property
+    def version(self) -> str:
+        """The edition with a hash of names and types of the columns.
+
+        Studies with another version then have this table, and no other, read by the release that
+        wrote it.
+        """
+        told = "\n".join(f"{c.name} {c.type} {c.nullable}" for c in self.columns)
+        return f"{self.edition}-{sha256(told.encode()).hexdigest()[:8]}"
 
     def schema(self, latent_dim: int) -> pa.Schema:
         """Arrow schema of the table's parts in a study of `latent_dim` dimensions."""
         latent = pa.list_(LATENT.value_field, latent_dim)
         columns = (c.with_type(latent) if c.type == LATENT else c for c in self.columns)
-        return pa.schema(columns, {"version": str(self.version)})
+        return pa.schema(columns, {"version": self.version})
 
     @property
     def volatile(self) -> list[str]:
@@ -116,7 +125,6 @@ TABLES: dict[str, Table] = {
     "trials": Table(
         "One row per trial or setting of a rival that is over, whether done or failed: the"
         " ledger of the study.",
-        6,
         (
             _TRIAL,
             _CONFIGURATION,
@@ -177,7 +185,6 @@ TABLES: dict[str, Table] = {
     ),
     "configurations": Table(
         "What was proposed, written before any of it was tried.",
-        5,
         (
             _CONFIGURATION,
             _BATCH,
@@ -188,7 +195,6 @@ TABLES: dict[str, Table] = {
     ),
     "objectives": Table(
         "What came of each configuration, as the search was told.",
-        5,
         (
             _CONFIGURATION,
             _BATCH,
@@ -204,7 +210,6 @@ TABLES: dict[str, Table] = {
     ),
     "rungs": Table(
         "Metrics of trials at the rungs of successive halving, on validation songs.",
-        7,
         (
             _TRIAL,
             _CONFIGURATION,
@@ -218,7 +223,6 @@ TABLES: dict[str, Table] = {
     ),
     "importances": Table(
         "How much each searched parameter matters to the objectives (PED-ANOVA).",
-        5,
         (
             _column("objective", _TEXT, "`judge` or `z_distance`."),
             _column("parameter", _TEXT, "Name of the parameter."),
@@ -227,7 +231,6 @@ TABLES: dict[str, Table] = {
     ),
     "attempts": Table(
         "Which trials and settings were handed to workers, written before they were.",
-        5,
         (
             _column("wave", _INT32, "Jobs handed out together, counted from 1.", volatile=True),
             _column("trial", _TEXT, "Trial, or setting of a rival.", volatile=True),
@@ -237,7 +240,6 @@ TABLES: dict[str, Table] = {
     ),
     "failures": Table(
         "Every attempt that failed, also those that were made good later.",
-        1,
         (
             _column("trial", _TEXT, "Trial, or setting of a rival."),
             _column("attempt", _INT32, "1 for the first time.", volatile=True),
@@ -255,7 +257,6 @@ TABLES: dict[str, Table] = {
     ),
     "curves": Table(
         "Losses in training: means over the steps since the row before.",
-        5,
         (
             _column("trial", _TEXT, "Identifier of the trial."),
             _column("step", _INT32, "Updates of G made so far."),
@@ -265,7 +266,6 @@ TABLES: dict[str, Table] = {
     ),
     "latents": Table(
         "Inputs and outputs of every transform, one row per pair.",
-        6,
         (
             _TRIAL,
             _CONFIGURATION,
@@ -285,7 +285,6 @@ TABLES: dict[str, Table] = {
     ),
     "outcomes": Table(
         "What was measured of every pair of every point; method `real` is all real neighbours.",
-        6,
         (
             _TRIAL,
             _CONFIGURATION,
@@ -303,7 +302,6 @@ TABLES: dict[str, Table] = {
     ),
     "costs": Table(
         "What a transform cost, over all sources.",
-        6,
         (
             _TRIAL,
             _CONFIGURATION,
@@ -323,7 +321,6 @@ TABLES: dict[str, Table] = {
     ),
     "bins": Table(
         "Bins of the musical statistics: quantiles of the training segments.",
-        5,
         (
             _column("statistic", _TEXT, "Name of the statistic."),
             _column("bin", _INT32, "Number of the bin, from 0."),
@@ -332,7 +329,6 @@ TABLES: dict[str, Table] = {
     ),
     "song_distances": Table(
         "z-distances of segments of the test songs, of one song and of two.",
-        5,
         (
             _column("kind", _TEXT, "`same song` or `different songs`."),
             _column("z_distance", _FLOAT64, "Equation 7, of one half."),
@@ -340,7 +336,6 @@ TABLES: dict[str, Table] = {
     ),
     "examples": Table(
         "One input pair, and what the selected trial makes of it in several styles.",
-        6,
         (
             _TRIAL,
             _CONFIGURATION,
@@ -356,7 +351,6 @@ TABLES: dict[str, Table] = {
     ),
     "metrics": Table(
         "One row per trial (and λ), setting of a rival or reference, source, iteration and metric.",
-        6,
         (
             _TRIAL,
             _CONFIGURATION,
@@ -377,7 +371,6 @@ TABLES: dict[str, Table] = {
     ),
     "frontier": Table(
         "Coherency against similarity: one row per point of a panel.",
-        6,
         (
             _SOURCE,
             _METRIC,
@@ -395,7 +388,6 @@ TABLES: dict[str, Table] = {
     "matched": Table(
         "Fusion and a rival at matched similarity: chosen on validation songs, scored on test"
         " songs.",
-        6,
         (
             _column("rival", _TEXT, "Method that fusion is compared with."),
             _AXIS,
@@ -414,7 +406,6 @@ TABLES: dict[str, Table] = {
     ),
     "verdicts": Table(
         "Fusion less a rival at matched similarity, in every panel.",
-        5,
         (
             _column("rival", _TEXT, "Method that fusion is compared with."),
             _AXIS,
@@ -439,7 +430,6 @@ TABLES: dict[str, Table] = {
     ),
     "hypervolumes": Table(
         "Hypervolume of each method's front, by training seed.",
-        5,
         (
             _SOURCE,
             _METRIC,
@@ -471,7 +461,7 @@ def write_reference() -> str:
         " others equal. `Z` is the number of latent dimensions.",
     ]
     for name, table in TABLES.items():
-        lines += ["", f"## {name}", "", f"{table.about} Schema version {table.version}.", ""]
+        lines += ["", f"## {name}", "", f"{table.about} Version {table.version}.", ""]
         lines += ["| Column | Type | Meaning |", "|---|---|---|"]
         for column in table.columns:
             kind = "list<float>[Z]" if column.type == LATENT else str(column.type)

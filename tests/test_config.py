@@ -15,6 +15,7 @@ from evaluation.rivals.lp import LP
 from study.config import StudyConfig, list_builtin, load_config, load_configs
 from study.config.reference import write_reference
 from study.config.schema import CorpusSettings
+from study.parameters import SETTINGS
 from study.specs import Configuration, TrialSpec
 from study.store import find_differences
 
@@ -58,10 +59,7 @@ def other(key: str, value: Any) -> Any:
         "fusion.lambda_range": [0.0001, 100.0],
         "search.lambda": [0.5],
         "search.method": "random",
-        "search.hidden": [16],
-        "search.learning_rate": [0.1],
-        "search.steps": [9],
-        "search.style_weight": [0.5],
+        **{f"search.{name}": [9 if one.kind == "whole" else 0.5] for name, one in SETTINGS.items()},
         "search.iteration": 2,
         "search.objective_lambda": 0.1,
         "search.constraints": ["novelty > 1"],

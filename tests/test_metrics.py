@@ -145,7 +145,7 @@ def test_means_are_those_of_each_pair_by_itself(
     step = moved(source)
     rows, records = evaluated(evaluator, source, step)
     core, judge = evaluator.core, evaluator.judges[TEST]
-    expected: dict[str, list[float]] = {name: [] for name in OF_PAIRS}
+    expected: defaultdict[str, list[float]] = defaultdict(list)
     for i in range(40):
         before = [core.decode_tokens(half[i : i + 1]) for half in source.inputs]
         after = [core.decode_tokens(half[i : i + 1]) for half in step.outputs]

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -39,7 +40,7 @@ from study.config.types import (
     Share,
     check_maximised,
 )
-from study.parameters import PARAMETERS
+from study.parameters import PARAMETERS, SETTINGS
 
 
 class CorpusSettings(Section):
@@ -200,6 +201,19 @@ class StudyConfig(Section):
                     f'search.when.{name}: "{condition}" must name a parameter before {name}'
                     f" ({', '.join(order[: order.index(name)])})"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _searched_values_are_settings(self) -> Self:
+        for name in SETTINGS:
+            searched = self.search.of(name)
+            ends = (searched.low, searched.high) if isinstance(searched, Range) else searched or ()
+            for value in ends:
+                setting: dict[str, Any] = {name: value}
+                try:
+                    replace(self.fusion, **setting)
+                except ValueError as error:
+                    raise ValueError(f"search.{error}") from None
         return self
 
     @model_validator(mode="after")
