@@ -1,6 +1,7 @@
 """Metric rows against literal re-derivations on a small random study."""
 
-from dataclasses import replace
+from dataclasses from collections import defaultdict
+import replace
 from typing import Any
 
 import numpy as np
