@@ -1,7 +1,7 @@
 """Metric rows against literal re-derivations on a small random study."""
 
-from dataclasses from collections import defaultdict
-import replace
+from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
