@@ -40,7 +40,7 @@ _KIND = "connective-fusion bundle"
 _FILES = ("core.safetensors", "generator.safetensors")
 _MANIFEST = "manifest.json"
 _MAX_MANIFEST, _MAX_FILE = 1 << 20, 1 << 30
-"""Most bytes that are read of a manifest and of a file of weights."""
+"""Largest manifest and largest file of weights that are read, in bytes."""
 _WIDTHS, _DEPTHS = range(1, 1 << 16), range(1, 1 << 10)
 _SIZES: dict[tuple[str, ...], Sequence[int]] = {
     ("melody", "steps_per_beat"): _WIDTHS,
@@ -58,7 +58,7 @@ _SIZES: dict[tuple[str, ...], Sequence[int]] = {
     ("generator", "conditional"): (False, True),
     ("iterations",): _WIDTHS,
 }
-"""What a manifest may give, by where it stands."""
+"""Allowed values of the manifest's numbers, by their path in the manifest."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -67,7 +67,8 @@ Network = TypeVar("Network", bound=nn.Module)
 class Bundle:
     """A core VAE and a fusion map that belong together, ready to transform melodies.
 
-    ValueError where `lambda_` and `lambda_range` are not those of such a generator.
+    Raises `ValueError` where λ does not fit the generator. A conditional generator needs a
+    `lambda_range` and a `lambda_` within it; any other generator needs None for both.
 
     >>> import numpy as np
     >>> from cf_core.bundle import load_bundle
@@ -84,14 +85,14 @@ class Bundle:
     core: MelodyVAE
     generator: Generator
     iterations: int
-    """Iteration count that the selection chose; what `fuse` does unless told otherwise."""
+    """Iteration count that the selection chose, the default of `fuse_files`."""
     lambda_: float | None
-    """λ that the selection chose; what `fuse` does unless told otherwise; None where λ is no input
-    of the generator."""
+    """λ that the selection chose, the default of `fuse`. None where the generator does not take λ
+    as an input."""
     lambda_range: tuple[float, float] | None
-    """Smallest and largest λ that the generator was trained for; None likewise."""
+    """Smallest and largest λ that the generator was trained for. None where it takes no λ."""
     record: Mapping[str, Any]
-    """Where it comes from: study, trial, selection, training figures, versions."""
+    """Where the bundle comes from: study, trial, selection, training figures, versions."""
 
     def __post_init__(self) -> None:
         if not self.generator.conditional:
@@ -104,7 +105,7 @@ class Bundle:
         if not fits:
             kind = "a conditional" if self.generator.conditional else "an unconditional"
             raise ValueError(
-                f"λ {self.lambda_} of lambda_range {self.lambda_range} is none of {kind} generator"
+                f"λ {self.lambda_} in range {self.lambda_range} does not fit {kind} generator"
             )
 
     def draw_style(self, seed: int) -> tuple[float, ...]:
@@ -124,20 +125,23 @@ class Bundle:
     ) -> tuple[Integer[np.ndarray, "T"], Integer[np.ndarray, "T"]]:
         """Transform two segments' tokens so that they join.
 
-        `style` holds one number in 0…1 per style dimension. A λ is for a bundle that has a
-        `lambda_range`, and is the bundle's unless given: a small one goes far from the inputs, a
+        `style` holds one number in 0…1 per style dimension. Only a bundle with a `lambda_range`
+        accepts `lambda_`; the default is the bundle's own. A small λ goes far from the inputs, a
         large one stays near. Raises `BundleError` for a style of the wrong length or out of range,
-        iterations below 1, or a λ that the generator was not trained for.
+        for iterations below 1, and for a λ that the generator was not trained for.
         """
         if lambda_ is None:
             lambda_ = self.lambda_
         elif self.lambda_range is None:
             raise BundleError(
-                "λ: this bundle has one λ, fixed in training; only a conditional one takes another"
+                "λ: this bundle has one λ, fixed in training; give none, or another bundle"
             )
         elif not self.lambda_range[0] <= lambda_ <= self.lambda_range[1]:
             low, high = self.lambda_range
-            raise BundleError(f"λ: this bundle was trained for {low:g} to {high:g}, not {lambda_}")
+            raise BundleError(
+                f"λ: this bundle was trained for {low:g} to {high:g}, not {lambda_}; give a λ in"
+                " this range"
+            )
         chosen = _style(style, self.generator.style_dim)
         if iterations < 1:
             raise BundleError(f"iterations: {iterations} is too few; give 1 or more")
@@ -192,17 +196,18 @@ def _upload(bundle: Bundle, path: RemotePath) -> None:
     with TemporaryDirectory() as folder:
         whole = Path(folder) / "bundle"
         save_bundle(bundle, whole)
-        # First the manifest, whose checksums fit no other weights.
+        # The manifest goes first: its checksums fit only the new weights, so a reader refuses a
+        # bundle that is half uploaded.
         for name in (_MANIFEST, *_FILES):
             with replacing(path / name, BundleError) as temporary:
                 shutil.copyfile(whole / name, temporary)
 
 
 def load_bundle(path: AnyPath | None = None) -> Bundle:
-    """Read a bundle folder, the ready-made one unless given, and check every byte of it.
+    """Read a bundle folder and check every byte of it. The default is the ready-made bundle.
 
-    Raises `BundleError` where the folder is no bundle, can't be read, has another version, was
-    altered since its manifest was written, or holds weights of other shapes than that says.
+    Raises `BundleError` where the folder is not a bundle, can't be read, has another version, was
+    altered after its manifest was written, or holds weights of other shapes than the manifest says.
 
     >>> from cf_core.bundle import load_bundle
     >>> bundle = load_bundle()
@@ -214,7 +219,7 @@ def load_bundle(path: AnyPath | None = None) -> Bundle:
         if not path.exists():
             raise BundleError(
                 f"{path}: no ready-made bundle here; make it with `make bundle` in a checkout of"
-                " the project, or give the folder of another"
+                " the project, or give the folder of another bundle"
             )
     try:
         return _checked(path)
@@ -226,11 +231,11 @@ def _checked(path: AnyPath) -> Bundle:
     manifest = _manifest(path)
     if manifest.get("version") != VERSION:
         raise BundleError(
-            f"{path}: bundle version {manifest.get('version')!r}; this program reads {VERSION}:"
-            " get or select the bundle again"
+            f"{path}: the bundle has version {manifest.get('version')!r}, but this program reads"
+            f" version {VERSION}; get a newer bundle, or select it again"
         )
     if not isinstance(manifest.get("sha256"), dict):
-        raise BundleError(f"{path / _MANIFEST}: no checksums; get the bundle again")
+        raise BundleError(f"{path / _MANIFEST}: has no checksums; get the bundle again")
     try:
         _check_numbers(manifest)
         form = MelodyFormat(**{**manifest["melody"], "meters": tuple(manifest["melody"]["meters"])})
@@ -249,7 +254,9 @@ def _checked(path: AnyPath) -> Bundle:
         )
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise BundleError(f"{path}: manifest and weights do not fit ({reason})") from error
+        raise BundleError(
+            f"{path}: manifest and weights do not fit ({reason}); get the bundle again"
+        ) from error
 
 
 def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
@@ -276,7 +283,7 @@ def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _is_bundle(path: AnyPath) -> bool:
-    """Whether a folder holds a bundle of any version and nothing else: it may be replaced."""
+    """Whether a folder holds a bundle of any version and nothing else, and so may be replaced."""
     try:
         _manifest(path)
     except BundleError:
@@ -287,20 +294,22 @@ def _is_bundle(path: AnyPath) -> bool:
 def _manifest(path: AnyPath) -> dict[str, Any]:
     file = path / _MANIFEST
     if not file.is_file():
-        raise BundleError(f"{path}: no bundle here ({_MANIFEST} is missing)")
+        raise BundleError(
+            f"{path}: no bundle here ({_MANIFEST} is missing); give the folder of a bundle"
+        )
     if file.stat().st_size > _MAX_MANIFEST:
-        raise BundleError(f"{file}: too large for a manifest")
+        raise BundleError(f"{file}: too large for a manifest (above 1 MiB); get the bundle again")
     try:
         manifest = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{file}: not JSON ({error})") from error
+        raise BundleError(f"{file}: not JSON ({error}); get the bundle again") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
-        raise BundleError(f"{file}: not the manifest of a {_KIND}")
+        raise BundleError(f"{file}: not the manifest of a {_KIND}; give the folder of a bundle")
     return manifest
 
 
 def _content(file: AnyPath, checksums: Mapping[str, Any]) -> bytes:
-    """Read a file once: what is used afterwards is what was checked."""
+    """Read a file once, so that the bytes that are used are the bytes that were checked."""
     if not file.is_file():
         raise BundleError(f"{file.parent}: {file.name} is missing; get the bundle again")
     if file.stat().st_size > _MAX_FILE:
@@ -314,7 +323,7 @@ def _content(file: AnyPath, checksums: Mapping[str, Any]) -> bytes:
 
 
 def _check_numbers(manifest: Mapping[str, Any]) -> None:
-    """Refuse numbers that no bundle has, before anything is built or counted up to them."""
+    """Refuse numbers out of range before anything is built from them."""
     for place, allowed in _SIZES.items():
         value: Any = manifest
         for key in place:
@@ -324,24 +333,24 @@ def _check_numbers(manifest: Mapping[str, Any]) -> None:
 
 
 def _read_lambdas(manifest: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
-    """λ and its range, which `Bundle` compares with the generator."""
+    """Read λ and its range. `Bundle` checks them against the generator."""
     lambda_, lambda_range = manifest["weight"], manifest["lambda_range"]
     if lambda_ is None and lambda_range is None:
         return None, None
     low, high = lambda_range
     for number in (lambda_, low, high):
         if type(number) not in (int, float):
-            raise ValueError(f"weight {number!r} is no number")
+            raise ValueError(f"weight {number!r} is not a number")
     return float(lambda_), (float(low), float(high))
 
 
 def _filled(build: Callable[[], Network], file: AnyPath, checksums: Mapping[str, Any]) -> Network:
-    """Build a network with the weights of a file, only once their shapes are known to fit."""
+    """Build a network with the weights of a file, after a check that their shapes fit."""
     try:
         tensors = parse(_content(file, checksums))
     except SafetensorError:
-        raise ValueError(f"{file.name} is no safetensors file") from None
-    # No memory is taken and no weight drawn until the file's own take their places.
+        raise ValueError(f"{file.name} is not a safetensors file") from None
+    # The meta device allocates and draws nothing; the file's tensors are assigned below.
     with torch.device("meta"):
         network = build()
     wanted = {key: (t.shape, t.dtype) for key, t in network.state_dict().items()}

@@ -38,7 +38,7 @@ _KEY = b"connective_fusion.corpus"
 
 
 def hash_bars(table: pa.Table) -> str:
-    """SHA-256 of the bars in a corpus table: not of its path, compression or titles."""
+    """SHA-256 of the bars in a corpus table. Path, compression and titles do not change it."""
     digest = hashlib.sha256()
     for name in ("song_id", "bar", "meter", "tokens", "held", "reason"):
         column = table[name].combine_chunks()
@@ -60,7 +60,10 @@ def hash_bars(table: pa.Table) -> str:
 
 
 def label_bars(bars: pa.Table, source: str, steps_per_beat: int, digest: str) -> pa.Table:
-    """Write into a table of bars what `load_corpus` asks of it; `digest` is that of `hash_bars`."""
+    """Add to a table of bars the metadata that `load_corpus` checks.
+
+    `digest` is what `hash_bars` returns for the table.
+    """
     about = {
         "schema_version": SCHEMA_VERSION,
         "steps_per_beat": steps_per_beat,
@@ -73,7 +76,7 @@ def label_bars(bars: pa.Table, source: str, steps_per_beat: int, digest: str) ->
 
 @dataclass(frozen=True)
 class Corpus:
-    """Segments of one format, from a file of bars, with their songs split in three."""
+    """Segments of one format from a file of bars, and the split of their songs into three parts."""
 
     form: MelodyFormat
     tokens: UInt8[np.ndarray, "N T"]
@@ -81,16 +84,17 @@ class Corpus:
     song: Int64[np.ndarray, "N"]
     """Index into `song_ids`."""
     bar: Int64[np.ndarray, "N"]
-    """Index, in its song, of a segment's first bar."""
+    """Index of each segment's first bar in its song."""
     song_ids: tuple[str, ...]
     split: Int64[np.ndarray, "S"]
-    """`TRAIN`, `VALIDATION` or `TEST` of every song."""
+    """`TRAIN`, `VALIDATION` or `TEST` for every song."""
     pairs: Int64[np.ndarray, "P 2"]
-    """Rows (left, right) of adjacent, not overlapping segments of one song."""
+    """Rows (left, right) of two segments of one song, where the right one begins as the left one
+    ends."""
     struck_again: int
-    """Segments whose first note was held over their start and is struck again there."""
+    """How many segments begin within a held note, which is struck again there."""
     content_hash: str
-    """Hash of the file's bars: the same wherever and however it was written."""
+    """Hash of the file's bars; it does not depend on where or how the file was written."""
 
     def segments(self, split: int) -> Int64[np.ndarray, "n"]:
         """Rows of the segments of one split."""
@@ -114,14 +118,16 @@ class _Windows:
 def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
     """Load the segments of `form` from a corpus file, split by song into 80/10/10 %.
 
-    Segments start at every bar whose `form.bars_per_segment` bars are on the grid, in one meter
-    of `form` and within its pitches, each half with half as many onsets as the segment has bars.
-    Songs that share a third or more of the smaller one's different two-bar phrases, transposed or
-    not, are kept on one side of the split; groups of such songs are dealt out at random from
-    `seed`.
+    A segment starts at every bar where `form.bars_per_segment` bars are on the grid, in one meter
+    of `form` and within its pitches. Each half must have at least half as many onsets as the
+    segment has bars.
 
-    Raises `CorpusError` for a file of another kind or grid, and where songs or pairs are too few to
-    split.
+    Two songs are alike if they share, transposed or not, a third or more of the distinct two-bar
+    phrases of the song that has fewer. Songs that are alike, directly or through others, stay in
+    one part of the split. Groups of such songs are dealt out at random from `seed`.
+
+    Raises `CorpusError` for a file of another kind or grid, and where there are too few songs or
+    pairs to split.
 
     >>> from pathlib import Path
     >>> from cf_core.corpus import TRAIN, load_corpus
@@ -153,48 +159,51 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
         if (corpus.split == split).sum() < 2 or not len(corpus.pairs_of(split)):
             raise CorpusError(
                 f"{path}: too small to split: {len(kept)} songs with {len(windows.tokens)} segments"
-                f" and {len(corpus.pairs)} adjacent pairs leave too few for {name}: add songs"
+                f" and {len(corpus.pairs)} adjacent pairs leave too few for {name}; add songs"
             )
     return corpus
 
 
 def check_grid(path: Path, form: MelodyFormat) -> None:
-    """Raise `CorpusError` unless `path` is a corpus on the grid of `form`; its footer tells."""
+    """Raise `CorpusError` unless the footer of `path` says that it is a corpus on `form`'s grid."""
     about = _read_about(path)
     if about["schema_version"] != SCHEMA_VERSION:
         raise CorpusError(
-            f"{path}: written as version {about['schema_version']} of the corpus file, this is"
-            f" version {SCHEMA_VERSION}: ingest the melodies again"
+            f"{path}: the corpus file has version {about['schema_version']}, but this program reads"
+            f" version {SCHEMA_VERSION}; ingest the melodies again"
         )
     if (found := about["steps_per_beat"]) != form.steps_per_beat:
         raise CorpusError(
-            f"{path}: has {found} grid steps per quarter note, and melody.steps_per_beat is"
-            f" {form.steps_per_beat}: ingest the melodies again with that many, or set it to"
-            f" {found}"
+            f"{path}: has {found} grid steps per quarter note, but melody.steps_per_beat is"
+            f" {form.steps_per_beat}; ingest the melodies again with {form.steps_per_beat} steps,"
+            f" or set melody.steps_per_beat to {found}"
         )
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    """What the footer of a corpus file says of it."""
+    """Read the metadata in the footer of a corpus file."""
     try:
         about = json.loads(pq.read_schema(path).metadata[_KEY])
         return {name: about[name] for name in ("schema_version", "steps_per_beat", "content_hash")}
     except FileNotFoundError as error:
         raise CorpusError(f"{path}: no such file") from error
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise CorpusError(f"{path}: not a corpus file: ingest melodies to make one") from error
+        raise CorpusError(f"{path}: not a corpus file; ingest melodies to make one") from error
 
 
 def _read_bars(path: Path) -> pa.Table:
-    """The table of a corpus file, which must be as it was written."""
+    """Read the table of a corpus file, and check that it is as it was written."""
     columns = [column for column in BARS if column.name != "title"]
     try:
         table = pq.read_table(path, columns=[column.name for column in columns])
     except (OSError, pa.ArrowException) as error:
-        raise CorpusError(f"{path}: not a corpus file: ingest melodies to make one") from error
+        raise CorpusError(f"{path}: not a corpus file; ingest melodies to make one") from error
     written = _read_about(path)["content_hash"]
     if table.schema.types != [column.type for column in columns] or hash_bars(table) != written:
-        raise CorpusError(f"{path}: its bars are not those that were written: ingest them again")
+        raise CorpusError(
+            f"{path}: its bars are not those that were written (their hash differs); ingest the"
+            " melodies again"
+        )
     return table
 
 
@@ -230,7 +239,7 @@ def _windows(
 def _adjacent(
     song: Int64[np.ndarray, "N"], bar: Int64[np.ndarray, "N"], distance: int
 ) -> Int64[np.ndarray, "P 2"]:
-    """Rows (left, right) of windows of one song, the right one `distance` bars on."""
+    """Rows (left, right) of windows of one song; the right one starts `distance` bars later."""
     place = song * (bar.max(initial=0) + distance + 1) + bar
     right = np.searchsorted(place, place + distance)
     found = right < len(place)
@@ -239,7 +248,10 @@ def _adjacent(
 
 
 def _near_duplicates(phrases: _Windows, songs: Int64[np.ndarray, "S"]) -> Int64[np.ndarray, "S"]:
-    """Number the groups of songs that share phrases: each of `songs` by the last of its group."""
+    """Group the songs that share phrases.
+
+    Returns, for each of `songs`, the index of the last song in its group.
+    """
     # Slow to import, and needed only here.
     from scipy.sparse import coo_array  # noqa: PLC0415
     from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
@@ -266,7 +278,7 @@ def _near_duplicates(phrases: _Windows, songs: Int64[np.ndarray, "S"]) -> Int64[
 
 
 def _split(groups: Int64[np.ndarray, "S"], random: np.random.Generator) -> Int64[np.ndarray, "S"]:
-    """Deal groups of songs out: a tenth of the songs to test, a tenth to validation."""
+    """Deal out groups: a tenth of the songs to test, a tenth to validation, others to training."""
     split = np.full(len(groups), TRAIN, dtype=np.int64)
     room = {TEST: max(2, round(len(groups) / 10)), VALIDATION: max(2, round(len(groups) / 10))}
     for group in random.permutation(np.unique(groups)):

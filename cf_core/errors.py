@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class MelodyError(UserError):
-    """A melody file can't be read or written, or has no bars that can be taken."""
+    """A melody file can't be read or written, or has no bars that can be used."""
 
 
 class CorpusError(UserError):
@@ -19,11 +19,11 @@ class CorpusError(UserError):
 
 
 class BundleError(UserError):
-    """A bundle can't be read or written, or was asked for something that it can't do."""
+    """A bundle can't be read or written, or does not support what it was asked for."""
 
 
 class ConfigError(UserError):
-    """A study's configuration is wrong, or differs from the one that its records belong to."""
+    """A study's configuration is wrong, or differs from the configuration of its records."""
 
 
 class RecordsError(UserError):
@@ -39,11 +39,11 @@ class SelectionError(UserError):
 
 
 class CoreGateError(UserError):
-    """The core misses what `core_gate` asks for."""
+    """The core does not reach the values that `core_gate` asks for."""
 
 
 class StudyBusyError(UserError):
-    """Another process runs the study."""
+    """Another process is running the study."""
 
 
 class ClusterError(UserError):

@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, order=True)
 class RemotePath:
-    """A place in an object store or another file system of pyarrow, used as a `Path` is.
+    """A path in an object store or another file system of pyarrow, with the methods of `Path`.
 
-    Folders need not be made: they are but names. Operations raise `OSError`, as those of `Path` do.
+    Folders need not be created: they are only parts of names. Methods raise `OSError`, as those of
+    `Path` do.
     """
 
     base: str
     """Scheme and host or bucket, such as "s3://bucket"."""
     query: str
-    """Options of the file system, as pyarrow takes them in a URI; or nothing."""
+    """Options of the file system in the form of a URI's query; may be empty."""
     below: PurePosixPath
-    """Where under `base`."""
+    """The path below `base`."""
 
     def __str__(self) -> str:
         path = "" if self.below == PurePosixPath() else f"/{self.below}"
@@ -56,15 +57,15 @@ class RemotePath:
 
     @property
     def parent(self) -> "RemotePath":
-        """The folder that it is in."""
+        """The folder that contains this path."""
         return RemotePath(self.base, self.query, self.below.parent)
 
     def with_name(self, name: str) -> "RemotePath":
-        """Another name in the same folder."""
+        """The path with another name, in the same folder."""
         return self.parent / name
 
     def resolve(self) -> "RemotePath":
-        """Itself: it is absolute."""
+        """The path itself, since it is always absolute."""
         return self
 
     def exists(self) -> bool:
@@ -94,17 +95,17 @@ class RemotePath:
         return self.read_bytes().decode()
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
-        """What lies directly in the folder, by a pattern of names."""
+        """Entries directly in the folder whose names match a pattern."""
         selector = _pyarrow_fs().FileSelector(self._path, allow_not_found=True)
         for info in self._system.get_file_info(selector):
             if fnmatchcase(info.base_name, pattern):
                 yield self / info.base_name
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Do nothing: a folder is there as soon as something is in it."""
+        """Do nothing: a folder exists as soon as it contains something."""
 
     def replace(self, target: "RemotePath") -> "RemotePath":
-        """Move the file."""
+        """Move the file to `target`."""
         self._system.move(self._path, target._path)
         return target
 
@@ -118,7 +119,7 @@ class RemotePath:
 
     @property
     def opened(self) -> tuple[Any, str]:
-        """The file system of pyarrow, and what it calls this place."""
+        """The file system of pyarrow, and its name for this path."""
         return self._system, self._path
 
     @property
@@ -135,14 +136,14 @@ class RemotePath:
 
 
 AnyPath = Path | RemotePath
-"""A place in a local folder (or NFS) or elsewhere."""
+"""A path in a local folder (or NFS), or in a remote file system."""
 
 
 def place(text: str) -> AnyPath:
-    """The place that a path or a URI names: `results/x`, `s3://bucket/prefix`, `gs://…`, `file://…`.
+    """Parse a path or a URI: `results/x`, `s3://bucket/prefix`, `gs://…`, `file://…`.
 
-    Options go to the URI's query, as pyarrow takes them. Raises `UserError` where pyarrow knows no
-    such file system, and where it can't be reached.
+    Options of the file system go into the URI's query, as pyarrow defines them. Raises `UserError`
+    where pyarrow has no such file system, and where the file system can't be reached.
     """
     parts = urlsplit(text)
     if "://" not in text:
@@ -165,9 +166,9 @@ def place(text: str) -> AnyPath:
 
 @contextmanager
 def replacing(path: AnyPath, failure: type[UserError] = UserError) -> Iterator[Path]:
-    """Give a temporary name to write to, which becomes `path` if nothing is raised.
+    """Yield a temporary path to write to, which becomes `path` if nothing is raised.
 
-    Missing folders above it are made. Raises `failure` where `path` can't be written.
+    Missing parent folders are created. Raises `failure` where `path` can't be written.
     """
     try:
         if path.is_dir():
@@ -181,9 +182,9 @@ def replacing(path: AnyPath, failure: type[UserError] = UserError) -> Iterator[P
 
 @contextmanager
 def local(path: AnyPath) -> Iterator[Path]:
-    """Give a local file with the content of `path`, for those who can't read from elsewhere.
+    """Yield a local file with the content of `path`, for libraries that read only local files.
 
-    Raises `FileNotFoundError` where there is none.
+    Raises `FileNotFoundError` where a remote `path` does not exist; a local one is not checked.
     """
     if isinstance(path, Path):
         yield path
@@ -200,7 +201,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        # Some writers make files that only their owner may read, whatever the umask allows.
+        # Some writers create files that only their owner may read, whatever the umask allows.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -216,7 +217,7 @@ def _uploading(path: RemotePath) -> Iterator[Path]:
         temporary = Path(folder) / path.name
         yield temporary
         system, name = path.opened
-        # In one call: an output stream that an exception closes would leave what it has so far.
+        # One call copies the whole file: a stream closed by an exception would leave part of it.
         _pyarrow_fs().copy_files(
             str(temporary),
             name,
@@ -233,11 +234,11 @@ def _file_system(base: str, query: str) -> tuple[Any, str]:
         )
     except (ValueError, OSError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{base}: is no place that can be opened ({reason})") from None
+        raise UserError(f"{base}: pyarrow can't open it ({reason}); correct the URI") from None
     return found
 
 
 def _pyarrow_fs() -> Any:
-    import pyarrow.fs  # noqa: PLC0415  (what trains on a local disk has no need of it)
+    import pyarrow.fs  # noqa: PLC0415  (training on a local disk does not need it)
 
     return pyarrow.fs

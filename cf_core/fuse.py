@@ -1,7 +1,7 @@
 """Two melody files fused into one melody.
 
-Bars count as in the piece: the first whole bar is bar 1, a pickup before it is bar 0, and repeats
-are played out.
+Bars are numbered as in the piece: the first whole bar is bar 1, a pickup before it is bar 0, and
+repeats are played out.
 """
 
 from collections import Counter
@@ -22,30 +22,30 @@ BarRange = tuple[int, int]
 """Number of the first and of the last bar, both included."""
 
 SLOWEST, FASTEST = 10.0, 500.0
-"""Quarter notes per minute that can be written."""
+"""Slowest and fastest tempo that can be written, in quarter notes per minute."""
 
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """Two segments, what they became, and how. `T` is the grid steps of one segment."""
+    """Two segments, the fused segments, and the settings used. `T` is a segment's grid steps."""
 
     form: MelodyFormat
     inputs: Integer[np.ndarray, "2 T"]
     outputs: Integer[np.ndarray, "2 T"]
     bars: tuple[BarRange, BarRange]
-    """Bars that were taken of the left and of the right piece."""
+    """Bars taken from the left and from the right piece."""
     meter: str
-    """As the left piece writes it, such as "4/4"."""
+    """Time signature of the left segment as written, such as "4/4"."""
     tempo: float
     """Quarter notes per minute."""
     style: tuple[float, ...]
     lambda_: float | None
-    """λ, where it is an input of the bundle's generator."""
+    """λ; None where it is not an input of the bundle's generator."""
     iterations: int
 
     @property
     def input_notes(self) -> list[Note]:
-        """The two segments as they were, one after the other."""
+        """The two input segments, one after the other."""
         return self._joined(self.inputs)
 
     @property
@@ -76,23 +76,22 @@ def fuse_files(
 ) -> Fused:
     """Fuse the last whole segment of one melody file with the first of another.
 
-    Files are MIDI, MusicXML or ABC. `left_bars` and `right_bars` choose other segments;
-    `left_part` and `right_part` the part, by name or counted from 1, of files that have several.
-    `style` holds one number in 0…1 per style dimension; without it, one is drawn from `seed`.
-    `lambda_` (small goes far from the inputs, large stays near) and `iterations` are the bundle's
-    unless given. `tempo` (quarter notes per minute, 10…500) is that of the left file
-    unless given.
+    Files are MIDI, MusicXML or ABC. `left_bars` and `right_bars` choose other segments. `left_part`
+    and `right_part` choose a part of a file that has several, by name or by number from 1. `style`
+    holds one number in 0…1 per style dimension; without it, a style is drawn from `seed`. `lambda_`
+    (a small one goes far from the inputs, a large one stays near) and `iterations` default to the
+    bundle's. `tempo` (quarter notes per minute, 10…500) defaults to the tempo at the left segment.
 
-    Raises `MelodyError` where a file can't be read, has no segment that the bundle can take, or the
-    bars chosen are none, and for a tempo out of range; `BundleError` for a style, a λ or an
-    iteration count that the bundle can't take.
+    Raises `MelodyError` where a file can't be read, where it has no segment that the bundle can
+    take, where the chosen bars are not such a segment, and for a tempo out of range. Raises
+    `BundleError` for a style, a λ or an iteration count that the bundle can't take.
 
     >>> from pathlib import Path
     >>> from cf_core.bundle import load_bundle
     >>> from cf_core.fuse import fuse_files
     >>> from cf_core.render import write_midi
     >>> fused = fuse_files(Path("left.mid"), Path("right.mid"), load_bundle(), lambda_=0.3)
-    >>> fused.bars  # that were taken of each
+    >>> fused.bars  # first and last bar taken from each file
     ((3, 4), (1, 2))
     >>> write_midi(fused.output_notes, Path("fused.mid"), fused.tempo, fused.meter)
     """
@@ -131,7 +130,7 @@ class _Taken:
 def _take(
     path: Path, part: str | None, chosen: BarRange | None, form: MelodyFormat, *, from_end: bool
 ) -> _Taken:
-    """Take the chosen segment of a file, else its last or first one that `form` can hold."""
+    """Take the chosen segment of a file, or the last or first segment that `form` can hold."""
     melody = read_file(path, part)
     bars = to_grid(melody, form.steps_per_beat)
     pickup = int(bars[0].reason == "short bar")
@@ -153,13 +152,13 @@ def _take(
 
 
 def _start(path: Path, chosen: BarRange, form: MelodyFormat, count: int, pickup: int) -> int:
-    """Index of the first bar chosen."""
+    """Index of the first chosen bar; raises `MelodyError` where the piece has no such segment."""
     first, last = chosen
     if last - first + 1 != form.bars_per_segment:
         example = f"{max(first, 1)}-{max(first, 1) + form.bars_per_segment - 1}"
         raise MelodyError(
             f"{path}: bars {first}-{last}: a segment of this bundle has {form.bars_per_segment}"
-            f" bars; give as many, such as {example}"
+            f" bars; give as many bars, such as {example}"
         )
     start = first - 1 + pickup
     if start < 0 or start + form.bars_per_segment > count:
@@ -183,7 +182,7 @@ def _nearest_segment(
         f"{path}: no {form.bars_per_segment} neighbouring bars with notes that the bundle can take:"
         f" it knows {' and '.join(form.meters)} on a grid of {form.steps_per_beat} steps per"
         f" quarter note and MIDI pitches {form.lowest} to {form.highest}"
-        f" ({_described(bars)}); choose another file, or a bundle for this one"
+        f" ({_described(bars)}); choose another file, or a bundle that knows its bars"
     )
 
 
@@ -197,6 +196,6 @@ def _sounding_segment(
 
 
 def _described(bars: Sequence[GridBar]) -> str:
-    """Say what a piece has, such as "its bars: 30 of 4/4, 2 off grid"."""
+    """Describe the bars of a piece, such as "its bars: 30 of 4/4, 2 off grid"."""
     kinds = Counter(bar.reason or f"of {bar.meter}" for bar in bars)
     return "its bars: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())

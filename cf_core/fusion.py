@@ -1,4 +1,4 @@
-"""The fusion map G and its discriminator D, and what they are trained on.
+"""The fusion map G, its discriminator D, and their training data.
 
 Letters in shapes: `N` trials side by side (absent for one), `B` pairs, `Z` latent dimensions, `S`
 style dimensions, `C` conditions (1 where λ is an input, else 0), `P` adjacent pairs, `M` segments.
@@ -19,7 +19,7 @@ from cf_core.settings import Settings
 
 @dataclass(frozen=True)
 class FusionSettings(Settings):
-    """Shape and training of G and D, as far as all trials of a study share them."""
+    """Shape and training of G and D: the settings that the trials of a study share."""
 
     may_be_zero = ("gradient_penalty", "style_weight")
     shares = ("ema", "style_share")
@@ -29,13 +29,14 @@ class FusionSettings(Settings):
     depth: int = 2
     """Hidden layers of G and D."""
     gated: bool = True
-    """Whether G decides by a gate per dimension how much of it to replace, or just adds."""
+    """Whether G replaces a share of each latent dimension, set by a gate. Without gates, it adds
+    to each."""
     steps: int = 8000
     """Updates of G."""
     batch: int = 64
     """Pairs of each kind per update."""
     learning_rate: float = 2e-3
-    """Learning rate of Adam for G and D, whose moments decay by β = (0, 0.9)."""
+    """Learning rate of Adam for G and D, with β = (0, 0.9)."""
     d_steps: int = 2
     """Updates of D per update of G."""
     gradient_penalty: float = 0.3
@@ -46,8 +47,8 @@ class FusionSettings(Settings):
     style_weight: float = 1.0
     """Weight of the style loss, which keeps G from ignoring the style (0 leaves it out)."""
     style_share: float = 0.05
-    """What the style loss asks for: the distance between two styles' outputs of one input, as a
-    share of their distance to the input."""
+    """Least distance that the style loss asks for between the outputs of two styles for one input,
+    as a share of the outputs' distance to the input."""
     lambda_range: tuple[float, float] = (1e-3, 10.0)
     """Smallest and largest λ that a conditional generator is trained for."""
 
@@ -62,7 +63,7 @@ class FusionSettings(Settings):
     def make_generator(
         self, latent_dim: int, style_dim: int, *, conditional: bool, trials: int | None = None
     ) -> "Generator":
-        """A G of this shape."""
+        """Make a G of this shape."""
         return Generator(
             latent_dim,
             style_dim,
@@ -76,7 +77,7 @@ class FusionSettings(Settings):
     def make_discriminator(
         self, latent_dim: int, *, conditional: bool, trials: int | None = None
     ) -> "Discriminator":
-        """A D of this shape."""
+        """Make a D of this shape."""
         return Discriminator(
             latent_dim, self.hidden, self.depth, conditional=conditional, trials=trials
         )
@@ -85,9 +86,9 @@ class FusionSettings(Settings):
 class Generator(nn.Module):
     """`(z_L', z_R') = G(z_L, z_R, s)`: the gated residual map `z' = (1 - g) z + g Δ` on both.
 
-    Without gates it is `z' = z + Δ`. A conditional one takes λ as well and holds a whole frontier
-    (loss-conditional training, Dosovitskiy & Djolonga 2020). With `trials`, that many maps of one
-    shape side by side.
+    Without gates it is `z' = z + Δ`. A conditional map also takes λ and so holds a whole frontier
+    (loss-conditional training, Dosovitskiy & Djolonga 2020). With `trials`, the module holds that
+    many maps of one shape side by side.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Generator(nn.Module):
     def forward(
         self, pair: Pair, style: Float[Tensor, "*N B S"], condition: Float[Tensor, "*N B C"]
     ) -> Pair:
-        """Transform both halves once. `condition` is that of `condition_on`."""
+        """Transform both halves once. `condition` is what `condition_on` returns for λ."""
         inputs = torch.cat(pair, -1)
         outputs = self.net(torch.cat((inputs, condition, style), -1))
         if self.gated:
@@ -128,10 +129,10 @@ class Generator(nn.Module):
         counts: Sequence[int],
         lambda_: float | None = None,
     ) -> dict[int, Pair]:
-        """Feed outputs back in with the same style; keep the outputs after each of `counts`.
+        """Apply the map repeatedly with one style; return the outputs after each of `counts`.
 
-        A conditional map needs λ as `lambda_`; for others it does not matter. ValueError where that
-        is missing or not above 0.
+        A conditional map needs `lambda_`; others ignore it. Raises `ValueError` where a conditional
+        map gets no λ, or a λ that is not above 0.
         """
         condition = style.new_empty(*style.shape[:-1], 0)
         if self.conditional:
@@ -147,7 +148,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The logit of a pair being two adjacent segments of one song."""
+    """Gives the logit of the probability that a pair is two adjacent segments of one song."""
 
     def __init__(
         self,
@@ -168,13 +169,13 @@ class Discriminator(nn.Module):
 
 
 def condition_on(lambda_: Float[Tensor, "*B"]) -> Float[Tensor, "*B 1"]:
-    """λ as conditional networks see it: `(1 + log10 λ) / 2`, so that 1e-3…10 becomes -1…1."""
+    """λ as the input of conditional networks: `(1 + log10 λ) / 2`, so that 1e-3…10 becomes -1…1."""
     return (1.0 + lambda_.log10()).div(2.0).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
 class Latents:
-    """What fusion trains on: the posteriors of the training segments, and which are adjacent."""
+    """Training data of fusion: the posteriors of the training segments, and the adjacent pairs."""
 
     mean: Float[Tensor, "M Z"]
     deviation: Float[Tensor, "M Z"]
@@ -182,28 +183,29 @@ class Latents:
     sigma_bar: Float[Tensor, "Z"]
 
     def to(self, device: torch.device) -> "Latents":
-        """The same on another device."""
+        """Copy the tensors to another device."""
         return Latents(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def paired(self, count: int, random: torch.Generator) -> Pair:
-        """`count` draws of `D_z`: latents of adjacent segments, sampled anew."""
+        """`count` draws of `D_z`: adjacent segments, with latents sampled from their posteriors."""
         return self._draw(1, count, random)
 
     def unpaired(self, count: int, random: torch.Generator) -> Pair:
-        """`count` draws of `D'_z` for each half, independent of each other."""
+        """`count` draws of `D'_z`: the two halves are independent of each other."""
         return self._draw(0, count, random)
 
     def prior(self, count: int, random: torch.Generator) -> Pair:
-        """`count` pairs of independent draws of the prior."""
+        """`count` pairs of independent draws from the prior."""
         return self._draw(2, count, random)
 
     def sample(
         self, chance: Float[Tensor, "*N 3 B"], noise: Float[Tensor, "*N 3 B Z2"]
     ) -> Float[Tensor, "*N 3 B Z2"]:
-        """Pairs of each kind, halves joined: unpaired (`D'_z`), paired (`D_z`), prior.
+        """Pairs of each kind, halves concatenated: unpaired (`D'_z`), paired (`D_z`), prior.
 
-        `chance`, uniform in 0…1, says which segments: one number for the left and one for the right
-        half of the unpaired, one for the paired. `noise` is standard normal; the prior is noise.
+        `chance`, uniform in 0…1, chooses the segments. It has one number for the left and one for
+        the right half of an unpaired pair, and one for a paired pair. `noise` is standard normal; a
+        prior pair is noise alone. `Z2` is twice `Z`.
         """
         count, pairs = len(self.mean), len(self.pairs)
         segments = (chance[..., :2, :] * count).long().clamp_(max=count - 1).movedim(-2, -1)

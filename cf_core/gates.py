@@ -1,29 +1,33 @@
-"""Played notes: where their ends were meant to be.
+"""The intended ends of played notes.
 
-A key is released a little before or after the place that a score would give.
+A player releases a key a little before or after the end that a score would give.
 """
 
 from bisect import bisect_right
 from typing import NamedTuple
 
 Sounding = tuple[int, int, int]
-"""Onset, end and pitch of a note, in units that divide all there is: exact, and fast."""
+"""Onset, end and pitch of a note. Times are whole numbers of a unit that divides all times of the
+melody: this is exact, and fast."""
 
 
 def move_ends(
     notes: list[Sounding], bars: list[tuple[int, int]], step: int, near: int
 ) -> list[Sounding]:
-    """Move ends of played notes to where they were meant to be: keys are not released so exactly.
+    """Move the ends of played notes to the ends that were intended.
 
-    An end that lies before the next onset by less than a step, or beyond it by less than half a
-    step, means "until the next onset"; after the last onset, until the bar line. Where half of the
-    notes or more end off the grid and too soon for the next onset, or too late, the middle one of
-    them tells how much this file takes off or adds (its gate). Then an end means the place, of the
-    next onset and the grid lines, that it misses most nearly by that, of its length or in ticks;
-    the next onset, if both fit.
+    An end less than a step before the next onset, or less than half a step after it, moves to that
+    onset. For notes of the last onset, the nearest bar line takes the place of the next onset.
 
-    `notes` come by onset. `bars` are their starts and lengths, `step` is the length of a grid step,
-    and `near` how far from a grid line still counts as on it, all in the unit of the notes.
+    If at least half of the notes end off the grid and too early for the next onset, the median gap
+    is the file's gate: how much it shortens notes, in ticks and as a share of their length. Ends
+    that are too late give a second gate in the same way. With a gate, an end that was not moved yet
+    goes to the place, among the grid lines and the next onset, whose gap to the end is closest to
+    the gate, in ticks or as a share. Where both fit, the next onset is taken.
+
+    `notes` are sorted by onset. `bars` gives starts and lengths, `step` is the length of a grid
+    step, and `near` is how far from a grid line still counts as on it. All are in the unit of the
+    notes.
     """
     onsets = sorted({onset for onset, _, _ in notes})
     following = [_above(onsets, onset + near) for onset, _, _ in notes]
@@ -33,7 +37,7 @@ def move_ends(
         (stop - end, stop - onset)
         for (onset, end, _), stop, off in zip(notes, following, beyond, strict=True)
         if stop is not None and -step < 2 * (stop - end) < max(2 * step, (stop - onset) / 4)
-        # What lies on the grid, but for rounding, may be meant so.
+        # An end that lies on the grid, but for rounding, may be intended.
         if 4 * min(off, step - off) > near or abs(stop - end) <= near
     ]
     gates = [gate for sign in (1, -1) if (gate := _gate(missed, len(notes), sign))]
@@ -52,22 +56,22 @@ def move_ends(
 
 
 class _Gate(NamedTuple):
-    """What a file takes off its notes (`sign` 1) or adds to them (-1)."""
+    """How much a file shortens its notes (`sign` 1) or lengthens them (`sign` -1)."""
 
     sign: int
     share: float
-    """Of a note's length."""
+    """As a share of a note's intended length."""
     ticks: int
 
 
 def _nearest(lines: list[int], place: int) -> int:
-    """The one of sorted lines that is nearest to a place."""
+    """Return the line nearest to a place; `lines` are sorted."""
     after = bisect_right(lines, place)
     return min(lines[max(after - 1, 0) : after + 1], key=lambda line: abs(line - place))
 
 
 def _gate(missed: list[tuple[int, int]], count: int, sign: int) -> _Gate | None:
-    """What a file of so many notes takes off them or adds to them, if most show it."""
+    """Return the gate of one sign in a file of `count` notes, if at least half of them show it."""
     alike = sorted((sign * gap / full, sign * gap) for gap, full in missed if sign * gap > 0)
     return None if 2 * len(alike) < count else _Gate(sign, *alike[len(alike) // 2])
 
@@ -75,9 +79,9 @@ def _gate(missed: list[tuple[int, int]], count: int, sign: int) -> _Gate | None:
 def _meant(
     onset: int, end: int, stop: int | None, line: int, step: int, near: int, gate: _Gate
 ) -> int:
-    """Where a note was meant to end: at the next onset, `stop`, at a grid line, or as played.
+    """Return a note's intended end: the next onset (`stop`), a grid line, or its end as played.
 
-    `line` is the last grid line before its end.
+    `line` is the last grid line at or before its end.
     """
     most = near + max(gate.ticks, gate.share * (end - onset) / (1 - gate.sign * gate.share))
     reach = int(most) // step + 2

@@ -1,4 +1,4 @@
-"""Bars of a melody on a grid, and neighbouring bars as a segment.
+"""Bars of a melody on a grid, and segments made of neighbouring bars.
 
 Letters in shapes: `B` segments, `T` steps of a segment.
 """
@@ -44,7 +44,7 @@ class GridBar(NamedTuple):
     """Notes that begin in the bar."""
     reason: BarReason | None
     moved: int = 0
-    """Of those notes, how many had their ends moved to the next onset, or to the grid."""
+    """How many of the notes that begin in the bar had their ends moved by `cf_core.gates`."""
 
 
 def to_grid(
@@ -53,8 +53,9 @@ def to_grid(
     """Put every bar of `melody` on a grid of `steps_per_beat` steps per quarter note.
 
     Positions count from the bar's own start. Onsets and ends within `tolerance` (quarter notes,
-    less than a third of a step) of a grid line snap to it; a note that would vanish is off grid.
-    Where the melody was `played`, ends of notes are moved before, as `cf_core.gates` says.
+    less than a third of a step) of a grid line snap to it. A note that would get no step is off
+    grid. If the melody was `played`, `cf_core.gates` moves the ends of its notes first. Raises
+    `ValueError` for a `tolerance` of a third of a step or more.
     """
     if 3 * tolerance * steps_per_beat >= 1:
         raise ValueError(
@@ -71,7 +72,7 @@ def to_grid(
     notes = written
     if melody.played:
         notes = move_ends(written, measures, step, near)
-        # A last bar that nothing but the end of a note had reached is none.
+        # A last bar is dropped if only an end that has been moved back had reached it.
         last, reached = (max((n[1] for n in ns), default=0) for ns in (notes, written))
         while measures and last - near <= measures[-1][0] < reached:
             measures.pop()
@@ -109,7 +110,7 @@ def to_grid(
 
 
 def _unit(melody: Melody, steps_per_beat: int, tolerance: Fraction) -> int:
-    """Parts of a quarter note in which all is whole."""
+    """Units in a quarter note such that all times are whole numbers of units."""
     denominators = {steps_per_beat, tolerance.denominator}
     for note in melody.notes:
         denominators |= {note.onset.denominator, note.duration.denominator}
@@ -119,12 +120,12 @@ def _unit(melody: Melody, steps_per_beat: int, tolerance: Fraction) -> int:
 
 
 def _in(unit: int, value: Fraction) -> int:
-    """Return quarter notes as a number of units."""
+    """Convert quarter notes to a number of units."""
     return value.numerator * (unit // value.denominator)
 
 
 def _tokens(start: int, length: int, notes: list[Sounding], step: int, tolerance: int) -> list[int]:
-    """Return the bar's tokens, empty where something is off the grid."""
+    """Return the bar's tokens, or an empty list where something is off the grid."""
     if length % step:
         return []
     tokens = [REST] * (length // step)
@@ -148,11 +149,11 @@ def join_bars(
     held: Integer[np.ndarray, "B"],
     form: MelodyFormat,
 ) -> tuple[UInt8[np.ndarray, "B T"], Bool[np.ndarray, "B"], Bool[np.ndarray, "B"]]:
-    """Join consecutive bars of absolute tokens to segments of `form`'s tokens.
+    """Join consecutive bars of absolute tokens into segments of `form`'s tokens.
 
-    `held` is the MIDI pitch sounding over each segment's start, where one does. Such a note is
-    struck again there. Returns the tokens, which segments were struck again, and which lie within
-    the pitch range of `form` (the tokens of the others mean nothing).
+    `held` is the MIDI pitch of the note that sounds over each segment's start, if any. Such a note
+    is struck again there. Returns the tokens, a mask of the segments with such a note, and a mask
+    of the segments within the pitch range of `form` (the tokens of the others are meaningless).
     """
     absolute = bars.reshape(len(bars), bars.shape[1] * bars.shape[2]).copy()
     struck_again = absolute[:, 0] == HOLD
@@ -168,7 +169,8 @@ def make_segment(bars: Sequence[GridBar], form: MelodyFormat) -> UInt8[np.ndarra
     """Make one segment's tokens from `form.bars_per_segment` consecutive bars.
 
     A note held over the segment's start is struck again there. Raises `MelodyError` where a bar is
-    missing, rejected, of a meter or on a grid that `form` does not have, or out of its range.
+    missing or rejected, where `form` does not have its meter or grid, and where a pitch is out of
+    range.
     """
     if len(bars) != form.bars_per_segment:
         raise MelodyError(f"a segment has {form.bars_per_segment} bars, but {len(bars)} were given")

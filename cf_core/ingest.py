@@ -1,4 +1,4 @@
-"""Melody files made into a Parquet file of bars, as `cf_core.corpus` loads it."""
+"""Ingest: reads melody files into the Parquet file of bars that `cf_core.corpus` loads."""
 
 import hashlib
 import re
@@ -26,7 +26,7 @@ from cf_core.melody import MAX_STEPS_PER_BEAT
 from cf_core.readers import Gridded, Rejected, Song, read_gridded
 
 Progress = Callable[[int, int | None], None]
-"""Called with the songs done and their total, where that is known."""
+"""Called with the number of songs done, and the total where it is known."""
 
 _READ = pa.schema(
     [
@@ -36,9 +36,9 @@ _READ = pa.schema(
         ("path", pa.string()),
     ]
 )
-"""Bars as they are read; the first of a song has the path of its file.
+"""Bars as they are read. Only the first bar of a song has the path of its file.
 
-A rejected song is one row without a bar: its title is the detail.
+A rejected song is one row without a bar, whose title is the detail of the rejection.
 """
 
 
@@ -55,17 +55,18 @@ def ingest(
     """Read a folder, zip archive or file of melodies into `output`, a Parquet file of bars.
 
     Beside it, `NAME.rejected.parquet` lists every song and bar that was left out, with the
-    reason. `include` is that of `readers.find_songs`, `part` that of `readers.read_song`. A song
-    that takes more than `isolation.SECONDS` or `isolation.MEMORY`, or crashes, is rejected alone.
+    reason. `include` is as in `readers.find_songs`, `part` as in `readers.read_song`. A song that
+    takes more than `isolation.SECONDS` or `isolation.MEMORY`, or crashes its reader, is rejected
+    alone.
 
-    `mapper` has batches of songs read, in as many processes as there are CPUs where there is none.
-    What is read is kept in `.NAME.parquet.parts` until all is: an ingest that was stopped, however
-    that was, goes on from there when it is called again. The file is the same, byte for byte,
-    whatever the mapper and however often it was stopped.
+    `mapper` distributes the reading of batches of songs; by default, one process for each CPU
+    reads. Batches already read are kept in `.NAME.parquet.parts` until all are, so that after any
+    stop the next call continues from there. The output is the same, byte for byte, for every mapper
+    and after any number of stops.
 
-    Raises `MelodyError` where `source` is missing or holds no melody file, and `CorpusError` where
-    none can be read, once the list of what was left out is written, and where `output` can't be
-    written.
+    Raises `MelodyError` where `source` is missing or holds no melody file. Raises `CorpusError`
+    where no song can be read (after `NAME.rejected.parquet` is written), for `steps_per_beat`
+    outside 1…24, and where `output` can't be written.
 
     >>> from pathlib import Path
     >>> from cf_core.ingest import ingest
@@ -89,9 +90,9 @@ def ingest_builtin(
 ) -> IngestReport:
     """Write the built-in corpus: common-time tunes of the public-domain books in music21.
 
-    It is every tune whose first `M:` field says 4/4, C, 2/2 or C| of Aird's Selection of Airs
-    (1782-1801) and O'Neill's Music of Ireland (1903), with its repeats played out. The rest is as
-    in `ingest`.
+    The corpus is every tune of Aird's Selection of Airs (1782-1801) and O'Neill's Music of Ireland
+    (1903) whose first `M:` field is 4/4, C, 2/2 or C|. Repeats are played out. Arguments and errors
+    are as in `ingest`; `CorpusError` is also raised where music21 is not installed.
     """
     tunes = list(read_builtin_tunes())
     songs = (song for name, data in tunes for song in readers.split_songs(name, data))
@@ -100,11 +101,14 @@ def ingest_builtin(
 
 
 def read_builtin_tunes() -> Iterator[tuple[str, bytes]]:
-    """Yield names and texts of the built-in corpus's tunes, each as an ABC file of its own."""
+    """Yield name and text of each tune of the built-in corpus, as an ABC file of its own.
+
+    Raises `CorpusError` where music21 is not installed.
+    """
     spec = find_spec("music21")
     if spec is None or spec.origin is None:
         raise CorpusError(
-            "the built-in corpus comes with music21, which is not installed:"
+            "the built-in corpus comes with music21, which is not installed; run"
             " pip install 'connective-fusion[builtin]', or name melodies of your own"
         )
     for book in ("airdsAirs", "oneills1850"):
@@ -119,7 +123,7 @@ def read_builtin_tunes() -> Iterator[tuple[str, bytes]]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a corpus is made of, but for the songs themselves."""
+    """What decides the content of a corpus, apart from the songs themselves."""
 
     source: str
     part: str | None
@@ -127,12 +131,12 @@ class _Plan:
 
 
 _BATCH_SONGS, _BATCH_BYTES = 32, 2**22
-"""A batch is full when it has either: small enough to lose, large enough to be worth a file."""
+"""A batch is full at either limit: small enough to lose, large enough to be worth a file."""
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Songs that are read in one go; `key` is a hash of all that decides what is read."""
+    """Songs that are read in one call; `key` is a hash of all that decides the result."""
 
     index: int
     key: str
@@ -149,7 +153,7 @@ def _write(
 ) -> IngestReport:
     if not 1 <= plan.steps_per_beat <= MAX_STEPS_PER_BEAT:
         raise CorpusError(
-            f"steps_per_beat: {plan.steps_per_beat} is not in 1 to {MAX_STEPS_PER_BEAT}"
+            f"steps_per_beat: {plan.steps_per_beat} is out of range; give 1 to {MAX_STEPS_PER_BEAT}"
         )
     beside = output.with_suffix(".rejected.parquet")
     for path in (output, beside):
@@ -168,7 +172,7 @@ def _write(
         raise CorpusError(_nothing_read(plan.source, rejected, beside))
     report = count_bars(table)
     bars = label_bars(bars, plan.source, plan.steps_per_beat, report.content_hash)
-    # Both are whole before either appears.
+    # Both files are complete before either of them appears.
     with replacing(output, CorpusError) as bars_file:
         pq.write_table(bars, bars_file, compression="zstd")
         with replacing(beside, CorpusError) as rejected_file:
@@ -192,7 +196,7 @@ def _nothing_read(source: str, rejected: pa.Table, path: Path) -> str:
 
 
 def _batches(songs: Iterable[Song | Rejected], plan: _Plan) -> Iterator[_Batch]:
-    """Cut songs into batches; where they are cut depends on nothing but the songs."""
+    """Cut songs into batches; the cuts depend on nothing but the songs."""
     batch: list[Song | Rejected] = []
     count = size = 0
     for song in songs:
@@ -224,7 +228,7 @@ def _read(
     progress: Progress | None,
     total: int | None,
 ) -> list[pa.Table]:
-    """Return the bars of every batch, those that an earlier ingest has read from its parts."""
+    """Return the bars of every batch; batches that an earlier ingest read come from `parts`."""
     tables: dict[int, pa.Table] = {}
     done = 0
 
@@ -252,9 +256,9 @@ def _read(
 
 
 def _part(path: Path) -> pa.Table | None:
-    """Read a part; none where it was not written, or has come to harm since."""
+    """Read a part; None where it is missing or damaged."""
     try:
-        # What is read back names the items of lists otherwise.
+        # Parquet gives the items of lists another name.
         return pq.read_table(path).cast(_READ)
     except (OSError, ValueError, pa.ArrowException):
         return None
@@ -286,12 +290,12 @@ def _read_batch(plan: _Plan, batch: _Batch) -> tuple[_Batch, pa.Table]:
 
 
 def _without_repeated(tables: Sequence[pa.Table]) -> pa.Table:
-    """Join the batches; of a song whose id an earlier one has, a rejection is left.
+    """Join the batches. A song with the id of an earlier one becomes a rejection.
 
-    It names both paths.
+    The detail of the rejection names the paths of both.
     """
     table = pa.concat_tables(tables).combine_chunks() if tables else _READ.empty_table()
-    # Whatever has a bar 0 is a song that was read.
+    # Every song that was read has a bar 0; a rejected one has no bar.
     first = pc.fill_null(pc.equal(table["bar"], 0), False).to_numpy()
     starts = np.flatnonzero(first)
     seen: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What an ingest took and what it left, counted."""
+"""Counts of what an ingest took and what it left out."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ _WINDOW_BARS = (2, 4, 8)
 
 @dataclass
 class WindowCount:
-    """Windows of one length: all, on the grid, and different ones of those on the grid."""
+    """Windows of one length: all, those on the grid, and how many of the latter are distinct."""
 
     all: int = 0
     on_grid: int = 0
@@ -24,10 +24,10 @@ class WindowCount:
 
 @dataclass
 class IngestReport:
-    """What an ingest took and what it left, and why.
+    """Counts of what an ingest took, and of what it left out for which reason.
 
-    A window is consecutive whole bars in one time signature with, in each half, at least half as
-    many onsets as the window has bars; windows start at every bar.
+    A window is a run of whole bars in one time signature. Each half has at least half as many
+    onsets as the window has bars. Windows start at every bar.
     """
 
     songs: int = 0
@@ -38,11 +38,11 @@ class IngestReport:
     rejected_songs: Counter[str] = field(default_factory=Counter)
     rejected_bars: Counter[str] = field(default_factory=Counter)
     passed_over: Counter[str] = field(default_factory=Counter)
-    """Files that were not read because of their names, by suffix."""
+    """Number of files that were not read because of their names, by suffix."""
     moved_ends: int = 0
-    """Ends of played notes that were moved to the next onset or grid line."""
+    """Number of ends of played notes that were moved to the next onset or grid line."""
     moved_songs: int = 0
-    """Songs that have such notes."""
+    """Number of songs with such notes."""
     content_hash: str = ""
 
     def __str__(self) -> str:
@@ -66,12 +66,12 @@ class IngestReport:
 
 
 def list_counts(counts: Counter[str]) -> str:
-    """Say how many there are of each kind, the most first."""
+    """List how many there are of each kind, the most frequent kind first."""
     return ", ".join(f"{count:,} {what}" for what, count in counts.most_common()) or "none"
 
 
 def count_bars(table: pa.Table) -> IngestReport:
-    """Count what was read, from bars as an ingest reads them."""
+    """Count the songs, windows and rejections in a table of bars as an ingest reads them."""
     songs = table.filter(table["bar"].is_null())
     bars = table.filter(pc.is_valid(table["bar"]))
     report = IngestReport(
@@ -87,7 +87,7 @@ def count_bars(table: pa.Table) -> IngestReport:
 
 
 def _count_windows(bars: pa.Table, counts: defaultdict[tuple[str, int], WindowCount]) -> None:
-    """Count windows of every length, by meter and in all."""
+    """Count windows of every length, by meter and in total."""
     song = np.cumsum(bars["bar"].to_numpy() == 0)
     meters = bars["meter"].combine_chunks().dictionary_encode()
     meter, names = meters.indices.to_numpy(), meters.dictionary.to_pylist()

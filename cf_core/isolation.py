@@ -1,7 +1,8 @@
-"""Calls in processes of their own, which one of them may hang, fill or crash at no other's cost.
+"""Calls in separate processes: one that hangs, exhausts memory or crashes harms no other call.
 
-The limits are the operating system's, so that they also hold for code that never comes back to
-Python. macOS knows no limit of memory; Windows knows none of this.
+The operating system enforces the limits, so they also hold for code that never returns to Python.
+macOS does not enforce the limit of memory. Windows has neither limit, and this module does not work
+there.
 """
 
 import os
@@ -21,15 +22,15 @@ from weakref import finalize
 from cf_core.errors import UserError
 
 SECONDS = 10.0
-"""Longest that one call may take."""
+"""Longest time that one call may take."""
 MEMORY = 2**30
-"""Most bytes that the process of a call may take up, all that it has imported included."""
+"""Most bytes of address space that the process of a call may use, imported modules included."""
 
 R = TypeVar("R")
 
 
 class CallError(Exception):
-    """A call was stopped by a limit, or took its process with it."""
+    """A call was stopped by a limit, or its process died."""
 
     def __init__(self, reason: Literal["too slow", "too much memory", "reader died"], detail: str):
         super().__init__(reason, detail)
@@ -39,21 +40,21 @@ class CallError(Exception):
 
 @runtime_checkable
 class Mapper(Protocol):
-    """Calls a function on every item, several at one time; results come in any order.
+    """Calls a function on every item, several at a time; results come in any order.
 
-    Items are asked for as they are needed.
+    Items are taken from the iterable only as they are needed.
     """
 
     def __call__(self, function: Callable[[Any], R], items: Iterable[Any], /) -> Iterator[R]:
-        """Yield what the function returns; whatever it raises is raised."""
+        """Yield the function's results; an exception that it raises is raised here."""
 
 
 def call_isolated(function: Callable[..., R], *arguments: Any) -> R:
-    """Call a function in a process that belongs to the calling thread, and outlives the call.
+    """Call a function in a process that belongs to the calling thread and is kept for later calls.
 
-    What goes there and comes back is pickled. Raises `CallError` where the call is stopped at
-    `SECONDS` or `MEMORY`, or its process dies: by a crash, or by an exception that it raises; and
-    `UserError` where no process can be started.
+    Arguments and result are pickled. Raises `CallError` where the call is stopped at `SECONDS` or
+    `MEMORY`, or its process dies, by a crash or by an exception of the function. Raises `UserError`
+    where no process can be started.
     """
     if not hasattr(_thread, "process"):
         _thread.process = _Process()
@@ -62,10 +63,10 @@ def call_isolated(function: Callable[..., R], *arguments: Any) -> R:
 
 
 def processes(count: int | None = None) -> Mapper:
-    """A mapper whose calls, made in threads, do their work by `call_isolated`.
+    """Make a mapper for functions that use `call_isolated`; each thread has a process of its own.
 
-    `count` is how many at one time, by default as many as there are CPUs. No caller need guard
-    its `__main__`: processes are started anew, and import nothing of it.
+    `count` is how many calls run at a time, by default one for each CPU. Callers need not guard
+    their `__main__`, since the processes import nothing from it.
     """
     size = count or os.cpu_count() or 1
 
@@ -96,12 +97,12 @@ def processes(count: int | None = None) -> Mapper:
 
 _thread = threading.local()
 _MEMORY_STATUS = 77
-"""Exit status of a process whose call ran out of memory; any other would do."""
+"""Exit status of a process whose call ran out of memory; the number is arbitrary."""
 _COMMAND = "import cf_core.isolation; cf_core.isolation.serve()"
 
 
 class _Process:
-    """A process that makes calls, started with the first one and anew after each that fails."""
+    """A process that makes calls. It starts with the first call, and again after a failed one."""
 
     def __init__(self) -> None:
         self._closed = False
@@ -122,7 +123,7 @@ class _Process:
             raise CallError("reader died", f"exit status {status}") from error
 
     def close(self) -> None:
-        """End the process; a call under way fails, and no other is begun."""
+        """End the process; a running call fails, and no other call starts."""
         self._closed = True
         self._stop()
 
@@ -131,7 +132,7 @@ class _Process:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-            # Each thread of theirs would take up memory.
+            # Each thread of a numerical library would take up memory.
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
@@ -143,7 +144,7 @@ class _Process:
                 stdin=DEVNULL,
                 stdout=DEVNULL,
                 stderr=DEVNULL,
-                # Ctrl-C is for the caller alone.
+                # Only the caller should receive Ctrl-C.
                 start_new_session=True,
             )
         self._end = finalize(self, _kill, self._popen)
@@ -153,11 +154,11 @@ class _Process:
             self._pipe.recv()
         except EOFError as error:
             raise UserError(
-                f"no process to read in could be started (exit status {self._stop()}): free memory"
+                f"can't start a process for a reader (exit status {self._stop()}); free some memory"
             ) from error
 
     def _stop(self) -> int | None:
-        """Return the exit status: its own where the process had come to its end before."""
+        """End the process, unless it has ended by itself, and return its exit status."""
         return self._end() if self._end is not None else None
 
 
@@ -167,7 +168,7 @@ def _kill(process: "Popen[bytes]") -> int:
 
 
 def serve() -> None:
-    """Make one call after another until the caller is gone: what the process does."""
+    """Make one call after another until the caller is gone: the main loop of the process."""
     import resource  # noqa: PLC0415  (not on Windows, where the rest of the program may run)
 
     pipe = Connection(int(sys.argv[1]))
@@ -179,7 +180,7 @@ def serve() -> None:
             function, arguments, seconds = pipe.recv()
         except EOFError:
             return
-        # Unhandled, the signal ends the process, and so does whatever else a call raises.
+        # The signal has no handler, so it ends the process, as an exception of the call does.
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             result = function(*arguments)

@@ -36,7 +36,7 @@ def discriminator_loss(
 
 
 def discriminator_positive(paired: Float[Tensor, "*N B"]) -> Float[Tensor, "*N"]:
-    """Equation 2: adjacent segments' latents are real. Takes D's logits on them."""
+    """Equation 2: latents of adjacent segments count as real. Takes D's logits on them."""
     return positive(paired).mean(-1)
 
 
@@ -56,8 +56,8 @@ def generator_loss(
 ) -> Float[Tensor, "*N"]:
     """Equation 4: `L_gen = L_gen^p + λ L_sim`.
 
-    `weighted_similarity` is equation 6 of `λ` times each distance: the same as λ times equation 6,
-    but a conditional generator has another λ for every pair.
+    `weighted_similarity` is equation 6 with each distance multiplied by its λ. For a single λ this
+    is λ times equation 6; a conditional generator has another λ for every pair.
     """
     return adversarial + weighted_similarity
 
@@ -65,7 +65,7 @@ def generator_loss(
 def generator_adversarial(
     fused_unpaired: Float[Tensor, "*N B1"], fused_prior: Float[Tensor, "*N B2"]
 ) -> Float[Tensor, "*N"]:
-    """Equation 5: D takes the fused pairs for real. Takes D's logits (non-saturating form)."""
+    """Equation 5: fused pairs should look real to D. Takes D's logits (non-saturating form)."""
     return positive(fused_unpaired).mean(-1) + positive(fused_prior).mean(-1)
 
 

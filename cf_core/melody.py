@@ -52,7 +52,7 @@ class Tempo(NamedTuple):
 
 
 DEFAULT_TEMPO = 120.0
-"""Quarter notes per minute where a source says nothing."""
+"""Quarter notes per minute where a source gives no tempo."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Melody:
     notes: tuple[Note, ...]
     bars: tuple[Bar, ...]
     tempos: tuple[Tempo, ...] = ()
-    """By start, as the source gives them."""
+    """Sorted by start, as the source gives them."""
     played: bool = False
-    """Ends of notes are those of keys: see `cf_core.grid`."""
+    """Whether notes end where a player released the keys: see `cf_core.gates`."""
 
     @property
     def tempo(self) -> float:
@@ -87,8 +87,8 @@ MAX_STEPS_PER_BEAT = 24
 class MelodyFormat(Settings):
     """Which segments a model knows: their meters, grid, length and pitch range.
 
-    Raises `ValueError`, naming the setting, for a value out of range, and for meters whose bars are
-    no whole number of steps, the same for all.
+    Raises `ValueError`, naming the setting, for a value out of range, and for meters whose bars do
+    not all have the same whole number of steps.
 
     >>> from cf_core.melody import MelodyFormat
     >>> form = MelodyFormat(meters=("6/8",), bars_per_segment=4)
@@ -115,7 +115,7 @@ class MelodyFormat(Settings):
             raise ValueError("meters: at least one is needed, such as 4/4")
         for meter in self.meters:
             if not re.fullmatch(r"[1-9]\d?/(1|2|4|8|16|32)", meter):
-                raise ValueError(f"meters: {meter} is none; write it as 4/4 or 6/8")
+                raise ValueError(f"meters: {meter} is not a meter; write it as 4/4 or 6/8")
         if self.steps_per_beat > MAX_STEPS_PER_BEAT:
             raise ValueError(f"steps_per_beat: {self.steps_per_beat} is above {MAX_STEPS_PER_BEAT}")
         steps = {bar_length(meter) * self.steps_per_beat for meter in self.meters}
@@ -144,9 +144,9 @@ class MelodyFormat(Settings):
 
 
 def is_melody(tokens: Integer[np.ndarray, "B T"]) -> Bool[np.ndarray, "B"]:
-    """Which segments are valid melodies: at least two onsets, and no hold that has nothing to hold.
+    """Whether each segment is a valid melody: it has two onsets or more, and every hold has a note.
 
-    A hold at the start, or after a rest, has none. All pitches of a vocabulary are in range.
+    A hold at the start or after a rest has no note. All pitches of a vocabulary are in range.
     """
     before = np.concatenate((np.full_like(tokens[:, :1], REST), tokens[:, :-1]), axis=1)
     hangs = ((tokens == HOLD) & (before == REST)).any(axis=1)
@@ -155,9 +155,9 @@ def is_melody(tokens: Integer[np.ndarray, "B T"]) -> Bool[np.ndarray, "B"]:
 
 
 def to_notes(tokens: Integer[np.ndarray, "T"], form: MelodyFormat) -> list[Note]:
-    """Return the notes that one segment's tokens write down, counted from the segment's start.
+    """Return the notes of one segment's tokens, with positions from the segment's start.
 
-    A hold with no note before it sounds nothing, as a rest does.
+    A hold with no note before it is silent, as a rest is.
     """
     notes: list[Note] = []
     step = Fraction(1, form.steps_per_beat)

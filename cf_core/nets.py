@@ -25,9 +25,9 @@ class ResidualBlock(nn.Module):
 class MLP(nn.Module):
     """`depth` hidden layers of leaky rectifiers and a linear output.
 
-    With `trials`, that many networks of one shape side by side: weights are stacked on a leading
-    axis, and inputs have it too. Leaky rectifiers, because the gradient penalty differentiates
-    twice and their second derivative costs nothing.
+    With `trials`, the module is that many networks of one shape side by side: weights are stacked
+    on a leading axis, and inputs have this axis too. Leaky rectifiers are used because the gradient
+    penalty differentiates twice, and their second derivative costs nothing.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ def initialise(network: nn.Module, random: torch.Generator) -> None:
                     weight.normal_(0.0, weight.shape[-2] ** -0.5, generator=random)
                     bias.zero_()
             elif isinstance(module, nn.Embedding):
-                # Half a unit, whatever the width: smaller ones were measured to learn more slowly.
+                # 0.5 for any width: embeddings that start smaller were measured to learn slower.
                 module.weight.normal_(0.0, 0.5, generator=random)
 
 
 def dropout(
     x: Float[Tensor, "*B H"], rate: float, random: torch.Generator | None
 ) -> Float[Tensor, "*B H"]:
-    """Drop each unit with probability `rate`; nothing without a generator (in evaluation).
+    """Drop each unit with probability `rate`. Without a generator (in evaluation), drop nothing.
 
     PyTorch's own dropout draws from the global generator, which would tie one trainer's draws to
     whatever else the process did before.

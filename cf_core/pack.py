@@ -1,11 +1,11 @@
 """The adversarial training of fusion maps by equations 1-7, any number of trials at once.
 
 A pack holds the networks of its trials side by side, weights stacked on a leading axis, so that
-small networks share the cost of every operation. A trial alone is a pack of one. What becomes of a
-trial depends on its own settings and, but for rounding, on nothing else in the pack.
+small networks share the cost of every operation. A single trial is a pack of one. The result of a
+trial depends on its own settings and, apart from rounding, on nothing else in the pack.
 
 Letters in shapes: `N` trials still in the pack, `B` pairs of each kind, `P` weights of one network,
-`Z` latent dimensions, `S` style dimensions (the most of any trial; the others are padded), `C`
+`Z` latent dimensions, `S` style dimensions (the most of any trial; others are padded to it), `C`
 conditions (1 if any trial is conditional, else 0).
 """
 
@@ -29,7 +29,7 @@ from cf_core.training import Progress, Trainer
 
 @dataclass(frozen=True)
 class Member:
-    """A trial as a member of a pack: what tells it from the others."""
+    """One trial of a pack: the settings in which it may differ from the others."""
 
     lambda_: float | None
     """λ of equation 4; None trains a conditional generator over the settings' range of λ."""
@@ -43,8 +43,8 @@ class PackTrainer(Trainer):
 
     Trials of one seed see the same batches, whatever their λ and style dimension. A trial whose
     gradients are not finite is frozen at its last weights and leaves the pack at the next report
-    (`diverged`); the others never notice. Reported losses hold one number for each of `trials`, NaN
-    for those that have left.
+    (`diverged`); the others are not affected. Reported losses hold one number for each of `trials`,
+    and NaN for those that have left.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class PackTrainer(Trainer):
         self.latents, self.settings = latents.to(torch.device(device)), settings
         self.trials = tuple(trials)
         self.alive = list(range(len(trials)))
-        """Places in `trials` of those still in the pack: what each row of the stacks belongs to."""
+        """The trial of each row of the stacks, as an index (place) into `trials`."""
         self._running = torch.ones(len(trials), dtype=torch.bool, device=device)
         self._lasted = torch.zeros(len(trials), dtype=torch.int64, device=device)
         self._styles = max(trial.style_dim for trial in trials)
@@ -85,14 +85,14 @@ class PackTrainer(Trainer):
 
     @property
     def diverged(self) -> dict[int, int]:
-        """After how many steps gradients ceased to be finite, by place in `trials`."""
+        """Number of steps completed before gradients ceased to be finite, by place in `trials`."""
         found = enumerate(zip(self._running.tolist(), self._lasted.tolist(), strict=True))
         return {place: lasted for place, (running, lasted) in found if not running}
 
     def take_generator(self, place: int) -> Generator:
-        """The averaged G of the trial at a place of `trials`, by itself, on the CPU.
+        """Copy the averaged G of the trial at `place` in `trials` to a network on the CPU.
 
-        ValueError if it has left the pack.
+        Raises `ValueError` if the trial has left the pack.
         """
         trial, row = self.trials[place], self.alive.index(place)
         alone, _ = self._networks(trial.style_dim, conditional=trial.lambda_ is None)
@@ -100,9 +100,9 @@ class PackTrainer(Trainer):
         return alone.requires_grad_(requires_grad=False)
 
     def take_state(self, place: int) -> dict[str, Tensor]:
-        """The state of one trial, as a pack of it alone has it: what its `restore` takes.
+        """Copy the state of one trial, in the form that `restore` takes in a pack of it alone.
 
-        ValueError if it has left the pack.
+        Raises `ValueError` if the trial has left the pack.
         """
         trial, row = self.trials[place], self.alive.index(place)
         state = {
@@ -116,7 +116,7 @@ class PackTrainer(Trainer):
         return state | {"alive": torch.tensor([0])}
 
     def join(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Go on from where trials of other packs stood, each as `take_state` gave it, in order.
+        """Continue from states of other packs, one for each of `trials`, as `take_state` gave them.
 
         All must have taken the same number of steps.
         """
@@ -134,7 +134,7 @@ class PackTrainer(Trainer):
         self.restore({**first, **joined, **padded, "alive": alive})
 
     def stop(self, places: Collection[int]) -> None:
-        """Take trials out of the pack; the others go on as if nothing had happened."""
+        """Take the trials at `places` out of the pack; the others continue unaffected."""
         rows = [row for row, place in enumerate(self.alive) if place not in places]
         if len(rows) < len(self.alive):
             self.alive = [self.alive[row] for row in rows]
@@ -144,7 +144,7 @@ class PackTrainer(Trainer):
             self._arrange()
 
     def report(self, sums: Mapping[str, Tensor], steps: int) -> Progress:
-        """Close an interval, and take out the trials that diverged in it."""
+        """Close an interval, and take the trials that diverged in it out of the pack."""
         self.stop(self.diverged.keys())
         return super().report(sums, steps)
 
@@ -180,7 +180,7 @@ class PackTrainer(Trainer):
         return named
 
     def _layouts(self, trial: Member) -> dict[str, tuple["_Stack", Tensor, nn.Module]]:
-        """What `_PER_WEIGHT` names: its stack, its values, and a network of the trial's own."""
+        """Stack, values and a network of the trial's shape, for each name in `_PER_WEIGHT`."""
         g, d = self._networks(trial.style_dim, conditional=trial.lambda_ is None)
         like = self.latents.sigma_bar
         kinds = {"discriminator": (self._d, d.to(like))}
@@ -201,14 +201,14 @@ class PackTrainer(Trainer):
         )
 
     def _inputs(self, trial: Member) -> list[int]:
-        """Which inputs of the padded networks the trial has: latents, condition, style."""
+        """List the inputs of the padded networks that the trial uses: latents, condition, style."""
         latents = 2 * self.latents.mean.shape[1]
         first_style = latents + self._conditional
         condition = [latents] if trial.lambda_ is None else []
         return [*range(latents), *condition, *range(first_style, first_style + trial.style_dim)]
 
     def _arrange(self) -> None:
-        """Lay out what differs between the trials that are left, one row each."""
+        """Lay out what differs between the trials still in the pack, one row for each."""
         trials, like = [self.trials[place] for place in self.alive], self.latents.sigma_bar
         self._places = torch.tensor(self.alive, dtype=torch.int64, device=like.device)
         self._rates = like.new_tensor([[trial.learning_rate] for trial in trials])
@@ -220,7 +220,7 @@ class PackTrainer(Trainer):
         self._has_style = like.new_tensor([trial.style_dim > 0 for trial in trials])
 
     def _draw(self) -> list["_Draws"]:
-        """What the updates of one step are computed from. Trials of one seed get the same."""
+        """Draw the inputs of one step's updates. Trials of one seed get the same draws."""
         latents, batch, turns = self.latents, self.settings.batch, self.settings.d_steps + 1
         like, seeds = latents.sigma_bar, self._seeds
         noise = like.new_empty(len(seeds), turns, 3, batch, 2 * len(like))
@@ -261,12 +261,12 @@ class PackTrainer(Trainer):
         return torch.stack([draw(trial.seed, trial.style_dim) for trial in trials])
 
     def _condition(self, lambdas: Float[Tensor, "N B2"]) -> Float[Tensor, "N B2 C"]:
-        """The condition of conditional trials, 0 for the others, of no width if all are such."""
+        """The condition of conditional trials, and 0 for others; width 0 if none is conditional."""
         every = condition_on(lambdas) * self._is_conditional[..., None]
         return every[..., : int(self._conditional)]
 
     def _step(self, turns: Sequence["_Draws"]) -> dict[str, Tensor]:
-        """One step on given draws. Nothing here waits for the device."""
+        """Take one step on given draws. Nothing here waits for the device."""
         report: dict[str, Tensor] = {}
         for draws in turns[:-1]:
             report = self._update_discriminator(draws)
@@ -306,7 +306,7 @@ class PackTrainer(Trainer):
     def _style_loss(
         self, draws: "_Draws", pair: Pair, fused: Pair, moved: Float[Tensor, "N B2"]
     ) -> Float[Tensor, "N"]:
-        """By how much styles fall short of the share of the movement that they should decide."""
+        """How far the distance between two styles' outputs falls short of `style_share`."""
         if not self._styles or self.settings.style_weight == 0:
             return moved.new_zeros(len(moved))
         some = slice(None, None, COMPARED)
@@ -318,7 +318,7 @@ class PackTrainer(Trainer):
         return (self.settings.style_share - share).relu().mean(-1) * self._has_style
 
     def _descend(self, stack: "_Stack", loss: Float[Tensor, "N"]) -> None:
-        """One step of Adam, each trial on its own loss; none for those that are frozen."""
+        """Take one step of Adam, each trial on its own loss. Frozen trials take none."""
         stack.collect(grad(loss.sum(), stack.parameters))
         finite = torch.linalg.vector_norm(stack.gradients, dim=1).isfinite()
         running = self._running[self._places] & finite
@@ -333,15 +333,15 @@ _PER_WEIGHT = (
 """Tensors of a state that hold a number for each weight of a network, in padded rows."""
 
 COMPARED = 4
-"""One in so many inputs is fused once more in another style, for the style loss."""
+"""For the style loss, one input in this many is fused again in another style."""
 NO_MOVEMENT = 1e-3
-"""A distance of equation 7 in which no note changes."""
+"""A distance of equation 7 that is too small to change a note."""
 
 
 @dataclass(frozen=True)
 class _Draws:
     inputs: Float[Tensor, "N B2 Z2"]
-    """Unpaired latents, then as many of the prior."""
+    """Unpaired latents, then as many prior ones."""
     paired: Float[Tensor, "N B Z2"]
     style: Float[Tensor, "N B2 S"]
     other_style: Float[Tensor, "N B2 S"]
@@ -352,8 +352,8 @@ class _Draws:
 class _Stack:
     """Networks of one kind side by side, and their optimiser.
 
-    The optimiser is Adam with β = (0, 0.9), as in Latent Constraints (Engel et al. 2018): a first
-    moment that is the gradient itself.
+    The optimiser is Adam with β = (0, 0.9), as in Latent Constraints (Engel et al. 2018), so the
+    first moment is the gradient itself.
     """
 
     DECAY, EPSILON = 0.9, 1e-8
@@ -368,7 +368,7 @@ class _Stack:
         self._share()
 
     def keep(self, rows: list[int]) -> None:
-        """Keep the networks of some rows only."""
+        """Keep only the networks of these rows."""
         self.weights, self.moments = self.weights[rows], self.moments[rows]
         self._share()
 
@@ -380,7 +380,7 @@ class _Stack:
         self._share()
 
     def write(self, row: Float[Tensor, "P"], alone: nn.Module, inputs: list[int]) -> None:
-        """Put a network in a row; `inputs` are those of the padded first layer that it has."""
+        """Write a network into a row. `inputs` lists which inputs of the padded layer it uses."""
         parts = self._parts(row)
         with torch.no_grad():
             for part, parameter in zip(parts, alone.parameters(), strict=True):
@@ -389,7 +389,7 @@ class _Stack:
                 )
 
     def read(self, weights: Float[Tensor, "P"], alone: nn.Module, inputs: list[int]) -> None:
-        """Fill a network from a row of weights."""
+        """Fill a network from a row of weights. `inputs` is as in `write`."""
         parts = self._parts(weights)
         with torch.no_grad():
             for part, parameter in zip(parts, alone.parameters(), strict=True):
@@ -398,7 +398,7 @@ class _Stack:
 
     @staticmethod
     def fill(alone: nn.Module, values: Float[Tensor, "p"]) -> None:
-        """Lay numbers out as the network's own parameters."""
+        """Fill a network's parameters from a flat vector."""
         parameters = list(alone.parameters())
         with torch.no_grad():
             for part, parameter in zip(
@@ -407,11 +407,11 @@ class _Stack:
                 parameter.copy_(part.view_as(parameter))
 
     def collect(self, gradients: Sequence[Tensor]) -> None:
-        """Lay out the parameters' gradients as the weights are."""
+        """Store the parameters' gradients in the layout of the weights."""
         torch.cat([gradient.flatten(1) for gradient in gradients], 1, out=self.gradients)
 
     def adam(self, running: Bool[Tensor, "N"], rates: Float[Tensor, "N 1"]) -> None:
-        """One step by `gradients`; networks that do not run stay as they are."""
+        """Take one step along `gradients`; networks that are not running stay unchanged."""
         step = self.gradients.masked_fill_(~running[:, None], 0.0)
         self.decay.mul_(self.DECAY)
         self.moments.mul_(self.DECAY).addcmul_(step, step, value=1.0 - self.DECAY)
@@ -425,7 +425,7 @@ class _Stack:
 
     def _share(self) -> None:
         """Make the network's parameters views of `weights`."""
-        # Kept from step to step: fresh memory of this size costs more than what is done with it.
+        # These buffers are kept: allocating them at each step costs more than the arithmetic.
         self.gradients, self._scale = (torch.empty_like(self.weights) for _ in range(2))
         for parameter, part in zip(self.parameters, self._parts(self.weights), strict=True):
             parameter.data = part

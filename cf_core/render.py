@@ -1,4 +1,4 @@
-"""Notes as a MIDI file, and as sound. Equal notes give equal bytes."""
+"""Writes notes as MIDI files and as sound. Equal notes give equal bytes."""
 
 import wave
 from collections.abc import Sequence

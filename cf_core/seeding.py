@@ -1,4 +1,4 @@
-"""Random draws: each has a purpose, and depends on nothing but a seed and that purpose."""
+"""Random numbers that depend on nothing but a seed and the purpose of the draw."""
 
 from hashlib import blake2b
 
@@ -6,7 +6,7 @@ import torch
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed from `seed` and a purpose, such as `derive(0, "fusion", step)`."""
+    """Derive a 63-bit seed from `seed` and a purpose, such as `derive(0, "fusion", step)`."""
     words = "\x1f".join(str(word) for word in (seed, *purpose))
     return int.from_bytes(blake2b(words.encode(), digest_size=8).digest()) >> 1
 
@@ -14,7 +14,7 @@ def derive(seed: int, *purpose: str | int) -> int:
 def make_random(
     seed: int, *purpose: str | int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """Make a generator of random numbers for one purpose. Kinds of devices draw different numbers.
+    """Make a random generator for one purpose. CPUs and GPUs draw different numbers.
 
     Trainers make a new one for every step, so that no generator state is part of a checkpoint and
     a resumed run draws what an uninterrupted one would have drawn.

@@ -1,4 +1,4 @@
-"""What the settings of all models have in common."""
+"""The common base of all models' settings."""
 
 import math
 from dataclasses import dataclass, fields
@@ -12,7 +12,7 @@ class Settings:
     Raises `ValueError`, naming the setting, for a number out of range.
     """
 
-    # Read by pydantic, which the study's configuration is checked with.
+    # Pydantic reads this when it checks a study's configuration.
     __pydantic_config__: ClassVar[dict[str, Any]] = {
         "extra": "forbid",
         "use_attribute_docstrings": True,

@@ -1,7 +1,7 @@
-"""Training as something that can be stopped after any step and go on from a file.
+"""Training that can be stopped after any step and continued from a file.
 
-A `Trainer` owns networks and optimisers and knows how to take one step. `train` drives it,
-reports and checkpoints. Every random draw of a step comes from a generator made for that step, so
+A `Trainer` owns networks and optimisers and takes single steps. `train` drives it, reports and
+writes checkpoints. Every random draw of a step comes from a generator made for that step, so
 weights, optimiser moments and the step number are the whole state.
 """
 
@@ -32,15 +32,15 @@ class Progress:
     step: int
     total: int
     losses: Mapping[str, tuple[float, ...]]
-    """One number for each trial of a pack, else a single one."""
+    """One number for each trial of a pack; a single number for other trainers."""
     peak_memory_mb: float = field(default=math.nan, compare=False)
-    """That of `measure_peak_memory_mb` then; NaN for a report that was read from a checkpoint."""
+    """`measure_peak_memory_mb` at that time; NaN for a report read from a checkpoint."""
 
 
 class Trainer(ABC):
     """Networks in training. Subclasses fill `networks` and `optimisers` and define `update`.
 
-    `history` holds all reports since step 0, also those of the runs that were interrupted.
+    `history` holds all reports since step 0, those of interrupted runs included.
     """
 
     def __init__(self, steps: int) -> None:
@@ -60,7 +60,7 @@ class Trainer(ABC):
         return self.step >= self.steps
 
     def report(self, sums: Mapping[str, Tensor], steps: int) -> Progress:
-        """Close an interval: note the means over its `steps` of losses that add up to `sums`."""
+        """Close an interval of `steps` steps: add its mean losses, from `sums`, to `history`."""
         means = {
             name: tuple((total.double() / steps).reshape(-1).tolist())
             for name, total in sums.items()
@@ -107,8 +107,8 @@ class Trainer(ABC):
 def train(trainer: Trainer, every: int, checkpoint: AnyPath | None = None) -> Iterator[Progress]:
     """Train to the end, reporting and checkpointing every `every` steps.
 
-    Goes on from `checkpoint` where that file is whole; an unreadable one is ignored, since
-    training anew gives the same result. The caller may stop at any report.
+    Training continues from `checkpoint` if that file is whole. A damaged file is ignored, since
+    training from the start gives the same result. The caller may stop at any report.
     """
     if checkpoint is not None:
         state = load_tensors(checkpoint)
@@ -128,17 +128,17 @@ def train(trainer: Trainer, every: int, checkpoint: AnyPath | None = None) -> It
 
 
 def use_huge_pages() -> None:
-    """Have this process and those that it starts keep large tensors in huge pages, on Linux.
+    """Make this process, and those that it starts, keep large tensors in huge pages on Linux.
 
     Without them, the temporary tensors of a pack of 16 cost 35,000 page faults in every step, a
-    tenth of its time. PyTorch asks at its first large tensor: call this at the start of a process.
-    An environment that says otherwise (`THP_MEM_ALLOC_ENABLE`) is left as it is.
+    tenth of its time. PyTorch reads the setting at its first large tensor, so call this at the
+    start of a process. A value of `THP_MEM_ALLOC_ENABLE` in the environment takes precedence.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def measure_peak_memory_mb(device: torch.device | str = "cpu") -> float:
-    """Most memory so far in 10⁶ bytes: of the device where that is a GPU, else of the process."""
+    """Peak memory so far, in 10⁶ bytes: of the device if it is a GPU, else of the process."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
@@ -146,7 +146,7 @@ def measure_peak_memory_mb(device: torch.device | str = "cpu") -> float:
 
 
 def describe_hardware() -> str:
-    """Processor, GPU if any, and how many cores this process may use."""
+    """Name the processor, the GPU if any, and the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
@@ -168,7 +168,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: AnyPath) -> None:
 
 
 def load_tensors(path: AnyPath) -> dict[str, Tensor] | None:
-    """Read a safetensors file; None where there is none or it is not whole."""
+    """Read a safetensors file; None where it is missing or damaged."""
     try:
         with local(path) as whole, safe_open(whole, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

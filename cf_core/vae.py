@@ -29,9 +29,9 @@ class VAESettings(Settings):
     hidden: int = 512
     """Width of the encoder and the decoder."""
     embedding: int = 64
-    """Dimensions of one step's token on the way in and out."""
+    """Width of one step's token, before the encoder and after the decoder."""
     depth: int = 1
-    """Residual blocks in each of the two."""
+    """Residual blocks in the encoder, and in the decoder."""
     beta: float = 0.2
     """Weight of the KL divergence against the reconstruction, both in nats per segment."""
     steps: int = 1500
@@ -49,12 +49,12 @@ class VAESettings(Settings):
 class MelodyVAE(nn.Module):
     """A VAE with a residual-MLP encoder and a decoder that emits all steps at once.
 
-    Tokens are embedded, and read off again, alike at every step: what is learned of a pitch at one
-    step holds at all others.
+    All steps share one token embedding and one output layer, so that what is learned about a pitch
+    at one step holds at all others.
 
     `sigma_bar` is the posterior standard deviation of each latent dimension averaged over the
-    training segments (as in Latent Constraints, Engel et al. 2018); equation 7 weighs by its
-    square. It is ones until `measure_sigma_bar` has been called.
+    training segments (as in Latent Constraints, Engel et al. 2018). Equation 7 divides by its
+    square. All its values are 1 until `measure_sigma_bar` is called.
     """
 
     sigma_bar: Tensor
@@ -91,7 +91,7 @@ class MelodyVAE(nn.Module):
 
     @torch.no_grad()
     def encode_mean(self, tokens: Integer[np.ndarray, "B T"]) -> Float[Tensor, "B Z"]:
-        """Posterior means, in chunks: what evaluation and deployment encode to."""
+        """Posterior means, computed in chunks: the latents of evaluation and deployment."""
         return self.posteriors(tokens)[0]
 
     @torch.no_grad()
@@ -159,10 +159,10 @@ class VAETrainer(Trainer):
 
 
 def decode_likeliest(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
-    """The likeliest tokens in which every hold has a note to hold, by the Viterbi algorithm.
+    """Return the likeliest tokens in which every hold has a note, by the Viterbi algorithm.
 
-    The decoder emits all steps at once and so can put a hold at the start or after a rest, where it
-    means nothing. Two states remember whether a note sounds after a step.
+    The decoder emits all steps at once, so it can put a hold at the start or after a rest, where it
+    has no meaning. The two states are whether a note sounds after a step or not.
     """
     pitch, onset = logits[..., FIRST_PITCH:].max(-1)
     onset, rest, hold = onset + FIRST_PITCH, logits[..., REST], logits[..., HOLD]
@@ -172,7 +172,7 @@ def decode_likeliest(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
         torch.empty_like(rest, dtype=torch.bool),
     )
     for step in range(rest.shape[1]):
-        # Where an onset or a rest comes, the better of the two states went before.
+        # An onset or a rest may follow either state, so it follows the better one.
         before[:, step] = sounding > silent
         best = torch.maximum(sounding, silent)
         goes_on, struck = sounding + hold[:, step], best + pitch[:, step]
@@ -206,14 +206,14 @@ def transpose(
 
 
 def report_reconstruction(vae: MelodyVAE, tokens: Integer[np.ndarray, "B T"]) -> dict[str, float]:
-    """How well the posterior mean decodes to the segment it came from, and how latents are used.
+    """Measure how well posterior means decode to their segments, and how the latents are used.
 
     `token_accuracy` (share of steps), `onset_pitch_recall` (share of the true onsets that come back
     at their step with their pitch) and `exact_segments` (share of segments without an error) lie in
     0…1. `kl` is in nats per segment. `active_units` counts the latent dimensions whose posterior
-    mean varies by more than 0.01 over the segments (Burda et al. 2016). `aggregate_kl` says how
-    well the aggregate posterior fits the prior: the divergence, in nats, of a Gaussian of its mean
-    and covariance from the standard one; 0 is a perfect fit in both.
+    mean has a variance above 0.01 over the segments (Burda et al. 2016). `aggregate_kl` measures
+    how well the aggregate posterior fits the prior: the KL divergence, in nats, of a Gaussian with
+    its mean and covariance from the standard Gaussian. It is 0 where both fit perfectly.
     """
     mean, deviation = vae.posteriors(tokens)
     right = vae.decode_tokens(mean) == tokens
@@ -233,10 +233,10 @@ def report_reconstruction(vae: MelodyVAE, tokens: Integer[np.ndarray, "B T"]) ->
 
 @torch.no_grad()
 def report_prior(vae: MelodyVAE, count: int, random: torch.Generator) -> dict[str, float]:
-    """How many of `count` samples of the prior decode to a melody (`is_melody`), 0…1.
+    """Measure the share, 0…1, of `count` prior samples that decode to a melody (`is_melody`).
 
-    `valid_prior` as they are decoded (`decode_likeliest`), `valid_prior_by_step` if each step took
-    its likeliest token whatever came before.
+    `valid_prior` is the share as decoded by `decode_likeliest`. `valid_prior_by_step` is the share
+    if every step takes its likeliest token, whatever comes before.
     """
     z = torch.randn(count, vae.settings.latent_dim, generator=random)
     by_step = vae.decode(z).argmax(-1).numpy()

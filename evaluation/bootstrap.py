@@ -1,4 +1,4 @@
-"""How sure one may be of a figure of pairs: bootstraps of songs and pairs.
+"""Bootstraps of songs and pairs, for the uncertainty of a statistic of pairs.
 
 Letters in shapes: `n` pairs, `K` bins, `R` resamples, `C` clusters, `M` clusters of a pair.
 """
@@ -13,38 +13,38 @@ from scipy import linalg, special
 from evaluation.statistics import count_pairs_by_cluster
 
 BLOCKS = 256
-"""Pairs that share no song are dealt into at most so many blocks, and blocks are resampled: no
-worse an estimate of a variance, and cheaper."""
+"""Pairs that share no song are dealt into at most this many blocks, and blocks are resampled. This
+estimates a variance no worse, and is cheaper."""
 _FEWEST_SONGS = 3
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """Bootstrap resamples of `n` pairs, for how a figure of theirs varies with songs and pairs.
+    """Bootstrap resamples of `n` pairs: how a statistic of pairs varies with songs and pairs.
 
-    Pairs of two songs each (dyads) are drawn twice over. First songs are drawn, with replacement: a
-    pair counts as often as its two songs are drawn on average. Then pairs are drawn, those of the
-    same two songs together. `variance` puts the two together: what a song adds to all its pairs,
-    plus what is a pair's own (Aronow, Samii & Assenova 2015, by a weighted bootstrap). Of pairs
-    that are each of one song, songs are drawn; of those that are of none, pairs. One set of
-    resamples serves every metric of the same pairs.
+    Pairs of two songs each (dyads) are resampled in two ways. First, songs are drawn with
+    replacement; a pair counts as often as its two songs are drawn on average. Second, pairs are
+    drawn, those of the same two songs together. `variance` combines both: the effect of a song on
+    all its pairs, and the variation of single pairs (Aronow, Samii & Assenova 2015, by a weighted
+    bootstrap). If each pair is of one song, only songs are drawn; if pairs have no song, only
+    pairs. One set of resamples serves every metric of the same pairs.
     """
 
     clusters: Int64[np.ndarray, "n M"]
-    """Number of each pair's clusters, 0 to C - 1: its two songs and its block, or its only one."""
+    """Clusters of each pair, numbered 0 to C - 1: two songs and a block, or a single cluster."""
     draws: Float32[np.ndarray, "R C"]
     """How often each cluster is in each resample."""
     songs: int
-    """Clusters that are songs, or the blocks of pairs without: the first so many."""
+    """The first this many clusters are songs, or blocks of pairs without songs."""
 
     @classmethod
     def draw(
         cls, songs: Integer[np.ndarray, "n 2"], resamples: int, random: np.random.Generator
     ) -> "Resamples":
-        """Draw so many resamples of each kind; `songs` names those of each pair, -1 for none.
+        """Draw `resamples` resamples of each kind; `songs` gives the songs of each pair, or -1.
 
-        ValueError with fewer than two clusters, or three songs of which each pair has two: no
-        spread can be learned from so few.
+        Raises `ValueError` with fewer than two clusters, or fewer than three songs where a pair has
+        two: so few give no estimate of a spread.
         """
         n = len(songs)
         names, numbers = np.unique(
@@ -53,7 +53,7 @@ class Resamples:
         numbers, count = numbers.reshape(songs.shape), names.size
         alone = (numbers[:, 0] == numbers[:, 1]).all()
         if count < (2 if alone else 3):
-            raise ValueError("songs: there are too few for an interval")
+            raise ValueError(f"songs: {count} are too few for an interval")
         drawn = _drawn(count, resamples, random)
         if alone:
             return cls(numbers[:, :1], drawn, count)
@@ -70,7 +70,7 @@ class Resamples:
         return means
 
     def sums_by_cluster(self, values: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "C"]:
-        """What each cluster adds to the sum of `values`; of two songs, half a pair each."""
+        """Share of each cluster in the sum of `values`; of a pair, each of two songs has half."""
         return self._sums(lambda own, size: np.bincount(own, values, size))
 
     def count_pairs(
@@ -82,7 +82,7 @@ class Resamples:
     def count_pairs_by_cluster(
         self, left: Integer[np.ndarray, "n"], right: Integer[np.ndarray, "n"], k: int
     ) -> Float64[np.ndarray, "C K K"]:
-        """What each cluster adds to `count_pairs`; of two songs, half a pair each."""
+        """Share of each cluster in `count_pairs`; of a pair, each of two songs has half."""
         return self._sums(lambda own, size: count_pairs_by_cluster(left, right, k, own, size))
 
     def _sums(self, sums: Callable[[Int64[np.ndarray, "n"], int], np.ndarray]) -> np.ndarray:
@@ -93,13 +93,15 @@ class Resamples:
     def variance(
         self, samples: Float[np.ndarray, "*N R"]
     ) -> tuple[Float64[np.ndarray, "*N"], Float64[np.ndarray, "*N"]]:
-        """Variance, for other songs and pairs, of what has these values in the resamples.
+        """Variance, over other songs and pairs, of a statistic with these values in the resamples.
 
-        And its degrees of freedom. Where each pair has two songs, half of it stays while one song
-        varies, so that resamples of songs deviate half as much as songs do; and what is a pair's
-        own comes with either song, once too often. Hence four times the one variance less the
-        other, and no less than the other, with degrees of freedom by Satterthwaite (1946). Each is
-        corrected by `correct_few_clusters`. NaN without a finite value; others are left out.
+        Returned with its degrees of freedom. Where each pair has two songs, one half of the pair
+        stays the same while the song of the other varies, so resamples of songs deviate half as
+        much as songs do. The variation of single pairs comes with each of the two songs, so it is
+        counted once too often. The variance is therefore four times the variance over songs less
+        the variance over pairs, but at least the latter, with Satterthwaite's (1946) degrees of
+        freedom. Both are corrected by `correct_few_clusters`. Samples that are not finite are left
+        out; the result is NaN if none is finite.
         """
         sizes = self.sums_by_cluster(np.ones(len(self.clusters)))
         songs_factor, songs_freedom = correct_few_clusters(sizes[: self.songs])
@@ -114,15 +116,15 @@ class Resamples:
         return variance, satterthwaite(variance, (songs, songs_freedom), (pairs, pairs_freedom))
 
     def interval(self, value: float, samples: Float[np.ndarray, "R"]) -> tuple[float, float]:
-        """95 % interval of what is `value` on all pairs: Student's t."""
+        """95 % interval, by Student's t, of a statistic that is `value` on all pairs."""
         variance, freedom = self.variance(samples)
-        # As `scipy.stats` has it, which is slow to import: every worker would wait for it.
+        # `scipy.stats` has this too, but it is slow to import, and every worker would wait for it.
         reach = special.stdtrit(freedom, 0.975) * np.sqrt(variance)
         return float(value - reach), float(value + reach)
 
 
 def has_enough_songs(songs: Integer[np.ndarray, "n 2"]) -> bool:
-    """Whether there are songs enough (or pairs, of those without songs) to learn a spread from."""
+    """Whether there are enough songs (or pairs, if they have no songs) to estimate a spread."""
     return len(np.unique(songs if songs.min() >= 0 else np.arange(len(songs)))) >= _FEWEST_SONGS
 
 
@@ -139,11 +141,12 @@ def satterthwaite(
 
 
 def correct_few_clusters(sizes: Float64[np.ndarray, "C"]) -> tuple[float, float]:
-    """What to multiply the variance of a bootstrap of such clusters by, and degrees of freedom.
+    """Return a factor that corrects a bootstrap variance over clusters, and degrees of freedom.
 
-    Resamples of few clusters vary too little: with C equal ones by (C - 1)/C. Of unequal ones, the
-    factor is what makes the variance of a mean unbiased where clusters alone differ; and they count
-    as so many equal ones as have their sum of squares.
+    Resamples of few clusters vary too little: with C equal clusters by a factor of (C - 1)/C. For
+    unequal clusters, the factor makes the variance of a mean unbiased if only clusters differ. The
+    degrees of freedom are those of the number of equal clusters with the same sum of squared
+    shares.
     """
     share = sizes / sizes.sum()
     square = float((share**2).sum())
@@ -153,15 +156,16 @@ def correct_few_clusters(sizes: Float64[np.ndarray, "C"]) -> tuple[float, float]
 def draw_pigeonhole_weights(
     songs: Integer[np.ndarray, "n 2"], resamples: int, random: np.random.Generator
 ) -> Float64[np.ndarray, "R n"]:
-    """How often each of `n` pairs is in each resample, for what is no sum over songs.
+    """Draw how often each of `n` pairs is in each resample.
 
-    A pair of one song is there as often as that is drawn, a pair of two as often as the product of
-    both says: the pigeonhole bootstrap (Owen 2007). What songs do to their pairs varies as it
-    should, what is a pair's own up to three times too much. ValueError with fewer than two songs.
+    This is for statistics that are not sums over songs. A pair of one song counts as often as the
+    song is drawn. A pair of two songs counts as often as the product of both draws: the pigeonhole
+    bootstrap (Owen 2007). It gets the variance due to songs right, and the variance of single pairs
+    up to three times too large. Raises `ValueError` with fewer than two songs.
     """
     names, numbers = np.unique(songs, return_inverse=True)
     if names.size < 2:
-        raise ValueError("songs: there are too few for an interval")
+        raise ValueError(f"songs: {names.size} are too few for an interval")
     draws = _drawn(names.size, resamples, random)
     left, right = numbers.reshape(songs.shape).T
     weights = np.where(left == right, draws[:, left], draws[:, left] * draws[:, right])
@@ -169,7 +173,7 @@ def draw_pigeonhole_weights(
 
 
 def _drawn(count: int, resamples: int, random: np.random.Generator) -> Float32[np.ndarray, "R C"]:
-    """How often each of `count` is drawn when as many are drawn with replacement."""
+    """Draw `count` items with replacement, and count how often each is drawn."""
     equal = np.full(count, 1 / count)
     draws: np.ndarray = random.multinomial(count, equal, size=resamples).astype(np.float32)
     return draws

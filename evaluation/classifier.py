@@ -1,4 +1,4 @@
-"""The search classifier: adjacent or not, judged from latents. The one that LP may climb.
+"""The search classifier: it decides from latents whether a pair is adjacent. Rivals may climb it.
 
 Letters in shapes: `B` pairs, `Z` latent dimensions.
 """
@@ -20,7 +20,7 @@ from cf_core.settings import Settings
 from cf_core.training import Trainer, warmup_cosine
 
 gelu_ = torch.ops.aten.gelu_
-"""GELU in place, which PyTorch names nowhere else."""
+"""GELU in place, for which PyTorch has no public name."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ClassifierSettings(Settings):
 
 
 class SearchClassifier(nn.Module):
-    """The logit of two latents being those of adjacent segments."""
+    """Gives the logit that two latents belong to adjacent segments."""
 
     def __init__(self, latent_dim: int, settings: ClassifierSettings) -> None:
         super().__init__()
@@ -65,10 +65,11 @@ class SearchClassifier(nn.Module):
         return logits.squeeze(-1)
 
     def scorer(self, rows: int) -> Callable[[Float[Tensor, "B Z2"]], Float[Tensor, "B"]]:
-        """What gives the logits of `rows` pairs, halves joined, again and again.
+        """Make a function that gives the logits of `rows` pairs with concatenated halves.
 
-        Without gradients, hence in place and in memory that is kept: a search does little else,
-        and page faults in fresh memory took it longer than all that is not a matrix product.
+        It needs no gradients, so it works in place and reuses its memory. A search calls little
+        else, and page faults in newly allocated memory took longer than all operations except
+        matrix products.
         """
         weight, bias, *rest, last_gain, last_shift = self.net.parameters()
         blocks = [rest[i : i + 4] for i in range(0, len(rest), 4)]
@@ -92,7 +93,7 @@ class SearchClassifier(nn.Module):
 
 
 class ClassifierTrainer(Trainer):
-    """Logistic regression of adjacent pairs against unpaired and prior pairs, half and half."""
+    """Logistic regression of adjacent pairs against negatives: half unpaired, half prior pairs."""
 
     def __init__(self, latents: Latents, settings: ClassifierSettings, seed: int) -> None:
         super().__init__(settings.steps)
@@ -106,7 +107,7 @@ class ClassifierTrainer(Trainer):
         )
 
     def update(self) -> dict[str, Tensor]:
-        """One step on fresh draws."""
+        """Take one step on fresh draws."""
         random = make_random(self.seed, "search classifier", self.step)
         batch, half = self.settings.batch, self.settings.batch // 2
         parts = [
@@ -121,14 +122,14 @@ class ClassifierTrainer(Trainer):
 
 
 def adamw(network: nn.Module, learning_rate: float) -> torch.optim.AdamW:
-    """The optimiser of both kinds of classifier."""
+    """Make the optimiser that all classifiers and judges use."""
     return torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.05, fused=True)
 
 
 def logistic_step(
     logits: Float[Tensor, "B ..."], positives: int, optimiser: torch.optim.Optimizer, rate: float
 ) -> dict[str, Tensor]:
-    """One optimiser step on the mean logistic loss; the first `positives` rows are real."""
+    """Take one optimiser step on the mean logistic loss; the first `positives` rows are real."""
     loss = softplus(-logits[:positives]).mean() + softplus(logits[positives:]).mean()
     for group in optimiser.param_groups:
         group["lr"] = rate

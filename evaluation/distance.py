@@ -1,4 +1,4 @@
-"""How far a transformed pair is from its input, and its notes from those that were trained on.
+"""Distances of a transformed pair from its input, and of its notes from the training segments.
 
 Letters in shapes: `B` segments or pairs, `N` segments of a bank, `Z` latent dimensions, `T` steps.
 Tokens are below 256, as all vocabularies are.
@@ -36,13 +36,13 @@ def edit_distance(
 
 
 class SegmentBank:
-    """Segments among which the nearest to others is looked up."""
+    """Segments in which the nearest segment to a given one is looked up."""
 
     def __init__(self, segments: Integer[np.ndarray, "N T"]) -> None:
         self._texts = _texts(np.unique(segments, axis=0))
 
     def nearest(self, segments: Integer[np.ndarray, "B T"]) -> Int[np.ndarray, "B"]:
-        """Edit distance of each segment to the nearest of the bank; 0 where it is one of them."""
+        """Edit distance of each segment to the nearest in the bank; 0 where it is in the bank."""
         distances = cdist(_texts(segments), self._texts, scorer=levenshtein, dtype=np.int32)
         return np.asarray(distances.min(axis=1))
 

@@ -1,4 +1,4 @@
-"""From transformed latents to the records of every pair, and from those to the metrics of all.
+"""Turns transformed latents into records of single pairs, and these into metrics of all pairs.
 
 Letters in shapes: `B` pairs, `Z` latent dimensions, `T` steps, `P` adjacent pairs.
 """
@@ -44,11 +44,11 @@ from evaluation.statistics import (
 from evaluation.transforms import Fusion, Step
 
 LABELS = ("trial", "configuration", "method")
-"""Columns that say what a row is of."""
+"""Columns that say what a row describes."""
 DIVERSITY_INPUTS = 64
-"""Input pairs of a source that style diversity is measured on, at most."""
+"""Most input pairs of a source on which style diversity is measured."""
 REAL_PAIRS = 512
-"""Real adjacent pairs that density and coverage are held against, at most."""
+"""Most real adjacent pairs with which density and coverage compare."""
 
 OUTCOMES: dict[str, type[pl.DataType]] = {
     "trial": pl.String,
@@ -64,15 +64,15 @@ OUTCOMES: dict[str, type[pl.DataType]] = {
     **dict.fromkeys(OF_PAIRS, pl.Float32),
     **{f"{name}_{half}": pl.Int8 for name in STATISTICS for half in ("left", "right")},
 }
-"""Columns of the records of pairs: NaN, and bin -1, where a latent was not finite."""
+"""Columns of the records of pairs. Where a latent was not finite, numbers are NaN and bins -1."""
 
 
 @dataclass(frozen=True)
 class Source:
     """Input pairs of one kind, the same for every trial and baseline of a study.
 
-    `songs` holds the song of either half as indices into the corpus's song ids, or -1 for the
-    prior. `split` says which songs' statistics and which judge the outputs are held against.
+    `songs` holds the song of each half as an index into the corpus's song ids, or -1 for the prior.
+    `split` says with which songs' statistics, and by which judge, the outputs are measured.
     """
 
     name: str
@@ -84,9 +84,9 @@ class Source:
 def unpaired(
     corpus: Corpus, split: int, count: int, random: np.random.Generator
 ) -> Int[np.ndarray, "B 2"]:
-    """Rows of `count` random pairs of segments of different songs of one split.
+    """Draw the rows of `count` random pairs of segments from different songs of one split.
 
-    Both halves are drawn among all segments, independently but for the songs' being different.
+    Both halves are drawn from all segments, independently except that their songs differ.
     """
     rows = corpus.segments(split)
     pairs = random.choice(rows, (count, 2))
@@ -98,7 +98,7 @@ def unpaired(
 def song_names(
     corpus: Corpus, songs: Integer[np.ndarray, "B 2"]
 ) -> tuple[list[str | None], list[str | None]]:
-    """The song ids of the left and of the right halves; None of a prior."""
+    """Return the song ids of the left and of the right halves; None for prior samples."""
     left, right = (
         [None if song < 0 else corpus.song_ids[song] for song in half] for half in songs.T
     )
@@ -108,9 +108,9 @@ def song_names(
 def make_sources(
     corpus: Corpus, core: MelodyVAE, counts: Mapping[int, int], seed: int
 ) -> tuple[Source, ...]:
-    """The four sources: unpaired test songs and prior samples, and their validation twins.
+    """Make the four sources: unpaired test songs, prior samples, and the validation twin of each.
 
-    `counts` holds how many pairs the two sources of each split have.
+    `counts` maps each split to the number of pairs in both of its sources.
     """
     sources = []
     for name, prior_name, split in (
@@ -130,7 +130,7 @@ def make_sources(
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores outputs. Holds the core, the classifiers and the songs' own statistics."""
+    """Scores outputs. Holds the core, the classifiers and the statistics of the songs."""
 
     corpus: Corpus
     core: MelodyVAE
@@ -142,27 +142,27 @@ class Evaluator:
 
     @cached_property
     def bins(self) -> Bins:
-        """Bins of the five statistics, by quantiles of the training segments."""
+        """Bins of the five statistics, fitted to quantiles of the training segments."""
         return Bins.fit(self._training)
 
     @cached_property
     def training_segments(self) -> SegmentBank:
-        """The training segments, to look outputs up in."""
+        """The training segments, in which the nearest segment to an output is looked up."""
         return SegmentBank(self.corpus.tokens[self.corpus.segments(TRAIN)])
 
     def evaluate(
         self, label: Mapping[str, Any], source: Source, steps: Iterable[Step]
     ) -> tuple[list[dict[str, Any]], pl.DataFrame]:
-        """Metric rows and records of all pairs (`OUTCOMES`) of a transform's outputs for a source.
+        """Return metric rows, and records (`OUTCOMES`), of a transform's outputs for a source.
 
         `label` holds the columns that say what was evaluated. The metrics are those of
-        `evaluation.metrics`, held against the real adjacent pairs of the source's split.
+        `evaluation.metrics`; they compare with the real adjacent pairs of the source's split.
 
-        Intervals resample songs (of a prior, pairs). `overlap_area`, `density` and `coverage` have
-        none: a resample repeats pairs, and so is less diverse than the set it is drawn from. A pair
-        with a distance that is not finite, as where a latent is not, is excluded, and counted in
-        `excluded`. So are pairs with a half that has no notes, from the correlations and from
-        these three.
+        Intervals resample songs (pairs, for prior sources). `overlap_area`, `density` and
+        `coverage` have no interval: a resample repeats pairs, so it is less diverse than the set it
+        is drawn from. A pair whose distance is not finite, for instance because a latent is not, is
+        excluded and counted in `excluded`. The correlations and these three metrics also exclude
+        pairs with a half without notes.
         """
         before = self._view(self._decode(source.inputs), source.split, source.inputs)
         reference = self._references[source.split]
@@ -177,9 +177,9 @@ class Evaluator:
         return rows, pl.concat(records)
 
     def real_outcomes(self, split: int) -> pl.DataFrame:
-        """Records of all real adjacent pairs of a split, as notes that were never encoded.
+        """Return the records of all real adjacent pairs of a split, as notes never encoded.
 
-        Their method is "real". There are no distances to inputs.
+        Their method is "real", and they have no distances to inputs.
         """
         rows = self.corpus.pairs_of(split)
         tokens = self._tokens(rows)
@@ -191,10 +191,10 @@ class Evaluator:
         return _frame(dict.fromkeys(LABELS, "real") | shared | columns)
 
     def song_distances(self, split: int, count: int) -> pl.DataFrame:
-        """z-distances of `count` random pairs of segments of one song, and as many of two.
+        """Measure z-distances of `count` random segment pairs of one song, and as many of two.
 
-        Equation 7 of one half. Columns: `kind` ("same song", "different songs"), `z_distance`.
-        Segments of one song may overlap in time, but are never the same.
+        The distance is equation 7 of one half. Columns: `kind` ("same song", "different songs"),
+        `z_distance`. Two segments of one song may overlap in time, but are never the same.
         """
         random = np.random.default_rng(derive(self.seed, "song distances", split))
         rows = self.corpus.segments(split)
@@ -220,13 +220,13 @@ class Evaluator:
         return distances.astype(np.float64)
 
     def references_rows(self, source: Source) -> Iterator[dict[str, Any]]:
-        """Rows of the floor and the ceiling of the metrics that are no distance, for one source.
+        """Yield rows of the floor and the ceiling of all metrics except distances, for one source.
 
-        The floor is a fresh draw of untransformed inputs of the source's kind. The ceiling is one
-        half of the real adjacent pairs, at most as many as there are inputs, against the other
-        half. Both are encoded and decoded, as all outputs are. It is no bound: the halves share
-        songs, and even bars, which makes it higher; fewer pairs against a noisier reference than
-        methods have make the correlations lower.
+        The floor is a fresh draw of untransformed inputs of the source's kind. The ceiling compares
+        one half of the real adjacent pairs (at most as many as there are inputs) with the other
+        half. Both are encoded and decoded, as all outputs are. The ceiling is not a bound. It is
+        higher because the two halves share songs, and even bars. Its correlations are lower because
+        it compares fewer pairs with a noisier reference than methods do.
         """
         random = np.random.default_rng(derive(self.seed, "references", source.name))
         count = len(source.songs)
@@ -259,10 +259,11 @@ class Evaluator:
         counts: Sequence[int],
         lambda_: float | None = None,
     ) -> dict[int, float]:
-        """Mean decoded edit distance between outputs of one input in different styles.
+        """Measure the mean edit distance between decoded outputs of one input in different styles.
 
-        In tokens per segment, after each of `counts` applications, over pairs of `styles` (at least
-        2) styles and the first `DIVERSITY_INPUTS` pairs of the source. 0 without style.
+        It is in tokens per segment, after each of `counts` applications. The mean is over all pairs
+        of `styles` styles (at least 2) and the first `DIVERSITY_INPUTS` pairs of the source. It is
+        0 for a generator without style.
         """
         if generator.style_dim == 0:
             return dict.fromkeys(counts, 0.0)
@@ -299,7 +300,7 @@ class Evaluator:
 
     @cached_property
     def _references(self) -> dict[int, Reference]:
-        """By split, what its real adjacent pairs are like."""
+        """The reference of each split, made of its real adjacent pairs."""
         return {
             split: self._reference(
                 self.corpus.pairs_of(split),
@@ -319,10 +320,10 @@ class Evaluator:
         return Reference(counts, real.statistics, Neighbourhoods.fit(features[drawn]))
 
     def _outcomes(self, source: Source, before: Pairs, step: Step) -> tuple[Pairs, dict[str, Any]]:
-        """The outputs as notes, and the columns of their records that follow from them."""
+        """Return the outputs as notes, and the columns of their records."""
         inputs, outputs = source.inputs, step.outputs
         finite = torch.isfinite(z_weighted(inputs, outputs, self.core.sigma_bar))
-        # A row that is not finite is measured as if it were its input, and then struck out.
+        # A row that is not finite is replaced by its input, and its results are removed below.
         left, right = (
             torch.where(finite[:, None], after, z) for z, after in zip(inputs, outputs, strict=True)
         )
@@ -334,7 +335,7 @@ class Evaluator:
         return pairs, columns
 
     def _measure(self, pairs: Pairs, songs: Integer[np.ndarray, "B 2"]) -> dict[str, Any]:
-        """The columns of the records that can be known of these pairs."""
+        """Return the columns of the records that can be computed for these pairs."""
         left, right = song_names(self.corpus, songs)
         columns = {"pair": np.arange(len(songs)), "left_song": left, "right_song": right}
         for name, compute in OF_PAIRS.items():
@@ -351,7 +352,7 @@ class Evaluator:
         pairs: Pairs,
         reference: Reference,
     ) -> Iterator[dict[str, Any]]:
-        """Metrics of pairs, from their records; those of sets, from their notes."""
+        """Yield metrics of pairs, from their records, and metrics of sets, from their notes."""
         finite = records["judge"].is_finite().to_numpy()
         kept = records.filter(finite)
         if kept.is_empty():
@@ -366,7 +367,7 @@ class Evaluator:
                 yield estimate.row(name)
 
     def resample(self, songs: Integer[np.ndarray, "B 2"]) -> Resamples | None:
-        """Bootstrap resamples of pairs of these songs; None where there are too few."""
+        """Draw bootstrap resamples of pairs of these songs; None where there are too few songs."""
         if not has_enough_songs(songs):
             return None
         random = np.random.default_rng(derive(self.seed, "bootstrap"))
@@ -393,7 +394,7 @@ class Evaluator:
         return self.core.decode_tokens(pair[0]), self.core.decode_tokens(pair[1])
 
     def _reconstructed(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
-        """The pairs encoded and decoded, as all inputs are."""
+        """Encode and decode pairs, as all inputs are."""
         left, right = (self.core.encode_mean(half) for half in self._tokens(rows))
         return self._decode((left, right))
 
@@ -402,7 +403,7 @@ class Evaluator:
 
 
 def _frame(columns: Mapping[str, Any]) -> pl.DataFrame:
-    """Records of pairs; what is not given is null."""
+    """Make records of pairs; columns that are not given are null."""
     return pl.DataFrame(
         {name: columns.get(name) for name in OUTCOMES}, schema=OUTCOMES, strict=False
     )

@@ -1,20 +1,21 @@
 """Coherency against similarity: the points of a panel, their frontier, and matched similarity.
 
-Similarity is a distance to the inputs, so less of it is better; more coherency is better.
+Similarity is measured as a distance to the inputs: a smaller distance is better, and so is a higher
+coherency.
 
 The metrics frame that some functions take holds one row per point and metric, with at least the
 columns `method`, `trial`, `configuration`, `lambda`, `seed`, `source`, `iteration`, `metric` and
 `value`.
 
-What is chosen is chosen on validation songs (`CHOSEN_ON`) and scored on test songs. The candidates
-of a choice are configurations (a trial without its seed) at one λ and iteration, with their means
-over training seeds. One that is not finished for all seeds that any of our trials is finished for,
-or whose validation value or distance is not finite in every seed, is no candidate; nor, at matched
-similarity, is one beyond the largest distance.
+Choices are made on validation songs (`CHOSEN_ON`) and scored on test songs. A candidate is a
+configuration (a trial without its seed) at one λ and iteration, with its means over training seeds.
+A configuration is not a candidate if it is not finished for all seeds for which any of our trials
+is finished, or if its validation value or distance is not finite in every seed. At matched
+similarity, a configuration beyond the largest distance is not a candidate either.
 
-More candidates can only help, so methods that are compared have equal numbers: each is thinned to
-the smaller number, evenly by rank of validation distance. Its nearest and its farthest are kept; of
-a single one, the nearest.
+More candidates can only help, so methods that are compared have equal numbers of them: each is
+thinned to the smaller number, evenly by rank of validation distance. The nearest and the farthest
+are kept; if only one is kept, it is the nearest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,31 +36,32 @@ PANELS: tuple[tuple[str, str], ...] = tuple(product(CHOSEN_ON, COHERENCY))
 FUSIONS: tuple[str, ...] = ("fusion", "conditional")
 """Methods that are trained trials: with one λ each, and with λ as an input."""
 OURS = "ours"
-"""What `FUSIONS`, pooled, are called where methods are compared."""
+"""Name of all `FUSIONS` together where methods are compared."""
 LEVELS: tuple[str, ...] = ("floor", "ceiling")
-"""Methods that are no points: a value to hold the others against, at no distance."""
+"""Methods that are not points: reference values without a distance."""
 REAL = "real"
-"""Method of the real adjacent pairs, which are no point either."""
+"""Method of the real adjacent pairs, which is not a point either."""
 DISTANCES = 10
-"""Distances at which methods are compared at matched similarity."""
+"""Number of distances at which methods are compared at matched similarity."""
 
 _ROW = ["method", "trial", "lambda", "iteration"]
-"""What a point of one seed is known by."""
+"""Columns that identify a point of one seed."""
 _POINT = ["method", "configuration", "lambda", "iteration"]
-"""What a point of all seeds is known by."""
+"""Columns that identify a point of all seeds."""
 _SCORES = ["validation_value", "value", "candidates", "excluded"]
 _FEWEST = 5
-"""With fewer points than this a method's hypervolume thins no other's."""
+"""A method with fewer candidates than this does not cause the others to be thinned."""
 _ATTAINED = {"best": 0, "median": 50, "worst": 100}
-"""Levels of attainment, as the least share of seeds in percent (at least one)."""
+"""Levels of attainment, as the smallest share of seeds in percent (at least one seed)."""
 
 
 def non_dominated(
     distance: Float64[np.ndarray, "n"], coherency: Float64[np.ndarray, "n"]
 ) -> Bool[np.ndarray, "n"]:
-    """Mark the points that no other dominates: as good in both coordinates and better in one.
+    """Mark the points that no other point dominates (as good in both coordinates, better in one).
 
-    Of equal points all are kept. ValueError for NaN or infinity: filter and count those first.
+    Equal points are all kept. Raises `ValueError` for NaN or infinity: filter and count those
+    first.
     """
     points = _finite_points(distance, coherency)
     mask: np.ndarray = moocore.is_nondominated(points, maximise=[False, True], keep_weakly=True)
@@ -73,7 +75,8 @@ def hypervolume(
 ) -> float:
     """Area that the points dominate, up to the `reference` (distance, coherency), at least 0.
 
-    Points that do not better the reference in both add nothing. ValueError as `non_dominated`.
+    Points that are not better than the reference in both coordinates add nothing. Raises
+    `ValueError` as `non_dominated` does.
     """
     points = _finite_points(distance, coherency)
     return float(moocore.hypervolume(points, ref=reference, maximise=[False, True]))
@@ -84,12 +87,12 @@ def shortfall(
     others: tuple[Float64[np.ndarray, "m"], Float64[np.ndarray, "m"]],
     scale: tuple[float, float],
 ) -> float:
-    """How far the best of some points falls short of the front of others.
+    """How far the best of `points` falls short of the front of `others`.
 
-    Points are (distance, coherency), and `scale` holds a unit of each. It is the least number of
-    units by which one of `points` must be bettered in both coordinates so that no other betters it
-    in both: the additive ε-indicator of Zitzler et al. (2003), point by point. Negative for what is
-    beyond the front; minus infinity without others.
+    Points are (distance, coherency), and `scale` holds a unit for each coordinate. The result is
+    the smallest number of units by which one of `points` must improve in both coordinates so that
+    none of `others` is better in both: the additive ε-indicator of Zitzler et al. (2003), point by
+    point. It is negative for a point beyond the front, and minus infinity without others.
     """
     ahead = [
         (own[:, None] - other[None, :]) * sign / unit
@@ -102,7 +105,7 @@ def shortfall(
 def panel_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> pl.DataFrame:
     """Take the rows of one panel, with each point's value of metric `axis` as column `distance`.
 
-    `distance` is null where none was taken, as for the `LEVELS`.
+    `distance` is null where it was not measured, as for the `LEVELS`.
     """
     panel = metrics.filter(pl.col("source") == source, pl.col("metric").is_in([metric, axis]))
     distances = panel.filter(pl.col("metric") == axis)
@@ -116,7 +119,7 @@ def panel_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> 
 
 
 def rivals(metrics: pl.DataFrame) -> list[str]:
-    """All methods that ours is compared with, by name."""
+    """List all methods that ours is compared with, sorted by name."""
     apart = (*FUSIONS, *LEVELS, REAL)
     return metrics.filter(~pl.col("method").is_in(apart))["method"].unique().sort().to_list()
 
@@ -124,21 +127,22 @@ def rivals(metrics: pl.DataFrame) -> list[str]:
 def matched_similarity(
     metrics: pl.DataFrame, bounds: Mapping[str, tuple[float, float]]
 ) -> pl.DataFrame:
-    """Ours and each rival at `DISTANCES` matched distances, in every panel and along every axis.
+    """Compare ours with each rival at `DISTANCES` matched distances, in every panel, on every axis.
 
-    `bounds` holds the smallest and the largest distance of each axis; the others lie between at
-    equal ratios. Among the candidates with a validation distance of at most `distance` the one with
-    the best validation value is chosen (of equals the nearest, then the first by name, λ and
-    iteration), and its `value` on test songs reported, NaN where it is missing. Where there is no
-    such candidate the identity stands in.
+    `bounds` holds the smallest and the largest distance of each axis; the others lie between them
+    at equal ratios. Among the candidates with a validation distance of at most `distance`, the one
+    with the best validation value is chosen (of equal ones the nearest, then the first by name, λ
+    and iteration). Its `value` on test songs is reported, or NaN where it is missing. If there is
+    no such candidate, the identity takes its place.
 
-    Candidates are of equal number in each comparison. The identity alone has one by nature, and
-    thins nothing.
+    Both sides of a comparison have equal numbers of candidates. Only the identity, which has a
+    single candidate by nature, does not thin the other side.
 
-    Returned are two rows per `rival`, `axis`, `source`, `metric` and `distance`, of `method` "ours"
-    and the rival's, with what was chosen: `configuration`, `lambda`, `iteration`,
-    `validation_value`, `value`; and the number of `candidates` after thinning, and how many were
-    `excluded` as unfinished or not finite. ValueError without exactly one identity in a panel.
+    Returns two rows per `rival`, `axis`, `source`, `metric` and `distance`, one with `method`
+    "ours" and one with the rival's. They hold what was chosen (`configuration`, `lambda`,
+    `iteration`, `validation_value`, `value`), the number of `candidates` after thinning, and how
+    many were `excluded` as unfinished or not finite. Raises `ValueError` unless each panel has
+    exactly one identity.
     """
     compared = []
     for (source, metric), (axis, limits) in product(PANELS, bounds.items()):
@@ -156,14 +160,14 @@ def matched_similarity(
 def hypervolumes(metrics: pl.DataFrame, bounds: Mapping[str, tuple[float, float]]) -> pl.DataFrame:
     """Hypervolume of each method (ours pooled) in every panel, for each training seed.
 
-    That of the points which no other of the method and seed (or the identity, from which all start)
-    dominates on validation songs, at their distances and values on test songs; those that are not
-    finite there add nothing. The reference point is the axis's largest distance in `bounds` and a
-    coherency of 0.
+    The points are those that no other point of the method and seed, nor the identity from which all
+    start, dominates on validation songs. Their area is that of their distances and values on test
+    songs; points that are not finite there add nothing. The reference point is the axis's largest
+    distance in `bounds` and a coherency of 0.
 
-    All methods are thinned to the smallest number of candidates, but those with fewer than 5, such
-    as the identity. Columns: `source`, `metric`, `axis`, `method`, `seed` (null for a method that
-    is not trained), `hypervolume`, `candidates`.
+    All methods are thinned to the smallest number of candidates; methods with fewer than 5, such as
+    the identity, do not count for this number. Columns: `source`, `metric`, `axis`, `method`,
+    `seed` (null for a method that is not trained), `hypervolume`, `candidates`.
     """
     methods = [OURS, *rivals(metrics)]
     rows = []
@@ -183,10 +187,11 @@ def attainment(
 ) -> pl.DataFrame:
     """Attainment surfaces of `methods` in one panel: what the fronts of their seeds reach.
 
-    The fronts are those of `hypervolumes`, with candidates of equal number among `methods`. By
-    level: what the best of all seeds attain together, what half of them attain, and what all do.
-    Columns: `method`, `level` ("best", "median", "worst"), `distance` and `coherency`, the corners
-    of a step curve with ascending distance: from each corner on its coherency is attained.
+    The fronts are as in `hypervolumes`, with equal numbers of candidates among `methods`. The
+    levels are what at least one seed attains ("best"), what half of the seeds attain ("median"),
+    and what all attain ("worst"). Columns: `method`, `level`, `distance` and `coherency`. The last
+    two are the corners of a step curve with ascending distance: from each corner on, its coherency
+    is attained.
     """
     rows = []
     for method, sets in _sets(metrics, source, metric, axis, methods).items():
@@ -203,23 +208,23 @@ def attainment(
 def attainment_difference(
     metrics: pl.DataFrame, source: str, metric: str, axis: str, method: str, rival: str
 ) -> pl.DataFrame:
-    """Where one method's seeds reach more often than the other's, in one panel.
+    """Where the seeds of one method attain more often than those of the other, in one panel.
 
     Columns: `distance_low`, `distance_high`, `coherency_low` and `coherency_high` of rectangles
-    that don't overlap (open sides are infinite), and in each the `difference`, -1 to 1 and never 0:
-    the share of `method`'s seeds that attain it less the share of `rival`'s. Fronts as in
-    `attainment`.
+    that don't overlap (open sides are infinite), and the `difference` in each: the share of
+    `method`'s seeds that attain it less the share of `rival`'s, -1 to 1 and never 0. The fronts are
+    as in `attainment`.
     """
     sets = _sets(metrics, source, metric, axis, [method, rival])
     columns = ("distance_low", "coherency_high", "distance_high", "coherency_low", "difference")
     if len(sets) < 2:
         return pl.DataFrame(schema=dict.fromkeys(columns, pl.Float64))
-    # moocore counts sets: a method with fewer of them has each so often that numbers are equal.
+    # moocore counts sets, so the sets of each method are repeated until their numbers are equal.
     shared = lcm(*(len(np.unique(own[:, 2])) for own in sets.values()))
     own, other = (_repeated(sets[name], shared) for name in (method, rival))
     try:
         found = moocore.eafdiff(own, other, maximise=[False, True], rectangles=True)
-    except ValueError:  # how moocore 0.3 says that there is no difference
+    except ValueError:  # moocore 0.3 raises this where there is no difference
         found = np.empty((0, 5))
     frame = pl.DataFrame(found, list(columns), orient="row")
     return frame.filter(pl.col("difference") != 0).with_columns(pl.col("difference") / shared)
@@ -228,7 +233,7 @@ def attainment_difference(
 def _seeded_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> pl.DataFrame:
     """The points of one scored panel, one row per seed, on validation and on test songs.
 
-    `method` is "ours" for our own; what is missing is NaN.
+    `method` is "ours" for our own; missing numbers are NaN.
     """
     keys = [*_ROW, "configuration", "seed"]
     chosen = panel_points(metrics, CHOSEN_ON[source], metric, axis).select(
@@ -261,7 +266,7 @@ def _configurations(points: pl.DataFrame) -> pl.DataFrame:
 
 
 def _thinned(candidates: pl.DataFrame, count: int) -> pl.DataFrame:
-    """At most `count` of the candidates, as the module says."""
+    """Thin the candidates to at most `count`, as the module's docstring describes."""
     ranked = candidates.sort("validation_distance", *_POINT)
     kept = np.linspace(0, ranked.height - 1, min(count, ranked.height)).round().astype(int)
     return ranked[kept]
@@ -273,7 +278,7 @@ def _compared(
     """The rows of `matched_similarity` for one rival in one panel, without the panel's name."""
     identity = configurations.filter(pl.col("method") == "identity")
     if identity.height != 1:
-        raise ValueError(f"metrics: a panel needs one point of identity, not {identity.height}")
+        raise ValueError(f"metrics: a panel needs one point of identity, got {identity.height}")
     pools = {name: configurations.filter(pl.col("method") == name) for name in (OURS, rival)}
     within = pl.col("is_candidate") & (pl.col("validation_distance") <= limits[1])
     candidates = {name: pool.filter(within) for name, pool in pools.items()}
@@ -295,7 +300,7 @@ def _compared(
 def _chosen(
     candidates: pl.DataFrame, identity: pl.DataFrame, distances: Float64[np.ndarray, "d"]
 ) -> pl.DataFrame:
-    """The best candidate within each distance, with `identity` where there is none."""
+    """Choose the best candidate within each distance, or `identity` where there is none."""
     fallback = identity.with_columns(validation_distance=pl.lit(0.0), is_fallback=pl.lit(True))
     return (
         pl.concat([candidates.with_columns(is_fallback=pl.lit(False)), fallback])
@@ -314,10 +319,10 @@ def _chosen(
 def _fronts(
     metrics: pl.DataFrame, source: str, metric: str, axis: str, methods: Sequence[str]
 ) -> list[pl.DataFrame]:
-    """By method and seed the points that no other dominates on validation songs, equally thinned.
+    """Return, by method and seed, the points that no other dominates on validation songs.
 
-    The identity, from which all methods start, is a point of every front. Methods without a
-    candidate have none.
+    All methods are thinned equally. The identity, from which all methods start, is a candidate for
+    every front. Methods without a candidate have no front.
     """
     points = _seeded_points(metrics, source, metric, axis)
     candidates = _configurations(points).filter("is_candidate", pl.col("method").is_in(methods))
@@ -344,7 +349,7 @@ def _fronts(
 def _sets(
     metrics: pl.DataFrame, source: str, metric: str, axis: str, methods: Sequence[str]
 ) -> dict[str, Float64[np.ndarray, "n 3"]]:
-    """The fronts of each method as moocore takes them: distance, coherency, number of the seed."""
+    """The fronts of each method in moocore's form: distance, coherency, number of the seed."""
     sets: dict[str, list[Float64[np.ndarray, "n 3"]]] = {}
     for front in _fronts(metrics, source, metric, axis, methods):
         own = sets.setdefault(front["method"][0], [])
@@ -355,14 +360,14 @@ def _sets(
 
 
 def _repeated(points: Float64[np.ndarray, "n 3"], sets: int) -> Float64[np.ndarray, "m 3"]:
-    """The sets of `points` again and again, until they are `sets`."""
+    """Repeat the sets of `points` until there are `sets` of them."""
     turns = sets // len(np.unique(points[:, 2]))
     shift = np.array([0.0, 0.0, points[:, 2].max()])
     return np.concatenate([points + turn * shift for turn in range(turns)])
 
 
 def _reached(front: pl.DataFrame) -> Float64[np.ndarray, "n 2"]:
-    """What a front reaches on test songs: the distances and values that are finite."""
+    """The finite distances and values of a front on test songs."""
     finite = front.filter(pl.all_horizontal(pl.col("distance", "value").is_finite()))
     return finite.select("distance", "value").to_numpy()
 

@@ -1,4 +1,4 @@
-"""Verdicts: whether ours is better than a rival, beyond what other songs and seeds could change.
+"""Verdicts: whether ours is better than a rival, also for other songs and training seeds.
 
 Letters in shapes: `B` pairs of a source, `C` clusters of them (songs, or blocks of pairs), `n`
 training seeds, `R` resamples, `K` bins, `N` any number of comparisons.
@@ -26,7 +26,7 @@ from evaluation.metrics import COHERENCY, take_bins
 from evaluation.statistics import correlation, transition_matrix
 
 SIGNIFICANCE = 0.05
-"""A win or a loss has a Holm-corrected p below this."""
+"""A win or a loss has a Holm-corrected p-value below this."""
 
 _Point = tuple[str, float | None, int]
 """Trial, λ and iteration."""
@@ -50,29 +50,29 @@ def decide_verdicts(
     resamples: int,
     random: np.random.Generator,
 ) -> pl.DataFrame:
-    """Ours against every rival, in every panel and along every axis.
+    """Compare ours with every rival, in every panel and on every axis.
 
-    What is compared is what `evaluation.frontier.matched_similarity` chose from `metrics`:
-    `matched`. `difference` is the mean over its distances of ours less the rival's, and ours the
-    mean over training seeds. It is taken from `outcomes` (one row per pair of every point, of which
-    only those of the points compared are read): the judge's mean, and the correlations with the
+    `matched` holds what `evaluation.frontier.matched_similarity` chose from `metrics`. `difference`
+    is ours less the rival's, averaged over the matched distances; ours is the mean over training
+    seeds. It is computed from `outcomes`, which has one row per pair of every point (only the rows
+    of the compared points are read). The values are the judge's mean, and the correlations with the
     transition matrices of the real pairs of test songs; `bins` holds the number of bins of each
-    statistic. Pairs without a value are left out and
-    counted in `excluded`, over all points that a row compares.
+    statistic. Pairs without a value are left out and counted in `excluded`, summed over all points
+    that a row compares.
 
-    `low`, `high` (95 %) and `p` (two-sided) are those of `crossed_interval`, songs and seeds
-    resampled together; `songs` is the number of clusters that were drawn from. `p_holm` is
-    corrected over the panels of one rival and axis. `verdict` is "win" or "loss" where `p_holm` is
-    below `SIGNIFICANCE`, else "tie". All five are null with one seed or one song, from which
-    nothing can be said of others, where the difference is not finite, and where ours or the rival
-    has no candidate. `candidates` is the number of ours that were chosen from.
+    `low`, `high` (95 %) and `p` (two-sided) come from `crossed_interval`, which resamples songs and
+    seeds together; `songs` is the number of clusters drawn from. `p_holm` is corrected over the
+    panels of one rival and axis. `verdict` is "win" or "loss" where `p_holm` is below
+    `SIGNIFICANCE`, else "tie". All five are null with one seed or one song, which say nothing about
+    others, where the difference is not finite, and where ours or the rival has no candidate.
+    `candidates` is the number of our candidates.
 
-    Held fixed, so that nothing is said of others: the core, the judges, the choice of
-    configurations, the real pairs of the reference, the inputs that were drawn from each song, and
-    the one run of each rival.
+    The verdict generalises to other songs and seeds only. Held fixed are the core, the judges, the
+    choice of configurations, the real pairs of the reference, the inputs drawn from each song, and
+    the single run of each rival.
 
-    Raises ValueError where `outcomes` lacks what `metrics` has, and where the pairs of one source
-    differ between its points.
+    Raises `ValueError` where `outcomes` lacks a point of `metrics`, and where the points of one
+    source differ in their pairs.
     """
     trials = _trials(metrics)
     real = outcomes.filter(pl.col("method") == REAL, pl.col("source") == "test").collect()
@@ -106,23 +106,23 @@ def crossed_interval(
 ) -> tuple[Float64[np.ndarray, "*N"], Float64[np.ndarray, "*N"], Float64[np.ndarray, "*N"]]:
     """95 % interval (low, high) and two-sided p of a mean over seeds, for other songs and seeds.
 
-    `by_seed` holds the estimate of each of at least two seeds on the same pairs, `resampled` the
-    same in `resamples`, each shared by all seeds.
+    `by_seed` holds the estimate of each of at least two seeds on the same pairs. `resampled` holds
+    the estimates in each of `resamples`, which all seeds share.
 
     Songs and seeds are crossed: every seed is tested on the same songs. The variance of the mean is
-    then that of songs, plus that of seeds, plus that of their interaction (with the noise of single
-    pairs). Three mean squares estimate it:
+    then the variance due to songs, plus that due to seeds, plus that due to their interaction (with
+    the noise of single pairs). Three mean squares estimate it:
 
     - A, over resamples (`Resamples.variance`), of the mean of all seeds: songs + interaction;
     - S, s²/n over the seeds' own estimates: seeds + interaction;
     - I, over resamples, of the seeds' deviations from their mean, over n (n - 1): interaction.
 
-    A + S would count the interaction twice; A + S - I is the variance for two-way clusters of
-    Cameron, Gelbach & Miller (2011), Owen's (2007) for crossed effects. It is noisy, so it is not
-    let below A or S, either of which is a part of what it estimates. Degrees of freedom are
-    Satterthwaite's (1946), of those of A, n - 1 and their product.
+    A + S would count the interaction twice. A + S - I is the variance for two-way clusters of
+    Cameron, Gelbach & Miller (2011), and Owen's (2007) for crossed effects. It is noisy, so it is
+    kept from falling below A or S, each of which is part of what it estimates. Degrees of freedom
+    are Satterthwaite's (1946), from those of A, n - 1, and the product of both.
 
-    Without any variance the interval is the mean itself, and p 1 where that is 0, else 0.
+    If the variance is 0, the interval is the mean itself, and p is 1 where the mean is 0, else 0.
     """
     mean = by_seed.mean(axis=-1)
     variance, freedom = crossed_variance(by_seed, resampled, resamples)
@@ -157,7 +157,7 @@ def crossed_variance(
 
 
 def holm(p: Float64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
-    """P-values corrected over all of them (Holm, 1979). NaN stays NaN, and counts as 1."""
+    """Correct p-values over all of them (Holm, 1979). NaN stays NaN, and counts as 1."""
     order = np.argsort(np.nan_to_num(p, nan=1.0), kind="stable")
     steps = np.nan_to_num(p[order], nan=1.0) * np.arange(len(p), 0, -1)
     corrected = np.empty(len(p))
@@ -168,9 +168,9 @@ def holm(p: Float64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
 def probability_of_improvement(
     ours: Float64[np.ndarray, "n"], rival: Float64[np.ndarray, "m"]
 ) -> float:
-    """Chance that a random one of `ours` is above a random one of `rival`, equal ones half counted.
+    """Chance that a random value of `ours` is above a random one of `rival`; ties count half.
 
-    Agarwal et al., "Deep RL at the edge of the statistical precipice" (2021). NaN where one is
+    Agarwal et al., "Deep RL at the edge of the statistical precipice" (2021). NaN where either is
     empty.
     """
     if not (ours.size and rival.size):
@@ -180,12 +180,12 @@ def probability_of_improvement(
 
 
 _NONE = np.zeros(0, np.float32)
-"""Values of a score in no resamples."""
+"""Values of a score without resamples."""
 
 
 @dataclass(frozen=True)
 class _Score:
-    """A metric of one point: on all pairs, in each resample, and how many pairs have none."""
+    """A metric of one point: its value, its value in each resample, and the pairs without one."""
 
     value: float
     resampled: Float32[np.ndarray, "R"]
@@ -194,7 +194,7 @@ class _Score:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The outcomes of some points of one source, and resamples of them; none of too few songs."""
+    """The outcomes of some points of one source, and resamples unless there are too few songs."""
 
     points: Mapping[_Point, pl.DataFrame]
     resamples: Resamples | None
@@ -213,7 +213,7 @@ class _Pairs:
             {"trial": pl.String, "lambda": pl.Float64, "iteration": pl.Int32},
             orient="row",
         )
-        # The names alone would do no harm if left out, but tell which files to read.
+        # The join alone would give the same rows; the names tell which files need not be read.
         named = pl.col("trial").is_in(keys["trial"].unique().to_list())
         found = (
             outcomes.filter(pl.col("source") == source, named)
@@ -223,7 +223,7 @@ class _Pairs:
             .partition_by(keys.columns, as_dict=True)
         )
         if missing := points - found.keys():
-            raise ValueError(f"outcomes: {min(missing, key=str)} of {source} is missing")
+            raise ValueError(f"outcomes: point {min(missing, key=str)} of {source} is missing")
         inputs = ["pair", "left_song", "right_song"]
         one = next(iter(found.values())).select(inputs)
         if not all(own.select(inputs).equals(one) for own in found.values()):
@@ -234,7 +234,7 @@ class _Pairs:
 
 
 class _Scores(dict[_Point, _Score]):
-    """One metric of the points of a source, each worked out when it is first asked for."""
+    """One metric of the points of a source, each computed when it is first needed."""
 
     def __init__(
         self, pairs: _Pairs, metric: str, reference: Float64[np.ndarray, "K K"] | None
@@ -282,8 +282,8 @@ def correlate_resamples(
 ) -> Float32[np.ndarray, "R"]:
     """`correlation` of the `row_stochastic` matrix of each resample with `reference`.
 
-    The same in fewer steps: rows sum to 1, so the mean of such a matrix is 1/K whatever the counts,
-    and it need not be made. NaN where it is constant.
+    This takes fewer steps: rows sum to 1, so the mean of such a matrix is 1/K whatever the counts,
+    and the matrix itself is never formed. NaN where the matrix is constant.
     """
     k = len(reference)
     centred = (reference - reference.mean()).astype(np.float32)
@@ -293,12 +293,12 @@ def correlate_resamples(
     product = (np.einsum("rij,ij->ri", drawn, centred) / total).sum(axis=1)
     square = (np.einsum("rij,rij->ri", drawn, drawn) / total**2).sum(axis=1) - 1
     norm = np.sqrt(np.maximum(square, 0)) * np.linalg.norm(centred)
-    constant = square < 1e-5  # what single precision leaves of 0
+    constant = square < 1e-5  # 0, but for rounding in single precision
     return np.where(constant, np.nan, product) / np.where(constant, 1, norm)
 
 
 def _trials(metrics: pl.DataFrame) -> dict[str, list[str]]:
-    """The trials of each configuration of ours that has all seeds, in the order of seeds."""
+    """List the trials of each configuration of ours that has all seeds, in the order of seeds."""
     ours = metrics.filter(pl.col("method").is_in(FUSIONS))
     unique = ours.select("configuration", "seed", "trial").unique()
     trials = unique.sort("seed").group_by("configuration").agg("trial")
@@ -309,7 +309,7 @@ def _trials(metrics: pl.DataFrame) -> dict[str, list[str]]:
 def _contrast(
     panel: pl.DataFrame, trials: Mapping[str, list[str]]
 ) -> dict[_Point, Float64[np.ndarray, "n"]]:
-    """What the score of each point counts in the difference of each seed, as a whole number."""
+    """Return the integer weight of each point's score in the difference of each seed."""
     seeds = max(map(len, trials.values()), default=1)
     contrast: dict[_Point, Float64[np.ndarray, "n"]] = defaultdict(lambda: np.zeros(seeds))
     for method, configuration, *setting in panel.select("method", *_SETTING).iter_rows():
@@ -322,7 +322,7 @@ def _contrast(
 def _compared(
     contrast: Mapping[_Point, Float64[np.ndarray, "n"]], scores: _Scores
 ) -> dict[str, Any]:
-    """The columns of a verdict that one comparison alone decides."""
+    """Compute the columns of a verdict that depend on one comparison alone."""
     weights = np.stack(list(contrast.values()), axis=1) / DISTANCES
     points = [scores[point] for point in contrast]
     by_seed = weights @ np.array([point.value for point in points])
@@ -341,9 +341,9 @@ def _compared(
 
 
 def _decided(family: pl.DataFrame) -> pl.DataFrame:
-    """The verdicts of one rival and axis, corrected over all its panels.
+    """Decide the verdicts of one rival and axis, corrected over all its panels.
 
-    None where either had no candidate, and the identity would be compared with itself.
+    A verdict is null where either side had no candidate, since the identity then stands in for it.
     """
     known = pl.when(pl.col("candidates") > 0)
     family = family.with_columns(
@@ -363,7 +363,7 @@ def _decided(family: pl.DataFrame) -> pl.DataFrame:
 
 
 def _numbered(pairs: pl.DataFrame) -> Int64[np.ndarray, "B 2"]:
-    """The songs of each pair as numbers from 0; -1 for none."""
+    """Number the songs of each pair from 0; -1 stands for no song."""
     halves = pl.concat([pairs["left_song"], pairs["right_song"]])
     numbers = halves.rank("dense").cast(pl.Int64).fill_null(0).to_numpy() - 1
     return np.asarray(numbers.reshape(2, -1).T)

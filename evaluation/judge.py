@@ -1,8 +1,8 @@
-"""The judges: adjacent or not, judged from decoded notes. No transform may reach this module.
+"""The judges decide from decoded notes whether a pair is adjacent. No transform may import them.
 
-Two judges are trained alike, but with draws and a shape of their own. The *selection judge* scores
-validation songs and may decide what is selected; the *reporting judge* scores test songs and only
-reports.
+Two judges are trained in the same way, but with draws and a shape of their own. The *selection
+judge* scores validation songs, and choices may depend on it. The *reporting judge* scores test
+songs, and only reports depend on it.
 
 Letters in shapes: `B` pairs, `N` segments, `P` adjacent pairs, `Q` unpaired ones, `T` steps, `Z`
 dimensions of the judge's own latents, `M` members of its committee.
@@ -28,7 +28,7 @@ from evaluation.classifier import adamw, logistic_step
 
 @dataclass(frozen=True)
 class ReaderSettings(VAESettings):
-    """The judge's own VAE, of which it uses the encoder."""
+    """The judge's own VAE, of which only the encoder is used."""
 
     latent_dim: int = 48
     """Dimensions of a segment's latent."""
@@ -45,18 +45,18 @@ class JudgeSettings(Settings):
     shares = ("dropout",)
 
     reader: ReaderSettings = ReaderSettings()
-    """The judge's own VAE, of which it uses the encoder: with few songs, an encoder that learns
-    from the judge's task alone learns the songs by heart."""
+    """The judge's own VAE, of which only the encoder is used. With few songs, an encoder trained
+    on the judge's task alone memorises the songs."""
     members: int = 4
-    """Networks on top of the encoder, whose logits are averaged."""
+    """Number of networks on top of the encoder, whose logits are averaged."""
     hidden: int = 256
-    """Their width."""
+    """Width of these networks."""
     depth: int = 2
-    """Their residual blocks."""
+    """Residual blocks of each of these networks."""
     dropout: float = 0.3
-    """Share of units dropped in their training."""
+    """Share of units dropped in training these networks."""
     steps: int = 1000
-    """Their training steps, after those of the reader."""
+    """Training steps of these networks, after those of the reader."""
     batch: int = 192
     """Adjacent pairs per step, and as many negatives."""
     learning_rate: float = 1e-3
@@ -64,7 +64,7 @@ class JudgeSettings(Settings):
 
 
 class _Member(nn.Module):
-    """The logit of two latents being those of adjacent segments: from both and their product."""
+    """Gives the logit that two latents belong to adjacent segments, from both and their product."""
 
     def __init__(self, latent_dim: int, settings: JudgeSettings) -> None:
         super().__init__()
@@ -92,10 +92,10 @@ class _Member(nn.Module):
 
 
 class Judge(nn.Module):
-    """The logit of two segments' tokens being adjacent in one song.
+    """Gives the logit that two segments are adjacent in one song, from their tokens.
 
-    The encoder of a VAE of its own reads each half; a committee of networks rates the two posterior
-    means.
+    The encoder of the judge's own VAE reads each half. A committee of networks rates the two
+    posterior means.
     """
 
     def __init__(self, form: MelodyFormat, settings: JudgeSettings) -> None:
@@ -111,9 +111,9 @@ class Judge(nn.Module):
         right: Float[Tensor, "M B Z"],
         random: torch.Generator | None = None,
     ) -> Float[Tensor, "M B"]:
-        """Logits of each member for latents of its own.
+        """Logits of each member, each for its own draw of the latents.
 
-        Drops units only where a generator is given (in training).
+        Units are dropped only if a generator is given (in training).
         """
         members = zip(self.members, left, right, strict=True)
         return torch.stack([member(*pair, random) for member, *pair in members])
@@ -122,9 +122,9 @@ class Judge(nn.Module):
     def probability(
         self, left: Integer[np.ndarray, "B T"], right: Integer[np.ndarray, "B T"]
     ) -> Float[np.ndarray, "B"]:
-        """Probability of adjacency where half of all pairs are adjacent, half unpaired.
+        """Probability of adjacency if half of all pairs are adjacent and half are unpaired.
 
-        Such a probability only after `calibrate`.
+        It is such a probability only after `calibrate`.
         """
         return torch.sigmoid(torch.as_tensor(self.logits(left, right))).numpy()
 
@@ -142,13 +142,13 @@ class Judge(nn.Module):
         return logits
 
     def calibrate(self, adjacent: Float[np.ndarray, "P"], unpaired: Float[np.ndarray, "Q"]) -> None:
-        """Fit scale and shift to `logits` of pairs of songs that were not trained on (Platt 1999).
+        """Fit scale and shift to `logits` of pairs of songs not used in training (Platt 1999).
 
-        Prior samples, which are negatives of the training, are none here: every transformed pair is
-        to be told from real neighbours by how its halves fit and not by whether it was sampled.
+        Prior samples are negatives in training, but not here: a transformed pair should be told
+        from real neighbours by how its halves fit, not by whether it was sampled.
         """
         logits = torch.as_tensor(np.concatenate((adjacent, unpaired))).double()
-        # Platt's targets: short of 0 and 1, so that separable pairs have a finite fit.
+        # Platt's targets lie inside 0 to 1, so that separable pairs have a finite fit.
         targets = torch.cat(
             (
                 torch.full((len(adjacent),), (len(adjacent) + 1) / (len(adjacent) + 2)),
@@ -172,7 +172,7 @@ class Judge(nn.Module):
 
 @dataclass(frozen=True)
 class JudgeData:
-    """What a judge is trained on: the training songs' segments, as notes."""
+    """Training data of a judge: the segments of the training songs, as notes."""
 
     real: Integer[Tensor, "N T"]
     reconstructed: Integer[Tensor, "N T"]
@@ -183,12 +183,13 @@ class JudgeData:
 
 
 class JudgeTrainer(Trainer):
-    """First the reader, as a VAE of the training segments; then logistic regression on its latents.
+    """Trains the reader as a VAE of the training segments, then the members on its latents.
 
-    It tells adjacent pairs from unpaired and prior pairs. A third of the negatives is unpaired real
-    segments, a third reconstructed ones, a third decoded prior samples. Two thirds of the adjacent
-    pairs are reconstructed, so that having been decoded says nothing about being adjacent. Each
-    member sees its own draws of the posteriors.
+    The members learn, by logistic regression, to tell adjacent pairs from unpaired and prior pairs.
+    A third of the negatives are unpaired real segments, a third are unpaired reconstructed ones,
+    and a third are decoded prior samples. Two thirds of the adjacent pairs are reconstructed, so
+    that a decoded segment is no sign of adjacency. Each member sees its own draws of the
+    posteriors.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class JudgeTrainer(Trainer):
         self.optimisers = {"reader": self.reading.optimiser, "members": self.optimiser}
 
     def update(self) -> dict[str, Tensor]:
-        """One step on fresh draws."""
+        """Take one step on fresh draws."""
         read = self.settings.reader.steps
         if self.step < read:
             self.reading.step = self.step
@@ -220,7 +221,7 @@ class JudgeTrainer(Trainer):
 
     @cached_property
     def _posteriors(self) -> tuple[Float[Tensor, "N Z"], Float[Tensor, "N Z"]]:
-        """Of real segments, then reconstructed ones, then prior samples; once the reader stands."""
+        """Posteriors of real, reconstructed and prior segments, in order, by the trained reader."""
         data = self.data
         tokens = torch.cat((data.real, data.reconstructed, data.prior)).numpy()
         return self.judge.reader.posteriors(tokens)
@@ -235,7 +236,7 @@ class JudgeTrainer(Trainer):
         return left, right
 
     def _rows(self, random: torch.Generator) -> Integer[Tensor, "B 2"]:
-        """Which segments make up a batch, as rows of `_posteriors`; the adjacent come first."""
+        """Draw the segments of a batch, as rows of `_posteriors`; adjacent pairs come first."""
         batch, third, data = self.settings.batch, self.settings.batch // 3, self.data
         reconstructed, prior = len(data.real), len(data.real) + len(data.reconstructed)
         adjacent = data.pairs[torch.randint(len(data.pairs), (batch,), generator=random)]

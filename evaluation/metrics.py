@@ -1,10 +1,10 @@
-"""All metrics, each declared once: what it is called, what it means, and how it is computed.
+"""All metrics. Each is declared once, with its name, its meaning and its computation.
 
-A metric of pairs is a number of every pair, a column of the table `outcomes`, and by its mean a row
-of `metrics`. A metric of sets is a number of many pairs together. Columns, reference pages, labels
-of figures, and what a rule may ask for follow from the declarations. To add a metric, write a
-function below with `_of_pairs` or `_of_sets` above it; nothing else has to be changed. That is why
-this file is long.
+A metric of pairs is a number for every pair: a column of the table `outcomes`, whose mean is a row
+of the table `metrics`. A metric of sets is one number for many pairs together. Columns, reference
+pages, labels of figures, and the names that a rule may use follow from the declarations. To add a
+metric, write a function below and decorate it with `_of_pairs` or `_of_sets`; no other code has to
+change. That is why this file is long.
 
 Letters in shapes: `B` pairs, `T` steps, `K` bins, `P` real pairs.
 """
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from evaluation.evaluator import Evaluator
 
 NOVELTY_PAIRS = 128
-"""Pairs that are looked up among the training segments: the first so many. Looking up all 512 of a
-usual source would take longer than all other metrics together."""
+"""Only this many pairs, the first ones, are looked up among the training segments. Looking up all
+512 pairs of a usual source would take longer than all other metrics together."""
 
 TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
 Statistics = Mapping[str, Float64[np.ndarray, "B"]]
@@ -56,33 +56,33 @@ class Better(StrEnum):
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is called, what it means, and how it is to be read."""
+    """The name of a metric, its meaning, and how to read it."""
 
     name: str
-    """As in the tables, in conditions and in rules."""
+    """Its name in tables, conditions and rules."""
     about: str
     label: str
-    """What figures call it."""
+    """Its name in figures."""
     better: Better
     real: str
-    """Where real neighbours stand."""
+    """The value of real neighbours, in words."""
     is_panel: bool = False
-    """Whether it is one of the coherency metrics, each of which has its panel."""
+    """Whether it is one of the coherency metrics, each of which has its own panel."""
     is_axis: bool = False
     """Whether it can be the similarity axis of a frontier."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of segments as notes, and what they were made of."""
+    """Pairs of segments as notes, with the latents and inputs that they come from."""
 
     tokens: TokenPairs
     statistics: tuple[Statistics, Statistics]
     split: int
-    """Whose songs and which judge they are held against."""
+    """The split whose songs and whose judge they are measured by."""
     latents: Pair | None = None
     inputs: "Pairs | None" = None
-    """The original inputs of a transform; None of pairs that no transform made."""
+    """The original inputs of a transform; None for pairs that no transform made."""
 
     @cached_property
     def sounding(self) -> Bool[np.ndarray, "B"]:
@@ -91,7 +91,7 @@ class Pairs:
         return np.asarray(np.isfinite(left + right))
 
     def __getitem__(self, kept: Bool[np.ndarray, "B"]) -> "Pairs":
-        """Those that are kept, as notes alone."""
+        """Select pairs by a mask, as notes alone."""
         left, right = ({n: v[kept] for n, v in half.items()} for half in self.statistics)
         tokens = self.tokens[0][kept], self.tokens[1][kept]
         return Pairs(tokens, (left, right), self.split)
@@ -99,7 +99,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a set of real adjacent pairs is like."""
+    """Counts, statistics and neighbourhoods of a set of real adjacent pairs."""
 
     counts: Mapping[str, Float64[np.ndarray, "K K"]]
     statistics: tuple[Statistics, Statistics]
@@ -108,16 +108,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class Sample:
-    """What metrics of sets see: the pairs that are finite, and what they are held against."""
+    """Input of the metrics of sets: the finite pairs, and the reference to compare with."""
 
     evaluator: "Evaluator"
     records: pl.DataFrame
-    """Their rows of `outcomes`."""
+    """The finite pairs' rows of `outcomes`."""
     pairs: Pairs
     songs: Integer[np.ndarray, "B 2"]
-    """Of all pairs, also those that are not finite."""
+    """Songs of all pairs, those that are not finite included."""
     finite: Bool[np.ndarray, "B"]
-    """Which of all pairs are."""
+    """Which of all pairs are finite."""
     reference: Reference
 
     @cached_property
@@ -127,7 +127,7 @@ class Sample:
 
     @cached_property
     def nearest(self) -> Int[np.ndarray, "2 B"]:
-        """Edit distance of both halves of the first pairs to the nearest training segment."""
+        """Edit distance to the nearest training segment, for both halves of the first pairs."""
         count = int(self.finite[:NOVELTY_PAIRS].sum())
         segments = self.evaluator.training_segments
         return np.stack([segments.nearest(half[:count]) for half in self.pairs.tokens])
@@ -139,14 +139,14 @@ class Sample:
 
     @cached_property
     def density_and_coverage(self) -> tuple[float, float]:
-        """Of the pairs with notes, against real ones (`Neighbourhoods`)."""
+        """Density and coverage of the pairs with notes in both halves (`Neighbourhoods`)."""
         features = pair_features(*self.sounding.statistics, self.evaluator.deviations)
         return self.reference.neighbourhoods.density_and_coverage(features)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of `n` out of so many `pairs`, with its 95 % interval if it has one."""
+    """A metric of `n` out of `pairs` pairs, with its 95 % interval if it has one."""
 
     value: float
     n: int
@@ -157,16 +157,16 @@ class Estimate:
     def of_mean(
         cls, values: Float[np.ndarray, "B"], resamples: Resamples | None, pairs: int
     ) -> "Estimate":
-        """The mean of some values, which are of finite pairs out of `pairs`."""
+        """Estimate a mean from the values of the finite pairs, out of `pairs` pairs in all."""
         exact = values.astype(np.float64)
         mean = float(exact.mean())
         interval: Interval = (None, None)
-        if resamples is not None and np.ptp(exact) > 0:  # equal values say nothing of their spread
+        if resamples is not None and np.ptp(exact) > 0:  # equal values give no estimate of a spread
             interval = resamples.interval(mean, resamples.means(exact))
         return cls(mean, len(exact), pairs, interval)
 
     def row(self, metric: str) -> dict[str, str | float | int | None]:
-        """Its columns in the table `metrics`."""
+        """Return its columns in the table `metrics`."""
         low, high = self.interval
         excluded = self.pairs - self.n
         return {
@@ -181,9 +181,9 @@ ComputeSet = Callable[[Sample], Estimate | None]
 METRICS: dict[str, Metric] = {}
 """All metrics by name."""
 OF_PAIRS: dict[str, ComputePairs] = {}
-"""How each metric of pairs is computed; None where pairs lack what it needs."""
+"""The function of each metric of pairs, which returns None where pairs lack what it needs."""
 OF_SETS: dict[str, ComputeSet] = {}
-"""How each metric of sets is computed; None where there is nothing to compute it from."""
+"""The function of each metric of sets, which returns None where no pair can be measured."""
 
 
 def _of_pairs(metric: Metric) -> Callable[[ComputePairs], ComputePairs]:
@@ -239,7 +239,7 @@ def _search_classifier(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, 
 @_of_pairs(
     Metric(
         "halves_distance",
-        "Edit distance of the two halves to each other, in tokens.",
+        "Edit distance between the two output halves, in tokens.",
         "distance of the halves",
         Better.LIKE_REAL,
         _MEASURED,
@@ -326,7 +326,7 @@ def _novelty(sample: Sample) -> Estimate | None:
 @_of_sets(
     Metric(
         "copied",
-        "Share of the segments that are a training segment, over the same pairs.",
+        "Share of the segments that equal a training segment, over the same pairs.",
         "share copied",
         Better.LIKE_REAL,
         _MEASURED,
@@ -339,7 +339,7 @@ def _copied(sample: Sample) -> Estimate | None:
 def take_bins(
     outcomes: pl.DataFrame, statistic: str
 ) -> tuple[Integer[np.ndarray, "B"], Integer[np.ndarray, "B"]]:
-    """The bins of either half of each pair; -1 for none."""
+    """Return the bins of the left and of the right half of each pair; -1 for no value."""
     left, right = (
         outcomes[f"{statistic}_{half}"].to_numpy().astype(np.int64) for half in ("left", "right")
     )
@@ -382,7 +382,7 @@ def _declare_correlation(statistic: str) -> None:
     @_of_sets(
         Metric(
             f"{statistic}_joint",
-            f"The same of the joint matrix of {words}, which is not normalised by rows.",
+            f"The same for the joint matrix of {words}, which is not normalised by rows.",
             f"{words}, joint\ncorrelation",
             Better.HIGHER,
             _MEASURED,
@@ -421,7 +421,8 @@ def _overlap_area(sample: Sample) -> Estimate | None:
 @_of_sets(
     Metric(
         "density",
-        "How deep pairs lie among real neighbours (Naeem et al. 2020).",
+        "Mean number of neighbourhoods of real pairs that a pair lies in, divided by `k`"
+        " (Naeem et al. 2020).",
         "density",
         Better.LIKE_REAL,
         "near 1",

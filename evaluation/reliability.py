@@ -1,4 +1,4 @@
-"""How far a classifier of pairs can be trusted on songs that it has never seen.
+"""Measures how reliable a classifier of pairs is on songs that it has never seen.
 
 Letters in shapes: `P` adjacent pairs, `N` negatives, `B` pairs of both kinds, `M`
 segments, `S` songs, `R` resamples.
@@ -18,10 +18,10 @@ from evaluation.evaluator import unpaired
 from evaluation.statistics import PITCH_CLASSES, sounding_pitch
 
 Scorer = Callable[[Integer[np.ndarray, "B 2"]], Float[np.ndarray, "B"]]
-"""Gives logits of rows of segments."""
+"""Gives the logits of pairs, each given as the rows of two segments."""
 
 CALIBRATION_BINS = 10
-"""Bins of equal width in the calibration error."""
+"""Number of bins of equal width in the calibration error."""
 
 # Krumhansl & Kessler (1982): how well each pitch class, from the tonic up, fits a key.
 _PROFILES = (
@@ -32,7 +32,7 @@ _PROFILES = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval."""
+    """A number with its 95 % interval."""
 
     value: float
     low: float
@@ -44,20 +44,20 @@ class Estimate:
 
 @dataclass(frozen=True)
 class LabelledPairs:
-    """Pairs of unseen songs, each kind by itself: what a classifier is tried on."""
+    """Pairs of unseen songs on which a classifier is tested, by kind."""
 
     adjacent: Integer[np.ndarray, "P 2"]
     unpaired: Integer[np.ndarray, "P 2"]
-    """Of different songs."""
+    """Pairs of segments of different songs."""
     same_key: Integer[np.ndarray, "N 2"]
-    """Left halves of adjacent pairs, with a half of another song in the same key. At most `P`: a
-    song that is alone in its key has none."""
+    """Left halves of adjacent pairs, each with a segment of another song in the same key. At most
+    `P` pairs: a song that is alone in its key gives none."""
     song: Integer[np.ndarray, "M"]
     """The song of each segment of the corpus."""
 
     @classmethod
     def draw(cls, corpus: Corpus, split: int, seed: int) -> "LabelledPairs":
-        """Draw the pairs of a split; equal for equal seeds."""
+        """Draw the pairs of a split; equal seeds give equal pairs."""
         random = np.random.default_rng(derive(seed, "reliability", split))
         adjacent = corpus.pairs_of(split)
         negatives = unpaired(corpus, split, len(adjacent), random)
@@ -70,10 +70,10 @@ class LabelledPairs:
         resamples: int,
         seed: int,
     ) -> dict[str, dict[str, float] | int]:
-        """`auc`, `same_key_auc` (where there are such pairs), `calibration_error`, as JSON values.
+        """Measure `auc`, `same_key_auc` (if there are such pairs), `calibration_error`, for JSON.
 
-        `logits` scores rows of segments. The intervals resample songs, as
-        `evaluation.bootstrap.draw_pigeonhole_weights` says, with the classifier held fixed.
+        Intervals resample songs by `evaluation.bootstrap.draw_pigeonhole_weights`, with the
+        classifier held fixed. The numbers of pairs are given as well.
         """
         scores = [logits(rows) for rows in (self.adjacent, self.unpaired, self.same_key)]
         weights = self._weights(resamples, seed)
@@ -103,9 +103,9 @@ class LabelledPairs:
         resamples: int,
         seed: int,
     ) -> Estimate:
-        """Spearman's rank correlation of two classifiers over adjacent and unpaired pairs.
+        """Measure Spearman's rank correlation of two classifiers over adjacent and unpaired pairs.
 
-        Interval as for `report`, with each pair's rank held fixed.
+        The interval is as in `report`, with the rank of each pair held fixed.
         """
         rows = np.concatenate((self.adjacent, self.unpaired))
         a, b = (rankdata(score(rows)) for score in (logits, others))
@@ -114,7 +114,7 @@ class LabelledPairs:
         return _estimate(float(_correlation(a, b, once)[0]), _correlation(a, b, weights))
 
     def _weights(self, resamples: int, seed: int) -> list[Float64[np.ndarray, "R B"]]:
-        """How often each pair of each kind occurs in each resample."""
+        """Draw how often each pair of each kind occurs in each resample."""
         random = np.random.default_rng(derive(seed, "reliability", "resamples"))
         kinds = self.adjacent, self.unpaired, self.same_key
         drawn = draw_pigeonhole_weights(self.song[np.concatenate(kinds)], resamples, random)
@@ -122,7 +122,7 @@ class LabelledPairs:
 
 
 def auc(positive: Float[np.ndarray, "P"], negative: Float[np.ndarray, "N"]) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative (ties half)."""
+    """Area under the ROC curve: the chance of a positive above a negative; ties count half."""
     once = np.ones((1, len(positive))), np.ones((1, len(negative)))
     return float(resample_auc(positive, negative, *once)[0])
 
@@ -133,10 +133,7 @@ def resample_auc(
     positive_weights: Float64[np.ndarray, "R P"],
     negative_weights: Float64[np.ndarray, "R N"],
 ) -> Float64[np.ndarray, "R"]:
-    """AUC where each score counts as often as its weight says, for each row of weights.
-
-    NaN where all weights of either kind are 0.
-    """
+    """AUC with weighted scores, for each row of weights. NaN where all weights of a kind are 0."""
     order = np.argsort(negative)
     ordered = negative[order]
     total = np.cumsum(negative_weights[:, order], axis=1)
@@ -155,8 +152,8 @@ def calibration_error(
 ) -> Float64[np.ndarray, "R"]:
     """Expected calibration error (Guo et al. 2017), 0 to 1, for each row of weights.
 
-    The mean over `CALIBRATION_BINS` bins of equal width, weighted by what is in them, of how far
-    the mean probability is from the share of adjacent pairs.
+    It is the difference between the mean probability and the share of adjacent pairs, averaged over
+    `CALIBRATION_BINS` bins of equal width, each weighted by the pairs in it.
     """
     place = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     bins = np.eye(CALIBRATION_BINS)[place]
@@ -165,10 +162,10 @@ def calibration_error(
 
 
 def find_keys(corpus: Corpus) -> Int[np.ndarray, "S"]:
-    """The key of each song: 0 (C) to 11 (B) major, 12 to 23 minor.
+    """Estimate the key of each song: 0 (C) to 11 (B) major, 12 to 23 minor.
 
-    That whose profile of Krumhansl & Kessler correlates best with how long each pitch class sounds
-    (Krumhansl 1990). Of a song that never sounds, C major.
+    The key is the one whose profile (Krumhansl & Kessler) correlates best with how long each pitch
+    class sounds (Krumhansl 1990). A song without notes counts as C major.
     """
     sounding = sounding_pitch(corpus.tokens, corpus.form)
     segment, step = np.nonzero(sounding >= 0)
@@ -185,7 +182,7 @@ def find_keys(corpus: Corpus) -> Int[np.ndarray, "S"]:
 def _correlation(
     a: Float64[np.ndarray, "B"], b: Float64[np.ndarray, "B"], weights: Float64[np.ndarray, "R B"]
 ) -> Float64[np.ndarray, "R"]:
-    """Pearson's correlation where each pair counts as often as its weight says."""
+    """Pearson's correlation with weighted pairs, for each row of weights."""
     share = weights / weights.sum(1, keepdims=True)
     x, y = (values - share @ values[:, None] for values in (a, b))
     variances = (share * x**2).sum(1) * (share * y**2).sum(1)
@@ -207,15 +204,15 @@ def _same_key_pairs(
 
 
 def _centred(value: float, resampled: Float64[np.ndarray, "R"]) -> Estimate:
-    """With percentiles moved so that their mean is the value, of what is at least 0.
+    """Estimate a quantity of 0 or more, with the resamples shifted so that their mean is the value.
 
-    Resampling adds noise to what sampling has made noisy, and a mean of gaps grows with noise.
+    Resampling adds noise to an already noisy sample, and a mean of absolute gaps grows with noise.
     """
     around = _estimate(value, resampled - resampled.mean() + value)
     return Estimate(value, max(0.0, around.low), around.high)
 
 
 def _estimate(value: float, resampled: Float64[np.ndarray, "R"]) -> Estimate:
-    # A resample can draw no song of one kind of pair.
+    # NaN comes from resamples without any pair of one kind.
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     return Estimate(value, float(low), float(high))

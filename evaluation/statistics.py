@@ -1,11 +1,11 @@
-"""Musical statistics of segments, and how they follow one another.
+"""Musical statistics of segments, and transition matrices of these statistics.
 
-Coherency of a set of pairs, by one statistic: bin the statistic of both halves, count which bin
-follows which, and correlate that matrix with the matrix of real adjacent pairs.
+The coherency of a set of pairs by one statistic takes three steps: bin the statistic of both
+halves, count which bin follows which, and correlate this matrix with that of real adjacent pairs.
 
-A segment without notes has a note count of 0 and NaN for the rest. NaN falls in bin -1, and a pair
-with a half in bin -1 enters no matrix: silence can neither help nor hurt such a correlation, so the
-pairs left out are to be counted and shown.
+A segment without notes has a note count of 0, and NaN for the other statistics. NaN falls into bin
+-1, and a pair with a half in bin -1 enters no matrix. Silence can therefore neither help nor hurt
+such a correlation, so callers must count and show the pairs left out.
 
 Letters in shapes: `B` segments, `T` steps, `n` pairs, `K` bins, `C` clusters, `R` matrices.
 """
@@ -54,10 +54,10 @@ def compute_statistics(
     - `pitch_range`: highest minus lowest note, in semitones;
     - `note_count`: number of onsets;
     - `mean_duration`: mean length of the notes, in quarter notes;
-    - `pitch_class`: the class that sounds for the most steps, 0 (C) to 11 (B), lowest of equals.
+    - `pitch_class`: the class that sounds for most steps, 0 (C) to 11 (B); the lowest of equals.
 
-    Notes are those of `cf_core.melody.to_notes`: a hold with no note before it sounds nothing.
-    Without notes `note_count` is 0 and the others are NaN.
+    Notes are those of `cf_core.melody.to_notes`: a hold with no note before it is silent. Without
+    notes `note_count` is 0 and the others are NaN.
     """
     struck, pitch = tokens >= FIRST_PITCH, sounding_pitch(tokens, form)
     sounding = pitch >= 0
@@ -83,7 +83,7 @@ def compute_statistics(
 def sounding_pitch(
     tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
 ) -> Int64[np.ndarray, "B T"]:
-    """The MIDI number that sounds at each step; -1 where none does."""
+    """Return the MIDI number that sounds at each step; -1 where none does."""
     tokens = tokens.astype(np.int64)
     steps = np.arange(tokens.shape[1])
     last_not_hold = np.maximum.accumulate(np.where(tokens == HOLD, 0, steps), axis=1)
@@ -93,20 +93,20 @@ def sounding_pitch(
 
 @dataclass(frozen=True)
 class Bins:
-    """Where the bins of each statistic meet: bin `i` holds `edges[i - 1] <= value < edges[i]`.
+    """Edges of the bins of each statistic: bin `i` holds `edges[i - 1] <= value < edges[i]`.
 
-    The first and the last bin are open to that side.
+    The first bin has no lower edge, and the last bin no upper edge.
     """
 
     edges: Mapping[str, tuple[float, ...]]
 
     @classmethod
     def fit(cls, statistics: Mapping[str, Float64[np.ndarray, "B"]]) -> "Bins":
-        """Bins of training segments: quantiles for the four scalars, the 12 classes for the fifth.
+        """Fit bins to training segments: quantiles for four statistics, 12 classes for the fifth.
 
         Each edge is a value that occurs, and no bin is empty on the training segments. Quantiles of
-        a discrete statistic can coincide; equal ones make one edge, so there may be fewer than
-        `QUANTILE_BINS` bins (`count` says how many). ValueError if no segment has a note.
+        a discrete statistic can coincide and then make one edge, so there may be fewer than
+        `QUANTILE_BINS` bins (`count` says how many). Raises `ValueError` if no segment has a note.
         """
         edges = {"pitch_class": tuple(float(edge) for edge in range(1, PITCH_CLASSES))}
         for statistic in STATISTICS[:-1]:
@@ -120,17 +120,17 @@ class Bins:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, list[float]]) -> "Bins":
-        """Read what `to_dict` wrote; RecordsError if it can't have written that."""
+        """Read what `to_dict` wrote. Raises `RecordsError` for anything else."""
         ascending = all(np.all(np.diff(edges) > 0) for edges in record.values())
         if set(record) != set(STATISTICS) or not ascending:
             raise RecordsError(
-                f"bins: ascending edges are needed for {', '.join(STATISTICS)} and nothing else;"
+                f"bins: must hold ascending edges for {', '.join(STATISTICS)} and nothing else;"
                 " fit them again on the training segments"
             )
         return cls({statistic: tuple(edges) for statistic, edges in record.items()})
 
     def to_dict(self) -> dict[str, list[float]]:
-        """Give the edges by statistic, for JSON; they come back bit for bit."""
+        """Return the edges by statistic, for JSON; `from_dict` restores them bit for bit."""
         return {statistic: list(edges) for statistic, edges in self.edges.items()}
 
     def count(self, statistic: str) -> int:
@@ -138,7 +138,7 @@ class Bins:
         return len(self.edges[statistic]) + 1
 
     def assign(self, statistic: str, values: Float64[np.ndarray, "B"]) -> Int64[np.ndarray, "B"]:
-        """Give the bin of each value, 0 to K - 1; -1 for NaN."""
+        """Return the bin of each value, 0 to K - 1; -1 for NaN."""
         bins = np.searchsorted(self.edges[statistic], values, side="right")
         return np.where(np.isnan(values), -1, bins)
 
@@ -146,7 +146,7 @@ class Bins:
 def count_pairs(
     left: Integer[np.ndarray, "n"], right: Integer[np.ndarray, "n"], k: int
 ) -> Float64[np.ndarray, "K K"]:
-    """How many pairs go from bin `i` to bin `j`; those with a bin of -1 are left out."""
+    """Count the pairs that go from bin `i` to bin `j`, without those that have a bin of -1."""
     one_cluster = np.zeros(len(left), np.int64)
     counts: np.ndarray = count_pairs_by_cluster(left, right, k, one_cluster, 1)[0]
     return counts
@@ -159,18 +159,18 @@ def count_pairs_by_cluster(
     cluster: Int64[np.ndarray, "n"],
     clusters: int,
 ) -> Float64[np.ndarray, "C K K"]:
-    """`count_pairs` of each of `clusters` clusters; `cluster` is that of each pair."""
+    """`count_pairs` for each of `clusters` clusters; `cluster` is the cluster of each pair."""
     present = (left >= 0) & (right >= 0)
-    # Bins may come in 8 bits, in which the number of a cell would overflow.
+    # Bins may be 8-bit numbers, in which the number of a cell would overflow.
     cells = (cluster * k + left) * k + right
     counts = np.bincount(cells[present], minlength=clusters * k * k)
     return counts.reshape(clusters, k, k).astype(np.float64)
 
 
 def row_stochastic(counts: Float64[np.ndarray, "*R K K"]) -> Float64[np.ndarray, "*R K K"]:
-    """How often bin `j` follows bin `i`, among the pairs whose left half is in bin `i`.
+    """Share of bin `j` after bin `i`, among the pairs whose left half is in bin `i`.
 
-    Rows sum to 1: every cell starts with a count of 1/K, so a row never seen is uniform.
+    Rows sum to 1. Every cell starts with a count of 1/K, so a row without pairs is uniform.
     """
     smoothed = counts + 1 / counts.shape[-1]
     matrix: np.ndarray = smoothed / smoothed.sum(axis=-1, keepdims=True)
@@ -186,7 +186,7 @@ def joint(counts: Float64[np.ndarray, "*R K K"]) -> Float64[np.ndarray, "*R K K"
 def transition_matrix(
     left: Integer[np.ndarray, "n"], right: Integer[np.ndarray, "n"], k: int
 ) -> Float64[np.ndarray, "K K"]:
-    """The `row_stochastic` matrix of pairs by their bins, of which there are `k`."""
+    """The `row_stochastic` matrix of pairs, from their bins; `k` is the number of bins."""
     return row_stochastic(count_pairs(left, right, k))
 
 
@@ -195,11 +195,11 @@ def correlation(
 ) -> Float64[np.ndarray, "*R"]:
     """Pearson correlation over the K² entries of each matrix and `reference`, -1 to 1.
 
-    NaN where either is constant, as every matrix of one bin is.
+    It is NaN where either is constant, as every matrix of one bin is.
     """
     a = matrices.reshape(*matrices.shape[:-2], -1)
     b = reference.ravel()
-    # Equal shares can differ in their last bits, and the correlation would then be that noise's.
+    # Equal shares can differ in their last bits; the correlation would then measure that noise.
     constant = (np.ptp(a, axis=-1) < 1e-12) | (np.ptp(b) < 1e-12)
     a = a - a.mean(axis=-1, keepdims=True)
     b = b - b.mean()
@@ -210,12 +210,12 @@ def correlation(
 def overlap_area(
     one: Mapping[str, Float64[np.ndarray, "n"]], other: Mapping[str, Float64[np.ndarray, "m"]]
 ) -> float:
-    """Area that the densities of two sets of segments share, mean over the statistics, 0 to 1.
+    """Area that the densities of two sets of segments share, 0 to 1; the mean over the statistics.
 
-    The "overlapped area" of Yang & Lerch (2020). Densities are histograms on one grid for both
-    sets, with cells as wide as `CELLS` says: sets that lie apart share nothing, whatever their
-    shapes. Two finite samples of one distribution stay below 1, the smaller the further. All values
-    must be finite.
+    This is the "overlapped area" of Yang & Lerch (2020). Densities are histograms on one grid for
+    both sets, with cells of the widths in `CELLS`, so sets that lie apart share nothing, whatever
+    their shapes. Two finite samples of one distribution stay below 1, and smaller samples further
+    below. All values must be finite.
     """
     areas = []
     for statistic, width in CELLS.items():
@@ -235,10 +235,10 @@ def pair_features(
     right: Mapping[str, Float64[np.ndarray, "n"]],
     deviations: Mapping[str, float],
 ) -> Float64[np.ndarray, "n D"]:
-    """Pairs as points of 12 dimensions: the statistics of both halves, in comparable units.
+    """Pairs as points in 12 dimensions (`D`): the statistics of both halves, in comparable units.
 
-    Each statistic is divided by its deviation over the training segments; the pitch class, of which
-    the last is next to the first, is two dimensions, a point of the unit circle.
+    Each statistic is divided by its deviation over the training segments. The pitch class is
+    circular, so it takes two dimensions, as a point of the unit circle.
     """
     columns = []
     for half in (left, right):
@@ -250,24 +250,24 @@ def pair_features(
 
 @dataclass(frozen=True)
 class Neighbourhoods:
-    """Balls around real points; each reaches to the point's `NEIGHBOURS`-th nearest other one."""
+    """Balls around real points. Each reaches to the `NEIGHBOURS`-th nearest other point."""
 
     centres: Float64[np.ndarray, "N D"]
     radii: Float64[np.ndarray, "N"]
 
     @classmethod
     def fit(cls, real: Float64[np.ndarray, "N D"]) -> "Neighbourhoods":
-        """The balls of the real points; of too few points the farthest other one is taken."""
+        """Make the balls of the real points; with too few, they reach to the farthest point."""
         farthest = min(NEIGHBOURS, len(real) - 1)  # the nearest one is the point itself
         return cls(real, np.partition(cdist(real, real), farthest, axis=1)[:, farthest])
 
     def density_and_coverage(self, points: Float64[np.ndarray, "M D"]) -> tuple[float, float]:
         """Density (0 and up) and coverage (0 to 1) of generated points (Naeem et al. 2020).
 
-        Density is the number of balls that a point lies in, mean over the points, over
-        `NEIGHBOURS`: near 1 where real and generated points are alike, more where the latter crowd
-        the densest places. Coverage is the share of balls with a point; it rises with the number of
-        points. Balls are closed, as real music repeats itself and a radius can be 0.
+        Density is the mean number of balls that a point lies in, divided by `NEIGHBOURS`. It is
+        near 1 where real and generated points are alike, and higher where generated points crowd
+        the densest places. Coverage is the share of balls that contain a point; it rises with the
+        number of points. Balls are closed, since real music repeats itself and a radius can be 0.
         """
         inside = cdist(self.centres, points) <= self.radii[:, None]
         return float(inside.sum(axis=0).mean() / NEIGHBOURS), float(inside.any(axis=1).mean())

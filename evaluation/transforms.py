@@ -1,9 +1,9 @@
-"""What maps pairs to pairs: the identity and fusion here, all others in `evaluation.rivals`.
+"""Transforms map pairs to pairs. Identity and fusion are here, all others in `evaluation.rivals`.
 
 A transform is called with input latents, ascending iteration counts (1 or more) and a generator of
 random numbers on the latents' device. It yields a `Step` at each count: the outputs so far and what
-they cost. Rows never look at each other, so that one whose latents are not finite stays alone with
-it, and settings given per row let many settings share a batch. None of them sees a judge.
+they cost. Rows are independent, so latents that are not finite affect no other row, and settings
+given per row let many settings share a batch. No transform sees a judge.
 
 Letters in shapes: `B` pairs, `Z` latent dimensions, `S` style dimensions, `K` proposals of a pair,
 `P` pairs of a bank.
@@ -24,10 +24,11 @@ from cf_core.losses import Pair
 
 @dataclass(frozen=True)
 class Step:
-    """Outputs after `iteration` iterations, and what they took since the start.
+    """Outputs after `iteration` iterations, and their cost since the start.
 
-    Calls are those for each pair; a gradient counts as three (a backward pass costs two forward
-    passes). `seconds` are those of the whole batch, without what the caller did between two steps.
+    Calls are counted for each pair; a call with its gradient counts as three (a backward pass costs
+    two forward passes). `seconds` is the time of the whole batch, without the caller's own time
+    between two steps.
     """
 
     iteration: int
@@ -44,7 +45,7 @@ class Transform(ABC):
     def __call__(
         self, pair: Pair, counts: Sequence[int], random: torch.Generator
     ) -> Iterator[Step]:
-        """A step at each of `counts`. The inputs are left as they are."""
+        """Yield a step at each of `counts`. The inputs are not changed."""
         device, seconds = pair[0].device, 0.0
         steps = self._steps(pair, counts, random)
         while True:
@@ -66,7 +67,7 @@ class Transform(ABC):
 
 @dataclass(frozen=True)
 class Identity(Transform):
-    """The inputs themselves, as iteration 0, whatever the counts."""
+    """Returns the inputs themselves, as iteration 0, whatever the counts."""
 
     def _steps(
         self, pair: Pair, _counts: Sequence[int], _random: torch.Generator, /
@@ -76,9 +77,9 @@ class Identity(Transform):
 
 @dataclass(frozen=True)
 class Fusion(Transform):
-    """Iterated fusion: outputs fed back in with the same style.
+    """Iterated fusion: outputs are fed back in with the same style.
 
-    A conditional generator is read at λ = `lambda_`.
+    A conditional generator is used at λ = `lambda_`.
     """
 
     generator: Generator

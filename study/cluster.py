@@ -1,4 +1,4 @@
-"""Ray: reaching it, and whether all nodes can do their part: same code, results they share."""
+"""Connects to Ray, and checks that all nodes have the same code and share the results."""
 
 import inspect
 import logging
@@ -33,16 +33,16 @@ PACKAGES = ("cf_core", "evaluation", "study")
 """The project's own code."""
 
 _ALIKE = ("torch", "numpy", "polars", "pyarrow")
-"""Libraries of which all nodes must have the same version."""
+"""Libraries that must have the same version on all nodes."""
 
 _PATIENCE = 120.0
-"""Seconds in which a node must answer."""
+"""Seconds within which a node must answer."""
 
 _PROBED = 30.0
-"""Seconds in which a Ray must answer at all."""
+"""Seconds within which Ray must answer at all."""
 
 _LOOKED_FOR = (
-    "it is looked for in RAY_AUTH_TOKEN, then in the file that RAY_AUTH_TOKEN_PATH names, then in"
+    "Ray reads it from RAY_AUTH_TOKEN, else from the file that RAY_AUTH_TOKEN_PATH names, else from"
     " ~/.ray/auth_token"
 )
 
@@ -52,12 +52,12 @@ _FOR_RAY = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Only the older of Tune's two outputs is silent at verbose=0.
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Tune's own state, of all jobs each time: nothing is ever restored from it.
+    # Tune would write the state of all jobs each time, but nothing is ever restored from it.
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",
-    # Ctrl-C is ours: Tune's own handler would wait for the running steps.
+    # We handle Ctrl-C: Tune's own handler would wait for the running steps.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
-"""What is in the environment while connected, where it says nothing else."""
+"""Variables that the environment gets while connected, unless it has them already."""
 
 _PROBE = """
 import sys
@@ -69,24 +69,24 @@ if sys.argv[1] == "auto":
 tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)
 GcsClient(address=canonicalize_bootstrap_address(sys.argv[1]))
 """
-"""What `ray.init` does at first; that tries it twenty times, and tells the terminal each time."""
+"""The first step of `ray.init`, which would try it twenty times and print an error each time."""
 
 
 @contextmanager
 def connected(execution: Execution, rivals: Sequence[str] = ()) -> Iterator[None]:
-    """Be connected to the Ray cluster at the address, or to one started on this machine.
+    """Connect to the Ray cluster at the address, or to one started on this machine.
 
-    `rivals` names those of the user's own, whose code is shipped with the project's if it is.
+    `rivals` names rivals of the user's own. If the project's code is shipped to the cluster, their
+    code is shipped too.
 
-    Where this process is connected to a Ray already, that one is taken, whatever the address, and
-    left as it is. Raises `ClusterError` where there is none, and where it lets nobody in without
-    its token.
+    If this process is connected to Ray already, that connection is used, whatever the address, and
+    stays open. Raises `ClusterError` where no Ray answers, and where it refuses the token.
     """
     with _environment(), _handlers(signal.SIGTERM, signal.SIGUSR1):
         if ray.is_initialized():
             yield
             return
-        with _handlers(signal.SIGTERM):  # Ray's own prints a stack and ends the process
+        with _handlers(signal.SIGTERM):  # Ray's handler prints a stack and ends the process
             _connect(execution, rivals)
         try:
             yield
@@ -96,9 +96,10 @@ def connected(execution: Execution, rivals: Sequence[str] = ()) -> Iterator[None
 
 @contextmanager
 def reached(config: StudyConfig, root: AnyPath) -> Iterator[int]:
-    """Be connected to the cluster of a study, whose nodes have proved that they can take part.
+    """Connect to the cluster of a study, after `prove` has checked its nodes.
 
-    Gives their number; without an address nothing is done, and it is 0. Raises `ClusterError`.
+    Gives the number of nodes. Without an address nothing is done, and the number is 0. Raises
+    `ClusterError` as `connected` and `prove` do.
     """
     if config.execution.address is None:
         yield 0
@@ -127,12 +128,12 @@ def _connect(execution: Execution, rivals: Sequence[str]) -> None:
             ray.init(address=address, runtime_env=shipped, **options)
     except ClusterError:
         raise
-    except Exception as error:  # Ray raises that itself where its processes don't start
+    except Exception as error:  # Ray raises `Exception` itself where its processes don't start
         raise unusable(address, str(error)) from error
 
 
 def _probe(address: str) -> None:
-    """Find out quickly and quietly that no Ray answers, or that it wants a token."""
+    """Find out quickly and quietly whether no Ray answers, or whether it requires a token."""
     place = urlsplit(address if "://" in address else f"//{address}")
     if place.scheme == "ray":
         raise unusable(
@@ -141,7 +142,7 @@ def _probe(address: str) -> None:
         )
     if place.hostname and place.port:
         socket.create_connection((place.hostname, place.port), timeout=10).close()
-    # A process of its own: what Ray writes to the terminal comes from C++, and may end it.
+    # A separate process is used, since Ray's C++ code writes to the terminal and may end it.
     command = [sys.executable, "-c", _PROBE, address]
     try:
         done = subprocess.run(  # noqa: S603   (no shell)
@@ -156,7 +157,7 @@ def _probe(address: str) -> None:
 
 
 def unusable(address: str | None, reason: str) -> ClusterError:
-    """The error for a Ray that can't be reached, or that fails: by the first line of a reason."""
+    """Make the error for a Ray that can't be reached or fails, with the first line of `reason`."""
     first = (reason.strip() or "no reason given").splitlines()[0]
     if address is None:
         return ClusterError(f"Ray on this machine: {first}")
@@ -176,7 +177,7 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _handlers(*signals: signal.Signals) -> Iterator[None]:
-    """Put back the handlers of these signals."""
+    """Restore the handlers of these signals afterwards."""
     before = {sign: signal.getsignal(sign) for sign in signals}
     try:
         yield
@@ -187,7 +188,7 @@ def _handlers(*signals: signal.Signals) -> Iterator[None]:
 
 
 def lacking(stages: StageResources) -> str | None:
-    """What a job asks for that no node of this cluster has, in words."""
+    """Say which resources of a job no node of this cluster has; None where all can run."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for name, stage in (("trials", stages.trials), ("rivals", stages.rivals)):
         needed = {"CPU": stage.cpu, "GPU": stage.gpu}
@@ -197,11 +198,11 @@ def lacking(stages: StageResources) -> str | None:
 
 
 def prove(root: AnyPath, rivals: tuple[str, ...] = ()) -> int:
-    """Have every node show that it has this code and shares the results; how many nodes there are.
+    """Check that every node has this code and shares the results; return the number of nodes.
 
     The code is the project's and that of the user's own `rivals`. Each node writes a small file
-    into the study's folder and reads those of all others. Raises `ClusterError`, which names the
-    node and what it lacks.
+    into the study's folder and reads the files of all others. Raises `ClusterError`, which names
+    the node and what it lacks.
     """
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     folder = root / f".nodes-{uuid4().hex}"
@@ -234,16 +235,16 @@ def prove(root: AnyPath, rivals: tuple[str, ...] = ()) -> int:
 
 @cache
 def code(rivals: tuple[str, ...] = ()) -> Mapping[str, str]:
-    """Versions of Python and of the libraries that matter, and hashes of the project's own code.
+    """Versions of Python and of the libraries that matter, and a hash of the project's own code.
 
-    And of the source of each of `rivals`, by its name.
+    Each of `rivals` adds a hash of its source, by its name.
     """
     digest = sha256()
     for package in folders():
         for path in sorted(package.rglob("*.py")):
             digest.update(path.relative_to(package.parent).as_posix().encode())
             digest.update(path.read_bytes())
-    # Builds for GPUs and for CPUs only are of one version: clusters have both.
+    # Builds for GPUs and for CPUs count as one version, since a cluster may have both.
     versions = {name: version(name).partition("+")[0] for name in _ALIKE}
     return {"Python": platform.python_version(), **versions, "code": digest.hexdigest()[:12]} | {
         name: _hash_rival(name) for name in rivals
@@ -258,14 +259,14 @@ def _hash_rival(name: str) -> str:
 
 
 def _find_module(rival: str) -> Path:
-    """The folder or file of the top-level module that a rival of the user's own lies in."""
+    """Find the folder or file of the top-level module of a user's own rival."""
     top = import_module(rival.partition(":")[0].partition(".")[0])
     path = Path(inspect.getfile(top))
     return path.parent if path.name == "__init__.py" else path
 
 
 def folders() -> list[Path]:
-    """Where the project's packages lie."""
+    """List the folders of the project's packages."""
     return [Path(__file__).parent.parent / name for name in PACKAGES]
 
 

@@ -1,4 +1,4 @@
-"""What a study's records say: tables, figures and words made of other tables alone."""
+"""The findings of a finished study: tables, figures and sentences, made from its tables alone."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -47,7 +47,7 @@ from study.parameters import PARAMETERS
 from study.store import Store
 
 _AXES = ("z_distance", "edit_distance")
-"""Metrics that frontiers are drawn and compared over."""
+"""Metrics used as the distance axis of frontiers and of comparisons."""
 
 CSV_COLUMNS = (
     "corpus", "rival", "axis", "source", "metric", "difference", "low", "high", "p_holm", "verdict",
@@ -55,7 +55,7 @@ CSV_COLUMNS = (
 """Columns of `verdicts.csv`."""
 
 _SHOWN_DISTANCE = 6
-"""Which of the ten matched distances the figure of transition matrices compares at."""
+"""Index of the matched distance, of ten, at which the figure of transition matrices compares."""
 
 
 def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
@@ -87,7 +87,7 @@ def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
 def draw(store: Store) -> list[AnyPath]:
     """Draw all figures again, from the tables alone; each as SVG and PNG.
 
-    Those that a study has nothing for (verdicts with one seed say nothing) are left out.
+    A figure for which the study has no data is left out.
     """
     return [
         path
@@ -97,9 +97,9 @@ def draw(store: Store) -> list[AnyPath]:
 
 
 def write_verdicts(stores: Sequence[Store], path: AnyPath) -> None:
-    """Write the verdicts of several studies as one CSV file; a study's name is its corpus.
+    """Write the verdicts of several studies to one CSV file.
 
-    Axes are called `z` and `edit`.
+    Column `corpus` holds the name of the study; axes are called `z` and `edit`.
     """
     tables = [
         store.scan("verdicts").with_columns(corpus=pl.lit(store.record["name"])).collect()
@@ -111,7 +111,7 @@ def write_verdicts(stores: Sequence[Store], path: AnyPath) -> None:
 
 
 def say_verdicts(store: Store) -> list[str]:
-    """Count wins, ties and losses against each rival, along each axis; say what lacks."""
+    """Say how many wins, ties and losses there are against each rival, and what is missing."""
     found = store.scan("verdicts").collect()
     lines = []
     for panels in found.partition_by("rival", "axis", maintain_order=True):
@@ -132,20 +132,20 @@ def say_verdicts(store: Store) -> list[str]:
             + (f"; lost: {named}" if named else "")
         )
     if found["seeds"].max() == 1:
-        lines.append("(ahead: a count, no test; one training seed says nothing of others)")
+        lines.append("(ahead is a count, not a test: one training seed says nothing about others)")
     metrics = read_finished_metrics(store)
     lines += _agreement(metrics)
     lines += _halves_apart(store, metrics)
     lines += _left_out(store)
     if excluded := metrics["excluded"].sum():
-        lines.append(f"left out, as not finite or silent: {excluded:,} pairs, summed over metrics")
+        lines.append(f"{excluded:,} pairs are left out as not finite or silent, over all metrics")
     return lines
 
 
 def _halves_apart(store: Store, metrics: pl.DataFrame) -> list[str]:
-    """Say how alike the two output halves are: measures of coherency can be pleased by repeating.
+    """Say how alike the two output halves are, since repetition can raise measures of coherency.
 
-    At the points that are chosen by the judge for the largest z-distance, on test songs.
+    The points are those chosen by the judge for the largest z-distance, on test songs.
     """
     chosen = (
         store.scan("matched")
@@ -173,7 +173,7 @@ def _halves_apart(store: Store, metrics: pl.DataFrame) -> list[str]:
 
 
 def _left_out(store: Store) -> list[str]:
-    """Say where the comparison has less than was planned, or than it seems to have."""
+    """Say where the comparison rests on less than was planned."""
     planned = len(StudyConfig.restored(store.record).search.seeds)
     seeds = store.scan("verdicts").select(pl.col("seeds").max()).collect().item()
     matched = store.scan("matched").filter(pl.col("rival") != "identity").collect()
@@ -187,11 +187,13 @@ def _left_out(store: Store) -> list[str]:
     if seeds < planned:
         lines.append(f"only {seeds} of {planned} training seeds are finished")
     if unfinished := max(matched["excluded"].to_list(), default=0):
-        lines.append(f"up to {unfinished} points of a panel are unfinished or not finite: left out")
+        lines.append(
+            f"up to {unfinished} points of a panel are left out as unfinished or not finite"
+        )
     if told:
         lines.append(
-            f"distances, of {DISTANCES}, at which a method has no point near enough, so that the"
-            f" inputs stand in for it: {told}"
+            f"number of the {DISTANCES} distances at which a method has no point near enough, so"
+            f" that the inputs stand in for it: {told}"
         )
     return lines
 
@@ -252,7 +254,7 @@ def _figures(store: Store) -> dict[str, Figure]:
 
 
 def _search_figure(store: Store) -> Figure | None:
-    """What the search found; None where it had nothing to choose between."""
+    """Draw what the search found; None where no parameter varied."""
     points = (
         store.scan("objectives")
         .join(store.scan("configurations").drop("batch"), on="configuration")
@@ -271,7 +273,7 @@ def _search_figure(store: Store) -> Figure | None:
 
 
 def _attainment_differences(metrics: pl.DataFrame) -> pl.DataFrame:
-    """Where ours attains more or less than LP, in all panels by z-distance."""
+    """Compute where ours attains more or less often than LP, in all panels, by z-distance."""
     return pl.concat(
         attainment_difference(metrics, source, metric, "z_distance", OURS, "lp").with_columns(
             source=pl.lit(source), metric=pl.lit(metric)
@@ -281,7 +283,7 @@ def _attainment_differences(metrics: pl.DataFrame) -> pl.DataFrame:
 
 
 def _shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
-    """The points of ours (of the lowest seed) and of LP that are compared by the judge; or none."""
+    """Select the points of ours (lowest seed) and of LP that the judge's panel compares, if any."""
     matched = store.scan("matched").filter(
         pl.col("rival") == "lp",
         pl.col("axis") == "z_distance",
@@ -301,7 +303,7 @@ def _shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
 
 
 def _agreement(metrics: pl.DataFrame) -> list[str]:
-    """Say how alike the two judges rank the points: validation songs' against test songs'."""
+    """Say how alike the two judges rank the points, one on validation and one on test songs."""
     point = ["method", "trial", "lambda", "iteration"]
     judged = metrics.filter(pl.col("metric") == "judge", ~pl.col("method").is_in(LEVELS))
     by_source = [
@@ -319,13 +321,13 @@ def _agreement(metrics: pl.DataFrame) -> list[str]:
 
 
 def read_finished_metrics(store: Store) -> pl.DataFrame:
-    """The metrics without what an unfinished job may have left there."""
+    """Read the metrics without the rows that an unfinished job may have left."""
     done = Ledger(store).list_done()
     return store.metrics.filter(pl.col("trial").is_in([*done, *LEVELS, "identity"])).collect()
 
 
 def count_bins(store: Store) -> dict[str, int]:
-    """Number of bins of each statistic."""
+    """Count the bins of each statistic."""
     return dict(store.scan("bins").group_by("statistic").len().collect().iter_rows())
 
 

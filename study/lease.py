@@ -1,22 +1,22 @@
-"""One run at a time: who holds a study, and whether it still lives.
+"""The lease of a study: which run holds it, and whether that run is alive. Only one may run.
 
-Every run of a study leaves a file in its folder `runs`, which says when it gave its last sign of
-life and whether it is over. A run begins where all others are over or dead, and takes a number
-above theirs. Files are never removed, so numbers only go up.
+Every run of a study leaves a file in the study's folder `runs`. The file says when the run gave its
+last sign of life, and whether it is over. A run may begin if all others are over or dead, and it
+takes a number above theirs. Files are never removed, so numbers only go up.
 
-In a folder the number is the name, `00001.json`, and is taken by making that file *exclusively*,
-which file systems (NFS too) let only one process do. Of runs that begin at one moment, or that
-find the same dead one, exactly one gets in. A run that was slow, while others came and went, finds
-the number taken.
+In a local folder the number is the file's name, `00001.json`. A run takes it by creating this file
+*exclusively*, which file systems (NFS too) allow only one process to do. Of several runs that begin
+at the same moment, or that find the same dead run, exactly one gets in. A run that was slow while
+others came and went finds its number taken.
 
-pyarrow offers no exclusive creation in object stores. There each run adds a word of its own to the
-number, writes that file, and lists the folder again: it steps back if a file is new to it. Of two
-runs the one that writes later sees the other, so at most one gets in; both may be refused. This
-takes a store that lists all that was written before, as S3, GCS, Azure and MinIO do.
+pyarrow offers no exclusive creation in object stores. There each run adds a random word to the
+number, writes that file, and lists the folder again; it withdraws if there is a file that it had
+not seen. Of two runs, the one that writes later sees the other, so at most one gets in; both may be
+refused. This needs a store whose listings show all earlier writes, as S3, GCS, Azure and MinIO do.
 
-Two assumptions remain. Machines have clocks that agree within half a minute. And who gives no sign
-of life for a minute is dead: a process that was only suspended finds out within ten seconds of its
-return, and what it writes until then has an older attempt, which does not count.
+There are two assumptions. The clocks of machines agree within half a minute. A run that gives no
+sign of life for a minute is dead. If its process was only suspended, it notices within ten seconds
+of its return; what it writes until then belongs to an older attempt, which does not count.
 """
 
 import json
@@ -38,15 +38,16 @@ from cf_core.files import AnyPath, replacing
 _EVERY = 10.0
 """Seconds between two signs of life."""
 _STALE = 60.0
-"""Seconds without one after which a holder counts as dead."""
+"""Seconds without a sign of life after which a holder counts as dead."""
 
 
 class Lease:
-    """The right to run the study in the folder `root`, held while in the context.
+    """The right to run the study in the folder `root`, held within the context.
 
-    Entering raises `StudyBusyError`, which names the holder, while another process holds it, and
-    `RecordsError` where `root` can't be written. A holder that was killed loses it: at once on the
-    same machine, else a minute after its last sign of life. `clock` gives seconds since 1970.
+    Entering raises `StudyBusyError`, which names the holder, while another process holds the lease,
+    and `RecordsError` where `root` can't be written. A holder that was killed loses the lease: at
+    once for runs on the same machine, for others a minute after its last sign of life. `clock`
+    gives seconds since 1970.
     """
 
     def __init__(self, root: AnyPath, clock: Callable[[], float] = time.time) -> None:
@@ -62,7 +63,9 @@ class Lease:
             self._file = self._enter()
         except OSError as error:
             reason = error.strerror or " ".join(str(error).split())
-            raise RecordsError(f"{self._folder}: can't be used ({reason})") from error
+            raise RecordsError(
+                f"{self._folder}: can't be used ({reason}); make the study's folder writable"
+            ) from error
         self._thread.start()
         return self
 
@@ -74,7 +77,7 @@ class Lease:
     ) -> None:
         self._over.set()
         self._thread.join()
-        # A full disk may be why the run ends: then it is dead, instead of over.
+        # The run may end because the disk is full; it then counts as dead instead of over.
         with suppress(OSError, UserError):
             self._sign(over=True)
 
@@ -83,7 +86,7 @@ class Lease:
         if self._lost:
             raise self._busy(
                 "another run has taken this study over, since this one gave no sign of life for"
-                f" {_STALE:.0f} s; nothing is lost"
+                f" {_STALE:.0f} s; nothing is lost, and the other run continues the study"
             )
 
     def _enter(self) -> AnyPath:
@@ -95,7 +98,7 @@ class Lease:
                 return file
 
     def _take(self, others: Set[AnyPath]) -> AnyPath | None:
-        """Make the holder's file beside those of the dead; None where another run took its name."""
+        """Create the holder's file; None where another run has taken its name."""
         number = max(map(_number, others), default=0) + 1
         content = json.dumps(self._holder(over=False)) + "\n"
         if isinstance(self._folder, Path):
@@ -106,7 +109,7 @@ class Lease:
             except FileExistsError:
                 return None
             except OSError:
-                # The disk is full: nobody shall take this for one that is being written.
+                # The disk is full: the file must not look like one that is being written.
                 with suppress(OSError):
                     os.utime(file, (0, 0))
                 raise
@@ -116,27 +119,27 @@ class Lease:
             temporary.write_text(content)
         if _files(self._folder) - others != {own}:
             own.unlink()
-            raise self._busy("another run began at the same moment; try again")
+            raise self._busy("another run began at the same moment; start this one again")
         return own
 
     def _refuse_if_living(self, file: AnyPath) -> None:
         holder = _read(file)
         now = self._clock()
         if holder is None:
-            # It may be one that is just being written.
+            # The file may be just being written.
             if now - file.stat().st_mtime <= _STALE:
-                raise self._busy("another run is just being started")
+                raise self._busy("another run is just being started; wait for it, or stop it")
         elif _lives(holder, now):
             ago = max(0.0, now - holder["alive"])
             raise self._busy(
                 f"is being run by process {holder['pid']} on {holder['host']} since"
-                f" {holder['started']}, last heard of {ago:.0f} s ago; wait for it, or stop it (a"
-                f" dead one is taken over {_STALE:.0f} s after that)"
+                f" {holder['started']}, last heard of {ago:.0f} s ago; wait for it, or stop it (if"
+                f" it is dead, try again {_STALE:.0f} s after its last sign of life)"
             )
 
     def _beat(self) -> None:
         while not self._over.wait(_EVERY):
-            # Where the folder can't be reached, a later beat may.
+            # If the folder can't be reached now, a later beat may reach it.
             with suppress(OSError, UserError):
                 self._lost = self._is_followed()
                 if self._lost:
@@ -169,7 +172,7 @@ def _files(folder: AnyPath) -> Set[AnyPath]:
 
 
 def _number(file: AnyPath) -> int:
-    """The number of a run; 0 for a file that is none of ours."""
+    """Return the number of a run; 0 for a file that is not a run's."""
     digits = file.stem.partition("-")[0]
     return int(digits) if digits.isdecimal() else 0
 
@@ -204,7 +207,7 @@ def _lives(holder: Mapping[str, Any], now: float) -> bool:
 
 
 def _machine() -> str:
-    """What processes share that see each other's numbers; hosts and containers may share a name."""
+    """Identify the processes that see each other's ids; a host's name may not be unique."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"

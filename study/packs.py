@@ -1,4 +1,4 @@
-"""How many trials are trained together: measured once, and written down."""
+"""Decides how many trials are trained together; it is measured once, and recorded."""
 
 import json
 import os
@@ -21,10 +21,10 @@ from study.store import Store
 from study.workbench import Workbench
 
 _GAIN = 1.1
-"""A pack twice as large must train this many times more trial-steps a second to be worth it."""
+"""A pack twice as large must train this many times as many trial-steps per second."""
 _REPEATS = 5
 _MEMORY_SHARE = 0.25
-"""Part of the machine's memory that the packs of all workers may take."""
+"""Share of the machine's memory that the packs of all workers may take."""
 
 Rates = Mapping[int, float]
 """Trial-steps per second, by the number of trials in a pack."""
@@ -35,9 +35,9 @@ class PackPlan:
     """How trials are grouped into packs."""
 
     size: int
-    """Trials of a pack, at most."""
+    """Most trials in a pack."""
     workers: int
-    """Packs that there should be where there are trials enough."""
+    """Number of packs that there should be, if there are enough trials."""
 
 
 def plan_packs(
@@ -48,9 +48,9 @@ def plan_packs(
     measure: Callable[[Sequence[TrialSpec]], Rates],
     reporter: Reporter,
 ) -> PackPlan:
-    """How packs are made: as an earlier run recorded it, else as now decided and recorded.
+    """Return the pack plan that an earlier run recorded; otherwise decide and record it now.
 
-    `measure` is `measure_packs` where trials are trained. Raises `RecordsError` for a damaged
+    `measure` calls `measure_packs` on the machine that trains. Raises `RecordsError` for a damaged
     record.
     """
     file = store.root / "packs.json"
@@ -71,9 +71,9 @@ def plan_packs(
         measured = bool(record["trial_steps_per_second"])
     except (ValueError, KeyError, TypeError):
         raise RecordsError(f"{file}: is damaged; remove it and run again") from None
-    why = ", as was measured to be fastest" if measured else ""
+    why = ", which was measured to be fastest" if measured else ""
     if execution.pack not in ("auto", plan.size):
-        why = f", as {file.name} says; execution.pack counts before the first run only"
+        why = f", as recorded in {file.name}; execution.pack counts only before the first run"
     reporter.say(f"trials are trained in packs of up to {plan.size}{why}")
     return plan
 
@@ -81,10 +81,10 @@ def plan_packs(
 def measure_packs(
     trials: Sequence[TrialSpec], bench: Workbench, workers: int, device: str = "cpu"
 ) -> Rates:
-    """Measure packs of 1, 2, 4, … trials of one shape, up to the last that is worth it.
+    """Measure packs of 1, 2, 4, … trials of one shape, as long as a larger pack gains enough.
 
-    No pack is so large that one of `workers` would idle, nor than fits into the memory of the
-    device.
+    No pack is so large that one of `workers` would be idle, or that the device's memory would not
+    hold it.
     """
     most = max(1, len(trials) // workers)
     if device == "cpu":
@@ -115,12 +115,12 @@ def _rate(trials: Sequence[TrialSpec], bench: Workbench, device: str) -> float:
 
 
 def _most_in_memory(trials: Sequence[TrialSpec], bench: Workbench, workers: int) -> int:
-    """How many trials a worker's share of the memory holds; at least one."""
+    """Estimate how many trials fit into a worker's share of the memory; at least one."""
     state = make_trainer(trials[:1], bench).state().values()
     settings = trials[0].configuration.settings(bench.fusion)
     latent_dim = bench.latents.mean.shape[1]
-    # Gradients and their squares come on top of weights, moments and averages. Of all rows of an
-    # update, each layer keeps its output, its gradient, and what the penalty's second pass needs.
+    # Gradients and their squares are added to weights, moments and averages. For each row of an
+    # update, a layer keeps its output, its gradient, and what the penalty's second pass needs.
     weights = 2 * sum(tensor.nbytes for tensor in state)
     rows = 4 * 11 * settings.batch
     activations = rows * (8 * latent_dim + 4 * settings.depth * settings.hidden)

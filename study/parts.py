@@ -1,11 +1,11 @@
-"""The files of one table: parts that are written whole, compacted files, and what is damaged.
+"""The files of one table: part files, compacted files, and the quarantine of damaged files.
 
-A table is a folder of part files, `PART.ATTEMPT.parquet`. Of several attempts at one part the
-highest counts, so that what a worker of an earlier one writes late is never read. Compacting merges
-parts into files `compacted-N.parquet`, whose footers say which rows are of which part and attempt;
-a part file of the same or a later attempt still counts before them. So no row is ever lost or
-doubled, whoever is killed. A file that is no whole part of the table is moved to
-`quarantine/TABLE/`, and a warning names it.
+A table is a folder of part files, `PART.ATTEMPT.parquet`, each written as a whole. Of several
+attempts at a part, the highest counts, so that a late write by the worker of an earlier attempt is
+never read. Compaction merges parts into files `compacted-N.parquet`, whose footers say which rows
+belong to which part and attempt. A part file of the same or a later attempt takes precedence over
+them. So no row is ever lost or doubled, whichever process is killed. A file that is not a whole
+part of the table is moved to `quarantine/TABLE/`, and a warning names it.
 """
 
 import json
@@ -28,56 +28,56 @@ from cf_core.errors import RecordsError
 from cf_core.files import AnyPath, RemotePath, local, replacing
 
 _FILE_BYTES = 256 * 10**6
-"""In memory: about what one file holds after compaction."""
+"""Approximate size of one file after compaction, in memory."""
 _GROUP_ROWS = 1 << 17
 _PART_FILE = re.compile(r"(\w[\w.+-]*)\.(\d+)\.parquet", re.ASCII)
 _COMPACTED_FILE = re.compile(r"compacted-(\d+)\.parquet", re.ASCII)
 
 
 class QuarantineWarning(UserWarning):
-    """Names a file that is no whole part of its table, and where it is now."""
+    """Names a file that is not a whole part of its table, and says where the file is now."""
 
 
 class Compaction(NamedTuple):
-    """What compacting a table gained."""
+    """The result of compacting a table."""
 
     table: str
     files: tuple[int, int]
-    """Before and after."""
+    """Number of files before and after."""
     bytes: tuple[int, int]
-    """Before and after."""
+    """Their size before and after."""
 
 
 class _Rows(NamedTuple):
-    """Where the rows of a part are: in a file of its own, or in one of many parts."""
+    """Where the rows of a part are: in a file of its own, or in a compacted file."""
 
     part: str
     attempt: int
     file: AnyPath
     start: int = 0
     length: int | None = None
-    """None for all."""
+    """Number of rows; None for all rows of the file."""
 
 
 _Held = dict[str, _Rows]
-"""What one file holds, by part."""
+"""The rows of one file, by part."""
 
 
 class TableFiles:
-    """The files of the table in one folder, local or in any file system of pyarrow.
+    """The files of a table in one folder, local or in any file system of pyarrow.
 
-    Writers on several machines may share the folder: each writes parts of its own.
+    Writers on several machines may share the folder, since each writes parts of its own.
     """
 
     def __init__(self, folder: AnyPath, quarantine: AnyPath, schema: pa.Schema) -> None:
         self._folder, self.quarantine, self._schema = folder, quarantine, schema
         self._known: dict[AnyPath, _Held] = {}
-        """Files that were looked into and are sound."""
+        """Files that were inspected and are sound."""
         self._ignored: set[AnyPath] = set()
-        """Files that are not and can't be moved, or are gone."""
+        """Files that are damaged and can't be moved, or that no longer exist."""
 
     def write(self, part: str, attempt: int, frame: pl.DataFrame) -> None:
-        """Write one part. Raises `ValueError` for what the schema or a file name does not allow."""
+        """Write one part. Raises `ValueError` where `part` or `frame` does not fit the table."""
         if not re.fullmatch(r"\w[\w.+-]*", part, re.ASCII):
             raise ValueError(f"part {part!r}: must be letters, digits and . _ + - only")
         data = _conform(frame, self._schema, self._folder.name)
@@ -85,7 +85,7 @@ class TableFiles:
             pq.write_table(data, temporary, **_encoding(self._schema))
 
     def scan(self) -> pl.LazyFrame:
-        """All rows that count; none where there is no part."""
+        """Scan all rows that count; without parts there are none."""
         whole, slices = [], []
         for file, rows in self._live().items():
             if len(rows) == len(self._known[file]):
@@ -96,11 +96,11 @@ class TableFiles:
         return pl.concat([_scan_files(whole, self._schema), *slices])
 
     def list_parts(self) -> set[str]:
-        """Names of all parts that are there."""
+        """List the names of all parts."""
         return set(self._parts())
 
     def inspect(self) -> None:
-        """Look into every file, and set aside what is damaged or foreign."""
+        """Inspect every file, and move those that are damaged or foreign to the quarantine."""
         self._live()
 
     def compact(self) -> Compaction | None:
@@ -114,7 +114,7 @@ class TableFiles:
         size = _bytes(files)
         rows = [rows for file in todo for rows in live.get(file, ())]
         merged = self._merge(rows, files)
-        # Only now: till here the part files have counted.
+        # The old files counted until here; only now may they be removed.
         for file in todo:
             file.unlink(missing_ok=True)
             self._known.pop(file, None)
@@ -122,7 +122,7 @@ class TableFiles:
         return Compaction(self._folder.name, (len(files), len(kept)), (size, _bytes(kept)))
 
     def _count(self, file: AnyPath) -> int:
-        """Rows of a compacted file; 0 for others."""
+        """Count the rows of a compacted file; 0 for other files."""
         return sum(rows.length or 0 for rows in self._known[file].values())
 
     def _merge(self, rows: Sequence[_Rows], files: Sequence[AnyPath]) -> list[AnyPath]:
@@ -142,7 +142,7 @@ class TableFiles:
         return merged
 
     def _live(self) -> dict[AnyPath, list[_Rows]]:
-        """By file, in order of their rows, the parts that count; all files are sound."""
+        """Find the parts that count, by file and in order of their rows; all files are sound."""
         while True:
             live: dict[AnyPath, list[_Rows]] = {}
             for rows in sorted(self._parts().values()):
@@ -157,9 +157,9 @@ class TableFiles:
                 return live
 
     def _parts(self) -> dict[str, _Rows]:
-        """Where the rows of each part are: those of the highest attempt.
+        """Find the rows of each part, which are those of its highest attempt.
 
-        Of the files that hold the same attempt, a part's own, then the latest compacted one.
+        Of files with the same attempt, the part's own file counts, else the latest compacted one.
         """
         parts: dict[str, _Rows] = {}
         for file in self._files():
@@ -175,7 +175,7 @@ class TableFiles:
         return parts
 
     def _files(self) -> list[AnyPath]:
-        """All files but those set aside, compacted ones first, by their number."""
+        """List all files that are not ignored; compacted files come first, by their number."""
 
         def rank(file: AnyPath) -> tuple[bool, int, str]:
             found = _COMPACTED_FILE.fullmatch(file.name)
@@ -185,14 +185,16 @@ class TableFiles:
         return sorted((file for file in files if file not in self._ignored), key=rank)
 
     def _inspect(self, file: AnyPath) -> bool:
-        """Look into a file once, and set it aside unless it is sound."""
+        """Inspect a file, and set it aside unless it is sound; return whether it is."""
         try:
             self._known[file] = _held(file, self._schema)
-        except FileNotFoundError:  # compacted by another process since it was listed
+        except FileNotFoundError:  # another process has compacted it since it was listed
             self._ignored.add(file)
             return False
         except OSError as error:
-            raise RecordsError(f"{file}: can't be read ({error})") from None
+            raise RecordsError(
+                f"{file}: can't be read ({error}); check its permissions and the disk or network"
+            ) from None
         except ValueError as error:
             self._set_aside(file, str(error))
             return False
@@ -212,13 +214,13 @@ class TableFiles:
             where = "is left out"
         else:
             where = f"was moved to {target}"
-        told = f"{file}: {problem}; it {where}, and running the study again makes anew what it held"
+        told = f"{file}: {problem}; it {where}. Run the study again to recreate its rows"
         warnings.warn(told, QuarantineWarning, stacklevel=2)
 
 
 def _conform(frame: pl.DataFrame, schema: pa.Schema, table: str) -> pa.Table:
     if unknown := [name for name in frame.columns if name not in schema.names]:
-        raise ValueError(f"{table}: no column {unknown[0]}")
+        raise ValueError(f"{table}: there is no column {unknown[0]}")
     columns = {}
     for name, wanted in _polars(schema).items():
         column = frame[name] if name in frame.columns else pl.Series([None] * frame.height)
@@ -244,7 +246,7 @@ def _fits(given: DataType | DataTypeClass, wanted: DataType | DataTypeClass) -> 
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """How the columns of a part are written, as arguments of pyarrow's writers."""
+    """Choose how the columns of a part are written, as arguments of pyarrow's writers."""
     floats: list[str] = []
     others: list[str] = []
     for field in schema:
@@ -273,7 +275,7 @@ def _scan_files(files: Sequence[AnyPath], schema: pa.Schema) -> pl.LazyFrame:
 
 
 def _runs(rows: Sequence[_Rows]) -> list[tuple[int, int]]:
-    """Start and length of the stretches of a compacted file that consist of these rows."""
+    """Merge adjacent rows of a compacted file into runs, each with a start and a length."""
     runs: list[tuple[int, int]] = []
     for start, count in sorted((each.start, each.length or 0) for each in rows):
         if runs and sum(runs[-1]) == start:
@@ -284,15 +286,15 @@ def _runs(rows: Sequence[_Rows]) -> list[tuple[int, int]]:
 
 
 def _held(file: AnyPath, schema: pa.Schema) -> _Held:
-    """What a file holds. Raises `ValueError` where that is no rows of the schema."""
+    """Find the rows that a file holds. Raises `ValueError` where they do not fit the schema."""
     found = _read_schema(file)
     marks = found.metadata or {}
     if not found.equals(schema) or marks.get(b"version") != schema.metadata[b"version"]:
-        raise ValueError("is of another table, study or release")
+        raise ValueError("belongs to another table, study or release")
     if name := _PART_FILE.fullmatch(file.name):
         return {name[1]: _Rows(name[1], int(name[2]), file)}
     if not _COMPACTED_FILE.fullmatch(file.name) or b"parts" not in marks:
-        raise ValueError("does not say whose rows it holds")
+        raise ValueError("does not say to which parts its rows belong")
     held, start = {}, 0
     for part, attempt, count in json.loads(marks[b"parts"]):
         held[part] = _Rows(part, attempt, file, start, count)
@@ -304,16 +306,16 @@ def _read_schema(file: AnyPath) -> pa.Schema:
     system, path = file.opened if isinstance(file, RemotePath) else (None, file)
     with suppress(pa.ArrowException, OSError):
         return pq.read_schema(path, filesystem=system)
-    # Again from memory: what fails there too is not the fault of a disk or a network.
+    # Try again from memory: if that fails too, the file is damaged, not the disk or network.
     content = file.read_bytes()
     try:
         return pq.read_schema(pa.BufferReader(content))
     except (pa.ArrowException, OSError):
-        raise ValueError("is no whole Parquet file") from None
+        raise ValueError("is not a whole Parquet file") from None
 
 
 def _batches(rows: Iterable[_Rows], schema: pa.Schema) -> Iterator[list[tuple[_Rows, pa.Table]]]:
-    """The content of parts, as much at a time as goes to one compacted file."""
+    """Yield the content of parts in batches, each as large as one compacted file."""
     read = lru_cache(maxsize=4)(_read_table)
     batch: list[tuple[_Rows, pa.Table]] = []
     count = 0
@@ -332,7 +334,7 @@ def _batches(rows: Iterable[_Rows], schema: pa.Schema) -> Iterator[list[tuple[_R
 
 
 def _file_rows(schema: pa.Schema) -> int:
-    """How many rows a file holds after compaction, about."""
+    """Estimate how many rows a file holds after compaction."""
     widths = (4 * getattr(field.type, "list_size", 4) for field in schema)
     return max(1, _FILE_BYTES // sum(widths))
 

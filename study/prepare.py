@@ -1,4 +1,4 @@
-"""What all trials of a study share: corpus, core, classifiers. Each is made once and then read."""
+"""Prepares what all trials of a study share: corpus, core and classifiers, each made only once."""
 
 import json
 import os
@@ -33,16 +33,16 @@ from study.store import Store
 from study.workbench import REPORT_EVERY, Workbench, find_checkpoint
 
 _PRIOR_SAMPLES = 16384
-"""Decoded prior samples that judges are trained on."""
+"""Number of decoded prior samples that judges are trained on."""
 
 _RESAMPLES = 1000
-"""Behind the intervals of a classifier's report."""
+"""Resamples for the intervals of a classifier's report."""
 
 
 def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
-    """Read the study's melodies; what is not yet Parquet is ingested once and kept for all studies.
+    """Read the study's melodies; other files than Parquet are ingested once, for all studies.
 
-    Raises `UserError` as `ingest` and `load_corpus` do.
+    Raises `UserError` as `ingest` and `load_corpus` do, and where a split has too few songs.
     """
     source, cache = config.corpus.path, _cache(config)
     path: Path
@@ -51,7 +51,7 @@ def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
     else:
         path = cache / f"{_corpus_key(config)}.parquet"
         if path.exists():
-            reporter.say(f"read before, kept in {path}")
+            reporter.say(f"the melodies were ingested before; reading {path}")
         else:
             report = _ingest(config, path, reporter)
             for line in str(report).splitlines():
@@ -60,8 +60,8 @@ def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
     for name, split in (("validation", VALIDATION), ("test", TEST)):
         if (songs := len(np.unique(corpus.song[corpus.segments(split)]))) < 3:
             raise UserError(
-                f"corpus.source: only {songs} songs are left for {name}, and 3 are needed to"
-                " resample them; add melodies"
+                f"corpus.source: only {songs} songs are left for {name}, but at least 3 are needed"
+                " to resample songs; add melodies"
             )
     sizes = ", ".join(
         f"{len(corpus.segments(split)):,} for {name}"
@@ -69,15 +69,15 @@ def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
     )
     reporter.say(
         f"{len(corpus.tokens):,} segments of {len(corpus.song_ids):,} songs: {sizes}"
-        " (split by song, near-duplicates on one side)"
+        " (split by song; near-duplicates stay together)"
     )
     return corpus
 
 
 def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter) -> Workbench:
-    """Make or read the core and the classifiers, and draw the input pairs.
+    """Train or read the core and the classifiers, and draw the input pairs.
 
-    Raises `UserError` if the core misses the gate of the config.
+    Raises `UserError` if the core does not reach the config's `core_gate`.
     """
     reporter.stage("Core: the VAE over melody segments")
     core = _core(config, corpus, store, reporter)
@@ -94,9 +94,9 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
 
 
 def _cache(config: StudyConfig) -> Path:
-    """Where ingested melodies are kept: beside the studies, or on this machine, which reads them.
+    """Folder of ingested melodies: beside the studies if these are local, else on this machine.
 
-    Only the driver reads melodies, so that no other machine has to reach them.
+    Only the driver loads them, so no other machine has to reach them.
     """
     results = place(config.execution.results)
     if isinstance(results, Path):
@@ -106,7 +106,7 @@ def _cache(config: StudyConfig) -> Path:
 
 
 def _corpus_key(config: StudyConfig) -> str:
-    """Name of the ingested corpus: changes with the files, the filter, the grid, the reader."""
+    """Name of the ingested corpus, which depends on the files, the filter, grid and reader."""
     steps, source = config.melody.steps_per_beat, config.corpus.path
     kind = f"{steps}-v{readers.VERSION}"
     if source is None:
@@ -161,7 +161,7 @@ def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter)
     prior = report["prior"]
     reporter.say(
         f"prior samples: {prior['valid_prior']:.3f} decode to a melody"
-        f" ({prior['valid_prior_by_step']:.3f} if steps were decoded one by one)"
+        f" ({prior['valid_prior_by_step']:.3f} if every step were decoded by itself)"
     )
     reached = report["validation"] | prior
     for name, least in config.core_gate.model_dump().items():
@@ -170,7 +170,7 @@ def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter)
             raise UserError(
                 f"the core reaches {name} {reached[name]:.3f} on {kind},"
                 f" {least - reached[name]:.3f} below core_gate.{name} {least}; lower the gate, or"
-                " train longer (core.steps) under another name"
+                " train longer (core.steps) in a study of another name"
             )
     return trainer.vae
 
@@ -229,7 +229,7 @@ def _judge(
     scores = _scorer(trainer.judge, corpus)
 
     def finish() -> dict[str, Any]:
-        # On validation songs: the report's calibration error is that of unseen songs for test only.
+        # Fitted on validation songs, so only the calibration error on test songs is of unseen ones.
         adjacent = corpus.pairs_of(VALIDATION)
         random = np.random.default_rng(derive(config.seed, name, "calibration"))
         negatives = unpaired(corpus, VALIDATION, len(adjacent), random)
@@ -253,9 +253,9 @@ def _trained(
     store: Store,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Train `network`, or fill it with the weights of an earlier run; its report either way.
+    """Train `network`, or fill it with the weights of an earlier run, and return its report.
 
-    The report is written last, so that it stands only beside whole weights.
+    The report is written last, so that it exists only beside complete weights.
     """
     folder = store.root / "core" if name == "core" else store.root / "classifiers"
     file, record = folder / f"{name}.safetensors", folder / f"{name}.json"
@@ -274,7 +274,7 @@ def _trained(
 
 
 def training_latents(corpus: Corpus, core: MelodyVAE) -> Latents:
-    """What trials and the search classifier are trained on: the posteriors of training segments."""
+    """Make the training data of trials and of the search classifier: posteriors of segments."""
     rows = corpus.segments(TRAIN)
     mean, deviation = core.posteriors(corpus.tokens[rows])
     pairs = torch.as_tensor(np.searchsorted(rows, corpus.pairs_of(TRAIN)))

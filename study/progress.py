@@ -1,4 +1,4 @@
-"""What is told while a study runs: live bars on a terminal, plain lines elsewhere, or JSON."""
+"""Reports the progress of a study: live bars on a terminal, plain lines elsewhere, or JSON."""
 
 import json
 import time
@@ -27,7 +27,7 @@ _LINE_EVERY = 5.0
 """Seconds between plain lines of one job."""
 
 _RATE_OVER = 30.0
-"""Seconds over which a rate is taken: training and evaluation go on at rates of their own."""
+"""Seconds over which a rate is measured; training and evaluation have different rates."""
 
 
 class _Rate(ProgressColumn):
@@ -38,8 +38,8 @@ class _Rate(ProgressColumn):
 class Reporter:
     """Shows stages, and within them jobs that count up to a total.
 
-    Use as a context manager; everything printed in between goes through `say`. With `as_json` each
-    line is a JSON object with `event` ("stage", "message" or "progress") and what belongs to it.
+    Use it as a context manager, and print everything within it through `say`. With `as_json` each
+    line is a JSON object with `event` ("stage", "message" or "progress") and the event's fields.
     """
 
     def __init__(self, console: Console | None = None, *, as_json: bool = False) -> None:
@@ -90,7 +90,7 @@ class Reporter:
 
     @contextmanager
     def job(self, name: str, total: int | None) -> Iterator["Bar"]:
-        """A job that counts up to `total`; its bar goes away when it ends."""
+        """Show a job that counts up to `total`; its bar disappears when the job ends."""
         bar = Bar(name, total, self._bars, self)
         try:
             yield bar
@@ -98,24 +98,24 @@ class Reporter:
             bar.close()
 
     def follow(self, name: str, steps: Iterable[training.Progress]) -> None:
-        """Train to the end, showing each report."""
+        """Run a training to its end, and show each report."""
         with self.job(name, None) as job:
             for progress in steps:
                 job.update(progress.step, progress.total)
 
 
 class Bar:
-    """One bar, or its plain lines: `Reporter.job` makes them."""
+    """One bar, or the plain lines in its place; made by `Reporter.job`."""
 
     def __init__(self, name: str, total: int | None, bars: Bars, reporter: Reporter) -> None:
         self.name, self.total, self._bars, self._reporter = name, total, bars, reporter
         self._task: TaskID | None = None
         self._seen: deque[tuple[float, int]] = deque()
-        """When so much was done: the last half minute."""
+        """Pairs of a time and what was done by then, over the last half minute."""
         self._printed = time.monotonic()
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Say that `done` of `total` is done, and what else there is to say of it."""
+        """Show that `done` of `total` is done, with a note if there is one."""
         self.total = self.total if total is None else total
         if self._bars.disable:
             self._line(done, note)
@@ -127,7 +127,7 @@ class Bar:
             self._bars.update(self._task, description=shown, completed=done, total=self.total)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._task is not None:
             self._bars.remove_task(self._task)
             self._task = None

@@ -1,4 +1,4 @@
-"""Where and with what something was computed."""
+"""Records where a result was computed, and with which versions."""
 
 import json
 import platform
@@ -15,12 +15,12 @@ _PACKAGES = (
     "connective-fusion", "torch", "numpy", "scipy", "cmaes", "moocore", "rapidfuzz", "polars",
     "pyarrow", "safetensors", "ray", "optuna", "music21", "mido",
 )  # fmt: skip
-"""Those whose release can change a result, or whether one is reached."""
+"""Packages whose release can change a result, or decide whether there is one."""
 
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Columns of the table `trials` that tell of the machine and of the program."""
+    """Return the columns of the table `trials` that describe the machine and the program."""
     commit, dirty = _git()
     return {
         "host": platform.node(),
@@ -40,7 +40,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git() -> tuple[str | None, bool | None]:
-    """Commit of the code and whether it was altered; None where the code is no git checkout."""
+    """Commit of the code, and whether it was altered; None where the code is not a git checkout."""
     folder = Path(__file__).parent
     try:
         commit, status = (

@@ -1,4 +1,4 @@
-"""Melodies read as tasks on a Ray cluster."""
+"""Reads melodies as tasks on a Ray cluster."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ R = TypeVar("R")
 
 @contextmanager
 def ray_tasks(address: str) -> Iterator[Mapper]:
-    """A mapper whose calls are tasks on the cluster at `address`, one for each of its CPUs.
+    """Give a mapper whose calls are tasks on the cluster at `address`, one for each of its CPUs.
 
-    The process is connected for the length of the context, as by `study.cluster.connected`. Raises
-    `ClusterError` where it can't be, or where the cluster fails later on.
+    The process is connected within the context, by `study.cluster.connected`. Raises `ClusterError`
+    where it can't connect, or where the cluster fails later.
     """
     with connected(Execution(address=address)):
         try:

@@ -1,9 +1,8 @@
-"""Which configurations are tried: proposed in batches, each from what came of those before.
+"""Proposes configurations in batches, and judges the outcomes from which the next batch follows.
 
-A batch is a function of the config and of the recorded outcomes of earlier batches, and of nothing
-else: neither of workers nor of interruptions. Optuna's samplers are made anew for every batch and
-shown all earlier outcomes, with their states: what was stopped counts as pruned, what failed as
-failed.
+A batch depends only on the config and on the recorded outcomes of earlier batches, not on workers
+or interruptions. Every batch creates a new sampler of Optuna and tells it all earlier outcomes with
+their states: a stopped configuration counts as pruned, a failed one as failed.
 """
 
 import math
@@ -45,25 +44,25 @@ OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {
     name: "minimize" if METRICS[name].better == Better.LOWER else "maximize"
     for name in ("judge", "z_distance")
 }
-"""The objectives by metric, and which way is better."""
+"""The objectives by metric, and the direction in which each is better."""
 
 WARM_START = -1
 """Number of the batch that holds another study's outcomes."""
 
 _DIGITS = 4
-"""Significant digits of a number that is drawn: more would only make names long."""
+"""Significant digits of a drawn number; more would only make names long."""
 
 _PATIENCE = 50
-"""Proposals of one that was tried before, in a row, after which a space counts as exhausted."""
+"""After this many repeated proposals in a row, a space counts as exhausted."""
 
 Values = tuple[float | str, ...]
 Point = Mapping[str, float | str]
-"""Values by parameter; those that do not apply are absent."""
+"""Values by parameter; parameters that do not apply are absent."""
 Pick = Callable[[str, Values | Range], float | str]
 
 
 def propose(config: StudyConfig, past: Sequence[Outcome]) -> dict[Configuration, str]:
-    """The next batch of configurations, and where each comes from; none when all are tried.
+    """Propose the next batch: its configurations, each with its origin; empty when all are tried.
 
     Raises `ConfigError` for a configuration in `search.first` that is not in the space.
     """
@@ -83,17 +82,17 @@ def propose(config: StudyConfig, past: Sequence[Outcome]) -> dict[Configuration,
 
 
 def list_trials(config: StudyConfig, configurations: Sequence[Configuration]) -> list[TrialSpec]:
-    """Their trials, seeds varying slowest: a run cut short then has whole frontiers."""
+    """List all trials. Seeds vary slowest, so that a run cut short still has whole frontiers."""
     return [TrialSpec(one, seed) for seed, one in product(config.search.seeds, configurations)]
 
 
 def list_first_trials(config: StudyConfig) -> list[TrialSpec]:
-    """The trials of the first batch: all of a grid."""
+    """List the trials of the first batch, which are all trials of a grid."""
     return list_trials(config, list(propose(config, [])))
 
 
 def _grid(search: Search) -> Iterator[Configuration]:
-    """All combinations, λ varying fastest."""
+    """Yield all combinations; λ varies fastest."""
     lists: dict[str, Values] = {}
     for name in reversed(PARAMETERS):
         if isinstance(values := search.of(name), tuple):
@@ -104,7 +103,7 @@ def _grid(search: Search) -> Iterator[Configuration]:
 
 
 def _drawn(search: Search, seed: int, count: int) -> list[Configuration]:
-    """The first `count` different configurations of a sequence in the unit cube."""
+    """Take the first `count` different configurations of a sequence in the unit cube."""
     random = np.random.default_rng(derive(seed, "search", search.method))
     names = [name for name in PARAMETERS if search.of(name) is not None]
     power = math.ceil(math.log2(count)) + 4
@@ -120,13 +119,13 @@ def _drawn(search: Search, seed: int, count: int) -> list[Configuration]:
 def _asked(
     config: StudyConfig, past: Sequence[Outcome], known: Sequence[Configuration], whole: int
 ) -> list[Configuration]:
-    """What Optuna asks for until `whole` different configurations are known."""
+    """Ask Optuna for configurations until `whole` different ones are known."""
     search, found, repeated = config.search, dict.fromkeys(known), 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = make_optuna_study(config, past, sampler=_sampler(config, len(past)))
         while len(found) < whole and repeated < _PATIENCE:
-            # Left as running, a repetition tells the sampler to look elsewhere.
+            # A repeated proposal stays a running trial, which tells the sampler to look elsewhere.
             configuration = _chosen(search, partial(_suggested, study.ask()))
             repeated = repeated + 1 if configuration in found else 0
             found[configuration] = None
@@ -141,7 +140,7 @@ def _sampler(config: StudyConfig, told: int) -> optuna.samplers.BaseSampler:
 
 
 def _population(search: Search) -> int:
-    """Of NSGA-II: a batch, but no fewer than it can cross."""
+    """Population of NSGA-II: the size of a batch, but at least the two that a crossover needs."""
     return max(2, search.batch)
 
 
@@ -151,7 +150,7 @@ def make_optuna_study(
     sampler: optuna.samplers.BaseSampler | None = None,
     storage: BaseStorage | None = None,
 ) -> optuna.Study:
-    """A study of Optuna that was told all outcomes, in their order."""
+    """Make a study of Optuna that has been told all outcomes in their order."""
     with _quiet():
         study = optuna.create_study(
             study_name=config.name,
@@ -168,7 +167,7 @@ def make_optuna_study(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna tells of every study that it makes, unless its level is set; set back after."""
+    """Silence Optuna's message about each study that it makes, and restore its level afterwards."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -178,7 +177,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _told(search: Search, past: Sequence[Outcome]) -> Iterator[FrozenTrial]:
-    # NSGA-II keeps the generation of a trial with it; replayed, it is counted as Optuna counts.
+    # NSGA-II stores the generation in each trial. A replay counts generations as Optuna does.
     generation, members, population = 0, 0, _population(search)
     key = optuna.samplers.NSGAIISampler._get_generation_key()
     batch = None
@@ -207,7 +206,7 @@ def write_journal(config: StudyConfig, past: Sequence[Outcome], path: AnyPath) -
 
 
 def measure_importances(config: StudyConfig, past: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """How much each parameter matters to either objective, in shares (PED-ANOVA).
+    """Measure how much each parameter matters to each objective, in shares (PED-ANOVA).
 
     Columns: `objective`, `parameter`, `importance`. Empty with fewer than four complete
     configurations, or with less than two parameters that vary.
@@ -222,7 +221,7 @@ def measure_importances(config: StudyConfig, past: Sequence[Outcome]) -> list[di
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     for place, objective in enumerate(OBJECTIVES):
         with warnings.catch_warnings():
-            # It warns that low values are taken for good ones: `_cost` sees to that.
+            # It warns that low values count as good; `_cost` makes that true.
             warnings.simplefilter("ignore", UserWarning)
             found = optuna.importance.get_param_importances(
                 study, evaluator=evaluator, params=shared, target=partial(_cost, place)
@@ -235,7 +234,7 @@ def measure_importances(config: StudyConfig, past: Sequence[Outcome]) -> list[di
 
 
 def _cost(place: int, trial: FrozenTrial) -> float:
-    """An objective as something of which less is better."""
+    """Return an objective as a cost, of which less is better."""
     direction = list(OBJECTIVES.values())[place]
     return float(trial.values[place]) * (1.0 if direction == "minimize" else -1.0)
 
@@ -244,7 +243,7 @@ def _cost(place: int, trial: FrozenTrial) -> float:
 
 
 def _chosen(search: Search, pick: Pick) -> Configuration:
-    """Pick a value for each parameter in turn that applies after those before it."""
+    """Pick a value for each parameter in turn, if it applies given the values before it."""
     point: dict[str, float | str] = {}
     for name, parameter in PARAMETERS.items():
         searched, condition = search.of(name), search.when.get(name)
@@ -264,7 +263,7 @@ def _looked_up(point: Point, name: str, _: Values | Range) -> float | str:
 
 
 def _placed(at: Mapping[str, float], name: str, searched: Values | Range) -> float | str:
-    """The value at a place 0 ≤ x < 1 of a list or a range."""
+    """Return the value at a place 0 ≤ x < 1 of a list or a range."""
     if not isinstance(searched, Range):
         return searched[int(at[name] * len(searched))]
     if searched.log:
@@ -291,21 +290,21 @@ def _distribution(name: str, searched: Values | Range | None) -> BaseDistributio
 
 
 def _given(search: Search, point: Point) -> Configuration:
-    """The configuration that a person wrote down."""
+    """Make the configuration that a person wrote down in `search.first`."""
     told, taken = f"search.first: {dict(point)}", []
 
     def pick(name: str, searched: Values | Range) -> float | str:
         taken.append(name)
         if name not in point:
-            raise ConfigError(f"{told}: {name} is missing")
+            raise ConfigError(f"{told}: {name} is missing; give it a value of search.{name}")
         if not _contains(searched, point[name]):
-            raise ConfigError(f"{told}: {name} is not in search.{name}")
+            raise ConfigError(f"{told}: {name} is not in search.{name}; change one of the two")
         return point[name]
 
     configuration = _chosen(search, pick)
     if unknown := sorted(point.keys() - taken):
-        why = "does not apply there" if unknown[0] in PARAMETERS else "is no parameter"
-        raise ConfigError(f"{told}: {unknown[0]} {why}")
+        why = "does not apply there" if unknown[0] in PARAMETERS else "is not a parameter"
+        raise ConfigError(f"{told}: {unknown[0]} {why}; remove it")
     return configuration
 
 
@@ -316,7 +315,7 @@ def _contains(searched: Values | Range, value: float | str) -> bool:
 
 
 def fits(search: Search, configuration: Configuration) -> bool:
-    """Whether a configuration, such as another study's, lies in the space."""
+    """Whether a configuration, for instance of another study, lies in the space."""
     try:
         return _given(search, configuration.point) == configuration
     except ConfigError:
@@ -327,7 +326,7 @@ def fits(search: Search, configuration: Configuration) -> bool:
 
 
 def find_objective_point(config: StudyConfig) -> tuple[int, float]:
-    """Iteration count, and λ of conditional trials, at which the objectives are taken."""
+    """Find the iteration count, and the λ of conditional trials, where objectives are measured."""
     search, plan = config.search, config.evaluation
     counts, lambdas = plan.iterations, plan.lambda_
     return (
@@ -344,11 +343,11 @@ def judge_batch(
     statuses: Mapping[str, Status],
     metrics: pl.DataFrame,
 ) -> list[Outcome]:
-    """What came of a batch that is over, trained with these seeds.
+    """Judge the outcomes of a finished batch whose trials were trained with these seeds.
 
-    `statuses` holds those of its trials, `metrics` their rows on validation songs. A configuration
-    is complete if all its seeds are done and all its objectives and constraints finite, pruned if
-    it was stopped at a rung, and failed otherwise.
+    `statuses` holds the statuses of its trials, and `metrics` their rows on validation songs. A
+    configuration is complete if all its seeds are done and all its objectives and constrained
+    metrics are finite. It is pruned if it was stopped at a rung, and failed otherwise.
     """
     count, lambda_ = find_objective_point(config)
     constraints = config.search.constraints
@@ -387,10 +386,7 @@ def judge_batch(
 
 
 def measure_hypervolume(past: Sequence[Outcome], farthest: float) -> float:
-    """Area that the objectives of all configurations that meet the constraints dominate.
-
-    Up to the z-distance `farthest`.
-    """
+    """Area dominated by configurations that meet the constraints, up to z-distance `farthest`."""
     points = [outcome.objectives for outcome in past if outcome.feasible]
     coherency, distance = np.array(points, np.float64).reshape(-1, 2).T
     return hypervolume(distance, coherency, (farthest, 0.0))
@@ -399,15 +395,15 @@ def measure_hypervolume(past: Sequence[Outcome], farthest: float) -> float:
 def rank_by_shortfall(
     points: pl.DataFrame, names: Sequence[str], constraints: Sequence[Condition] = ()
 ) -> dict[str, float]:
-    """By how much each of some configurations falls short of the front of all others, least first.
+    """Measure by how much each configuration falls short of the front of all others; best first.
 
     `points` has a row for every trial, λ, iteration count and metric, with `configuration` and
-    `value`. A configuration's points are means over its seeds; only those count where objectives
-    and constrained metrics are finite and all constraints hold. It falls short by as much as its
-    best point would have to be bettered in both objectives, in units of their ranges, not to be
-    dominated (`shortfall`); by less than 0 where it is on the front itself. One without a point
-    that counts falls short by infinity; of those, who misses the constraints least comes first. Of
-    equals the first by name.
+    `value`. The points of a configuration are means over its seeds. A point counts if objectives
+    and constrained metrics are finite and all constraints hold. The shortfall is how much the best
+    point would have to improve in both objectives, in units of their ranges, so that no other
+    dominates it (`shortfall`); it is below 0 for a point on the front. A configuration without a
+    point that counts has an infinite shortfall; of several such, the one that misses the
+    constraints least comes first. Equal ones are sorted by name.
     """
     needed = list(dict.fromkeys([*OBJECTIVES, *(condition.name for condition in constraints)]))
     at = ["configuration", "lambda", "iteration"]
@@ -433,5 +429,5 @@ def rank_by_shortfall(
 
 
 def _range(values: Float64[np.ndarray, "n"]) -> float:
-    """From the lowest to the highest; 1 where that is nothing."""
+    """Difference of the highest and the lowest value; 1 where it is 0 or there are no values."""
     return float(np.ptp(values)) or 1.0 if len(values) else 1.0

@@ -1,4 +1,4 @@
-"""All configurations of a study, batch by batch and rung by rung."""
+"""Tries all configurations of a study, batch by batch and rung by rung."""
 
 import math
 from collections import Counter
@@ -35,17 +35,17 @@ from study.store import Store
 from study.workbench import DECIDING, Workbench, find_rung
 
 _SAME = ("corpus", "melody", "core", "seed", "selection_judge", "evaluation")
-"""What an earlier study must share with one that learns from it."""
+"""Sections of the config that an earlier study must share with one that learns from it."""
 
 
 def sweep(
     config: StudyConfig, bench: Workbench, store: Store, reporter: Reporter, lease: Lease
 ) -> None:
-    """Propose configurations and try them, until all are tried; the rivals beside the first.
+    """Propose configurations and try them, until all are tried. Rivals run beside the first batch.
 
-    What the records hold already is neither proposed nor tried again, but for what failed: where
-    that succeeds at last, later batches learn from it. Raises `UserError` for a search that can't
-    be.
+    Configurations and trials in the records are not proposed or tried again, except for failed
+    trials: where one succeeds at last, later batches learn from it. Raises `UserError` for a search
+    that is not possible.
     """
     ledger = Ledger(store)
     known = ledger.list_outcomes()
@@ -72,7 +72,7 @@ def sweep(
 
 
 class _Batch:
-    """Configurations that were proposed together."""
+    """The configurations that were proposed together."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class _Batch:
         self._trials = list_trials(config, configurations)
 
     def do(self, others: Sequence[Job]) -> None:
-        """Train and evaluate its trials, stopping the weakest at each rung, and `others` beside."""
+        """Train and evaluate the trials, stopping the weakest at each rung; run `others` beside."""
         plan = plan_packs(
             self._trials,
             self._config.fusion,
@@ -112,12 +112,12 @@ class _Batch:
                 going, start = self._after(until, going), until
         statuses = self._ledger.list_statuses()
         for trial, rung in product(self._trials, self._config.search.rungs):
-            # What failed goes on from there when it is tried again.
+            # A failed trial continues from this checkpoint when it is tried again.
             if statuses.get(trial.id, Status.PENDING).is_final:
                 find_rung(self._store, trial.id, rung).unlink(missing_ok=True)
 
     def conclude(self) -> list[Outcome]:
-        """Record what came of it all, as the search is told from now on."""
+        """Record the batch's outcomes, which the search is told from now on."""
         names = [trial.id for trial in self._trials]
         metrics = self._store.metrics.filter(
             pl.col("source") == DECIDING, pl.col("trial").is_in(names)
@@ -134,7 +134,7 @@ class _Batch:
         return told
 
     def _after(self, rung: int, going: Sequence[TrialSpec]) -> list[TrialSpec]:
-        """Stop the weakest configurations at a rung; the trials that go on."""
+        """Stop the weakest configurations at a rung, and return the trials that go on."""
         points = self._store.rungs.filter(
             pl.col("rung") == rung, pl.col("batch") <= self._number
         ).collect()
@@ -169,19 +169,19 @@ class _Batch:
 
 
 def list_planned(config: StudyConfig, store: Store) -> list[TrialSpec]:
-    """The trials that are proposed so far, or that will be first."""
+    """List the trials proposed so far; before the first batch, list its trials."""
     known = Ledger(store).list_proposed()
     return list_trials(config, known) if known else list_first_trials(config)
 
 
 def count_configurations(config: StudyConfig) -> int:
-    """How many configurations a study will try."""
+    """Count the configurations that a study will try."""
     search = config.search
     return len(propose(config, [])) if search.method == "grid" else search.configurations
 
 
 def count_conditional(config: StudyConfig) -> int:
-    """How many of them learn all λ; at most, where that is not known beforehand."""
+    """Count the conditional configurations that a study will try, or the most that it may try."""
     if config.search.method == "grid":
         return sum(one.lambda_ is None for one in propose(config, []))
     weights = config.search.lambda_
@@ -195,7 +195,7 @@ def count_conditional(config: StudyConfig) -> int:
 def _propose(
     config: StudyConfig, past: Sequence[Outcome], number: int, ledger: Ledger
 ) -> list[Configuration]:
-    """The next batch, written down."""
+    """Propose the next batch, and record it."""
     batch = propose(config, past)
     if batch:
         ledger.propose(f"batch{number:05d}", number, batch)
@@ -203,10 +203,10 @@ def _propose(
 
 
 def _learn(config: StudyConfig, store: Store, reporter: Reporter) -> list[Outcome]:
-    """Take over what an earlier study found, as far as it lies in the space of this one.
+    """Take over the configurations of an earlier study that lie in the space of this one.
 
-    Objectives and constraints are read anew from its metrics, at the point and with the
-    constraints of this study: its own may have been others.
+    Objectives and constraints are computed again from its metrics, with this study's point and
+    constraints, since its own may differ.
     """
     folder = config.search.warm_start or ""
     other = records.open(folder)
@@ -219,11 +219,11 @@ def _learn(config: StudyConfig, store: Store, reporter: Reporter) -> list[Outcom
     if differing:
         raise ConfigError(
             f"search.warm_start: {folder}: its objectives can't be compared with this study's"
-            f" ({'; '.join(differing[:3])})"
+            f" ({'; '.join(differing[:3])}); use the same settings, or remove search.warm_start"
         )
     known, found = Ledger(other), Ledger(other).list_outcomes()
     fitting = [one.configuration for one in found if fits(config.search, one.configuration)]
-    # Also those that it had itself learned from another; their metrics are not here.
+    # The earlier study may have learned from another one, whose metrics it does not hold.
     own = set(known.list_proposed())
     learned = [one for one in fitting if one in own]
     kept = judge_batch(
@@ -248,9 +248,9 @@ def _count_states(past: Sequence[Outcome], batch: int) -> str:
 
 
 def _say_shortfall(short: float) -> str:
-    """How far a configuration falls short of the front, in words."""
+    """Say in words how far a configuration falls short of the front."""
     if short == math.inf:
-        return "no point that counts"
+        return "no finite point meets the constraints"
     if short <= 0:
         return f"only {-short:.3f} beyond the front of the others"
     return f"{short:.3f} short of the front"

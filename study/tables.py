@@ -1,9 +1,9 @@
-"""The tables of a study: one schema each, with the meaning of every column.
+"""The tables of a study: the schema of each, with the meaning of every column.
 
-Columns of metrics come from `evaluation.metrics`, those of searched parameters from
+Columns of metrics come from `evaluation.metrics`, and those of searched parameters from
 `study.parameters`. `python -m study.tables > docs/tables.md` writes the reference.
 
-It is long because every column of every table stands here and nowhere else.
+This module is long because it is the only place where columns of tables are declared.
 
 Letters in shapes: `Z` latent dimensions, `S` style dimensions.
 """
@@ -27,7 +27,7 @@ _FLOAT32, _FLOAT64 = pa.float32(), pa.float64()
 _TOKENS = pa.list_(pa.field("element", pa.uint8()))
 _STYLE = pa.list_(pa.field("element", _FLOAT32))
 LATENT = pa.list_(pa.field("element", _FLOAT32), 0)
-"""Stands for a list of `Z` numbers, with `Z` known for each study only."""
+"""Placeholder for a list of `Z` numbers, since `Z` differs between studies."""
 
 
 def _column(
@@ -57,20 +57,20 @@ class Table:
         return f"{self.edition}-{sha256(told.encode()).hexdigest()[:8]}"
 
     def schema(self, latent_dim: int) -> pa.Schema:
-        """Arrow schema of the table's parts in a study of `latent_dim` dimensions."""
+        """Make the Arrow schema of the table's parts in a study of `latent_dim` dimensions."""
         latent = pa.list_(LATENT.value_field, latent_dim)
         columns = (c.with_type(latent) if c.type == LATENT else c for c in self.columns)
         return pa.schema(columns, {"version": self.version})
 
     @property
     def volatile(self) -> list[str]:
-        """Columns that a second, equal run need not repeat, such as seconds."""
+        """Columns that differ between equal runs, such as seconds."""
         return [c.name for c in self.columns if b"volatile" in c.metadata]
 
 
-_TRIAL = _column("trial", _TEXT, "Trial, setting of a rival, or name of a reference.")
+_TRIAL = _column("trial", _TEXT, "Name of the trial, of the rival's setting, or of the reference.")
 _CONFIGURATION = _column(
-    "configuration", _TEXT, "A trial without its seed; of all else the same as `trial`."
+    "configuration", _TEXT, "Name of the trial without its seed; else the same as `trial`."
 )
 _METHOD = _column(
     "method",
@@ -81,22 +81,24 @@ _METHOD = _column(
 _LAMBDA = _column(
     "lambda",
     _FLOAT64,
-    "λ (equation 4); of a conditional trial, the one it is read at; of a rival, that of its"
-    " penalty.",
+    "λ (equation 4). For a conditional trial, the λ that it is evaluated at; for a rival, the λ of"
+    " its penalty.",
     null=True,
 )
-_STYLE_DIM = _column("style_dim", _INT32, "`S` of a trial.", null=True)
+_STYLE_DIM = _column("style_dim", _INT32, "`S`, the style dimensions of a trial.", null=True)
 _SEED = _column("seed", _INT64, "Training seed of a trial.", null=True)
 _STEP_SIZE = _column("step_size", _FLOAT64, "η of a rival.", null=True)
 _SOURCE = _column("source", _TEXT, "Origin of the input pairs, such as `test` or `prior`.")
 _ITERATION = _column("iteration", _INT32, "Number of applications, steps or draws; 0 for none.")
-_METRIC = _column("metric", _TEXT, "What is measured, such as `judge` or `mean_pitch`.")
+_METRIC = _column("metric", _TEXT, "Name of the metric, such as `judge` or `mean_pitch`.")
 _AXIS = _column("axis", _TEXT, "Similarity axis: `z_distance` or `edit_distance`.")
-_BATCH = _column("batch", _INT32, "Batch in which it was proposed; -1 for another study's.")
+_BATCH = _column(
+    "batch", _INT32, "Batch in which it was proposed, from 0; -1 if taken from another study."
+)
 
 
 def _searched(name: str) -> pa.Field:
-    """The column of a searched parameter in what was proposed."""
+    """Make the column of a searched parameter in the table of proposed configurations."""
     one = PARAMETERS[name]
     kind = _INT32 if one.kind == "whole" else _FLOAT64
     where = {"lambda": "; null for a conditional one", "style_dim": ""}.get(
@@ -106,13 +108,13 @@ def _searched(name: str) -> pa.Field:
 
 
 def _setting(name: str) -> pa.Field:
-    """The column of a searched setting of fusion in what was trained."""
+    """Make the column of a searched setting of fusion in the table of trials."""
     kind = _INT32 if SETTINGS[name].kind == "whole" else _FLOAT64
     return _column(name, kind, f"{SETTINGS[name].about} of a trial.", null=True)
 
 
 _BINS = tuple(
-    _column(f"{statistic}_{half}", _INT8, f"Bin of the {half} half's {name}; -1 for none.")
+    _column(f"{statistic}_{half}", _INT8, f"Bin of the {half} half's {name}; -1 if it has none.")
     for statistic, name in ((statistic, statistic.replace("_", " ")) for statistic in STATISTICS)
     for half in ("left", "right")
 )
@@ -123,8 +125,8 @@ _MEASURED = tuple(
 
 TABLES: dict[str, Table] = {
     "trials": Table(
-        "One row per trial or setting of a rival that is over, whether done or failed: the"
-        " ledger of the study.",
+        "One row per trial or rival's setting that is over, whether done or failed: the ledger of"
+        " the study.",
         (
             _TRIAL,
             _CONFIGURATION,
@@ -135,20 +137,26 @@ TABLES: dict[str, Table] = {
             _STEP_SIZE,
             *(_setting(name) for name in SETTINGS if name != "steps"),
             _column("steps", _INT32, "Updates of G, or proposals; null if it failed.", null=True),
-            _column("status", _TEXT, "`done`; `pruned`, `diverged` or `failed`, with a reason."),
-            _column("reason", _TEXT, "Why it is not done.", null=True),
-            _column("checkpoint", _TEXT, "Weights, relative to the study's folder.", null=True),
+            _column("status", _TEXT, "`done`; or `pruned`, `diverged` or `failed`, with a reason."),
+            _column("reason", _TEXT, "Why its status is not `done`.", null=True),
+            _column(
+                "checkpoint",
+                _TEXT,
+                "Path of its weights, relative to the study's folder.",
+                null=True,
+            ),
             _column("fingerprint", _TEXT, "Fingerprint of the study."),
             _column(
                 "seconds",
                 _FLOAT64,
-                "Wall time since its job began; the trials of a pack share it.",
+                "Wall time from the start of its job (the whole pack) to this row, in seconds.",
                 volatile=True,
             ),
             _column(
                 "training_seconds",
                 _FLOAT64,
-                "Its share of the wall time of its pack's training, since the last interruption.",
+                "Its share of the wall time of its pack's training, in seconds, since the last"
+                " interruption.",
                 null=True,
                 volatile=True,
             ),
@@ -159,11 +167,11 @@ TABLES: dict[str, Table] = {
                 null=True,
                 volatile=True,
             ),
-            _column("attempt", _INT32, "1 for the first attempt.", volatile=True),
-            _column("host", _TEXT, "Machine.", volatile=True),
+            _column("attempt", _INT32, "Number of the attempt, from 1.", volatile=True),
+            _column("host", _TEXT, "Name of the machine.", volatile=True),
             _column("device", _TEXT, "Torch device.", null=True, volatile=True),
             _column(
-                "hardware", _TEXT, "Processor, GPU if any, and cores it may use.", volatile=True
+                "hardware", _TEXT, "Processor, GPU if any, and number of cores.", volatile=True
             ),
             _column(
                 "versions",
@@ -173,18 +181,23 @@ TABLES: dict[str, Table] = {
             ),
             _column("git_commit", _TEXT, "Commit of the code.", null=True, volatile=True),
             _column(
-                "git_dirty", _TRUTH, "Whether code was not committed.", null=True, volatile=True
+                "git_dirty",
+                _TRUTH,
+                "Whether there were changes not committed.",
+                null=True,
+                volatile=True,
             ),
-            _column("finished_at", _TIME, "When it was over.", volatile=True),
+            _column("finished_at", _TIME, "Time at which it was over.", volatile=True),
             _column(
                 "parts",
                 _TEXT,
-                "Tables that hold its rows, with commas between: it counts as done while all do.",
+                "Tables that hold its rows, separated by commas. It counts as done only while all"
+                " of them have its rows.",
             ),
         ),
     ),
     "configurations": Table(
-        "What was proposed, written before any of it was tried.",
+        "The proposed configurations, written before any of them is tried.",
         (
             _CONFIGURATION,
             _BATCH,
@@ -194,7 +207,7 @@ TABLES: dict[str, Table] = {
         ),
     ),
     "objectives": Table(
-        "What came of each configuration, as the search was told.",
+        "The outcome of each configuration, as the search was told.",
         (
             _CONFIGURATION,
             _BATCH,
@@ -204,7 +217,7 @@ TABLES: dict[str, Table] = {
             _column(
                 "violations",
                 pa.list_(pa.field("element", _FLOAT64)),
-                "By how much each constraint is missed; 0 or less where it holds.",
+                "By how much each constraint is missed; 0 or less if it holds.",
             ),
         ),
     ),
@@ -226,42 +239,42 @@ TABLES: dict[str, Table] = {
         (
             _column("objective", _TEXT, "`judge` or `z_distance`."),
             _column("parameter", _TEXT, "Name of the parameter."),
-            _column("importance", _FLOAT64, "Its share."),
+            _column("importance", _FLOAT64, "Its share of the importance, 0 to 1."),
         ),
     ),
     "attempts": Table(
-        "Which trials and settings were handed to workers, written before they were.",
+        "Trials and rivals' settings handed to workers, written before they are handed out.",
         (
             _column("wave", _INT32, "Jobs handed out together, counted from 1.", volatile=True),
             _column("trial", _TEXT, "Trial, or setting of a rival.", volatile=True),
-            _column("attempt", _INT32, "1 for the first time.", volatile=True),
-            _column("started_at", _TIME, "When.", volatile=True),
+            _column("attempt", _INT32, "Number of the attempt, from 1.", volatile=True),
+            _column("started_at", _TIME, "Time at which it was handed out.", volatile=True),
         ),
     ),
     "failures": Table(
-        "Every attempt that failed, also those that were made good later.",
+        "Every failed attempt, even if a later attempt succeeded.",
         (
             _column("trial", _TEXT, "Trial, or setting of a rival."),
-            _column("attempt", _INT32, "1 for the first time.", volatile=True),
+            _column("attempt", _INT32, "Number of the attempt, from 1.", volatile=True),
             _column("reason", _TEXT, "What went wrong, in one line.", volatile=True),
             _column(
                 "traceback",
                 _TEXT,
-                "The whole traceback; null where the worker died without a word.",
+                "The whole traceback; null if the worker died without one.",
                 null=True,
                 volatile=True,
             ),
-            _column("host", _TEXT, "Machine that says so.", volatile=True),
-            _column("failed_at", _TIME, "When.", volatile=True),
+            _column("host", _TEXT, "Machine that reported the failure.", volatile=True),
+            _column("failed_at", _TIME, "Time of the failure.", volatile=True),
         ),
     ),
     "curves": Table(
-        "Losses in training: means over the steps since the row before.",
+        "Training losses, as means over the steps since the previous row.",
         (
-            _column("trial", _TEXT, "Identifier of the trial."),
+            _column("trial", _TEXT, "Name of the trial."),
             _column("step", _INT32, "Updates of G made so far."),
             _column("loss", _TEXT, "Name of the loss, such as `eq5`."),
-            _column("value", _FLOAT32, "Its mean."),
+            _column("value", _FLOAT32, "Mean of the loss."),
         ),
     ),
     "latents": Table(
@@ -284,7 +297,7 @@ TABLES: dict[str, Table] = {
         ),
     ),
     "outcomes": Table(
-        "What was measured of every pair of every point; method `real` is all real neighbours.",
+        "Measurements of every pair of every point; method `real` holds all real neighbours.",
         (
             _TRIAL,
             _CONFIGURATION,
@@ -301,7 +314,7 @@ TABLES: dict[str, Table] = {
         ),
     ),
     "costs": Table(
-        "What a transform cost, over all sources.",
+        "Cost of a transform, over all sources.",
         (
             _TRIAL,
             _CONFIGURATION,
@@ -312,10 +325,10 @@ TABLES: dict[str, Table] = {
             _column(
                 "classifier_calls",
                 _FLOAT64,
-                "Calls of the search classifier per pair; one with its gradient counts as 3.",
+                "Calls of the search classifier per pair; a call with its gradient counts as 3.",
             ),
             _column("decoder_calls", _FLOAT64, "Calls of the decoder per pair."),
-            _column("seconds", _FLOAT64, "Wall time for all pairs.", volatile=True),
+            _column("seconds", _FLOAT64, "Wall time for all pairs, in seconds.", volatile=True),
             _column("device", _TEXT, "Torch device.", volatile=True),
         ),
     ),
@@ -324,14 +337,14 @@ TABLES: dict[str, Table] = {
         (
             _column("statistic", _TEXT, "Name of the statistic."),
             _column("bin", _INT32, "Number of the bin, from 0."),
-            _column("lower", _FLOAT64, "Its lower edge; null for the first, open one.", null=True),
+            _column("lower", _FLOAT64, "Its lower edge; null for the first, open bin.", null=True),
         ),
     ),
     "song_distances": Table(
-        "z-distances of segments of the test songs, of one song and of two.",
+        "z-distances between segments of test songs, within one song and between two songs.",
         (
             _column("kind", _TEXT, "`same song` or `different songs`."),
-            _column("z_distance", _FLOAT64, "Equation 7, of one half."),
+            _column("z_distance", _FLOAT64, "Equation 7 for one half."),
         ),
     ),
     "examples": Table(
@@ -342,7 +355,7 @@ TABLES: dict[str, Table] = {
             _LAMBDA,
             _ITERATION,
             _column("row", _INT32, "Order of the rows; 0 is the inputs."),
-            _column("label", _TEXT, "`inputs`, or the style."),
+            _column("label", _TEXT, "`inputs`, or the style of the row."),
             _column("left_song", _TEXT, "Song of the left input."),
             _column("right_song", _TEXT, "Song of the right input."),
             _column("left", _TOKENS, "Tokens of the left half."),
@@ -350,7 +363,7 @@ TABLES: dict[str, Table] = {
         ),
     ),
     "metrics": Table(
-        "One row per trial (and λ), setting of a rival or reference, source, iteration and metric.",
+        "One row per trial (and λ), rival's setting or reference, source, iteration and metric.",
         (
             _TRIAL,
             _CONFIGURATION,
@@ -365,8 +378,8 @@ TABLES: dict[str, Table] = {
             _column("value", _FLOAT64, "The metric."),
             _column("low", _FLOAT64, "Lower end of its 95 % interval.", null=True),
             _column("high", _FLOAT64, "Upper end of its 95 % interval.", null=True),
-            _column("n", _INT64, "Pairs that count."),
-            _column("excluded", _INT64, "Pairs left out: not finite, or silent."),
+            _column("n", _INT64, "Number of pairs measured."),
+            _column("excluded", _INT64, "Number of pairs left out, as not finite or silent."),
         ),
     ),
     "frontier": Table(
@@ -382,12 +395,12 @@ TABLES: dict[str, Table] = {
             _ITERATION,
             _column("similarity", _FLOAT64, "Distance between inputs and outputs."),
             _column("coherency", _FLOAT64, "The metric."),
-            _column("non_dominated", _TRUTH, "Whether no point of the method is better in both."),
+            _column("non_dominated", _TRUTH, "Whether no point of the method dominates it."),
         ),
     ),
     "matched": Table(
-        "Fusion and a rival at matched similarity: chosen on validation songs, scored on test"
-        " songs.",
+        "Fusion and a rival at matched similarity: points are chosen on validation songs and scored"
+        " on test songs.",
         (
             _column("rival", _TEXT, "Method that fusion is compared with."),
             _AXIS,
@@ -400,8 +413,8 @@ TABLES: dict[str, Table] = {
             _ITERATION,
             _column("validation_value", _FLOAT64, "The metric on validation songs."),
             _column("value", _FLOAT64, "The metric on test songs."),
-            _column("candidates", _INT64, "Points that it was chosen from."),
-            _column("excluded", _INT64, "Points left out: unfinished or not finite."),
+            _column("candidates", _INT64, "Number of points that it was chosen from."),
+            _column("excluded", _INT64, "Number of points left out, as unfinished or not finite."),
         ),
     ),
     "verdicts": Table(
@@ -411,21 +424,23 @@ TABLES: dict[str, Table] = {
             _AXIS,
             _SOURCE,
             _METRIC,
-            _column("difference", _FLOAT64, "Mean over the distances; positive is for fusion."),
+            _column(
+                "difference", _FLOAT64, "Mean over the distances; positive where fusion is ahead."
+            ),
             _column("low", _FLOAT64, "Lower end of its 95 % interval.", null=True),
             _column("high", _FLOAT64, "Upper end of its 95 % interval.", null=True),
-            _column("p", _FLOAT64, "Two-sided p of no difference.", null=True),
-            _column("p_holm", _FLOAT64, "p, corrected over the 12 panels.", null=True),
+            _column("p", _FLOAT64, "Two-sided p-value of no difference.", null=True),
+            _column("p_holm", _FLOAT64, "p, corrected over the 12 panels (Holm).", null=True),
             _column(
                 "verdict",
                 _TEXT,
                 "`win`, `tie` or `loss` of fusion; null with one training seed.",
                 null=True,
             ),
-            _column("songs", _INT64, "Songs, or blocks of prior pairs, that were resampled."),
-            _column("seeds", _INT64, "Training seeds."),
-            _column("excluded", _INT64, "Pairs of the points compared that were left out."),
-            _column("candidates", _INT64, "Points that either could choose from."),
+            _column("songs", _INT64, "Number of songs, or blocks of prior pairs, resampled."),
+            _column("seeds", _INT64, "Number of training seeds."),
+            _column("excluded", _INT64, "Number of pairs left out, over the compared points."),
+            _column("candidates", _INT64, "Number of points of ours that could be chosen."),
         ),
     ),
     "hypervolumes": Table(
@@ -436,29 +451,33 @@ TABLES: dict[str, Table] = {
             _AXIS,
             _METHOD,
             _SEED,
-            _column("hypervolume", _FLOAT64, "Area up to the largest matched distance, above 0."),
-            _column("candidates", _INT64, "Points of the front's choice."),
+            _column(
+                "hypervolume",
+                _FLOAT64,
+                "Area up to the largest matched distance, above a value of 0.",
+            ),
+            _column("candidates", _INT64, "Number of points that the front was chosen from."),
         ),
     ),
 }
 
 
 def drop_volatile(frame: pl.DataFrame, table: str) -> pl.DataFrame:
-    """Return the rows in a fixed order, without volatile columns: what equal runs have equal."""
+    """Return the rows in a fixed order, without volatile columns; equal runs give equal frames."""
     kept = frame.drop(TABLES[table].volatile)
     if not kept.columns:
-        return kept.clear()  # a table of what happened, of which nothing repeats
+        return kept.clear()  # no column of such a table repeats
     return kept.sort([name for name, kind in kept.schema.items() if not kind.is_nested()])
 
 
 def write_reference() -> str:
-    """Every table with its columns, types and meanings, as Markdown."""
+    """Describe every table with its columns, types and meanings, as Markdown."""
     lines = [
         "# Tables",
         "",
-        "The records of a study: each table is a folder of Parquet files of one schema (zstd;"
-        " floats byte-stream-split). Columns marked *volatile* can't repeat; equal runs have all"
-        " others equal. `Z` is the number of latent dimensions.",
+        "The records of a study. Each table is a folder of Parquet files of one schema (zstd;"
+        " floats byte-stream-split). Columns marked *volatile* differ from run to run; in equal runs"
+        " all others are equal. `Z` is the number of latent dimensions.",
     ]
     for name, table in TABLES.items():
         lines += ["", f"## {name}", "", f"{table.about} Version {table.version}.", ""]
@@ -473,7 +492,7 @@ def write_reference() -> str:
         "",
         "# Metrics",
         "",
-        "What the column `metric` may say, and what a rule may ask for.",
+        "The values of the column `metric`, which are also the names that a rule may use.",
         "",
     ]
     lines += ["| Metric | Of | Better | Real neighbours | Meaning |", "|---|---|---|---|---|"]

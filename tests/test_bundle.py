@@ -154,7 +154,7 @@ def test_a_larger_weight_stays_nearer(make_bundle: MakeBundle) -> None:
 def test_weights_that_are_none_of_a_conditional_generator(
     make_bundle: MakeBundle, weight: float | None, lambda_range: tuple[float, float] | None
 ) -> None:
-    with pytest.raises(ValueError, match="none of a conditional generator"):
+    with pytest.raises(ValueError, match="not fit a conditional generator"):
         replace(make_bundle(conditional=True), lambda_=weight, lambda_range=lambda_range)
 
 
@@ -162,7 +162,7 @@ def test_weights_that_are_none_of_a_conditional_generator(
 def test_weights_that_an_unconditional_generator_cannot_have(
     make_bundle: MakeBundle, weight: float | None, lambda_range: tuple[float, float] | None
 ) -> None:
-    with pytest.raises(ValueError, match="none of an unconditional generator"):
+    with pytest.raises(ValueError, match="not fit an unconditional generator"):
         replace(make_bundle(), lambda_=weight, lambda_range=lambda_range)
 
 
@@ -272,7 +272,7 @@ def test_a_pickle_is_never_opened(folder: Path, save: Callable[..., None]) -> No
     with (folder / "generator.safetensors").open("wb") as file:
         save(_Bomb(struck), file)
     _edit(folder, lambda _: None, resign=True)
-    with pytest.raises(BundleError, match="no safetensors file"):
+    with pytest.raises(BundleError, match="not a safetensors file"):
         load_bundle(folder)
     assert not struck.exists()
 
@@ -309,9 +309,12 @@ def test_a_missing_file(folder: Path, name: str) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "later version": (lambda m: m.update(version=3), "bundle version 3; this program reads 2"),
-    "earlier version": (lambda m: m.update(version=1), "bundle version 1; .* select the bundle"),
-    "no version": (lambda m: m.pop("version"), "bundle version None"),
+    "later version": (
+        lambda m: m.update(version=3),
+        "has version 3, but this program reads version 2",
+    ),
+    "earlier version": (lambda m: m.update(version=1), "has version 1, .*; get a newer bundle"),
+    "no version": (lambda m: m.pop("version"), "has version None"),
     "other kind": (lambda m: m.update(kind="web app"), "not the manifest of"),
     "no checksums": (lambda m: m.pop("sha256"), "no checksums"),
     "checksum gone": (lambda m: m["sha256"].clear(), "altered"),
@@ -330,7 +333,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "other kind of map": (lambda m: m["generator"].update(gated=False), "other names, shapes"),
     "several maps": (lambda m: m["generator"].update(trials=2), "trials"),
     "low pitch a text": (lambda m: m["melody"].update(lowest="36"), "lowest '36' is not in"),
-    "λ of a fixed one": (lambda m: m.update(weight=0.1, lambda_range=[0, 1]), "none of an uncond"),
+    "λ of a fixed one": (lambda m: m.update(weight=0.1, lambda_range=[0, 1]), "not fit an uncond"),
     "no iterations": (lambda m: m.update(iterations=0), "iterations 0 is not in"),
     "text for a number": (lambda m: m["core"].update(depth="1"), "depth '1' is not in"),
     "fractional steps": (lambda m: m["melody"].update(steps_per_beat=4.0), "beat 4.0 is not in"),
@@ -357,19 +360,19 @@ def test_a_changed_manifest_is_refused_in_one_line(folder: Path, case: str) -> N
 WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "gone": (lambda m: m.pop("weight"), "weight"),
     "range gone": (lambda m: m.pop("lambda_range"), "lambda_range"),
-    "none": (lambda m: m.update(weight=None), "weight None is no number"),
+    "none": (lambda m: m.update(weight=None), "weight None is not a number"),
     "no range": (lambda m: m.update(lambda_range=None), "do not fit"),
-    "true": (lambda m: m.update(weight=True), "weight True is no number"),
-    "text": (lambda m: m.update(weight="0.1"), "weight '0.1' is no number"),
-    "text as range": (lambda m: m.update(lambda_range="19"), "weight '1' is no number"),
+    "true": (lambda m: m.update(weight=True), "weight True is not a number"),
+    "text": (lambda m: m.update(weight="0.1"), "weight '0.1' is not a number"),
+    "text as range": (lambda m: m.update(lambda_range="19"), "weight '1' is not a number"),
     "one end": (lambda m: m.update(lambda_range=[1]), "do not fit"),
     "three ends": (lambda m: m.update(lambda_range=[0.01, 0.1, 1]), "do not fit"),
-    "negative": (lambda m: m.update(lambda_range=[-1.0, 1.0]), "none of a conditional"),
-    "zero": (lambda m: m.update(lambda_range=[0, 1.0]), "none of a conditional"),
-    "endless": (lambda m: m.update(lambda_range=[0.01, math.inf]), "none of a conditional"),
-    "nan": (lambda m: m.update(weight=math.nan), "none of a conditional"),
-    "turned round": (lambda m: m.update(lambda_range=[10.0, 0.001]), "none of a conditional"),
-    "outside": (lambda m: m.update(weight=11.0), "λ 11.0 of lambda_range .* is none of"),
+    "negative": (lambda m: m.update(lambda_range=[-1.0, 1.0]), "not fit a conditional"),
+    "zero": (lambda m: m.update(lambda_range=[0, 1.0]), "not fit a conditional"),
+    "endless": (lambda m: m.update(lambda_range=[0.01, math.inf]), "not fit a conditional"),
+    "nan": (lambda m: m.update(weight=math.nan), "not fit a conditional"),
+    "turned round": (lambda m: m.update(lambda_range=[10.0, 0.001]), "not fit a conditional"),
+    "outside": (lambda m: m.update(weight=11.0), "λ 11.0 in range .* does not fit"),
     "made fixed": (
         lambda m: (
             m["generator"].update(conditional=False),
@@ -472,7 +475,7 @@ def test_a_weight_it_was_not_trained_for(make_bundle: MakeBundle, weight: float)
 
 
 def test_a_weight_for_a_bundle_that_has_one(make_bundle: MakeBundle) -> None:
-    with pytest.raises(BundleError, match=r"has one λ, .*; only a conditional one takes another"):
+    with pytest.raises(BundleError, match=r"has one λ, .*; give none, or another bundle"):
         make_bundle().fuse(LEFT, RIGHT, [0.5, 0.5], 1, 0.1)
 
 

@@ -316,7 +316,7 @@ def test_a_damaged_part_is_one_warning_and_the_rest_is_queried(cf_study: Run, st
     outcome = cf_study("query", store.root, "SELECT step FROM curves")
     assert (outcome.code, outcome.err.count("\n")) == (0, 1)
     assert outcome.err.startswith("warning: ")
-    assert "curves/b.1.parquet: is no whole Parquet file" in outcome.err
+    assert "curves/b.1.parquet: is not a whole Parquet file" in outcome.err
     outcome = cf_study("status", store.root)
     assert outcome.err == ""
     assert f"1 damaged or foreign files are in {store.root}/quarantine" in outcome.out

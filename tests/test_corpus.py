@@ -314,7 +314,7 @@ def test_files_that_are_no_corpus_for_the_format(small: Path, tmp_path: Path) ->
         (
             small,
             replace(FORM, steps_per_beat=12),
-            "has 4 grid steps per quarter note, and .* is 12",
+            "has 4 grid steps per quarter note, but .* is 12",
         ),
         (tiny, FORM, "too small to split: 4 songs with 28 segments"),
         (small, replace(FORM, meters=("5/4",)), "too small to split: 0 songs"),

@@ -93,8 +93,8 @@ def test_the_endpoint_may_be_part_of_the_uri(
     ("uri", "message"),
     [
         ("s3://", "names no bucket"),
-        ("foo://x/y", "no place that can be opened"),
-        ("s3://bucket/x?nope=1", "no place that can be opened .*nope"),
+        ("foo://x/y", "pyarrow can't open it"),
+        ("s3://bucket/x?nope=1", "pyarrow can't open it .*nope"),
         ("s3://key:secret@bucket/x", "credentials belong in the environment"),
     ],
 )

@@ -149,7 +149,7 @@ def test_a_bundle_without_style_draws_none(
         ((0, 1), r"bars 0-1: bar 1 of the segment can't be used: short bar"),
         ((8, 9), r"bars 8-9: the piece has bars 0 to 8; choose among them"),
         ((-1, 0), r"the piece has bars 0 to 8"),
-        ((3, 3), r"a segment of this bundle has 2 bars; give as many, such as 3-4"),
+        ((3, 3), r"a segment of this bundle has 2 bars; give as many bars, such as 3-4"),
         ((5, 4), r"a segment of this bundle has 2 bars"),
     ],
 )

@@ -132,8 +132,8 @@ def test_labels_and_songs_of_styles_are_drawn_as_they_are(tmp_path: Path) -> Non
     ("frame", "message"),
     [
         (examples().clear(), "run the study first"),
-        (pl.concat([examples(), examples(song="air")]), "2 kinds are in one table"),
-        (examples().with_columns(left=pl.lit([1, 2])), "has not the 16 steps"),
+        (pl.concat([examples(), examples(song="air")]), "rows of 2 kinds are mixed"),
+        (examples().with_columns(left=pl.lit([1, 2])), "does not have the 16 steps"),
     ],
 )
 def test_styles_that_can_not_be_drawn_are_said_in_one_line(

@@ -274,7 +274,7 @@ def test_points_to_try_first_come_first_and_are_checked() -> None:
         ({"lambda": "conditional", "style_dim": 0}, r"lambda is not in search\.lambda"),
         ({"lambda": 1}, "style_dim is missing"),
         ({"lambda": 1, "style_dim": 0, "hidden": 16}, "hidden does not apply there"),
-        ({"lambda": 1, "style_dim": 0, "hiden": 16}, "hiden is no parameter"),
+        ({"lambda": 1, "style_dim": 0, "hiden": 16}, "hiden is not a parameter"),
     ]
     for point, message in bad:
         with pytest.raises(UserError, match=message):

@@ -180,7 +180,7 @@ def test_a_table_without_parts_has_its_columns(table: str, store: Store) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stauts": "done"}, "metrics: no column stauts"),
+        ({"stauts": "done"}, "metrics: there is no column stauts"),
         ({"value": "0.5"}, "metrics.value: must be Float64, not String"),
         ({"value": True}, "metrics.value: must be Float64, not Boolean"),
         ({"n": 1.5}, "metrics.n: must be Int64, not Float64"),
@@ -367,7 +367,9 @@ def test_a_damaged_part_is_set_aside_and_named_and_the_rest_is_read(
     part = folder(store) / "metrics" / "b.1.parquet"
     content = BAD[kind](part.read_bytes())
     part.write_bytes(content)
-    with pytest.warns(QuarantineWarning, match=r"metrics/b\.1\.parquet: is no whole Parquet file"):
+    with pytest.warns(
+        QuarantineWarning, match=r"metrics/b\.1\.parquet: is not a whole Parquet file"
+    ):
         assert values(store) == {"a": [1.0]}
     aside = folder(store) / "quarantine" / "metrics" / "b.1.parquet"
     assert aside.read_bytes() == content
@@ -404,7 +406,7 @@ def test_foreign_files_are_set_aside_and_never_replaced(store: Store) -> None:
         (table / "b.1.parquet").write_bytes(foreign["b.1.parquet"])
         with pytest.warns(QuarantineWarning) as warned:
             assert values(store) == {"a": [1.0]}
-        assert any("b.1.parquet: is of another table" in str(each.message) for each in warned)
+        assert any("b.1.parquet: belongs to another table" in str(each.message) for each in warned)
     kept = [path.name for path in (folder(store) / "quarantine" / "metrics").iterdir()]
     assert len(kept) == 5
     assert sum(name.endswith("b.1.parquet") for name in kept) == 2
@@ -501,7 +503,7 @@ def test_records_may_be_in_a_bucket(bucket: str, store: Store) -> None:
         whole = (each.root / "metrics" / "d.1.parquet").read_bytes()
         with replacing(each.root / "metrics" / "d.1.parquet") as temporary:
             temporary.write_bytes(whole[:-9])
-        with pytest.warns(QuarantineWarning, match=r"metrics/d\.1\.parquet: is no whole"):
+        with pytest.warns(QuarantineWarning, match=r"metrics/d\.1\.parquet: is not a whole"):
             each.inspect()
         assert [file.name for file in each.list_quarantined()] == ["d.1.parquet"]
     for _ in range(2):

@@ -1,7 +1,7 @@
 """Melodies read from MIDI, MusicXML and ABC, with their true bar lines.
 
-Whatever can't be read becomes a `Rejected` record with a reason; no file raises, and none is
-written: zip members are read in memory. Bytes count as hostile: see `limits`.
+A song that can't be read becomes a `Rejected` record with a reason; no content of a file raises.
+Nothing is written to disk: zip members are read in memory. Bytes count as hostile: see `limits`.
 """
 
 import os
@@ -47,12 +47,12 @@ __all__ = [
 ]
 
 VERSION = 4
-"""Raised whenever what is read from a file changes: it names the caches of corpora."""
+"""Increased whenever the result of reading a file changes; cached corpora are named by it."""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A song, or a file where it has no songs, that could not be taken."""
+    """A song, or a whole file, that could not be taken."""
 
     id: str
     reason: SongReason
@@ -60,13 +60,13 @@ class Rejected:
 
 
 class Song(NamedTuple):
-    """One song as a file has it: a tune of an ABC book, else the whole file."""
+    """One song as stored in a file: a tune of an ABC book, else the whole file."""
 
     id: str
     format: str
     content: bytes
     path: str = ""
-    """Of its file, inside the folder or archive."""
+    """Path of its file, inside the folder or archive."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def split_songs(name: str, data: bytes) -> Iterator[Song | Rejected]:
 
 
 def read_song(song: Song, part: str | None = None) -> Melody | Rejected:
-    """Read one song. Raises nothing but `MemoryError`, after which a process is best ended.
+    """Read one song. Raises nothing but `MemoryError`, after which the process should end.
 
-    `part` names the part to take, or counts it from 1; without it a score must have one part, and
-    of a MIDI file the first nearly monophonic track is taken.
+    `part` is the name of the part to take, or its number from 1. Without it, a score must have one
+    part, and a MIDI file gives its first nearly monophonic track.
     """
     return _or_rejected(song, lambda: _melody(song, part))
 
@@ -121,16 +121,16 @@ def read_gridded(song: Song, part: str | None, steps_per_beat: int) -> Gridded |
 
 
 def read_melodies(name: str, data: bytes, part: str | None = None) -> Iterator[Melody | Rejected]:
-    """Yield the songs of one file as `split_songs` finds and `read_song` reads them."""
+    """Yield the songs of one file, found by `split_songs` and read by `read_song`."""
     for song in split_songs(name, data):
         yield song if isinstance(song, Rejected) else read_song(song, part)
 
 
 def read_file(path: Path, part: str | None = None) -> Melody:
-    """Read the one melody of a file (the first readable of an ABC book).
+    """Read the melody of a file; of an ABC book, the first tune that can be read.
 
-    Raises `MelodyError` where there is none, with the reason for the first. Unlike an ingest it
-    knows no limits of time and memory but those of what a file may hold.
+    Raises `MelodyError` where there is none, with the reason for the first tune. Unlike an ingest,
+    it limits only what a file may hold, not time and memory.
 
     >>> from pathlib import Path
     >>> from cf_core.readers import read_file
@@ -149,7 +149,7 @@ def read_file(path: Path, part: str | None = None) -> Melody:
         rejected.append(song)
     first = rejected[0]
     why = f"{first.reason} ({first.detail})" if first.detail else first.reason
-    hint = ": name one as part" if first.reason == "several parts" else ""
+    hint = "; name one of them as the part" if first.reason == "several parts" else ""
     raise MelodyError(f"{path}: can't read its melody: {why}{hint}")
 
 
@@ -157,8 +157,8 @@ def find_songs(source: Path, include: str | None = None) -> Iterator[Song | Reje
     """Yield every song of a folder, a zip archive or a single file, in order of the file names.
 
     `include` is a glob that a file's path inside the folder or archive must match from its end,
-    as in `PurePath.match`. Raises `MelodyError` where `source` is missing or holds no file that
-    could be read, and for an empty `include`.
+    as in `PurePath.match`. Raises `MelodyError` where `source` is missing, where it has no melody
+    file that matches, and for an empty `include`.
     """
     if include is not None and not PurePosixPath(include).parts:
         raise MelodyError(f"include: {include!r} matches no file; give a pattern such as '*.mid'")
@@ -166,7 +166,7 @@ def find_songs(source: Path, include: str | None = None) -> Iterator[Song | Reje
     first = next(files, None)
     if first is None:
         named = f"named {include!r} " if include else ""
-        raise MelodyError(f"{source}: no file {named}there that ends in {', '.join(FORMATS)}")
+        raise MelodyError(f"{source}: holds no file {named}that ends in {', '.join(FORMATS)}")
     return (song for name, data in chain([first], files) for song in split_songs(name, data))
 
 
@@ -176,7 +176,7 @@ _T = TypeVar("_T")
 
 
 def _or_rejected(song: Song, read: Callable[[], _T]) -> _T | Rejected:
-    """What `read` returns, or why it can't."""
+    """Return the result of `read`, or a rejection that says why there is none."""
     try:
         return read()
     except RejectedError as error:
@@ -196,7 +196,7 @@ _DAMAGE: dict[type[Exception], str] = {
     zlib.error: "not a whole archive",
     ValueError: "",
 }
-"""What damage is called that parsers find."""
+"""Words for the damage that parsers find, by the exception that they raise."""
 
 _READERS: dict[str, Callable[[str, bytes, str | None], Melody]] = {
     "midi": midi.read,
@@ -217,7 +217,7 @@ def _melody(song: Song, part: str | None) -> Melody:
 
 
 def _tunes(stem: str, data: bytes, path: str) -> Iterator[Song | Rejected]:
-    """Yield the tunes of an ABC book; fields before the first tune go to every tune."""
+    """Yield the tunes of an ABC book; fields before the first tune apply to every tune."""
     text = re.sub(r"\r*\n|\r", "\n", decode_text(data)) + "\n"
     header, *tunes = re.split(r"(?m)^[ \t]*X:(?!\s*[|:\]])", text)
     if len(tunes) > MAX_TUNES:

@@ -1,7 +1,7 @@
-"""ABC, as its standard 2.1 has it, with the habits of older files.
+"""Reads ABC as its standard 2.1 defines it, and the common deviations of older files.
 
-The standard is that of Walshaw, Guido et al., "The ABC music standard 2.1" (2011). A tune becomes a
-list of `Measure` for each of its voices, which `score` plays out.
+The standard is Walshaw, Guido et al., "The ABC music standard 2.1" (2011). Each voice of a tune
+becomes a list of `Measure`, which `score` plays out.
 """
 
 import re
@@ -24,10 +24,10 @@ from cf_core.readers.score import TICKS, order_measures, play
 
 
 def read(song_id: str, text: str, part: str | None) -> Melody:
-    """Read one tune; `part` names a voice, or counts it from 1.
+    """Read one tune; `part` is the name of a voice, or its number from 1.
 
-    Raises `RejectedError` where there is no such voice, none is named of several, or the tune is
-    empty or absurdly long.
+    Raises `RejectedError` where there is no such voice, where the tune has several and `part` is
+    `None`, and where the tune is empty or absurdly long.
     """
     tune = _Tune(text)
     voices = [voice for voice in tune.voices.values() if voice.notes]
@@ -48,7 +48,7 @@ def read(song_id: str, text: str, part: str | None) -> Melody:
 
 # ---- lines -------------------------------------------------------------------------------------
 
-# A line such as "C:|" is music: no note is a field whose content is a bar line.
+# A line such as "C:|" is music: a letter before a repeat sign is a note, not the name of a field.
 _FIELD = re.compile(r"(?P<name>[A-Za-z+]):(?!(?<=[A-Ga-gxzXZ]:)\s*[:|\]])(?P<value>.*)")
 _COMMENT = re.compile(r"(?<!\\)%.*")
 
@@ -61,7 +61,7 @@ class _Line(NamedTuple):
 
 
 def _lines(text: str) -> Iterator[_Line]:
-    """Yield fields and music: no comments, no text blocks, nothing after the tune's blank line."""
+    """Yield fields and music, without comments, text blocks and what follows a blank line."""
     in_block = in_body = False
     for line in text.split("\n"):
         if line.startswith("%%"):
@@ -108,7 +108,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _LETTERS = {"O": "coda", "S": "segno"}
-"""What a letter stands for, of those that matter to the order of play."""
+"""Meaning of the letters that affect the order of play."""
 
 
 class _Tune:
@@ -118,7 +118,7 @@ class _Tune:
         self.title = ""
         self.voices: dict[str, Voice] = {}
         self._header = self._voice = Voice("1")
-        """Voices begin as the header is when their music begins."""
+        """Every voice starts with the header's settings at the time when its music begins."""
         self._declared: dict[str, str] = {}
         self._parts = ""
         self._letters = dict(_LETTERS)
@@ -132,11 +132,11 @@ class _Tune:
 
     @property
     def has_key(self) -> bool:
-        """Whether the header ends, so that there is a body."""
+        """Whether a `K:` field has ended the header, so that there is a body."""
         return self._header.begun
 
     def order(self, voice: Voice) -> list[int]:
-        """Order in which a voice's measures are played: that of `P:`, and in each part its own."""
+        """Order in which a voice's measures are played: parts by `P:`, each by its own signs."""
         blocks: dict[str, list[int]] = {}
         for index, label in enumerate(voice.labels):
             blocks.setdefault(label, []).append(index)
@@ -176,7 +176,7 @@ class _Tune:
             self._voice.move(about)
 
     def _voice_of(self, name: str) -> Voice:
-        """Return a voice by its name, begun anew where its first music comes."""
+        """Return a voice by its name; create it where its first music comes."""
         if name not in self.voices:
             about = self._declared.get(name, "")
             found = re.search(r'\b(?:name|nm)\s*=\s*(?:"([^"]*)"|(\S+))', about)
@@ -203,7 +203,7 @@ class _Tune:
                 self._token(token)
 
     def _token(self, token: re.Match[str]) -> None:  # noqa: C901  (a case for each kind)
-        """Take one token; most are notes and bar lines."""
+        """Apply one token; most are notes and bar lines."""
         voice = self._voice
         match token.lastgroup:
             case "note":
@@ -234,7 +234,7 @@ class _Tune:
                 self._mark(token)
 
     def _mark(self, token: re.Match[str]) -> None:
-        """Take a token that stands between notes, or over them."""
+        """Apply a token that stands between notes, or over them."""
         voice = self._voice
         match token.lastgroup:
             case "tie":
@@ -249,7 +249,7 @@ class _Tune:
                 voice.sign(token["words"][1:])
 
     def _chord(self, text: str, length: str) -> None:
-        """Notes that sound together, in unison only once, are as long as the first of them."""
+        """Add notes that sound together, all as long as the first; unisons are added once."""
         written = [note for found in IN_NOTE.finditer(text) if (note := parse_note(found[0]))]
         heard: dict[tuple[str, int, int | None], AbcNote] = {}
         for note in written:
@@ -272,7 +272,7 @@ _SETTINGS: dict[str, Callable[[Voice, str], None]] = {
 
 
 def _in_sequence(text: str) -> list[str]:
-    """Parts in the order that a `P:` field gives, such as "A2(BC)3"; at most `MAX_BARS`."""
+    """List parts in the order that a `P:` field such as "A2(BC)3" gives; at most `MAX_BARS`."""
     text = re.sub(r"[^A-Za-z0-9()]", "", text)[:MAX_TITLE]
     while found := re.search(r"\(([A-Za-z0-9]*)\)(\d*)|([A-Za-z])(\d{1,2})", text):
         repeated = found[1] if found[3] is None else found[3]

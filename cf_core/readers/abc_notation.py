@@ -11,11 +11,11 @@ from cf_core.readers.score import Time, simplify
 
 _SHARPS = "FCGDAEB"
 STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-"""Semitones from C up to each step of its scale."""
+"""Semitones from C up to each step of the C major scale."""
 _MODES = {"": 0, "maj": 0, "ion": 0, "m": -3, "min": -3, "aeo": -3}
 _MODES |= {"mix": -1, "dor": -2, "phr": -4, "lyd": 1, "loc": -5}
 _ALTERS = {"^^": 2, "^": 1, "=": 0, "_": -1, "__": -2}
-# A word is a mode or a clef, but not if it is a property, such as "clef=bass".
+# A word is a mode or a clef, unless it is the name of a property, as in "clef=bass".
 _KEY = re.compile(r"([A-Ga-g])([#b♯♭]?)(\s*)(?:([A-Za-z]+)(?!=)\b|(?![A-Za-z]))")
 _QUOTED = re.compile(r'(?<!clef=)"[^"]*"')
 _ACCIDENTAL = re.compile(r"(?<![\w=])(\^\^|\^|__|_|=)([A-Ga-g])(?![\w=])")
@@ -26,7 +26,7 @@ _CLEF = re.compile(
 
 
 def parse_key(text: str) -> dict[str, int] | None:
-    """Return how a `K:` field alters each step; `None` where it names no key."""
+    """Return by how many semitones a `K:` field alters each step; `None` where it names no key."""
     text = text.strip()
     alters: dict[str, int] = {}
     found = _KEY.match(text)
@@ -54,7 +54,7 @@ def parse_key(text: str) -> dict[str, int] | None:
 
 
 def parse_moves(text: str) -> dict[str, int]:
-    """Semitones by which a `K:` or `V:` field moves its notes, by what moves them."""
+    """Semitones by which a `K:` or `V:` field transposes notes, by the property that says so."""
     text = _QUOTED.sub('""', text)
     moves: dict[str, int] = {}
     for name, number in _PROPERTY.findall(text):
@@ -68,12 +68,12 @@ def parse_moves(text: str) -> dict[str, int]:
 
 LENGTH = r"(?:\d{0,4}/{1,6}\d{0,4}|\d{1,4})?"
 ABC_NOTE = rf"(?:\^\^|\^|__|_|=)?[A-Ga-g][,']*{LENGTH}"
-"""Patterns of a length and of a note with its length."""
+"""Pattern of a note with its length."""
 IN_NOTE = re.compile(
     r"(?P<sign>\^\^|\^|__|_|=)?(?P<letter>[A-Ga-g])(?P<octave>[,']*)"
     rf"(?P<length>{LENGTH})(?P<tie>-?)"
 )
-"""A note with its tie, and names for its parts."""
+"""Pattern of a note with its tie, with a named group for each part."""
 
 
 class AbcNote(NamedTuple):
@@ -88,7 +88,7 @@ class AbcNote(NamedTuple):
 
 @lru_cache(4096)
 def parse_note(text: str) -> AbcNote | None:
-    """Take a note such as "^c'3/2-" apart; `None` where it is none."""
+    """Parse a note such as "^c'3/2-"; `None` where the text is not a note."""
     found = IN_NOTE.fullmatch(text)
     if found is None:
         return None
@@ -100,7 +100,7 @@ def parse_note(text: str) -> AbcNote | None:
 
 @lru_cache(4096)
 def parse_length(length: str, unit: Time) -> Time:
-    """Return a length such as "3/2", "/" or "//" in ticks; a unit where it is empty."""
+    """Return a length such as "3/2", "/" or "//" in ticks; an empty one is one `unit`."""
     over, _, under = length.partition("/")
     slashes, under = length.count("/"), under.lstrip("/")
     divisor = int(under) if under else 2**slashes

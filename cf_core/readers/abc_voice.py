@@ -1,4 +1,4 @@
-"""One voice of an ABC tune: a machine that takes its signs one by one, and makes measures."""
+"""One voice of an ABC tune: a state machine that takes its signs one by one and makes measures."""
 
 import re
 from fractions import Fraction
@@ -22,7 +22,7 @@ from cf_core.readers.score import (
 )
 
 _IN_TIME_OF = {2: 3, 3: 2, 4: 3, 6: 2, 8: 3}
-"""So many notes of a tuplet are played in the time of so many; others in that of two or three."""
+"""In the time of how many notes a tuplet of this size is played; others in that of two or three."""
 _METER_TERM = re.compile(r"(\d[\d+\s]*)\)?\s*/\s*(\d{1,3})")
 _METER = re.compile(rf"[(\s]*{_METER_TERM.pattern}(?:\s*\+\s*\(?{_METER_TERM.pattern})*")
 _SPEED = re.compile(r"(?P<speed>\d{1,4}(?:\.\d{1,4})?)")
@@ -33,12 +33,12 @@ _ABBREVIATED = {"dacapo": "D.C.", "dacoda": "to coda", "D.C.alfine": "D.C.", "D.
 
 
 class _Element(NamedTuple):
-    """The last note, chord or rest: where its notes are in the measure, and how long it is."""
+    """The last note, chord or rest: the indices of its notes in the measure, and its duration."""
 
     notes: range
     duration: Time
     alters: dict[tuple[str, int], int]
-    """How its notes are altered, by step and octave: a tied note keeps that."""
+    """Alterations of its notes by step and octave, which a tied note keeps."""
     ends_tuplet: bool
 
 
@@ -52,7 +52,7 @@ class Voice:
         """The part (`P:`) of each measure."""
         self.notes = 0
         self.begun = header is not None
-        """Its first `K:` has come, which ends a header."""
+        """Whether the first `K:` field has come, which ends a header."""
         self.label: str = header.label if header else ""
         self.meter: str = header.meter if header else "4/4"
         self.unit: Time | None = header.length_of_unit if header else None
@@ -66,7 +66,7 @@ class Voice:
         self._tied_into_endings: dict[tuple[str, int], int] = {}
         self._begin()
         self.tempo: str = ""
-        """What `Q:` said last: in a header, it may stand before the unit that it counts in."""
+        """The last `Q:` field. In a header it may stand before the `L:` that it depends on."""
         if header:
             self.set_tempo(header.tempo)
 
@@ -80,7 +80,7 @@ class Voice:
     # ---- fields and signs
 
     def set_meter(self, text: str) -> None:
-        """Take an `M:` field, of this measure if it is still empty, else from the next on."""
+        """Apply an `M:` field, to this measure if it is still empty, else from the next on."""
         text = {"C": "4/4", "c": "4/4", "C|": "2/2", "c|": "2/2"}.get(text.strip(), text)
         found = _METER.match(text)
         terms = _METER_TERM.findall(found[0]) if found else []
@@ -92,24 +92,24 @@ class Voice:
             self.measure.meter = self.meter
 
     def set_unit(self, text: str) -> None:
-        """Take an `L:` field."""
+        """Apply an `L:` field."""
         found = re.match(r"(\d{1,3})(?:\s*/\s*(\d{1,3}))?", text)
         if found and int(found[1]) and int(found[2] or 1):
             self.unit = simplify(Fraction(4 * TICKS * int(found[1]), int(found[2] or 1)))
 
     def set_key(self, text: str) -> None:
-        """Take a `K:` field: the signature, and how notes are moved."""
+        """Apply a `K:` field: the key signature and transpositions."""
         self.begun = True
         signature = parse_key(text)
         self.key = self.key if signature is None else signature
         self.move(text)
 
     def move(self, text: str) -> None:
-        """Take what a `K:` or `V:` field says of how notes are moved."""
+        """Apply the transpositions of a `K:` or `V:` field."""
         self._moves |= parse_moves(text)
 
     def set_tempo(self, text: str) -> None:
-        """Take a `Q:` field: beats per minute, in units where it names no beat."""
+        """Apply a `Q:` field: beats per minute, or units (`L:`) per minute if it names no beat."""
         self.tempo = text
         text = re.sub(r'"[^"]*"', " ", text).strip()
         found = _TEMPO.search(text) or _SPEED.fullmatch(text)
@@ -125,7 +125,7 @@ class Voice:
             self.measure.tempos.append((self._at, speed))
 
     def sign(self, name: str) -> None:
-        """Take a decoration: those that say what is played next are kept."""
+        """Apply a decoration; only those that affect the order of play have an effect."""
         if name == "segno":
             self.measure.segno = True
         elif name == "coda" and self._is_empty:
@@ -163,7 +163,7 @@ class Voice:
         self._begin()
 
     def finish(self) -> None:
-        """End the voice, or the line at a bar line: signs after the last note belong to it."""
+        """End a measure at a bar line or the end; signs after its last note belong to it."""
         self.close()
         if self.measures:
             last, now = self.measures[-1], self.measure
@@ -172,7 +172,7 @@ class Voice:
             now.jump, now.fine, now.to_coda = None, False, False
 
     def bar_line(self, sign: str) -> None:
-        """Take a bar line such as "|", ":|", "::" or "|]"."""
+        """Apply a bar line such as "|", ":|", "::" or "|]"."""
         sign = sign.replace(" ", "")
         if sign == ":":
             return
@@ -206,9 +206,9 @@ class Voice:
     # ---- notes
 
     def element(self, notes: list[AbcNote], length: str, times: Fraction | None = None) -> None:
-        """Add a note, several that sound together, or, without any, a rest.
+        """Add a note, a chord, or (if `notes` is empty) a rest.
 
-        It is `length` long, or as many `times` that.
+        Its duration is `length`, multiplied by `times` if given.
         """
         duration = parse_length(length, self.length_of_unit)
         for factor in (times, self._factor, self._tuplet if self._tuplet_left else None):
@@ -236,7 +236,7 @@ class Voice:
     def _pitch(
         self, note: AbcNote, tied: dict[tuple[str, int], int], alters: dict[tuple[str, int], int]
     ) -> int:
-        """MIDI number of a note: its accidental holds in all octaves to the bar line."""
+        """MIDI number of a note. By default its accidental holds in all octaves to the bar line."""
         place = (note.step, note.octave)
         name = place if self.propagation == "octave" else (note.step, 0)
         alter = note.alter
@@ -248,7 +248,7 @@ class Voice:
         pitch = 12 * note.octave + STEPS[note.step] + alter + sum(self._moves.values())
         if not 0 <= pitch <= 127:
             where = f"{note.step} in octave {note.octave}"
-            raise RejectedError("unreadable", f"a note that MIDI has not: {where}")
+            raise RejectedError("unreadable", f"a note outside MIDI's range: {where}")
         return pitch
 
     def tie(self) -> None:
@@ -260,9 +260,9 @@ class Voice:
         self._tied = self._last.alters
 
     def broken(self, sign: str) -> None:
-        """Lengthen the last element at the cost of the next one, or the other way round.
+        """Lengthen the last element and shorten the next by as much, or the other way round.
 
-        Between a tuplet and what follows it the sign has no meaning.
+        After the last element of a tuplet the sign has no effect.
         """
         if self._last is None or self._last.ends_tuplet:
             return
@@ -281,6 +281,6 @@ class Voice:
         self._tuplet, self._tuplet_left = Fraction(time_of, size or 1), count or size
 
     def overlay(self) -> None:
-        """Go back to the start of the measure: what follows sounds at the same time."""
+        """Go back to the start of the measure: the notes that follow sound at the same time."""
         self._overlaid = self.measure.length
         self._at, self._last = 0, None

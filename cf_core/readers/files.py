@@ -22,14 +22,14 @@ FORMATS = {
 }
 """Suffixes of the files that can be read."""
 UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""How members of archives may be compressed: of other ways, a few bytes give gigabytes at once."""
+"""Allowed compressions of archive members: others can expand a few bytes to gigabytes at once."""
 
 _DAMAGE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 """What reading a file or a damaged archive raises."""
 
 
 def read_melody_files(source: Path, include: str | None) -> Iterator[tuple[str, bytes]]:
-    """Yield names and bytes of the melody files in `source`, by name.
+    """Yield names and bytes of the melody files in `source`, sorted by name.
 
     Raises `MelodyError` where there is no such file or folder, or an archive can't be read.
     """
@@ -48,7 +48,7 @@ def count_passed_over(source: Path, include: str | None = None) -> Counter[str]:
 
 
 def read_content(path: Path | zipfile.Path) -> bytes:
-    """Return a file's bytes, one more than the limit where there are too many, none if damaged."""
+    """Return a file's bytes: at most one more than the limit, and none if the file is damaged."""
     limit = MAX_BYTES[FORMATS[PurePosixPath(path.name).suffix.lower()]]
     try:
         packed = isinstance(path, zipfile.Path) and path.root.getinfo(path.at).compress_type
@@ -61,7 +61,7 @@ def read_content(path: Path | zipfile.Path) -> bytes:
 
 
 def decode_member_name(member: zipfile.ZipInfo) -> str:
-    """Name of an archive's member: as UTF-8 where it can be, even where no flag says so."""
+    """Name of an archive's member: decoded as UTF-8 if possible, even where no flag says so."""
     if member.flag_bits & 0x800:
         return member.filename
     try:
@@ -77,7 +77,7 @@ def _is_wanted(name: str, include: str | None) -> bool:
 
 
 def _listing(source: Path) -> tuple[Path | zipfile.Path, dict[str, str]]:
-    """Return the place of the files, and their names there by the names that they are known by."""
+    """Return the folder or archive, and the names stored in it by the names shown to users."""
     if os.path.isdir(source):  # noqa: PTH112  (Path.is_dir raises where it may not look)
         names = [
             path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()
@@ -90,6 +90,6 @@ def _listing(source: Path) -> tuple[Path | zipfile.Path, dict[str, str]]:
     try:
         root = zipfile.Path(source)
     except _DAMAGE as error:
-        raise MelodyError(f"{source}: not a readable zip archive: {error}") from error
+        raise MelodyError(f"{source}: not a readable zip archive ({error}); replace it") from error
     members = [member for member in root.root.infolist() if not member.is_dir()]
     return root, {decode_member_name(member): member.filename for member in members}

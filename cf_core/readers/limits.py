@@ -1,4 +1,4 @@
-"""What a melody file may hold at most, and how its reading ends where it can't be taken."""
+"""Limits on the content of melody files, and the error that ends the reading of a song."""
 
 from fractions import Fraction
 from typing import Literal
@@ -20,9 +20,9 @@ MAX_BARS = 10_000
 MAX_QUARTERS = 40_000
 """Most notes, bars and quarter notes of one song."""
 LONGEST_BAR = 128
-"""In quarter notes, of ABC and MusicXML."""
+"""Longest bar of ABC and MusicXML, in quarter notes."""
 MAX_TITLE = 200
-"""Characters that are kept of a title, and of the detail of a rejection."""
+"""Most characters that are kept of a title, and of the detail of a rejection."""
 
 SongReason = Literal[
     "unreadable",
@@ -37,11 +37,11 @@ SongReason = Literal[
     "too much memory",
     "reader died",
 ]
-"""The last three come of reading in a process with limits: see `cf_core.isolation`."""
+"""The last three come from reading in a process with limits: see `cf_core.isolation`."""
 
 
 class RejectedError(MelodyError):
-    """Ends the reading of one song: it can't be taken."""
+    """Ends the reading of one song, which can't be taken."""
 
     def __init__(self, reason: SongReason, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -53,7 +53,7 @@ class RejectedError(MelodyError):
 
 
 def check_size(notes: int, bars: int, quarters: Fraction | float = 0) -> None:
-    """Refuse what is empty or absurdly long, before work is spent on it."""
+    """Raise `RejectedError` for an empty or absurdly long song, before work is spent on it."""
     if not notes:
         raise RejectedError("no notes")
     if notes > MAX_NOTES or bars > MAX_BARS or quarters > MAX_QUARTERS:
@@ -62,26 +62,29 @@ def check_size(notes: int, bars: int, quarters: Fraction | float = 0) -> None:
 
 
 def choose_part(names: list[str], part: str) -> int:
-    """Index of the part that `part` names, or counts from 1."""
+    """Index of the part that has the name, or the number from 1, that `part` gives.
+
+    Raises `RejectedError` where there is no such part.
+    """
     if part in names:
         return names.index(part)
     if part.isdecimal() and 1 <= int(part) <= len(names):
         return int(part) - 1
-    raise RejectedError("no such part", f"{part!r} is none of {list_names(names)}")
+    raise RejectedError("no such part", f"{part!r} is not one of {list_names(names)}")
 
 
 def list_names(names: list[str]) -> str:
-    """Names with their numbers, as an error shows them."""
+    """List names with their numbers from 1, for an error message."""
     return ", ".join(f"{number} {name!r}" for number, name in enumerate(names, start=1))
 
 
 def looks_like_utf_16(data: bytes) -> bool:
-    """Whether bytes are UTF-16 by their mark, or by a first character below 256."""
+    """Whether bytes are UTF-16, by their byte order mark or by a first character below 256."""
     return data[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(data) > 1 and not (data[0] and data[1]))
 
 
 def decode_text(data: bytes) -> str:
-    """Text of a file: UTF-16 or UTF-8 by its mark, else UTF-8 where it can be, else Latin-1."""
+    """Decode a file: UTF-16 or UTF-8 by its byte order mark, else UTF-8 if valid, else Latin-1."""
     if looks_like_utf_16(data):
         marked = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         return data.decode(

@@ -1,7 +1,7 @@
-"""Standard MIDI files: the notes of their melody, meters, tempos and names.
+"""Reads standard MIDI files: the notes of the melody, meters, tempos and names.
 
-Every byte is looked at once and whatever else a file holds is passed over, so that reading takes a
-fraction of the time of building an object for each event. Bar lines are found as `_bars` says.
+Every byte is looked at once, and all other events are skipped, so that reading takes a fraction of
+the time of building an object for each event. `_bars` says how bar lines are found.
 """
 
 from collections import Counter, deque
@@ -24,16 +24,17 @@ from cf_core.readers.limits import (
 
 _PERCUSSION = 9
 _OTHER_DATA = {0xA: 2, 0xB: 2, 0xC: 1, 0xD: 1, 0xE: 2}
-"""Data bytes of the channel messages that are no notes, by the high half of the status."""
+"""Number of data bytes of the channel messages other than notes, by the status's high half."""
 
 _Note = tuple[int, int, int, int]
 """`(onset, end, pitch, velocity)`, times in ticks."""
 
 
 def read(song_id: str, data: bytes, part: str | None) -> Melody:
-    """Read the melody of a file; `part` names a track, or counts the channels of tracks from 1.
+    """Read the melody of a file; `part` is the name of a track, or a number from 1.
 
-    Raises `RejectedError` where there is none, and `ValueError` for a file that is none.
+    Numbers count every channel of every track that has notes. Raises `RejectedError` where there is
+    no melody or no such part, and `ValueError` where the data is not a MIDI file.
     """
     quarter, chunks = parse(data)
     tracks = [_Track(c.name, notes, c.meters) for c in chunks for notes in c.notes.values()]
@@ -42,7 +43,7 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     track = _melody_track(tracks, part)
     end = max(end for _, end, _, _ in track.notes)
     check_size(len(track.notes), 0, end / quarter)
-    # Tracks may disagree: bars are the melody's.
+    # Tracks may disagree; the bars follow the melody's own time signatures.
     meters = {0: "4/4"}
     meters |= track.meters or {tick: m for chunk in chunks for tick, m in chunk.meters.items()}
     bars = tuple(islice(_bars(sorted(meters.items()), track.notes, quarter, end), MAX_BARS + 1))
@@ -76,13 +77,13 @@ class Chunk:
     tempos: dict[int, int] = field(default_factory=dict)
     """Microseconds per quarter note by tick."""
     percussion: bool = False
-    """Notes of percussion were left out."""
+    """Whether notes of percussion were left out."""
 
 
 def parse(data: bytes) -> tuple[int, list[Chunk]]:
     """Return the ticks per quarter note and the tracks of a file, in RIFF or not.
 
-    Raises `ValueError` for what is no MIDI file, is cut off, or has no common time line.
+    Raises `ValueError` for data that is not a MIDI file, is cut off, or has no common time line.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"RMID":
         data = _in_riff(data)
@@ -91,11 +92,11 @@ def parse(data: bytes) -> tuple[int, list[Chunk]]:
     kind, count = int.from_bytes(data[8:10]), int.from_bytes(data[10:12])
     quarter = int.from_bytes(data[12:14], signed=True)
     if quarter < 0:
-        raise ValueError("its time is in frames of a film (SMPTE), not in quarter notes")
+        raise ValueError("its time is in film frames (SMPTE), not in quarter notes")
     if kind == 2 and count > 1:
-        raise ValueError("its tracks are pieces of their own (MIDI type 2), not one piece")
+        raise ValueError("its tracks are separate pieces (MIDI type 2), not one piece")
     if not quarter:
-        raise ValueError("it has no ticks in a quarter note")
+        raise ValueError("it has 0 ticks per quarter note")
     tracks = _bodies(data, 8 + int.from_bytes(data[4:8]))
     try:
         return quarter, [_chunk(next(tracks)) for _ in range(count)]
@@ -115,7 +116,7 @@ def _in_riff(data: bytes) -> bytes:
 
 
 def _bodies(data: bytes, at: int) -> Iterator[bytes]:
-    """Contents of the track chunks from a place on."""
+    """Yield the contents of the track chunks from byte `at` on."""
     while at + 8 <= len(data):
         end = at + 8 + int.from_bytes(data[at + 4 : at + 8])
         if data[at : at + 4] == b"MTrk":
@@ -164,9 +165,9 @@ def _chunk(data: bytes) -> Chunk:
 def _pressed(events: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
     """Yield onset, end and velocity of each note of one key, from its strokes and releases.
 
-    An event is a tick and a velocity, 0 for a release. A stroke ends the note before it. A release
-    belongs to the oldest note that has had none; where a key is struck more often than it is
-    released, strokes stand for the releases that are missing.
+    An event is a tick and a velocity, which is 0 for a release. A stroke ends the note before it. A
+    release belongs to the oldest note without one. Where a key is struck more often than it is
+    released, strokes take the place of the missing releases.
     """
     strokes = sum(velocity > 0 for _, velocity in events)
     all_released = 2 * strokes <= len(events)
@@ -191,12 +192,12 @@ def _pressed(events: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
 
 
 def _other(data: bytes, at: int, tick: int, chunk: Chunk) -> int:
-    """Take what is needed of a meta event or system message; return where the next event begins."""
+    """Take what is needed from a meta event or system message; return where the next one begins."""
     status, kind = data[at], None
     if status == 0xFF:
         kind, at = data[at + 1], at + 1
     elif status not in (0xF0, 0xF7):
-        raise ValueError(f"status {status:#x} has no place in a file")
+        raise ValueError(f"status {status:#x} is not allowed in a file")
     length, at = _number(data, at + 1)
     content = data[at : at + length]
     if kind == 0x03 and not chunk.name:
@@ -225,7 +226,7 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
 # ---- the melody --------------------------------------------------------------------------------
 
 _MONOPHONIC = 0.4
-"""Least share of notes that start after the middle of the one before, in a melody track."""
+"""In a melody track, at least this share of notes start after the middle of the note before."""
 
 
 class _Track(NamedTuple):
@@ -238,7 +239,7 @@ class _Track(NamedTuple):
 
 
 def _melody_track(tracks: list[_Track], part: str | None) -> _Track:
-    """Return the track that `part` chooses, else the first nearly monophonic one."""
+    """Return the track that `part` chooses; without it, the first nearly monophonic one."""
     if not tracks:
         raise RejectedError("no notes")
     if part is not None:
@@ -256,9 +257,10 @@ def _pickup(notes: list[_Note], quarter: int, bar: Fraction, stop: int) -> Fract
     """Length of the pickup in quarter notes, from the notes that begin before tick `stop`.
 
     Programs that write MIDI from a score without padding its pickup play the first note of a bar
-    loudest. Where the loudest notes are a minority and more than 40 % of them, on more than 40 %
-    of the bars and at least two, fall on one place of the bar counted from tick 0, that place is
-    the bar line; else there is no pickup.
+    loudest. So the loudest notes, if they are a minority, are counted by their place in bars that
+    start at tick 0. The place with the most is the bar line if it has at least two notes, more than
+    40 % of the loudest notes, and more than 40 % as many notes as there are bars. Otherwise there
+    is no pickup.
     """
     opening = [(onset, velocity) for onset, _, _, velocity in notes if onset < stop]
     loudest = max((velocity for _, velocity in opening), default=0)
@@ -277,7 +279,7 @@ def _bars(
     quarter: int,
     end: int,
 ) -> Iterator[Bar]:
-    """Bars up to tick `end`, counted from the pickup's end and anew from every time signature."""
+    """Yield bars up to tick `end`; they are counted from the pickup and each time signature on."""
     starts = [Fraction(tick, quarter) for tick, _ in meters]
     first = meters[0][1]
     pickup = _pickup(notes, quarter, bar_length(first), min([end, *(t for t, _ in meters[1:])]))

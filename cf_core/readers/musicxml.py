@@ -1,7 +1,7 @@
-"""MusicXML, versions 1 to 4, part-wise, compressed or not.
+"""Reads MusicXML, versions 1 to 4, part-wise, compressed or not.
 
-A part, a staff or a voice of it becomes a list of `Measure`, which `score` plays out. Tempos,
-repeats and words such as "D.C." are taken from all parts: often only the first one has them.
+A part, one of its staves or one of its voices becomes a list of `Measure`, which `score` plays out.
+Tempos, repeats and words such as "D.C." are taken from all parts: often only the first has them.
 """
 
 import io
@@ -44,11 +44,12 @@ from cf_core.readers.score import (
 
 
 def read(song_id: str, data: bytes, part: str | None) -> Melody:
-    """Read one score; `part` names a part, a staff or a voice, or counts parts and staves from 1.
+    """Read one score; `part` is the name of a part, staff or voice, or a number from 1.
 
     A staff of a part that has several is named as in "Piano, staff 2", a voice as in "Violin, voice
-    1" or "Piano, staff 2, voice 5", with the numbers of the file. Raises `RejectedError` where
-    there is no such thing, none is named of several, or the file is hostile or no score.
+    1" or "Piano, staff 2, voice 5", with the numbers of the file. A number counts parts and staves.
+    Raises `RejectedError` where there is no such part, where there are several and `part` is
+    `None`, and where the file is hostile or not a score.
     """
     root = _score(_unpacked(data) if data[:2] == b"PK" else data)
     title = next((e.text.strip() for e in root.iter("work-title") if e.text), "")
@@ -58,7 +59,7 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
 
 
 def read_measures(data: bytes, part: str | None) -> list[Measure]:
-    """The measures of a part as they are written; otherwise as `read`."""
+    """Return the measures of a part as written, not played out; otherwise as `read`."""
     return _written(_score(_unpacked(data) if data[:2] == b"PK" else data), part)
 
 
@@ -97,7 +98,7 @@ def _written(root: Element, part: str | None) -> list[Measure]:
 
 
 def _split(part: str | None) -> tuple[str | None, str]:
-    """Take the voice from the name of a part, if it has one."""
+    """Split the name of a part into the part and, if it names one, the voice."""
     name, comma, voice = (part or "").rpartition(", voice ")
     return (name, voice) if comma else (part, "")
 
@@ -110,7 +111,7 @@ _DECLARED = re.compile(rb"""^.{0,99}encoding\s*=\s*["']([\w.-]{1,40})""", re.DOT
 
 
 def _xml(data: bytes) -> Element:
-    """Parse XML that defines no entities and is in an encoding that hides none."""
+    """Parse XML that defines no entities, in an encoding that can't hide them."""
     declared = _DECLARED.match(data[:200])
     name = declared[1].decode() if declared else "utf-8"
     encoding = "utf-8"
@@ -119,7 +120,7 @@ def _xml(data: bytes) -> Element:
     if looks_like_utf_16(data):
         text = decode_text(data)
     elif encoding.startswith("utf-16"):
-        # Some programs declare what their strings were in memory.
+        # Some programs declare the encoding that their strings had in memory.
         text = data.decode("utf-8-sig")
     elif encoding in _ENCODINGS:
         text = data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
@@ -146,12 +147,12 @@ def _score(data: bytes) -> Element:
 def _unpacked(data: bytes) -> bytes:
     """Return the score inside a compressed MusicXML file: the one that its container names.
 
-    Where the container is missing or odd, it is the only score in the file.
+    Where the container is missing or names none, the score must be the only one in the file.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {decode_member_name(member): member for member in archive.infolist()}
         if any(member.compress_type not in UNPACKED for member in members.values()):
-            raise RejectedError("unreadable", "compressed by other than deflate")
+            raise RejectedError("unreadable", "compressed by a method other than deflate")
         scores = [name for name in members if _is_score(name)]
         named = [name for name in _named_scores(archive, members) if name in members]
         if not named and len(scores) != 1:
@@ -173,7 +174,7 @@ def _is_score(name: str) -> bool:
 
 
 def _named_scores(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> list[str]:
-    """Names that the container of a compressed file gives for its score."""
+    """Possible names of the score, as the container of a compressed file gives them."""
     container = next((m for n, m in members.items() if n.upper() == "META-INF/CONTAINER.XML"), None)
     if container is None:
         return []
@@ -200,7 +201,7 @@ def _names(root: Element, parts: list[Element]) -> list[str]:
 
 
 def _staves(part: Element) -> list[str]:
-    """Numbers of a part's staves that have notes; of a single staff, an empty one."""
+    """Numbers of a part's staves that have notes; the number of a single staff is empty."""
     every = {_staff(note) for note in part.iter("note")}
     staves = {_staff(note) for note in part.iter("note") if _sounds(note)}
     if len(every) == 1 and staves:
@@ -224,7 +225,7 @@ def _voice(note: Element) -> str:
 
 
 def _add_signs(measures: list[Measure], others: list[Measure]) -> None:
-    """Add what another part says of tempo and order."""
+    """Add the tempos of another part, and its signs for the order of play."""
     for measure, other in zip(measures, others, strict=False):
         measure.tempos = measure.tempos or other.tempos
         measure.times = measure.times or other.times
@@ -243,11 +244,11 @@ _QUARTERS = {name: Fraction(32, 2**power) for power, name in enumerate(_VALUES.s
 
 
 _NO_STAFF = "none"
-"""No note is on it: what is read of it are signs and tempos."""
+"""A staff without notes: a reader of it takes only signs and tempos."""
 
 
 class _Reader:
-    """Reads the measures of a part, or those of a staff or voice of it."""
+    """Reads the measures of a part, or of one of its staves or voices."""
 
     def __init__(self, staff: str, voice: str) -> None:
         self._staff, self._voice = staff, voice
@@ -322,13 +323,13 @@ class _Reader:
         }
         number = _midi_number(pitch) + self._transposition
         if not 0 <= number <= 127:
-            raise RejectedError("unreadable", f"a note that MIDI has not: number {number}")
+            raise RejectedError("unreadable", f"a note outside MIDI's range: number {number}")
         goes_on = "continue" in ties
         starts, stops = goes_on or "start" in ties, goes_on or "stop" in ties
         measure.notes.append(Written(onset, duration, number, starts, stops))
 
     def _attributes(self, attributes: Element) -> None:
-        """Take divisions, time signature and transposition, where they are of this staff."""
+        """Take divisions, time signature and transposition, where they apply to this staff."""
         divisions = Fraction((attributes.findtext("divisions") or "0").strip())
         self._divisions = divisions if divisions > 0 else self._divisions
         for element in attributes:
@@ -348,7 +349,7 @@ class _Reader:
 
 
 def _without_unison(notes: list[Written]) -> list[Written]:
-    """One note of all that have a pitch, a place and a length in common, with the ties of all."""
+    """Merge notes of the same pitch, onset and duration into one, which has the ties of all."""
     heard: dict[tuple[Time, Time, int], Written] = {}
     for note in notes:
         other = heard.setdefault((note.offset, note.duration, note.pitch), note)
@@ -361,7 +362,7 @@ def _midi_number(pitch: Element) -> int:
     """MIDI number of a pitch as written; quarter tones are rounded."""
     step, octave = (pitch.findtext("step") or "").strip(), int(pitch.findtext("octave") or 4)
     if step not in _STEPS:
-        raise RejectedError("unreadable", f"{step!r} is no step of a scale")
+        raise RejectedError("unreadable", f"{step!r} is not a step of a scale")
     return 12 * (octave + 1) + _STEPS[step] + round(float(pitch.findtext("alter") or 0))
 
 
@@ -369,7 +370,7 @@ _DOUBLE = ("light-light", "light-heavy", "heavy-light", "heavy-heavy")
 
 
 def _bar_line(line: Element, measure: Measure, before: Measure) -> None:
-    """Take the repeat and the ending of a bar line; `before` is what a repeat end there ends."""
+    """Take the repeat and the ending of a bar line; `before` is the measure on its left."""
     repeat, ending = line.find("repeat"), line.find("ending")
     measure.segno |= line.find("segno") is not None or bool(line.get("segno"))
     measure.coda |= line.find("coda") is not None or bool(line.get("coda"))
@@ -385,7 +386,7 @@ def _bar_line(line: Element, measure: Measure, before: Measure) -> None:
 
 
 def _direction(measure: Measure, direction: Element, at: Time) -> None:
-    """Take what a direction or a `<sound>` says of tempo and of the order of play."""
+    """Take the tempo and the order of play from a direction or a `<sound>`."""
     sounds = list(direction.iter("sound"))
     to_coda = any(sound.get("tocoda") for sound in sounds)
     for words in direction.iter("words"):
@@ -408,7 +409,7 @@ def _direction(measure: Measure, direction: Element, at: Time) -> None:
 
 
 def _speed(metronome: Element) -> float:
-    """Quarter notes per minute of a metronome mark; 0 where it says none."""
+    """Quarter notes per minute of a metronome mark; 0 where it gives no tempo."""
     units, speed = metronome.findall("beat-unit"), _number(metronome.findtext("per-minute"))
     beat = _QUARTERS.get((units[0].text or "").strip()) if len(units) == 1 else None
     dots = min(len(metronome.findall("beat-unit-dot")), 3)

@@ -1,4 +1,4 @@
-"""Music as it is written, and the melody that is played from it.
+"""Measures as they are written, and the melody that is played from them.
 
 ABC and MusicXML both write measures with signs between them: repeats, endings and jumps. Their
 readers make a list of `Measure`; this module plays it out.
@@ -18,23 +18,23 @@ MAX_TIMES = 4
 """Most times that one repeat is played."""
 
 Jump = Literal["capo", "segno"]
-"""Where music goes on after D.C. and after D.S."""
+"""Where the music continues: after D.C. at "capo", after D.S. at "segno"."""
 
 
 TICKS = 40_320
-"""Ticks of a quarter note: times are whole numbers of them, but for odd tuplets."""
+"""Ticks in a quarter note. Times are whole numbers of ticks, except in odd tuplets."""
 Time = int | Fraction
 """In ticks, exact."""
 
 
 def simplify(time: Time) -> Time:
-    """The same time, as a whole number if it is one: those are much faster."""
+    """Return the same time, as an `int` if it is whole: integers are much faster."""
     return time if isinstance(time, int) or time.denominator != 1 else time.numerator
 
 
 @lru_cache(2**16)
 def to_quarters(time: Time) -> Fraction:
-    """Ticks as quarter notes."""
+    """Convert ticks to quarter notes."""
     return Fraction(time, TICKS)
 
 
@@ -52,21 +52,21 @@ class Written(NamedTuple):
     pitch: int
     """MIDI number as it sounds."""
     starts_tie: bool = False
-    """It goes on as the next note played, where that has its pitch and begins at its end."""
+    """Whether it is tied to the next note of its pitch, if that note begins where this one ends."""
     stops_tie: bool = True
-    """It may be what an earlier note goes on as; ABC does not write this down."""
+    """Whether an earlier note may be tied to it. ABC does not write this down."""
 
 
 @dataclass
 class Measure:
-    """What stands between two bar lines, and the signs at them."""
+    """The notes between two bar lines, and the signs at these lines."""
 
     meter: str
     notes: list[Written] = field(default_factory=list)
     length: Time = 0
     """In ticks, as its notes and rests fill it; 0 stands for a whole empty bar."""
     tempos: list[tuple[Time, float]] = field(default_factory=list)
-    """Quarter notes per minute, from so many ticks after the measure's start on."""
+    """Pairs of a time, in ticks from the measure's start, and quarter notes per minute."""
     opens: bool = False
     """A repeat begins at its left."""
     new_section: bool = False
@@ -181,7 +181,7 @@ class _Player:
         self._leaves = {index - 1 for index in signs}
 
     def order(self) -> list[int]:
-        """Return the indices of the measures played, no more than is needed to refuse a song."""
+        """Return the indices of the measures played, until there are too many for a song."""
         order: list[int] = []
         while self._index < len(self._measures) and len(order) <= MAX_BARS:
             measure = self._measures[self._index]
@@ -204,14 +204,14 @@ class _Player:
         return order
 
     def _begin_section(self, measure: Measure) -> None:
-        """Note where the next repeat goes back to, if that is here."""
+        """Set where the next repeat goes back to, if this measure is the place."""
         begins = measure.opens or (measure.new_section and not self._is_open)
         if begins and self._index != self._start:
             self._start, self._turn = self._index, 1
         self._is_open = measure.opens if begins else self._is_open
 
     def _skips_ending(self) -> bool:
-        """Pass over an ending that is not for this turn; after a jump, over all but the last."""
+        """Skip an ending that is not for this turn; after a jump, skip all but the last."""
         ending = self._inside = self._endings.get(self._index, self._inside)
         if ending is None or ending.start != self._index:
             return False
@@ -254,7 +254,7 @@ _JUMPS = re.compile(
 
 
 def mark(measure: Measure, text: str) -> None:
-    """Note what words such as "D.C. al Fine" say of the order of play, if they say anything."""
+    """Set the signs of a measure from words such as "D.C. al Fine"; ignore other words."""
     found = _JUMPS.search(text)
     if found is None:
         return
@@ -274,10 +274,10 @@ def play(
     measures: Sequence[Measure],
     order: Iterable[int],
 ) -> Melody:
-    """Play measures in an order: ties are joined as they are heard, split bars are one bar.
+    """Play measures in an order. Tied notes become one note, as they are heard.
 
     Neighbouring short bars that make up one full bar (a bar split at a repeat sign, an ending or a
-    double bar line) are that one bar. Raises `RejectedError` where the song is empty or too long.
+    double bar line) become one bar. Raises `RejectedError` where the song is empty or too long.
     """
     order = list(order)
     check_size(sum(len(measure.notes) for measure in measures), len(order))
@@ -337,7 +337,7 @@ def _add_bar(bars: list[Bar], bar: Bar) -> None:
 
 
 def parse_numbers(text: str) -> frozenset[int]:
-    """Numbers of an ending, from lists and ranges such as "1,3" and "1-3"; none above 99."""
+    """Parse the numbers of an ending, such as "1,3" or "1-3"; only two digits of each are read."""
     found: set[int] = set()
     for first, last in re.findall(r"(\d{1,2})(?:\s*-\s*(\d{1,2}))?", text):
         found.update(range(int(first), int(last or first) + 1))
@@ -345,9 +345,9 @@ def parse_numbers(text: str) -> frozenset[int]:
 
 
 def parse_meter(beats: Sequence[str], units: Sequence[str]) -> str | None:
-    """Return a time signature from its numbers: additive ones ("3+2", or several) are summed.
+    """Return a time signature from its numbers; additive ones ("3+2", or several) are summed.
 
-    Returns `None` where they are no time signature.
+    Returns `None` where the numbers are not a time signature.
     """
     total, finest = Fraction(0), 1
     for count, unit in zip(beats, units, strict=False):

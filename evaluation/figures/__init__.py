@@ -1,8 +1,8 @@
 """Figures, drawn from data frames and tokens alone, without global plotting state.
 
-Equal frames give equal bytes, in whatever order their rows are. Names that come from users' files
-are drawn as they are: never read as markup or mathematics. `FigureError` (of `cf_core.errors`) says
-what a frame without anything to draw lacks.
+Equal frames give equal bytes, whatever the order of their rows. Names from users' files are drawn
+literally, never as markup or mathematics. Where a frame holds nothing to draw, `FigureError` (of
+`cf_core.errors`) says what it lacks.
 """
 
 from evaluation.figures.attainment import attainment_difference_figure, attainment_figure

@@ -1,4 +1,4 @@
-"""Which coherency is attained within a distance, over training seeds."""
+"""Figures of the coherency that is attained within a distance, over training seeds."""
 
 import matplotlib as mpl
 import numpy as np
@@ -27,16 +27,17 @@ _RECTANGLE = ["distance_low", "distance_high", "coherency_low", "coherency_high"
 
 
 def attainment_figure(surfaces: pl.DataFrame, axis: str = "z_distance") -> Figure:
-    """Draw which coherency each method attains within each distance, over seeds.
+    """Draw the coherency that each method attains within each distance, over seeds.
 
     `surfaces` has the columns source, metric, method, level ("best", "median" or "worst" seed),
-    distance and coherency; a row is where a step of that level's surface begins. Drawn are the
-    medians, and for ours a band from worst to best. FigureError if there is nothing to draw.
+    distance and coherency. A row is the place where a step of that level's surface begins. The
+    figure shows the medians, and for ours a band from worst to best. Raises `FigureError` if there
+    is nothing to draw.
     """
     finite = surfaces.filter(pl.all_horizontal(pl.col("distance", "coherency").is_finite()))
     panels = [panel for panel in PANELS if finite.filter(source=panel[0], metric=panel[1]).height]
     if not panels:
-        raise FigureError("attainment surfaces: none has a finite step; evaluate first")
+        raise FigureError("attainment surfaces: none has a finite step; evaluate some trials first")
     methods = in_order(finite["method"].unique().to_list())
     end = 2.0 * float(finite["distance"].max())  # type: ignore[arg-type]
     with mpl.rc_context(STYLE):
@@ -67,11 +68,11 @@ def attainment_figure(surfaces: pl.DataFrame, axis: str = "z_distance") -> Figur
 def attainment_difference_figure(
     differences: pl.DataFrame, rival: str, axis: str = "z_distance"
 ) -> Figure:
-    """Draw where ours attains more often than a rival, over seeds, and where less often.
+    """Draw where ours attains a coherency more often than a rival, over seeds, or less often.
 
     `differences` has the columns source, metric, and those of
-    `evaluation.frontier.attainment_difference`. Ours is blue; the rival is orange and hatched; the
-    darker, the larger the difference. FigureError if there is nothing to draw.
+    `evaluation.frontier.attainment_difference`. Ours is blue; the rival is orange and hatched. A
+    darker shade is a larger difference. Raises `FigureError` if there is nothing to draw.
     """
     differences = differences.filter(pl.col("difference").is_finite()).sort(_RECTANGLE)
     panels = [at for at in PANELS if differences.filter(source=at[0], metric=at[1]).height]
@@ -87,7 +88,7 @@ def attainment_difference_figure(
             rows = differences.filter(source=source, metric=metric)
             right = 1.5 * float(finite.max())
             for left, end, bottom, top, difference in rows.select(*_RECTANGLE).iter_rows():
-                # Open sides end with the axis, and where a probability or a correlation does.
+                # An open side ends with the axis, or at 1, the most of probability and correlation.
                 width, height = min(end, right) - left, min(top, 1.0) - bottom
                 panel.add_patch(_shade((left, bottom), width, height, difference))
             panel.autoscale_view(scalex=False)
@@ -103,7 +104,7 @@ def attainment_difference_figure(
 
 
 def _steps(rows: pl.DataFrame, end: float) -> tuple[list[float], list[float]]:
-    """Corners of one attainment surface, carried on to `end`."""
+    """Return the corners of one attainment surface, extended to `end`."""
     ordered = rows.sort("distance", "coherency")
     distance, coherency = ordered["distance"].to_list(), ordered["coherency"].to_list()
     return [*distance, end], [*coherency, *coherency[-1:]] if coherency else [np.nan]
@@ -115,7 +116,7 @@ def _draw_band(
     best: tuple[list[float], list[float]],
     label: str,
 ) -> None:
-    """Fill between two step curves, from where both have begun."""
+    """Fill the area between two step curves, from where both have begun."""
     grid = np.unique([*worst[0], *best[0]])
     grid = grid[grid >= max(worst[0][0], best[0][0])]
     low, high = (
@@ -126,7 +127,7 @@ def _draw_band(
 
 
 def _shade(corner: tuple[float, float], width: float, height: float, share: float) -> Rectangle:
-    """A rectangle where ours (or, below 0, the rival) is ahead in that share of the seeds."""
+    """Make a rectangle where ours (if `share` < 0, the rival) is ahead in that share of seeds."""
     colour, hatch = ("#0072B2", "") if share > 0 else ("#D55E00", "/////")
     return Rectangle(
         corner, width, height, lw=0, facecolor=colour, alpha=abs(share), hatch=hatch,

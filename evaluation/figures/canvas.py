@@ -1,4 +1,4 @@
-"""What the figures share: style, the look of each method, panels, legends, and saving."""
+"""What all figures share: style, the look of each method, panels, legends, and saving."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
@@ -44,13 +44,13 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "connective-fusion",
 }
 WIDTH = 7.0
-"""Inches across both columns of a paper; what is drawn is meant to be printed at this size."""
+"""Width of both columns of a paper, in inches; figures are meant to be printed at this size."""
 COLUMN = 3.4
-"""Inches of one column."""
+"""Width of one column, in inches."""
 GREY = "0.35"
 
 _LEGEND_ROWS = 8
-"""Levels of one scale that the legend names; of more it names so many, evenly thinned."""
+"""Most levels of one scale that the legend names; more are thinned evenly to this number."""
 
 
 _LOOKS = {
@@ -63,7 +63,7 @@ _LOOKS = {
 
 
 def look(method: str) -> Look:
-    """Give the look of a method; one that is not known is grey, under its own name."""
+    """Return the look of a method; an unknown method is grey, under its own name."""
     return _LOOKS.get(method) or Look(drawable(method))
 
 
@@ -78,7 +78,7 @@ def _rank(known: list[str], method: str) -> tuple[int, str]:
 
 
 def heading(metric: str) -> str:
-    """Head a panel by what figures call a metric; one that is not known, by its name."""
+    """Return the heading of a metric's panel: its label, or the name of an unknown metric."""
     return METRICS[metric].label if metric in METRICS else drawable(metric.replace("_", " "))
 
 
@@ -87,8 +87,8 @@ def panel_grid(
 ) -> tuple[Figure, dict[tuple[str, str], Axes]]:
     """Make a row of panels per source and a column per metric, over one distance axis.
 
-    `panels` are pairs of source and metric; metrics keep the order they come in. The axis covers
-    `distances`, of which those that are not finite are ignored.
+    `panels` are pairs of source and metric; metrics keep their order. The axis covers the finite
+    ones of `distances`.
     """
     sources = [source for source in CHOSEN_ON if source in {source for source, _ in panels}]
     metrics = list(dict.fromkeys(metric for _, metric in panels))
@@ -121,7 +121,7 @@ def _scale_distance(panel: Axes, distances: Float[np.ndarray, "n"]) -> None:
 
 
 def _short(number: float) -> str:
-    """Write a number between 0 and 1 without its leading zero: panels are narrow."""
+    """Write a number between 0 and 1 without its leading zero, since panels are narrow."""
     text = f"{number:g}"
     return text.removeprefix("0") if "." in text else text
 
@@ -129,14 +129,14 @@ def _short(number: float) -> str:
 def key(
     colour: ColorType, dashes: LineStyleType = "", marker: str = "", size: float = 4.0
 ) -> Line2D:
-    """Make the sign of one legend entry; without dashes it is a marker alone."""
+    """Make the symbol of one legend entry; without dashes it is a marker alone."""
     return Line2D([], [], color=colour, linestyle=dashes, marker=marker, markersize=size, lw=1.2)
 
 
 def legend_below(
     figure: Figure, columns: Mapping[str, Sequence[tuple[str, Artist]]], note: str
 ) -> None:
-    """Draw one legend below the panels, under `note`: a headed column for each scale."""
+    """Draw one legend below the panels, under `note`, with a headed column for each scale."""
     named = {heading: thinned(entries, _LEGEND_ROWS) for heading, entries in columns.items()}
     filled = {heading: entries for heading, entries in named.items() if entries}
     height = max(len(entries) for entries in filled.values())
@@ -153,19 +153,19 @@ def legend_below(
 
 
 def thinned(entries: Sequence[T], most: int) -> list[T]:
-    """Keep at most so many of the entries, evenly, with the first and the last."""
+    """Keep at most `most` of the entries, evenly spaced, with the first and the last."""
     kept = np.linspace(0, len(entries) - 1, min(len(entries), most)).round().astype(int)
     return [entries[index] for index in kept]
 
 
 def colours(levels: Sequence[Any], name: str, low: float, high: float) -> dict[Any, ColorType]:
-    """Give each level its shade of a colour map, between `low` and `high` of it."""
+    """Give each level a shade of the colour map `name`, between its places `low` and `high`."""
     shades = mpl.colormaps[name](np.linspace(low, high, len(levels)))
     return {level: tuple(shade) for level, shade in zip(levels, shades, strict=True)}
 
 
 def drawable(name: str, longest: int = 40) -> str:
-    """Make a name fit one line of a figure, and an XML file."""
+    """Make a name fit on one line of a figure, and into an XML file."""
     line = "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name
     )
@@ -173,9 +173,10 @@ def drawable(name: str, longest: int = 40) -> str:
 
 
 def save(figure: Figure, stem: AnyPath) -> list[AnyPath]:
-    """Write `stem` with .svg and with .png added to its name; equal figures give equal bytes.
+    """Write a figure to `stem` plus .svg and to `stem` plus .png, and return both paths.
 
-    Each appears whole or not at all. FigureError if it can't be written.
+    Equal figures give equal bytes. Each file appears whole or not at all. Raises `FigureError` if a
+    file can't be written.
     """
     paths = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png")]
     for path, metadata in zip(paths, ({"Date": None}, {"Software": None}), strict=True):

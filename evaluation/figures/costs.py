@@ -1,4 +1,4 @@
-"""Coherency against what it costs."""
+"""The figure of coherency against cost."""
 
 import matplotlib as mpl
 import polars as pl
@@ -27,11 +27,11 @@ from evaluation.frontier import (
 def cost_figure(metrics: pl.DataFrame, costs: pl.DataFrame, training_seconds: float) -> Figure:
     """Draw what a method's best coherency costs: the judge on test inputs against seconds per pair.
 
-    `metrics` and `costs` are the study's tables, and `training_seconds` what the training of one
-    trial took. A line joins the points of a method that are the best for their cost (mean over
-    seeds). Ours is drawn twice: its use alone, and with its training shared out among the pairs
-    that were evaluated. What costs nothing, as the identity does, is a line across the panel.
-    FigureError if no point has a cost.
+    `metrics` and `costs` are the study's tables. `training_seconds` is the time that the training
+    of one trial took. A line joins the points of a method that are the best for their cost (mean
+    over seeds). Ours is drawn twice: with the cost of its use alone, and with its training shared
+    out among the pairs that were evaluated. A method without cost, such as the identity, is a line
+    across the panel. Raises `FigureError` if no point has a cost.
     """
     point = ["method", "trial", "lambda", "iteration"]
     per_pair = costs.select(

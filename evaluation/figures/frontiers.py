@@ -1,4 +1,4 @@
-"""Coherency against similarity, and how both go on with iteration."""
+"""Figures of coherency against similarity, and of how both change with iteration."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,9 +36,9 @@ from evaluation.metrics import AXES, COHERENCY
 
 _OURS_KEY = ("frontier", key("black", "-"))
 _MOST_LINES = 32
-"""Configurations at one λ whose iterations are drawn; of more, so many, evenly by λ."""
+"""Most configurations at one λ whose iterations are drawn; more are thinned evenly by λ."""
 _MANY_POINTS = 1000
-"""More points than this are pixels in an SVG file too."""
+"""More points than this are drawn as pixels, in an SVG file too."""
 
 
 class _Panels(dict[tuple[str, str], Panel]):
@@ -46,7 +46,7 @@ class _Panels(dict[tuple[str, str], Panel]):
 
     @classmethod
     def of(cls, metrics: pl.DataFrame, names: tuple[str, ...], axis: str) -> "_Panels":
-        """Take the panels of `names` from the table `metrics`; FigureError without a point."""
+        """Take the panels of `names` from the table `metrics`; raise `FigureError` without any."""
         candidates = {
             (source, metric): Panel.of(panel_points(metrics, source, metric, axis))
             for source in CHOSEN_ON
@@ -56,8 +56,8 @@ class _Panels(dict[tuple[str, str], Panel]):
         metric_names = {m for (_, m), panel in candidates.items() if panel.configurations.height}
         if not sources:
             raise FigureError(
-                f"{drawable(axis)}: the metrics hold no coherency at such a distance for the"
-                f" sources {' and '.join(CHOSEN_ON)}; evaluate first, or choose one of"
+                f"{drawable(axis)}: the table metrics has no coherency with this distance for the"
+                f" sources {' and '.join(CHOSEN_ON)}; evaluate some trials first, or choose one of"
                 f" {', '.join(AXES)}"
             )
         return cls(
@@ -75,7 +75,7 @@ class _Panels(dict[tuple[str, str], Panel]):
         return found.drop_nulls().unique().sort().to_list()
 
     def draw(self, axis: str) -> tuple[Figure, dict[tuple[str, str], Axes]]:
-        """Make the figure and its axes, with levels and with counts of what is left out."""
+        """Make the figure and its axes, with levels and with the counts of what is left out."""
         figure, axes = panel_grid(list(self), self.configurations["distance"].to_numpy(), axis)
         for at, panel in self.items():
             draw_levels(axes[at], panel.levels)
@@ -108,13 +108,14 @@ class _Panels(dict[tuple[str, str], Panel]):
 def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
     """Draw coherency against distance, ours and all rivals: figure 4 of the poster.
 
-    A row per source (test, prior) and a column per metric; the last one is the classifier that the
-    searches climb. `metrics` is the study's table and `axis` the metric that is the distance.
-    Every configuration of ours (mean over its seeds) is a dot coloured by λ, and every point of LP
-    a faint cross coloured by iterations. Lines join the points of a method that no other point of
-    it dominates; ours has whiskers there, from the lowest to the highest seed. Such a front is
-    picked from what it shows, so it flatters whoever has the most points: for a comparison that
-    does not, see the table `verdicts`. FigureError if the table holds nothing to draw.
+    There is a row per source (test, prior) and a column per metric; the last column is the
+    classifier that the searches climb. `metrics` is the study's table, and `axis` is the metric
+    used as distance. Every configuration of ours (mean over its seeds) is a dot coloured by λ, and
+    every point of LP is a faint cross coloured by iterations. Lines join the points of a method
+    that no other point of the method dominates; ours has whiskers there, from the lowest to the
+    highest seed. Such a front is chosen by the values that it shows, so it favours the method with
+    the most points. The table `verdicts` compares without this bias. Raises `FigureError` if the
+    table holds nothing to draw.
     """
     panels = _Panels.of(metrics, (*COHERENCY, "search_classifier"), axis)
     shade = colours(panels.levels("lambda", FUSIONS), "viridis", 0.0, 0.9)
@@ -144,17 +145,17 @@ def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
 def iteration_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
     """Draw how coherency and distance grow with iteration: figure 5 of the poster.
 
-    Panels and arguments as for `frontier_figure`. A line is one configuration of ours (mean over
-    its seeds, whiskers from the lowest to the highest) through its iteration counts: its colour is
-    λ, and the larger a marker, the more iterations. Of more than 32 lines so many are drawn, evenly
-    by λ. FigureError if the table holds nothing of ours.
+    Panels and arguments are as in `frontier_figure`. A line follows one configuration of ours (mean
+    over its seeds, whiskers from the lowest to the highest) through its iteration counts. Its
+    colour shows λ, and larger markers are more iterations. At most 32 lines are drawn, evenly
+    chosen by λ. Raises `FigureError` if the table holds nothing of ours.
     """
     ours = metrics.filter(pl.col("method").is_in((*FUSIONS, *LEVELS, "identity")))
     panels = _Panels.of(ours, COHERENCY, axis)
     shade = colours(panels.levels("lambda", FUSIONS), "viridis", 0.0, 0.9)
     counts = panels.levels("iteration", FUSIONS)
     if not counts:
-        raise FigureError("metrics: no trial of ours is among them; train and evaluate one first")
+        raise FigureError("metrics: there is no trial of ours; train and evaluate one first")
     trained = panels.configurations.filter(pl.col("method").is_in(FUSIONS))
     lines = trained.select(POINT[1:-1]).unique().sort("lambda", "configuration")
     drawn = thinned(lines.rows(), _MOST_LINES)
@@ -201,7 +202,7 @@ def _draw_points(
 
 
 def _draw_whiskers(panel: Axes, rows: pl.DataFrame, colour: ColorType) -> None:
-    """Draw the range of the seeds; where there is one seed there is none."""
+    """Draw the range of the seeds, where there are several."""
     several = rows.filter(pl.col("seeds") > 1)
     if several.height:
         panel.vlines(
@@ -210,7 +211,7 @@ def _draw_whiskers(panel: Axes, rows: pl.DataFrame, colour: ColorType) -> None:
 
 
 def _method_markers(methods: list[str]) -> list[tuple[str, Line2D]]:
-    """What tells the kinds of ours apart, where both are there."""
+    """Make the legend entries that tell the kinds of ours apart."""
     kinds = [method for method in methods if method in FUSIONS]
     labels = {"fusion": "one λ per trial", "conditional": "λ as input"}
     return [(labels[kind], key(GREY, "", look(kind).marker)) for kind in kinds]

@@ -1,4 +1,4 @@
-"""What several figures of coherency by a distance or a cost draw: points, fronts and levels."""
+"""Points, fronts and levels, which several figures of coherency by distance or cost draw."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from evaluation.frontier import (
 )
 
 POINT = ["method", "configuration", "lambda", "iteration"]
-"""Columns that tell a point from all others, its seeds taken together."""
+"""Columns that identify a point, with its seeds taken together."""
 _LEVEL_DASHES: dict[str, LineStyleType] = {"floor": ":", "ceiling": (0.0, (6.0, 2.0))}
 LEVEL_KEYS = [
     ("floor: other inputs", key(GREY, _LEVEL_DASHES["floor"])),
@@ -31,17 +31,17 @@ LEVEL_KEYS = [
 
 @dataclass(frozen=True)
 class Panel:
-    """What one panel shows: configurations (seeds taken together), levels, what is left out."""
+    """Content of one panel: configurations (seeds taken together), levels, what is left out."""
 
     configurations: pl.DataFrame
-    """`POINT`, and the means `distance` and `value`, the range `low` to `high`, `seeds`."""
+    """Columns `POINT`, the means `distance` and `value`, the range `low` to `high`, `seeds`."""
     levels: pl.DataFrame
     missing: int
-    """Points whose value or distance is not finite."""
+    """Number of points whose value or distance is not finite."""
     excluded: int
-    """Pairs left out of one point, at most."""
+    """Largest number of pairs left out of a point."""
     pairs: int
-    """Pairs of one point, with those left out."""
+    """Number of pairs of a point, those left out included."""
 
     @classmethod
     def of(cls, points: pl.DataFrame) -> "Panel":
@@ -50,7 +50,7 @@ class Panel:
         placed = points.filter(~is_level)
         finite = placed.filter(pl.all_horizontal(pl.col("distance", "value").is_finite()))
         configurations = (
-            finite.sort("trial")  # sums depend on the order of what is summed
+            finite.sort("trial")  # the order of the terms changes the rounding of sums
             .group_by(POINT, maintain_order=True)
             .agg(
                 pl.col("distance", "value").mean(),
@@ -81,7 +81,7 @@ class Panel:
 def draw_front(
     panel: Axes, rows: pl.DataFrame, method: str, *, filled: bool = True
 ) -> pl.DataFrame:
-    """Join the points that no other dominates, and return them."""
+    """Draw a line through the points that no other dominates, and return these points."""
     if rows.is_empty():
         return rows
     mask = non_dominated(rows["distance"].to_numpy(), rows["value"].to_numpy())
@@ -100,7 +100,7 @@ def draw_front(
 
 
 def draw_levels(panel: Axes, levels: pl.DataFrame) -> None:
-    """Draw lines across the panel, with their intervals, where there are, as bands."""
+    """Draw lines across the panel, with their intervals (if any) as bands."""
     for method, value, low, high in levels.select("method", "value", "low", "high").iter_rows():
         dashes = _LEVEL_DASHES.get(method, (0.0, (1.0, 3.0)))
         panel.axhline(value, color=GREY, lw=0.8, ls=dashes, label=method, zorder=1.5)
@@ -109,7 +109,7 @@ def draw_levels(panel: Axes, levels: pl.DataFrame) -> None:
 
 
 def method_key(method: str, *, filled: bool = True) -> Line2D:
-    """Make the entry of a method in a legend."""
+    """Make the symbol of a method in a legend."""
     drawn = look(method)
     line = key(drawn.colour, drawn.dashes, drawn.marker, 6.0 if method == "identity" else 3.5)
     line.set_markerfacecolor(drawn.colour if filled else "white")

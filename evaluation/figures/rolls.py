@@ -24,9 +24,9 @@ def piano_roll_figure(
     form: MelodyFormat,
     names: tuple[str, str] = ("left", "right"),
 ) -> Figure:
-    """Draw the tokens of a pair, left half beside right half, above those it was fused into.
+    """Draw the tokens of a pair, left half beside right half, above those of the fused pair.
 
-    A note is a block with a black edge at its onset. Thin lines are bar lines, the thick line is
+    A note is a block with a black edge at its onset. Thin lines are bar lines; the thick line is
     the seam between the halves. `names` stand above the halves, cut to 40 characters.
     """
     with mpl.rc_context(STYLE):
@@ -36,23 +36,23 @@ def piano_roll_figure(
 def style_figure(examples: pl.DataFrame, form: MelodyFormat) -> Figure:
     """Draw one pair as several styles fuse it: figure 1 of the poster, right.
 
-    `examples` is the study's table of that name: each of its rows is one piano roll, as in
-    `piano_roll_figure`, in the order of its column row. FigureError if it is empty, or not of one
-    trial, λ, iteration count and pair of songs.
+    `examples` is the study's table of that name. Each row is one piano roll, as in
+    `piano_roll_figure`, in the order of the column `row`. Raises `FigureError` if the table is
+    empty, or does not hold a single trial, λ, iteration count and pair of songs.
     """
     if examples.is_empty():
-        raise FigureError("examples: there is none to draw; run the study first")
+        raise FigureError("examples: the table is empty; run the study first")
     shared = examples.select("trial", "lambda", "iteration", "left_song", "right_song").unique()
     if shared.height > 1:
         raise FigureError(
-            f"examples: {shared.height} kinds are in one table; keep one trial, λ, iteration count"
-            " and pair of songs"
+            f"examples: rows of {shared.height} kinds are mixed; keep the rows of one trial, λ,"
+            " iteration count and pair of songs"
         )
     wrong = examples.filter(pl.any_horizontal(pl.col("left", "right").list.len() != form.steps))
     if wrong.height:
         raise FigureError(
-            f"examples: row {wrong['row'][0]} has not the {form.steps} steps of the melody format;"
-            " draw it with the format of its study"
+            f"examples: row {wrong['row'][0]} does not have the {form.steps} steps of the melody"
+            " format; draw it with the format of its study"
         )
     rows = [
         (label, np.array([left, right], dtype=np.int64))
@@ -74,7 +74,7 @@ def _rolls(
     names: tuple[str, str],
     height: float,
 ) -> Figure:
-    """Draw labelled pairs below each other, each `height` inches high, over the same pitches."""
+    """Draw labelled pairs below each other, each `height` inches high, with the same pitches."""
     pairs = [(label, [to_notes(half, form) for half in pair]) for label, pair in rows]
     pitches = [note.pitch for _, pair in pairs for half in pair for note in half] or [60]
     figure = Figure(figsize=(WIDTH, 0.6 + height * len(pairs)), layout="constrained")
@@ -104,11 +104,11 @@ def _draw_pair(panel: Axes, pair: Sequence[Sequence[Note]], form: MelodyFormat) 
 
 
 def _draw_grid(panel: Axes, form: MelodyFormat, lowest: int, highest: int, height: float) -> None:
-    """Draw what the notes lie on: rows of black keys, pitch names, bar lines and the seam.
+    """Draw the background of the notes: rows of black keys, pitch names, bar lines and the seam.
 
-    As many pitches are named as there is room for in `height` inches.
+    The names depend on the room in `height` inches: all white keys, only C and G, or only C.
     """
-    points = 72 * height / (highest - lowest + 1)  # of a semitone
+    points = 72 * height / (highest - lowest + 1)  # height of a semitone
     shown = "CDEFGAB" if points > 5.5 else "CG" if points > 1.5 else "C"
     names = {}
     for pitch in range(lowest, highest + 1):

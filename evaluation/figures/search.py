@@ -1,4 +1,4 @@
-"""What a search found: which parameters matter, and how the objectives depend on each."""
+"""The figure of a search: which parameters matter, and how the objectives depend on each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from evaluation.frontier import non_dominated
 
 _SHADES = "cividis_r"
 _FEW = 100.0
-"""Of a logarithmic axis from end to end: where there are few powers of ten to name."""
+"""A logarithmic axis whose ends have a smaller ratio than this has few powers of ten to name."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Axis:
 def search_figure(
     points: pl.DataFrame, importances: pl.DataFrame, parameters: Sequence[Axis]
 ) -> Figure:
-    """Draw a row for either objective: importances of parameters, then a slice by each of them.
+    """Draw a row for each objective: the importances of the parameters, then a slice by each.
 
     `points` has a row per complete configuration: `batch`, `judge`, `z_distance`, `feasible`
     (whether it meets the constraints), and the `parameters`, null where one does not apply (for
-    `lambda`: where λ is an input). `importances` is the study's table. Colour is the batch; ringed
-    are the feasible configurations that no other betters in both objectives. FigureError without a
-    configuration whose objectives are finite.
+    `lambda`: where λ is an input). `importances` is the study's table. Colour shows the batch. A
+    ring marks a feasible configuration that no other betters in both objectives. Raises
+    `FigureError` if no configuration has finite objectives.
     """
     finite = points.filter(pl.col("judge").is_finite(), pl.col("z_distance").is_finite())
     if finite.is_empty():
@@ -133,7 +133,7 @@ def _scale(panel: Axes, numbers: np.ndarray, logarithmic: bool) -> None:
         few = levels[-1] / levels[0] < _FEW
         panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if few else (1.0,), numticks=4))
         panel.xaxis.set_minor_formatter(NullFormatter())
-        # Beyond the numbers there may be λ as an input, which is none.
+        # λ as an input may lie beyond the numbers; its place has no number.
         highest = levels[-1] * 1.001
         panel.xaxis.set_major_formatter(
             FuncFormatter(lambda x, _: f"{x:g}" if x <= highest else "")

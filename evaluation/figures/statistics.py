@@ -1,4 +1,4 @@
-"""What the songs themselves show: transitions of statistics, and distances of pairs."""
+"""Figures of transitions between halves, and of distances between segments."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class _Column:
     outcomes: pl.DataFrame
 
     def matrix(self, statistic: str, k: int) -> tuple[Float[np.ndarray, "K K"], int]:
-        """Give the transition matrix of a statistic, and how many pairs are not in it."""
+        """Return the transition matrix of a statistic, and the number of pairs left out of it."""
         left, right = take_bins(self.outcomes, statistic)
         return transition_matrix(left, right, k), int(((left < 0) | (right < 0)).sum())
 
@@ -37,18 +37,19 @@ class _Column:
 def transition_figure(outcomes: pl.DataFrame, bins: pl.DataFrame, points: pl.DataFrame) -> Figure:
     """Draw how musical statistics follow one another: figure 3 of the poster, left.
 
-    A row per statistic; columns are real adjacent test pairs, test inputs, and these inputs as each
-    of `points` (columns method, trial, lambda, iteration) transformed them, ours first. Shown are
-    the row-stochastic matrices that the correlations are taken of; `r` is the correlation with the
-    real pairs. A row of panels shares one colour scale, from 0. `outcomes` and `bins` are the
-    study's tables. FigureError if a point has no outcomes, or the tables are empty.
+    There is a row per statistic. The columns are the real adjacent test pairs, the test inputs, and
+    these inputs as transformed by each of `points` (columns method, trial, lambda, iteration), ours
+    first. The panels show the row-stochastic matrices from which the correlations are computed; `r`
+    is the correlation with the real pairs. A row of panels shares one colour scale, from 0.
+    `outcomes` and `bins` are the study's tables. Raises `FigureError` if a point has no outcomes,
+    or the tables are empty.
     """
     columns = list(_columns(outcomes, points))
     counts = {name: bins.filter(pl.col("statistic") == name).height for name in STATISTICS}
     if not all(counts.values()):
         raise FigureError(
-            f"bins: {', '.join(name for name in STATISTICS if not counts[name])} has none;"
-            " evaluate first"
+            f"bins: there are none of {', '.join(name for name in STATISTICS if not counts[name])};"
+            " evaluate some trials first"
         )
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(0.9 + 1.2 * len(columns), 6.8), layout="compressed")
@@ -93,7 +94,7 @@ def _columns(outcomes: pl.DataFrame, points: pl.DataFrame) -> Iterator[_Column]:
 
 
 def _label_bins(panel: Axes, statistic: str, bins: pl.DataFrame) -> None:
-    """Name the pitch classes, and of the other bins as many edges as have room."""
+    """Name the pitch classes, or the edges of other bins as far as there is room."""
     if statistic == "pitch_class":
         panel.set_xticks(list(_WHITE_KEYS), list(_WHITE_KEYS.values()))
         panel.set_yticks(list(_WHITE_KEYS), list(_WHITE_KEYS.values()))
@@ -110,11 +111,12 @@ def _label_bins(panel: Axes, statistic: str, bins: pl.DataFrame) -> None:
 def song_distance_figure(song_distances: pl.DataFrame) -> Figure:
     """Draw how far apart segments of one song and of different songs lie: figure 3, right.
 
-    `song_distances` has the columns kind ("same song", "different songs") and z_distance. Shown is
-    the share of each kind's pairs in each of equally wide bins of log distance, the same for both.
-    Pairs of equal segments have distance 0, which no such bin holds; their share is stated. The
-    overlap is what the two distributions, these pairs among them, have in common: 0 to 1. Distances
-    that are not finite are left out and counted. FigureError if a kind has no distance above 0.
+    `song_distances` has the columns kind ("same song", "different songs") and z_distance. The
+    figure shows the share of each kind's pairs in bins of equal width in log distance, the same
+    bins for both. Pairs of equal segments have distance 0, which lies in no such bin; the legend
+    gives their share. The overlap is what the two distributions have in common, these pairs
+    included: 0 to 1. Distances that are not finite are left out and counted. Raises `FigureError`
+    if a kind has no distance above 0.
     """
     finite = song_distances.filter(pl.col("z_distance").is_finite())
     kinds = {

@@ -1,4 +1,4 @@
-"""The table of wins, ties and losses, as a figure."""
+"""The figure of wins, ties and losses."""
 
 from collections import Counter
 from math import isfinite, nan
@@ -20,20 +20,20 @@ _LOOKS: dict[str | None, tuple[str, str]] = {
     "loss": ("▼", "#F0A868"),
     None: ("?", "0.9"),
 }
-"""Symbol and colour of a verdict; of none where nothing can be said, as with one seed."""
+"""Symbol and colour of a verdict; None stands for no verdict, as with one seed."""
 _PLURALS = {"win": "wins", "tie": "ties", "loss": "losses", None: "open"}
 _LEFT, _RIGHT = 1.9, 2.8
-"""Room beside the cells for names and counts; a cell is 1 wide and 1 high."""
+"""Room beside the cells for names and counts, in cells; a cell is 1 wide and 1 high."""
 
 
 def verdict_figure(verdicts: pl.DataFrame) -> Figure:
     """Draw the study's table `verdicts`: a row per axis and rival, a column per panel.
 
-    A cell holds the mean difference, ours less the rival; symbol and colour say whether that is a
-    win (▲), a tie (=), a loss (▼) or open (?), as all are with one seed. At the right they are
-    counted. "NaN" is a difference that is not finite, and no cell a panel that was not compared.
-    Numbers of seeds, of songs and of blocks of prior pairs, and the most points left out of a
-    comparison, stand below. FigureError if no panel has a finite difference.
+    A cell holds the mean difference, ours less the rival. Symbol and colour say whether it is a win
+    (▲), a tie (=), a loss (▼) or open (?), as all are with one seed. Their counts stand at the
+    right. "NaN" is a difference that is not finite; a panel that was not compared has no cell. The
+    text below gives the numbers of seeds, of songs and of blocks of prior pairs, and the range of
+    what was left out of a comparison. Raises `FigureError` if no panel has a finite difference.
     """
     columns = {panel: column for column, panel in enumerate(PANELS)}
     known = verdicts.filter(
@@ -84,7 +84,7 @@ def _draw_head(panel: Axes) -> None:
 def _draw_cell(panel: Axes, left: int, top: int, difference: float, verdict: str | None) -> None:
     symbol, colour = _LOOKS[verdict]
     panel.add_patch(Rectangle((left, top), 1, 1, facecolor=colour, edgecolor="0.5", lw=0.5))
-    # Adding 0 to what is rounded makes a negative zero positive.
+    # Adding 0 to the rounded number makes a negative zero positive.
     text = (
         f"{symbol} {round(difference, 2) + 0:+.2f}".replace("-", "−")
         if isfinite(difference)
@@ -102,7 +102,7 @@ def _counts(rows: pl.DataFrame) -> str:
 
 
 def _foot(known: pl.DataFrame) -> str:
-    """Say what the symbols mean, and on how many seeds, songs and points the table rests."""
+    """Explain the symbols, and give the numbers of seeds, songs and omissions of the table."""
     ranges = {
         name: " to ".join(str(count) for count in dict.fromkeys((numbers.min(), numbers.max())))
         for name, numbers in known.select("seeds", "songs", "excluded").to_dict().items()

@@ -1,7 +1,7 @@
-"""The rivals: every method that fusion is compared with, each one class in one file.
+"""The rivals: the methods that fusion is compared with. Each is one class in one file.
 
-To add one, put a file with a subclass of `Rival` into this folder; nothing else has to be changed.
-A study may also name a class of its own code, as `package.module:Class`.
+To add a rival, put a file with a subclass of `Rival` into this folder; no other code has to change.
+A study can also name a class of the user's own code, as `package.module:Class`.
 """
 
 import inspect
@@ -20,7 +20,7 @@ __all__ = ["Look", "Rival", "Setting", "Tools", "find_rival", "hash_source", "li
 
 @cache
 def list_rivals() -> Mapping[str, type[Rival]]:
-    """List the rivals of this folder by name: LP, the baseline of the poster, then all others."""
+    """List the rivals of this folder by name: first LP, the poster's baseline, then the others."""
     modules = (import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__))
     found = {
         kind.name: kind
@@ -32,9 +32,9 @@ def list_rivals() -> Mapping[str, type[Rival]]:
 
 
 def find_rival(name: str) -> type[Rival]:
-    """The rival of a name, or of `package.module:Class`.
+    """Find the rival class with this name, or import it from `package.module:Class`.
 
-    Raises `ConfigError` where there is none, or where the class is no complete rival.
+    Raises `ConfigError` where there is no such class, or where it is not a complete rival.
     """
     known = list_rivals()
     if name in known:
@@ -42,21 +42,28 @@ def find_rival(name: str) -> type[Rival]:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ConfigError(
-            f"{name}: no such rival; there are {', '.join(known)}, or package.module:Class"
+            f"{name}: no such rival; choose {', '.join(known)}, or a class of your own as"
+            " package.module:Class"
         )
     try:
         kind = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name}: can't be imported: {error}") from error
+        raise ConfigError(
+            f"{name}: can't be imported ({error}); correct the name, or put it on PYTHONPATH"
+        ) from error
     if not (inspect.isclass(kind) and issubclass(kind, Rival)) or inspect.isabstract(kind):
-        raise ConfigError(f"{name}: is no subclass of evaluation.rivals.Rival with all its methods")
+        raise ConfigError(
+            f"{name}: must be a subclass of evaluation.rivals.Rival that defines all its methods"
+        )
     if not isinstance(getattr(kind, "name", None), str) or not kind.name.isidentifier():
-        raise ConfigError(f"{name}: its name must be a word, such as my_rival")
+        raise ConfigError(f"{name}: the class's name must be a word, such as name = 'my_rival'")
     if kind.name in known:
-        raise ConfigError(f"{name}: its name {kind.name} is taken by a built-in rival")
+        raise ConfigError(
+            f"{name}: a built-in rival has the name {kind.name} too; give the class another name"
+        )
     return kind
 
 
 def hash_source(kind: type[Rival]) -> str:
-    """SHA-256 of the file that a rival is written in, in hexadecimal."""
+    """SHA-256 of the source file of a rival, in hexadecimal."""
     return sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""What every rival is: a method that fusion is compared with, as one class."""
+"""The base class of all rivals, which are the methods that fusion is compared with."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,27 +29,27 @@ class Look:
 
 @dataclass(frozen=True)
 class Tools:
-    """What a rival may use. There is no judge in it, and no song of validation or test."""
+    """What a rival may use. It contains no judge, and no validation or test songs."""
 
     classifier: SearchClassifier
     sigma_bar: Float[Tensor, "Z"]
     neighbours: Pair
-    """Latents of all adjacent pairs of the training songs, P rows each."""
+    """Latents of all adjacent pairs of the training songs, with P rows in each half."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a rival, which is recorded as a trial is."""
+    """One setting of a rival. It is recorded in the same way as a trial."""
 
     method: str
     """Name of the rival."""
     values: tuple[tuple[str, float | bool], ...] = ()
-    """What it differs in from the rival's other settings, by name. Of these, `lambda` and
-    `step_size` are columns of the tables."""
+    """The values, by name, in which it differs from the rival's other settings. The names `lambda`
+    and `step_size` are columns of the tables."""
 
     @property
     def id(self) -> str:
-        """Name of the setting, such as "lp-eta0.1"; different for different settings."""
+        """Unique name of the setting, such as "lp-eta0.1"."""
         marks = {"step_size": "eta"}
         parts = [
             name if value is True else f"{marks.get(name, name)}{value!r}"
@@ -59,18 +59,18 @@ class Setting:
         return "-".join([self.method, *parts])
 
     def value(self, name: str) -> float | None:
-        """The value of that name; None where the setting has none."""
+        """Return the value with this name; None where the setting has none."""
         return dict(self.values).get(name)
 
 
 @dataclass(frozen=True)
 class Rival(Settings, ABC):
-    """A method that fusion is compared with: its options, its settings, and how it is run.
+    """A method that fusion is compared with: its options, its settings, and how it runs.
 
-    A subclass is a frozen dataclass, whose fields are the options that a study may give under
-    `evaluation.NAME`. It says its `name`, its `look`, its `settings` and its `steps`; the
-    configuration, the plan, the jobs, the figures and the reference pages follow from that. A
-    class in a module of `evaluation.rivals` is known by its name, any other by `module:Class`:
+    A subclass is a frozen dataclass whose fields are the options that a study may set under
+    `evaluation.NAME`. It defines its `name`, `look`, `settings` and `steps`. The configuration, the
+    plan, the jobs, the figures and the reference pages follow from these. A study refers to a class
+    in a module of `evaluation.rivals` by its name, and to any other by `module:Class`:
 
         @dataclass(frozen=True)
         class Shift(Rival):
@@ -89,19 +89,19 @@ class Rival(Settings, ABC):
                     by = count * own["amount"][:, None]
                     yield Step(count, (pair[0] + by, pair[1] + by))
 
-    Lists of numbers must not be empty, hold what is above 0 and no value twice; they are sorted.
-    Raises `ValueError`, which names the option, for others.
+    A list of numbers must not be empty. Its values must be finite, above 0 and different from each
+    other; they are sorted. Raises `ValueError`, which names the option, for any other list.
     """
 
     name: ClassVar[str]
-    """What the configuration and the tables call it."""
+    """Its name in the configuration and in the tables."""
     look: ClassVar[Look]
     """How figures draw it."""
     together: ClassVar[bool] = True
-    """Whether all settings run as one batch and share their random draws; else each is a job."""
+    """Whether all settings run as one batch that shares random draws; otherwise each is a job."""
     __pydantic_config__: ClassVar[dict[str, Any]] = {
         **Settings.__pydantic_config__,
-        # YAML says `lambda`, which is no name in Python.
+        # The YAML key is `lambda`, which is a reserved word in Python.
         "alias_generator": lambda name: name.rstrip("_"),
         "serialize_by_alias": True,
     }
@@ -125,7 +125,7 @@ class Rival(Settings, ABC):
 
     @abstractmethod
     def settings(self) -> list[Setting]:
-        """List all settings, each of which is recorded by itself."""
+        """List all settings; each is recorded separately."""
 
     @abstractmethod
     def steps(
@@ -139,13 +139,13 @@ class Rival(Settings, ABC):
     ) -> Iterator[Step]:
         """Yield the outputs after each of `counts` iterations (ascending, 1 or more).
 
-        `own` holds the values of each row's setting by name. No row may look at another, and
-        `pair` must be left as it is. Random draws come from `random` alone, which is on the
-        latents' device. Gradients are off.
+        `own` holds, by name, the values of each row's setting. Rows must be independent of each
+        other, and `pair` must not be changed. All random draws must come from `random`, which is on
+        the latents' device. Gradients are off.
         """
 
     def transform(self, settings: Sequence[Setting], rows: int, tools: Tools) -> Transform:
-        """Make the transform of a batch in which each of `settings` has so many rows in turn."""
+        """Make the transform of a batch with `rows` rows for each of `settings`, in their order."""
         names = [name for name, _ in settings[0].values]
         own = {
             name: torch.tensor([float(dict(one.values)[name]) for one in settings])
@@ -156,7 +156,7 @@ class Rival(Settings, ABC):
 
 @dataclass(frozen=True)
 class Bound(Transform):
-    """A rival with the values of its settings row by row."""
+    """A rival with the values of its setting for each row."""
 
     rival: Rival
     own: Mapping[str, Float[Tensor, "B"]]

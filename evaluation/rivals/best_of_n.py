@@ -15,9 +15,9 @@ from evaluation.transforms import Step
 
 @dataclass(frozen=True)
 class BestOfN(Rival):
-    """The best by the search classifier of the input and N draws `z + η ε` around it.
+    """The best, by the search classifier, of the input and N draws `z + η ε` around it.
 
-    `ε ~ N(0, 1)`; an iteration is a draw.
+    `ε ~ N(0, 1)`. An iteration is one draw.
     """
 
     name = "best_of_n"
@@ -29,7 +29,7 @@ class BestOfN(Rival):
     """Numbers of draws."""
 
     def settings(self) -> list[Setting]:
-        """One for each η."""
+        """List one setting for each η."""
         return [Setting(self.name, (("step_size", size),)) for size in self.step_sizes]
 
     def steps(

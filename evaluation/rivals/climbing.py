@@ -1,4 +1,4 @@
-"""What the rivals that climb the search classifier share."""
+"""Functions shared by the rivals that climb the search classifier."""
 
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +21,7 @@ def search_randomly(
     counts: Sequence[int],
     random: torch.Generator,
 ) -> Iterator[Step]:
-    """Propose around `centre` and keep in `best`, which may be the same tensor."""
+    """Draw proposals around `centre`, and keep the best in `best`, which may be the same tensor."""
     score, rate = classifier(split_halves(best)), classifier.scorer(proposals * len(best))
     proposed = best.new_empty(proposals, *best.shape)
     for count in range(1, counts[-1] + 1):
@@ -38,7 +38,7 @@ def keep_best(
     proposed: Float[Tensor, "K B Z2"],
     scores: Float[Tensor, "K B"],
 ) -> None:
-    """Replace each row of `best` by the best proposal for it where that has a higher score."""
+    """Replace each row of `best` by its best proposal if that has a higher score."""
     top, which = scores.max(0)
     rises = (top > score).nonzero().squeeze(1)  # never where a score is NaN
     best[rises] = proposed[which[rises], rises]
@@ -56,7 +56,7 @@ def measure_objective(
 ) -> Float[Tensor, "B"]:
     """`-log C(z') + λ L_dist(z, z')` of each row, to be minimised.
 
-    C is the search classifier, λ the row's, and L_dist equation 7 to the input.
+    C is the search classifier, λ is the row's own, and L_dist is equation 7 to the input.
     """
     realism = positive(tools.classifier(after))
     return realism + lambda_ * distance(before, after, tools.sigma_bar)

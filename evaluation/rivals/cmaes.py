@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 class CMAES(Rival):
     """CMA-ES (with a diagonal covariance) on the objective of the gradient search.
 
-    Separable CMA-ES (Ros & Hansen 2008) from the input; an iteration is a generation. Each row has
-    its own optimiser. The output is the best of the input and all it asked for. One that says that
-    it is over (converged, or diverged) stays as it is.
+    Separable CMA-ES (Ros & Hansen 2008) starts from the input; an iteration is a generation. Each
+    row has its own optimiser. The output is the best of the input and all samples. An optimiser
+    that has converged or diverged takes no further samples.
     """
 
     name = "cmaes"
     look = Look("CMA-ES", "#CC79A7", "s", (0.0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0)))
-    together = False  # slow, so that workers share its settings
+    together = False  # it is slow, so workers share the settings
 
     lambda_: tuple[float, ...] = (0.003, 0.03, 0.3, 3.0)
     """λ of the penalty."""
@@ -39,7 +39,7 @@ class CMAES(Rival):
     """Numbers of generations after which outputs are kept."""
 
     def settings(self) -> list[Setting]:
-        """One for each λ."""
+        """List one setting for each λ."""
         return [Setting(self.name, (("lambda", x),)) for x in self.lambda_]
 
     def steps(
@@ -74,8 +74,8 @@ class CMAES(Rival):
                 yield Step(count, split_halves(best.clone()), 1 + population * count)
 
     def _optimisers(self, z: Float[Tensor, "B Z2"], random: torch.Generator) -> "dict[int, SepCMA]":
-        """One for each row. That of a row that is not finite starts at 0, and changes nothing."""
-        from cmaes import SepCMA  # noqa: PLC0415  (the others need PyTorch alone)
+        """Make one for each row. For a row that is not finite it starts at 0, and has no effect."""
+        from cmaes import SepCMA  # noqa: PLC0415  (the other rivals need only PyTorch)
 
         means = z.nan_to_num(0.0, 0.0, 0.0).cpu().numpy().astype(np.float64)
         seeds = torch.randint(2**31, (len(z),), generator=random, device=z.device).tolist()

@@ -17,8 +17,8 @@ from evaluation.transforms import Step
 class Gradient(Rival):
     """Gradient search on the search classifier, with λ times equation 7 as penalty.
 
-    Adam from the input, as in Latent Constraints (Engel et al. 2018). Its outputs are where it
-    stands, not the best it has seen.
+    Adam starts from the input, as in Latent Constraints (Engel et al. 2018). Outputs are its
+    current position, not the best position so far.
     """
 
     name = "gradient"
@@ -32,7 +32,7 @@ class Gradient(Rival):
     """Numbers of steps after which outputs are kept."""
 
     def settings(self) -> list[Setting]:
-        """One for each λ."""
+        """List one setting for each λ."""
         return [Setting(self.name, (("lambda", x),)) for x in self.lambda_]
 
     def steps(
@@ -46,7 +46,7 @@ class Gradient(Rival):
     ) -> Iterator[Step]:
         """As `Rival.steps` says."""
         z = torch.cat(pair, 1).requires_grad_()
-        optimiser = torch.optim.Adam([z], self.learning_rate)  # elementwise: no row sees another
+        optimiser = torch.optim.Adam([z], self.learning_rate)  # elementwise: rows are independent
         for count in range(1, counts[-1] + 1):
             with torch.enable_grad():
                 total = measure_objective(pair, split_halves(z), own["lambda"], tools).sum()

@@ -1,4 +1,4 @@
-"""LP, the latent search that the poster compares with."""
+"""LP, the latent search with which the poster compares fusion."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from evaluation.transforms import Step
 
 @dataclass(frozen=True)
 class LP(Rival):
-    """Latent search: proposals `z + η ε`, kept where the search classifier rises.
+    """Latent search: a proposal `z + η ε` is kept where the search classifier rises.
 
-    `ε ~ N(0, 1)` over both halves. The best of an iteration's proposals counts.
+    `ε ~ N(0, 1)` over both halves. Of an iteration's proposals, only the best counts.
     """
 
     name = "lp"
@@ -28,12 +28,12 @@ class LP(Rival):
     proposals: int = 1
     """Proposals per iteration, of which the best counts."""
     scaled: bool = False
-    """Whether proposals are scaled by σ̄, dimension by dimension."""
+    """Whether proposals are scaled by σ̄ in each dimension."""
     iterations: tuple[int, ...] = (1, 3, 10, 30, 100, 300, 600, 1000)
     """Numbers of iterations after which outputs are kept."""
 
     def settings(self) -> list[Setting]:
-        """One for each η."""
+        """List one setting for each η."""
         return [Setting(self.name, (("step_size", size),)) for size in self.step_sizes]
 
     def steps(

@@ -13,15 +13,15 @@ from evaluation.rivals.climbing import split_halves
 from evaluation.transforms import Step
 
 DIFFERENCES = 2**23
-"""Numbers of a temporary, at most (unless a single pair needs more): 32 MiB."""
+"""Most numbers in a temporary tensor (unless a single pair needs more): 32 MiB."""
 
 
 @dataclass(frozen=True)
 class Retrieval(Rival):
     """A real adjacent pair of the training songs near the input.
 
-    Of the k real pairs nearest in equation 7, the one that the search classifier rates highest;
-    an iteration is one more of them, up to as many as there are.
+    Of the k real pairs nearest by equation 7, the one that the search classifier rates highest is
+    taken. An iteration adds one to k, up to the number of real pairs.
     """
 
     name = "retrieval"
@@ -31,7 +31,7 @@ class Retrieval(Rival):
     """Numbers of nearest pairs, of which the best by the search classifier is taken."""
 
     def settings(self) -> list[Setting]:
-        """One alone."""
+        """List the only setting."""
         return [Setting(self.name)]
 
     def steps(
@@ -54,7 +54,7 @@ class Retrieval(Rival):
 
 
 def _find_nearest(pair: Pair, count: int, tools: Tools) -> Int64[Tensor, "B K"]:
-    """Rows of the bank that are nearest to each pair, the nearest first."""
+    """Find the rows of the bank that are nearest to each pair, the nearest first."""
     bank = tools.neighbours
     rows = max(1, DIFFERENCES // bank[0].numel())
     nearest = []

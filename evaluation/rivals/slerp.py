@@ -15,10 +15,10 @@ from evaluation.transforms import Step
 
 @dataclass(frozen=True)
 class Slerp(Rival):
-    """The halves moved towards each other, on the sphere and straight.
+    """The halves move towards each other, on the sphere or straight.
 
-    After k of n steps each is k/(2n) of the way to the other's input: on the great circle (slerp;
-    White 2016), or straight.
+    After k of n steps each half is k/(2n) of the way to the other input: on the great circle
+    (slerp; White 2016), or straight.
     """
 
     name = "slerp"
@@ -26,10 +26,10 @@ class Slerp(Rival):
     together = False
 
     iterations: tuple[int, ...] = tuple(range(1, 21))
-    """Numbers of steps after which outputs are kept; after the largest the halves meet."""
+    """Numbers of steps after which outputs are kept. After the largest number the halves meet."""
 
     def settings(self) -> list[Setting]:
-        """On the sphere, and straight."""
+        """List two settings: on the sphere, and straight."""
         return [Setting(self.name, (("straight", straight),)) for straight in (False, True)]
 
     def steps(
@@ -56,9 +56,9 @@ class Slerp(Rival):
 def _slerp(
     start: Float[Tensor, "B Z"], end: Float[Tensor, "B Z"], share: float
 ) -> Float[Tensor, "B Z"]:
-    """`share` of the way on the great circle; straight where no one circle goes through both."""
+    """Go `share` of the way on the great circle, or straight where the circle is not unique."""
     unit_start, unit_end = (functional.normalize(z, dim=1) for z in (start, end))
-    # The angle by its tangent: its cosine says nothing of small ones.
+    # The angle is computed from its tangent, since the cosine of a small angle is imprecise.
     apart, together = (unit_end - unit_start).norm(dim=1), (unit_end + unit_start).norm(dim=1)
     angle = 2 * torch.atan2(apart, together)[:, None]
     circle = (((1 - share) * angle).sin() * start + (share * angle).sin() * end) / angle.sin()
