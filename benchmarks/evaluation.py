@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell, threads
 from benchmarks.products import bare, forward
-from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
+from cf_core.corpus import Corpus, Split
 from cf_core.fusion import FusionSettings, Generator
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 from cf_core.nets import initialise
@@ -97,13 +97,13 @@ def panels(rounds: Rounds) -> Iterator[Measure]:
     corpus, pairs = _corpus(10_000 // rounds.scale), PAIRS // rounds.scale
     core = MelodyVAE(FORM, VAESettings())
     classifier = SearchClassifier(LATENT_DIM, ClassifierSettings())
-    judges = {split: Judge(FORM, JudgeSettings()) for split in (VALIDATION, TEST)}
+    judges = {split: Judge(FORM, JudgeSettings()) for split in (Split.VALIDATION, Split.TEST)}
     settings = FusionSettings()
     fusion = settings.make_generator(LATENT_DIM, STYLE_DIM, conditional=True)
     for network in (core, classifier, *judges.values(), fusion):
         initialise(network, make_random(0, "weights"))
     evaluator = Evaluator(corpus, core, classifier, judges, 200, 0)
-    sources = make_sources(corpus, core, {TEST: pairs, VALIDATION: pairs}, 0)[:2]
+    sources = make_sources(corpus, core, {Split.TEST: pairs, Split.VALIDATION: pairs}, 0)[:2]
     style = torch.rand(pairs, STYLE_DIM, generator=make_random(0, "style"))
     trainer = _trainer(corpus, core, settings)
 
@@ -212,7 +212,7 @@ def _corpus(segments: int) -> Corpus:
         song=song,
         bar=np.tile(np.arange(length), songs),
         song_ids=tuple(map(str, range(songs))),
-        split=np.resize([TRAIN] * 8 + [VALIDATION, TEST], songs),
+        split=np.resize([Split.TRAIN] * 8 + [Split.VALIDATION, Split.TEST], songs),
         pairs=np.stack((rows, rows + 1), 1)[song[:-1] == song[1:]],
         struck_again=0,
         content_hash="",

@@ -6,6 +6,7 @@ Shapes: `N` segments, `T` steps of a segment, `S` songs, `P` adjacent pairs.
 import hashlib
 import json
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from cf_core.grid import TOLERANCE, join_bars
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 
 SCHEMA_VERSION = 1
-TRAIN, VALIDATION, TEST = 0, 1, 2
+
+
+class Split(IntEnum):
+    """What the songs of a corpus are for."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+
 
 BARS = pa.schema(
     [
@@ -87,7 +96,7 @@ class Corpus:
     """Index of each segment's first bar in its song."""
     song_ids: tuple[str, ...]
     split: Int64[np.ndarray, "S"]
-    """`TRAIN`, `VALIDATION` or `TEST` for every song."""
+    """`Split.TRAIN`, `Split.VALIDATION` or `Split.TEST` for every song."""
     pairs: Int64[np.ndarray, "P 2"]
     """Rows (left, right) of two segments of one song, where the right one begins as the left one
     ends."""
@@ -96,11 +105,11 @@ class Corpus:
     content_hash: str
     """Hash of the file's bars; it does not depend on where or how the file was written."""
 
-    def segments(self, split: int) -> Int64[np.ndarray, "n"]:
+    def segments(self, split: Split) -> Int64[np.ndarray, "n"]:
         """Rows of the segments of one split."""
         return np.flatnonzero(self.split[self.song] == split)
 
-    def pairs_of(self, split: int) -> Int64[np.ndarray, "p 2"]:
+    def pairs_of(self, split: Split) -> Int64[np.ndarray, "p 2"]:
         """Adjacent pairs of one split."""
         return np.asarray(self.pairs[self.split[self.song[self.pairs[:, 0]]] == split])
 
@@ -130,10 +139,10 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
     pairs to split.
 
     >>> from pathlib import Path
-    >>> from cf_core.corpus import TRAIN, load_corpus
+    >>> from cf_core.corpus import Split, load_corpus
     >>> from cf_core.melody import MelodyFormat
     >>> corpus = load_corpus(Path("tunes.parquet"), MelodyFormat(), seed=0)
-    >>> corpus.tokens[corpus.pairs_of(TRAIN)].shape  # pairs, halves, steps
+    >>> corpus.tokens[corpus.pairs_of(Split.TRAIN)].shape  # pairs, halves, steps
     (24, 2, 32)
     """
     check_grid(path, form)
@@ -155,7 +164,11 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
         struck_again=int(windows.struck_again.sum()),
         content_hash=hash_bars(table),
     )
-    for split, name in ((TRAIN, "training"), (VALIDATION, "validation"), (TEST, "test")):
+    for split, name in (
+        (Split.TRAIN, "training"),
+        (Split.VALIDATION, "validation"),
+        (Split.TEST, "test"),
+    ):
         if (corpus.split == split).sum() < 2 or not len(corpus.pairs_of(split)):
             raise CorpusError(
                 f"{path}: too small to split: {len(kept)} songs with {len(windows.tokens)} segments"
@@ -279,8 +292,11 @@ def _near_duplicates(phrases: _Windows, songs: Int64[np.ndarray, "S"]) -> Int64[
 
 def _split(groups: Int64[np.ndarray, "S"], random: np.random.Generator) -> Int64[np.ndarray, "S"]:
     """Deal out groups: a tenth of the songs to test, a tenth to validation, others to training."""
-    split = np.full(len(groups), TRAIN, dtype=np.int64)
-    room = {TEST: max(2, round(len(groups) / 10)), VALIDATION: max(2, round(len(groups) / 10))}
+    split = np.full(len(groups), Split.TRAIN, dtype=np.int64)
+    room = {
+        Split.TEST: max(2, round(len(groups) / 10)),
+        Split.VALIDATION: max(2, round(len(groups) / 10)),
+    }
     for group in random.permutation(np.unique(groups)):
         members = groups == group
         for part, free in room.items():

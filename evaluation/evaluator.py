@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from jaxtyping import Float64, Int, Integer
 
-from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
+from cf_core.corpus import Corpus, Split
 from cf_core.fusion import Generator
 from cf_core.losses import Pair
 from cf_core.seeding import derive, make_random
@@ -76,13 +76,13 @@ class Source:
     """
 
     name: str
-    split: int
+    split: Split
     inputs: Pair
     songs: Integer[np.ndarray, "B 2"]
 
 
 def unpaired(
-    corpus: Corpus, split: int, count: int, random: np.random.Generator
+    corpus: Corpus, split: Split, count: int, random: np.random.Generator
 ) -> Int[np.ndarray, "B 2"]:
     """Draw the rows of `count` random pairs of segments from different songs of one split.
 
@@ -106,7 +106,7 @@ def song_names(
 
 
 def make_sources(
-    corpus: Corpus, core: MelodyVAE, counts: Mapping[int, int], seed: int
+    corpus: Corpus, core: MelodyVAE, counts: Mapping[Split, int], seed: int
 ) -> tuple[Source, ...]:
     """Make the four sources: unpaired test songs, prior samples, and the validation twin of each.
 
@@ -114,8 +114,8 @@ def make_sources(
     """
     sources = []
     for name, prior_name, split in (
-        ("test", "prior", TEST),
-        ("validation", "validation_prior", VALIDATION),
+        ("test", "prior", Split.TEST),
+        ("validation", "validation_prior", Split.VALIDATION),
     ):
         random, count = np.random.default_rng(derive(seed, "inputs", name)), counts[split]
         rows = unpaired(corpus, split, count, random)
@@ -135,7 +135,7 @@ class Evaluator:
     corpus: Corpus
     core: MelodyVAE
     classifier: SearchClassifier
-    judges: Mapping[int, Judge]
+    judges: Mapping[Split, Judge]
     """By split: the selection judge for validation songs, the reporting judge for test songs."""
     resamples: int
     seed: int
@@ -148,7 +148,7 @@ class Evaluator:
     @cached_property
     def training_segments(self) -> SegmentBank:
         """The training segments, in which the nearest segment to an output is looked up."""
-        return SegmentBank(self.corpus.tokens[self.corpus.segments(TRAIN)])
+        return SegmentBank(self.corpus.tokens[self.corpus.segments(Split.TRAIN)])
 
     def evaluate(
         self, label: Mapping[str, Any], source: Source, steps: Iterable[Step]
@@ -176,7 +176,7 @@ class Evaluator:
             records.append(frame)
         return rows, pl.concat(records)
 
-    def real_outcomes(self, split: int) -> pl.DataFrame:
+    def real_outcomes(self, split: Split) -> pl.DataFrame:
         """Return the records of all real adjacent pairs of a split, as notes never encoded.
 
         Their method is "real", and they have no distances to inputs.
@@ -184,13 +184,13 @@ class Evaluator:
         rows = self.corpus.pairs_of(split)
         tokens = self._tokens(rows)
         left, right = (self.core.encode_mean(half) for half in tokens)
-        name = {TEST: "test", VALIDATION: "validation"}[split]
+        name = {Split.TEST: "test", Split.VALIDATION: "validation"}[split]
         shared = {"source": name, "iteration": 0}
         pairs = self._view(tokens, split, (left, right))
         columns = self._measure(pairs, self.corpus.song[rows])
         return _frame(dict.fromkeys(LABELS, "real") | shared | columns)
 
-    def song_distances(self, split: int, count: int) -> pl.DataFrame:
+    def song_distances(self, split: Split, count: int) -> pl.DataFrame:
         """Measure z-distances of `count` random segment pairs of one song, and as many of two.
 
         The distance is equation 7 of one half. Columns: `kind` ("same song", "different songs"),
@@ -290,7 +290,7 @@ class Evaluator:
 
     @cached_property
     def _training(self) -> Statistics:
-        tokens = self.corpus.tokens[self.corpus.segments(TRAIN)]
+        tokens = self.corpus.tokens[self.corpus.segments(Split.TRAIN)]
         return compute_statistics(tokens, self.corpus.form)
 
     @cached_property
@@ -299,20 +299,20 @@ class Evaluator:
         return {name: float(np.nanstd(values)) for name, values in self._training.items()}
 
     @cached_property
-    def _references(self) -> dict[int, Reference]:
+    def _references(self) -> dict[Split, Reference]:
         """The reference of each split, made of its real adjacent pairs."""
         return {
             split: self._reference(
                 self.corpus.pairs_of(split),
                 np.random.default_rng(derive(self.seed, "real pairs", split)),
             )
-            for split in (VALIDATION, TEST)
+            for split in (Split.VALIDATION, Split.TEST)
         }
 
     def _reference(
         self, rows: Integer[np.ndarray, "P 2"], random: np.random.Generator
     ) -> Reference:
-        real = self._view(self._tokens(rows), TRAIN)
+        real = self._view(self._tokens(rows), Split.TRAIN)
         bins = self._bins(real)
         counts = {name: count_pairs(*bins[name], self.bins.count(name)) for name in STATISTICS}
         features = pair_features(*real.statistics, self.deviations)
@@ -376,7 +376,7 @@ class Evaluator:
     def _view(
         self,
         tokens: TokenPairs,
-        split: int,
+        split: Split,
         latents: Pair | None = None,
         inputs: Pairs | None = None,
     ) -> Pairs:

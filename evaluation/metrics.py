@@ -20,6 +20,7 @@ import polars as pl
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Integer, Num
 
+from cf_core.corpus import Split
 from cf_core.losses import Pair
 from evaluation.bootstrap import Resamples
 from evaluation.distance import edit_distance, z_distance, z_weighted
@@ -78,7 +79,7 @@ class Pairs:
 
     tokens: TokenPairs
     statistics: tuple[Statistics, Statistics]
-    split: int
+    split: Split
     """The split whose songs and whose judge they are measured by."""
     latents: Pair | None = None
     inputs: "Pairs | None" = None

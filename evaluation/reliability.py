@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Integer
 from scipy.stats import rankdata
 
-from cf_core.corpus import Corpus
+from cf_core.corpus import Corpus, Split
 from cf_core.seeding import derive
 from evaluation.bootstrap import draw_pigeonhole_weights
 from evaluation.evaluator import unpaired
@@ -56,7 +56,7 @@ class LabelledPairs:
     """The song of each segment of the corpus."""
 
     @classmethod
-    def draw(cls, corpus: Corpus, split: int, seed: int) -> "LabelledPairs":
+    def draw(cls, corpus: Corpus, split: Split, seed: int) -> "LabelledPairs":
         """Draw the pairs of a split; equal seeds give equal pairs."""
         random = np.random.default_rng(derive(seed, "reliability", split))
         adjacent = corpus.pairs_of(split)
@@ -190,7 +190,7 @@ def _correlation(
 
 
 def _same_key_pairs(
-    corpus: Corpus, split: int, adjacent: Integer[np.ndarray, "P 2"], random: np.random.Generator
+    corpus: Corpus, split: Split, adjacent: Integer[np.ndarray, "P 2"], random: np.random.Generator
 ) -> Int[np.ndarray, "N 2"]:
     keys, rows = find_keys(corpus), corpus.segments(split)
     songs = corpus.song[rows]

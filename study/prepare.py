@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cf_core import readers
-from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus, load_corpus
+from cf_core.corpus import Corpus, Split, load_corpus
 from cf_core.errors import UserError
 from cf_core.files import place, replacing
 from cf_core.fusion import Latents
@@ -57,7 +57,7 @@ def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
             for line in str(report).splitlines():
                 reporter.say(line)
     corpus = load_corpus(path, config.melody, config.seed)
-    for name, split in (("validation", VALIDATION), ("test", TEST)):
+    for name, split in (("validation", Split.VALIDATION), ("test", Split.TEST)):
         if (songs := len(np.unique(corpus.song[corpus.segments(split)]))) < 3:
             raise UserError(
                 f"corpus.source: only {songs} songs are left for {name}, but at least 3 are needed"
@@ -65,7 +65,11 @@ def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
             )
     sizes = ", ".join(
         f"{len(corpus.segments(split)):,} for {name}"
-        for split, name in ((TRAIN, "training"), (VALIDATION, "validation"), (TEST, "test"))
+        for split, name in (
+            (Split.TRAIN, "training"),
+            (Split.VALIDATION, "validation"),
+            (Split.TEST, "test"),
+        )
     )
     reporter.say(
         f"{len(corpus.tokens):,} segments of {len(corpus.song_ids):,} songs: {sizes}"
@@ -86,7 +90,7 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
     classifier, judges = _classifiers(config, corpus, core, latents, store, reporter)
     plan = config.evaluation
     evaluator = Evaluator(corpus, core, classifier, judges, plan.resamples, config.seed)
-    counts = {TEST: plan.pairs, VALIDATION: plan.validation_pairs}
+    counts = {Split.TEST: plan.pairs, Split.VALIDATION: plan.validation_pairs}
     sources = make_sources(corpus, core, counts, config.seed)
     return Workbench(
         latents, evaluator, sources, config.fusion, plan, config.seed, store.record["fingerprint"]
@@ -137,7 +141,7 @@ def _ingest(config: StudyConfig, path: Path, reporter: Reporter) -> IngestReport
 
 
 def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter) -> MelodyVAE:
-    tokens = corpus.tokens[corpus.segments(TRAIN)]
+    tokens = corpus.tokens[corpus.segments(Split.TRAIN)]
     trainer = VAETrainer(tokens, config.melody, config.core, config.seed)
 
     def finish() -> dict[str, Any]:
@@ -145,7 +149,7 @@ def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter)
         random = make_random(config.seed, "core", "prior")
         return {
             name: report_reconstruction(trainer.vae, corpus.tokens[corpus.segments(split)])
-            for name, split in (("validation", VALIDATION), ("test", TEST))
+            for name, split in (("validation", Split.VALIDATION), ("test", Split.TEST))
         } | {"prior": report_prior(trainer.vae, _PRIOR_SAMPLES, random)}
 
     report = _trained("core", trainer, trainer.vae, finish, store, reporter)
@@ -182,10 +186,10 @@ def _classifiers(
     latents: Latents,
     store: Store,
     reporter: Reporter,
-) -> tuple[SearchClassifier, Mapping[int, Judge]]:
+) -> tuple[SearchClassifier, Mapping[Split, Judge]]:
     trials = {
         name: LabelledPairs.draw(corpus, split, config.seed)
-        for name, split in (("validation", VALIDATION), ("test", TEST))
+        for name, split in (("validation", Split.VALIDATION), ("test", Split.TEST))
     }
     trainer = ClassifierTrainer(latents, config.search_classifier, config.seed)
 
@@ -207,10 +211,13 @@ def _classifiers(
     data = _judge_data(corpus, core, latents, config.seed)
     judges = {
         split: _judge(name, data, corpus, trials, config, store, reporter)
-        for name, split in (("selection_judge", VALIDATION), ("reporting_judge", TEST))
+        for name, split in (("selection_judge", Split.VALIDATION), ("reporting_judge", Split.TEST))
     }
     agreement = trials["test"].measure_agreement(
-        _scorer(judges[VALIDATION], corpus), _scorer(judges[TEST], corpus), _RESAMPLES, config.seed
+        _scorer(judges[Split.VALIDATION], corpus),
+        _scorer(judges[Split.TEST], corpus),
+        _RESAMPLES,
+        config.seed,
     )
     reporter.say(f"the two judges rank pairs of test songs alike: Spearman {agreement}")
     return trainer.classifier, judges
@@ -230,9 +237,9 @@ def _judge(
 
     def finish() -> dict[str, Any]:
         # Fitted on validation songs, so only the calibration error on test songs is of unseen ones.
-        adjacent = corpus.pairs_of(VALIDATION)
+        adjacent = corpus.pairs_of(Split.VALIDATION)
         random = np.random.default_rng(derive(config.seed, name, "calibration"))
-        negatives = unpaired(corpus, VALIDATION, len(adjacent), random)
+        negatives = unpaired(corpus, Split.VALIDATION, len(adjacent), random)
         trainer.judge.calibrate(scores(adjacent), scores(negatives))
         return _reliability(trials, scores, config)
 
@@ -275,9 +282,9 @@ def _trained(
 
 def training_latents(corpus: Corpus, core: MelodyVAE) -> Latents:
     """Make the training data of trials and of the search classifier: posteriors of segments."""
-    rows = corpus.segments(TRAIN)
+    rows = corpus.segments(Split.TRAIN)
     mean, deviation = core.posteriors(corpus.tokens[rows])
-    pairs = torch.as_tensor(np.searchsorted(rows, corpus.pairs_of(TRAIN)))
+    pairs = torch.as_tensor(np.searchsorted(rows, corpus.pairs_of(Split.TRAIN)))
     return Latents(mean, deviation, pairs, core.sigma_bar)
 
 
@@ -285,7 +292,7 @@ def _judge_data(corpus: Corpus, core: MelodyVAE, latents: Latents, seed: int) ->
     random = make_random(seed, "judge", "prior")
     prior = torch.randn(_PRIOR_SAMPLES, latents.mean.shape[1], generator=random)
     return JudgeData(
-        real=torch.as_tensor(corpus.tokens[corpus.segments(TRAIN)]),
+        real=torch.as_tensor(corpus.tokens[corpus.segments(Split.TRAIN)]),
         reconstructed=torch.as_tensor(core.decode_tokens(latents.mean)),
         prior=torch.as_tensor(core.decode_tokens(prior)),
         pairs=latents.pairs,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cf_core.corpus import TEST, VALIDATION
+from cf_core.corpus import Split
 from cf_core.seeding import make_random
 from cf_core.training import Progress, measure_peak_memory_mb
 from evaluation.evaluator import Source, song_names
@@ -186,14 +186,19 @@ def record_references(bench: Workbench, store: Store) -> None:
     """Record the identity, the floor and the ceiling of each source, and the real pairs."""
     evaluator = bench.evaluator
     label = dict.fromkeys(("trial", "configuration", "method"), "identity")
-    rows, outcomes = [], [evaluator.real_outcomes(split) for split in (VALIDATION, TEST)]
+    rows, outcomes = (
+        [],
+        [evaluator.real_outcomes(split) for split in (Split.VALIDATION, Split.TEST)],
+    )
     random = make_random(bench.seed, "identity")
     for source in bench.sources:
         measured, pairs = evaluator.evaluate(label, source, Identity()(source.inputs, [0], random))
         rows += [*measured, *evaluator.references_rows(source)]
         outcomes.append(pairs)
     store.write("outcomes", "references", pl.concat(outcomes))
-    store.write("song_distances", "references", evaluator.song_distances(TEST, SONG_DISTANCES))
+    store.write(
+        "song_distances", "references", evaluator.song_distances(Split.TEST, SONG_DISTANCES)
+    )
     store.write(
         "bins",
         "references",

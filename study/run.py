@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from cf_core.bundle import Bundle, load_bundle
-from cf_core.corpus import TEST, Corpus, check_grid
+from cf_core.corpus import Corpus, Split, check_grid
 from cf_core.errors import ConfigError, UserError
 from cf_core.files import AnyPath, place
 from cf_core.fuse import Fused
@@ -202,7 +202,7 @@ def fuse_example(store: Store, corpus: Corpus, seed: int) -> AnyPath:
     """
     bundle = load_bundle(store.root / "bundle")
     random = np.random.default_rng(derive(seed, "example"))
-    songs = random.choice(np.unique(corpus.song[corpus.segments(TEST)]), 2, replace=False)
+    songs = random.choice(np.unique(corpus.song[corpus.segments(Split.TEST)]), 2, replace=False)
     rows = [np.flatnonzero(corpus.song == songs[0])[-1], np.flatnonzero(corpus.song == songs[1])[0]]
     inputs = corpus.tokens[rows]
     bars = [(int(bar) + 1, int(bar) + corpus.form.bars_per_segment) for bar in corpus.bar[rows]]

@@ -476,8 +476,8 @@ def write_reference() -> str:
         "# Tables",
         "",
         "The records of a study. Each table is a folder of Parquet files of one schema (zstd;"
-        " floats byte-stream-split). Columns marked *volatile* differ from run to run; in equal runs"
-        " all others are equal. `Z` is the number of latent dimensions.",
+        " floats byte-stream-split). Columns marked *volatile* differ from run to run. In equal"
+        " runs all others are equal. `Z` is the number of latent dimensions.",
     ]
     for name, table in TABLES.items():
         lines += ["", f"## {name}", "", f"{table.about} Version {table.version}.", ""]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cf_core import corpus
-from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus, load_corpus
+from cf_core.corpus import Corpus, Split, load_corpus
 from cf_core.errors import CorpusError
 from cf_core.ingest import ingest, read_builtin_tunes
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
@@ -217,11 +217,13 @@ def test_splits_take_whole_songs_and_keep_near_duplicates_together(small: Path) 
         assert side["transposed"] == side["00"]
         assert side["half"] == side["01"]
         together += side["02"] == side["03"]
-        sizes = [(loaded.split == part).sum() for part in (TRAIN, VALIDATION, TEST)]
+        sizes = [
+            (loaded.split == part).sum() for part in (Split.TRAIN, Split.VALIDATION, Split.TEST)
+        ]
         assert sizes == [len(side) - 6, 3, 3]
-        parts = [loaded.segments(part) for part in (TRAIN, VALIDATION, TEST)]
+        parts = [loaded.segments(part) for part in (Split.TRAIN, Split.VALIDATION, Split.TEST)]
         assert sorted(np.concatenate(parts)) == list(range(len(loaded.tokens)))
-        pairs = [loaded.pairs_of(part) for part in (TRAIN, VALIDATION, TEST)]
+        pairs = [loaded.pairs_of(part) for part in (Split.TRAIN, Split.VALIDATION, Split.TEST)]
         assert sum(map(len, pairs)) == len(loaded.pairs)
         for part, rows_of_pairs in zip(parts, pairs, strict=True):
             assert set(rows_of_pairs.ravel().tolist()) <= set(part.tolist())

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from cf_core.corpus import TEST, TRAIN, VALIDATION, Corpus
+from cf_core.corpus import Corpus, Split
 from cf_core.fusion import Generator
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import initialise
@@ -45,7 +45,7 @@ def corpus() -> Corpus:
     song = np.repeat(np.arange(songs), length)
     rows = np.arange(len(tokens) - 1)
     pairs = np.stack((rows, rows + 1), 1)[song[:-1] == song[1:]]
-    split = np.array([TRAIN] * 10 + [VALIDATION] * 10 + [TEST] * 10)
+    split = np.array([Split.TRAIN] * 10 + [Split.VALIDATION] * 10 + [Split.TEST] * 10)
     return Corpus(
         form=FORM,
         tokens=tokens.astype(np.uint8),
@@ -68,7 +68,7 @@ JUDGE = JudgeSettings(
 def evaluator(corpus: Corpus) -> Evaluator:
     core = MelodyVAE(FORM, VAESettings(latent_dim=4, hidden=16, embedding=8))
     classifier = SearchClassifier(4, ClassifierSettings(hidden=8))
-    judges = {split: Judge(FORM, JUDGE) for split in (VALIDATION, TEST)}
+    judges = {split: Judge(FORM, JUDGE) for split in (Split.VALIDATION, Split.TEST)}
     for index, network in enumerate((core, classifier, *judges.values())):
         initialise(network, make_random(index, "weights"))
     core.measure_sigma_bar(corpus.tokens)
@@ -77,7 +77,10 @@ def evaluator(corpus: Corpus) -> Evaluator:
 
 @pytest.fixture(scope="module")
 def sources(corpus: Corpus, evaluator: Evaluator) -> dict[str, Source]:
-    return {s.name: s for s in make_sources(corpus, evaluator.core, {TEST: 40, VALIDATION: 40}, 0)}
+    return {
+        s.name: s
+        for s in make_sources(corpus, evaluator.core, {Split.TEST: 40, Split.VALIDATION: 40}, 0)
+    }
 
 
 Rows = dict[str, dict[str, Any]]
@@ -103,7 +106,7 @@ def test_inputs_pair_different_songs_of_one_split(
     corpus: Corpus, sources: dict[str, Source]
 ) -> None:
     assert list(sources) == ["test", "prior", "validation", "validation_prior"]
-    for name, split in (("test", TEST), ("validation", VALIDATION)):
+    for name, split in (("test", Split.TEST), ("validation", Split.VALIDATION)):
         songs = sources[name].songs
         assert (songs[:, 0] != songs[:, 1]).all()
         assert set(corpus.split[songs.ravel()]) == {split}
@@ -114,7 +117,7 @@ def test_inputs_pair_different_songs_of_one_split(
 
 
 def test_sources_have_as_many_pairs_as_is_said(corpus: Corpus, evaluator: Evaluator) -> None:
-    counts = {TEST: 9, VALIDATION: 5}
+    counts = {Split.TEST: 9, Split.VALIDATION: 5}
     for source in make_sources(corpus, evaluator.core, counts, 0):
         assert len(source.inputs[0]) == len(source.songs) == counts[source.split]
 
@@ -125,7 +128,7 @@ def test_halves_are_drawn_uniformly_from_all_songs_but_one(corpus: Corpus) -> No
     smaller = replace(
         corpus, tokens=corpus.tokens[kept], song=corpus.song[kept], bar=corpus.bar[kept]
     )
-    rows = unpaired(smaller, TEST, 11000, np.random.default_rng(0))
+    rows = unpaired(smaller, Split.TEST, 11000, np.random.default_rng(0))
     songs = smaller.song[rows]
     assert (songs[:, 0] != songs[:, 1]).all()
     for half in rows.T:
@@ -145,7 +148,7 @@ def test_means_are_those_of_each_pair_by_itself(
     source = sources["test"]
     step = moved(source)
     rows, records = evaluated(evaluator, source, step)
-    core, judge = evaluator.core, evaluator.judges[TEST]
+    core, judge = evaluator.core, evaluator.judges[Split.TEST]
     expected: defaultdict[str, list[float]] = defaultdict(list)
     for i in range(40):
         before = [core.decode_tokens(half[i : i + 1]) for half in source.inputs]
@@ -192,7 +195,7 @@ def test_metrics_follow_from_the_records(evaluator: Evaluator, sources: dict[str
     rows, records = evaluated(evaluator, source, moved(source))
     for name in OF_PAIRS:
         assert rows[name]["value"] == pytest.approx(records[name].cast(pl.Float64).mean())
-    real = evaluator.real_outcomes(TEST)
+    real = evaluator.real_outcomes(Split.TEST)
     for name in STATISTICS:
         tables = []
         for frame in (records, real):
@@ -207,8 +210,8 @@ def test_metrics_follow_from_the_records(evaluator: Evaluator, sources: dict[str
 
 
 def test_real_pairs_are_recorded_as_notes(corpus: Corpus, evaluator: Evaluator) -> None:
-    records = evaluator.real_outcomes(VALIDATION)
-    pairs = corpus.pairs_of(VALIDATION)
+    records = evaluator.real_outcomes(Split.VALIDATION)
+    pairs = corpus.pairs_of(Split.VALIDATION)
     assert records.schema == OUTCOMES
     assert records["pair"].to_list() == list(range(len(pairs))) == list(range(50))
     for half in ("left_song", "right_song"):
@@ -221,7 +224,7 @@ def test_real_pairs_are_recorded_as_notes(corpus: Corpus, evaluator: Evaluator) 
             bins = evaluator.bins.assign(name, values[name])
             assert records[f"{name}_{half}"].to_list() == bins.tolist()
     left, right = corpus.tokens[pairs[:, 0]], corpus.tokens[pairs[:, 1]]
-    judged = evaluator.judges[VALIDATION].probability(left, right)
+    judged = evaluator.judges[Split.VALIDATION].probability(left, right)
     assert records["judge"].to_list() == judged.tolist()
     for name in ("z_distance", "z_weighted", "edit_distance", "lambda", "seed"):
         assert records[name].null_count() == 50
@@ -245,7 +248,7 @@ def test_correlations_with_matrices_counted_one_by_one(
     step = moved(source)
     rows, _ = evaluated(evaluator, source, step)
     outputs = [evaluator.core.decode_tokens(half) for half in step.outputs]
-    real = corpus.pairs_of(VALIDATION)
+    real = corpus.pairs_of(Split.VALIDATION)
     for name in STATISTICS:
         count = evaluator.bins.count(name)
         ours = counted(evaluator, name, outputs[0], outputs[1])
@@ -271,7 +274,7 @@ def test_novelty_looks_the_first_pairs_up_among_the_training_segments(
     known = replace(corpus, tokens=corpus.tokens.copy())
     known.tokens[[0, 7, 13]] = outputs[[0, 0, 1], [2, 4, 9]]
     rows, _ = evaluated(replace(evaluator, corpus=known), source, step)
-    bank = np.unique(known.tokens[known.segments(TRAIN)], axis=0)
+    bank = np.unique(known.tokens[known.segments(Split.TRAIN)], axis=0)
     distances = [
         min(int(edit_distance(segment[None], other[None])[0]) for other in bank)
         for half in outputs
@@ -299,9 +302,9 @@ def test_sets_are_held_against_the_real_pairs_of_their_split(
     ours = [compute_statistics(tokens[rows], FORM) for rows in np.arange(80).reshape(2, 40)]
     sounding = np.setdiff1d(np.arange(40), [3, 4])
     ours = [{key: values[sounding] for key, values in half.items()} for half in ours]
-    training = compute_statistics(corpus.tokens[corpus.segments(TRAIN)], FORM)
+    training = compute_statistics(corpus.tokens[corpus.segments(Split.TRAIN)], FORM)
     deviations = {key: float(values.std()) for key, values in training.items()}
-    for name, split in (("validation", VALIDATION), ("prior", TEST)):
+    for name, split in (("validation", Split.VALIDATION), ("prior", Split.TEST)):
         rows, _ = evaluated(evaluator, sources[name], Step(1, (left, right)))
         pairs = corpus.pairs_of(split)
         theirs = [compute_statistics(corpus.tokens[half], FORM) for half in pairs.T]
@@ -369,7 +372,10 @@ def test_validation_is_scored_by_the_selection_judge_alone(
 ) -> None:
     swapped = replace(
         evaluator,
-        judges={VALIDATION: evaluator.judges[TEST], TEST: evaluator.judges[VALIDATION]},
+        judges={
+            Split.VALIDATION: evaluator.judges[Split.TEST],
+            Split.TEST: evaluator.judges[Split.VALIDATION],
+        },
     )
     for name in ("test", "validation"):
         step = moved(sources[name])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cf_core.corpus import TEST, Corpus
+from cf_core.corpus import Corpus, Split
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from evaluation.reliability import LabelledPairs, auc, calibration_error, find_keys, resample_auc
 
@@ -68,7 +68,7 @@ def corpus(rows: list[list[int]], songs: list[int], pairs: list[tuple[int, int]]
         song=np.array(songs),
         bar=np.arange(len(rows)),
         song_ids=tuple(map(str, range(count))),
-        split=np.full(count, TEST),
+        split=np.full(count, Split.TEST),
         pairs=np.array(pairs, dtype=np.int64).reshape(-1, 2),
         struck_again=0,
         content_hash="0",
@@ -89,7 +89,9 @@ def test_negatives_of_the_same_key_are_of_another_song_in_that_key() -> None:
     keys = [(0, MAJOR), (0, MAJOR), (2, MAJOR), (2, MAJOR), (6, MINOR)]
     rows = [scale(tonic, steps, 3) for tonic, steps in keys for _ in range(2)]
     songs = [song for song in range(5) for _ in range(2)]
-    trial = LabelledPairs.draw(corpus(rows, songs, [(2 * s, 2 * s + 1) for s in range(5)]), TEST, 0)
+    trial = LabelledPairs.draw(
+        corpus(rows, songs, [(2 * s, 2 * s + 1) for s in range(5)]), Split.TEST, 0
+    )
     song = np.array(songs)
     pairs = {tuple(pair) for pair in song[trial.same_key].tolist()}
     assert pairs == {(0, 1), (1, 0), (2, 3), (3, 2)}
@@ -102,7 +104,7 @@ def test_the_error_of_calibration_lies_in_its_interval() -> None:
     songs = [song for song in range(20) for _ in range(3)]
     pairs = [(3 * s + i, 3 * s + i + 1) for s in range(20) for i in range(2)]
     trial, random = (
-        LabelledPairs.draw(corpus(rows, songs, pairs), TEST, 0),
+        LabelledPairs.draw(corpus(rows, songs, pairs), Split.TEST, 0),
         np.random.default_rng(1),
     )
     logits = random.normal(size=len(rows)).astype(np.float32)
@@ -116,7 +118,7 @@ def test_a_report_of_a_classifier_that_knows_and_of_one_that_guesses() -> None:
     rows = [scale(tonic, MAJOR, 3) for tonic in keys for _ in range(4)]
     songs = [song for song in range(12) for _ in range(4)]
     pairs = [(4 * s + i, 4 * s + i + 1) for s in range(12) for i in range(3)]
-    trial, song = LabelledPairs.draw(corpus(rows, songs, pairs), TEST, 0), np.array(songs)
+    trial, song = LabelledPairs.draw(corpus(rows, songs, pairs), Split.TEST, 0), np.array(songs)
 
     def knows(of: np.ndarray) -> np.ndarray:
         return np.where(song[of[:, 0]] == song[of[:, 1]], 9.0, -9.0).astype(np.float32)
