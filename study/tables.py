@@ -61,7 +61,7 @@ class Table:
 
 _TRIAL = _column("trial", _TEXT, "Name of the trial, of the rival's setting, or of the reference.")
 _CONFIGURATION = _column(
-    "configuration", _TEXT, "Name of the trial without its seed; else the same as `trial`."
+    "configuration", _TEXT, "Name of the trial without its seed; for all else the same as `trial`."
 )
 _METHOD = _column(
     "method",
@@ -175,7 +175,7 @@ TABLES: dict[str, Table] = {
             _column(
                 "git_dirty",
                 _TRUTH,
-                "Whether there were changes not committed.",
+                "Whether the code had uncommitted changes.",
                 null=True,
                 volatile=True,
             ),
@@ -486,8 +486,8 @@ def write_reference() -> str:
         "# Tables",
         "",
         "The records of a study. Each table is a folder of Parquet files of one schema (zstd;"
-        " floats byte-stream-split). Columns marked *volatile* differ from run to run; in equal runs"
-        " all others are equal. `Z` is the number of latent dimensions.",
+        " floats byte-stream-split). Columns marked *volatile* differ from run to run; in equal"
+        " runs all others are equal. `Z` is the number of latent dimensions.",
     ]
     for name, table in TABLES.items():
         lines += ["", f"## {name}", "", f"{table.about} Schema version {table.version}.", ""]
