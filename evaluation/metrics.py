@@ -240,7 +240,7 @@ def _search_classifier(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, 
 @_of_pairs(
     Metric(
         "halves_distance",
-        "Edit distance between the two output halves, in tokens.",
+        "Edit distance between the two halves, in tokens.",
         "distance of the halves",
         Better.LIKE_REAL,
         _MEASURED,

@@ -70,7 +70,7 @@ class Table:
 
 _TRIAL = _column("trial", _TEXT, "Name of the trial, of the rival's setting, or of the reference.")
 _CONFIGURATION = _column(
-    "configuration", _TEXT, "Name of the trial without its seed; else the same as `trial`."
+    "configuration", _TEXT, "Name of the trial without its seed; for all else the same as `trial`."
 )
 _METHOD = _column(
     "method",
@@ -183,7 +183,7 @@ TABLES: dict[str, Table] = {
             _column(
                 "git_dirty",
                 _TRUTH,
-                "Whether there were changes not committed.",
+                "Whether the code had uncommitted changes.",
                 null=True,
                 volatile=True,
             ),

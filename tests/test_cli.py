@@ -514,7 +514,7 @@ def test_the_tempo_is_that_of_left_unless_given(cf_study: Run, tunes: Path) -> N
         (["a.mid", "b.mid", "--style", "0.5,1.5"], ["style: each number must lie in 0…1"]),
         (["a.mid", "b.mid", "--style", "0.5,much"], ["--style 0.5,much", "numbers"]),
         (["a.mid", "b.mid", "--style", "nan,0.5"], ["style: each number must lie in 0…1"]),
-        (["a.mid", "b.mid", "--lambda", "0.1"], ["has one λ", "conditional one takes another"]),
+        (["a.mid", "b.mid", "--lambda", "0.1"], ["has one λ", "give none, or another bundle"]),
         (["a.mid", "b.mid", "--iterations", "0"], ["iterations: 0 is too few"]),
         (["a.mid", "b.mid", "--tempo", "0"], ["tempo: 0", "10 to 500"]),
         (["a.mid", "b.mid", "--left-bars", "3"], ["--left-bars 3", "such as 5-6"]),
