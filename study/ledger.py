@@ -233,7 +233,9 @@ class Ledger:
 def list_failures(store: Store, trial: str) -> pl.DataFrame:
     """All failures of a trial or a setting, the first first: rows of the table `failures`.
 
-    >>> for row in list_failures(study.open("results/mine"), trial).iter_rows(named=True):
+    >>> import study
+    >>> failures = list_failures(study.open("results/quickstart"), "conditional-style4-seed0")
+    >>> for row in failures.iter_rows(named=True):
     ...     print(row["attempt"], row["traceback"])
     """
     return store.failures.filter(pl.col("trial") == trial).sort("attempt").collect()

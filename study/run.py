@@ -50,6 +50,10 @@ _EXAMPLE_TEMPO = 160.0
 def plan(config: StudyConfig) -> str:
     """What a run would do, as lines of text; nothing is made or written.
 
+        >>> from study import load_config
+        >>> plan(load_config("quickstart")).splitlines()[1]
+        'corpus: builtin; segments of 2 bars of 4/4, 2/2'
+
     Raises `UserError` for what can be seen to be wrong beforehand.
     """
     _foresee(config)
@@ -101,6 +105,11 @@ def root(config: StudyConfig) -> AnyPath:
 
 def run(config: StudyConfig, reporter: Reporter) -> Store:
     """Run a study from its melodies to a bundle, or go on where an earlier run stopped.
+
+        >>> import study
+        >>> config = study.load_config("quickstart")
+        >>> with study.Reporter() as reporter:  # doctest: +SKIP
+        ...     store = study.run_study(config, reporter)
 
     Raises `UserError` for what the person can mend: settings, melodies, a core below its gate, a
     folder of another study.

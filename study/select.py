@@ -89,7 +89,9 @@ def list_jobs(store: Store) -> pl.DataFrame:
     Columns: `trial`, `status` (a `Status`), `reason` why it is not done, `attempt` (1 for the
     first) and `seconds`. Raises `RecordsError` for damaged records.
 
-        >>> list_jobs(study.open("results/quickstart")).filter(pl.col("status") == "failed")
+        >>> import study
+        >>> jobs = list_jobs(study.open("results/quickstart"))
+        >>> failed = jobs.filter(status="failed")
     """
     config = StudyConfig.restored(store.record)
     over = Ledger(store).list_over().select("trial", "status", "reason", "attempt", "seconds")
@@ -170,9 +172,10 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
     the conditions by themselves, or among all where none does; the record holds its own values
     (`of_seed`).
 
+        >>> import study
         >>> store = study.open("results/quickstart")
-        >>> rule = study.Selection(maximise="judge", where=("edit_distance <= 12",))
-        >>> study.select_bundle(store, rule, study.place("near.bundle")).lambda_
+        >>> rule = study.read_rule(store, where=["edit_distance <= 60"])
+        >>> choice = study.select_bundle(store, rule, study.place("near.bundle"))
 
     Raises `SelectionError` as `rank_candidates` does, `RecordsError` where the weights of the
     choice are missing, and `BundleError` where `output` can't be written.

@@ -148,8 +148,9 @@ class Store:
     def sql(self, query: str) -> pl.DataFrame:
         """Run one SQL query (of Polars' dialect) over all tables.
 
+            >>> import study
             >>> store = study.open("results/quickstart")
-            >>> store.sql("SELECT trial, status FROM trials WHERE status <> 'done'")
+            >>> left = store.sql("SELECT trial, status FROM trials WHERE status <> 'done'")
 
         Raises `QueryError`, with Polars' own words if it can't be run.
         """
@@ -210,9 +211,9 @@ class Store:
 def open(path: str | AnyPath) -> Store:  # noqa: A001
     """Open the records of a study by its folder or URI. Raises `RecordsError` if it is none.
 
-    >>> import polars as pl, study
+    >>> import study
     >>> store = study.open("results/quickstart")
-    >>> store.metrics.filter(pl.col("metric") == "judge").collect()
+    >>> judged = store.metrics.filter(metric="judge", source="test").collect()
     """
     store = Store(place(path) if isinstance(path, str) else path)
     _ = store.record

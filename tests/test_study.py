@@ -3,11 +3,13 @@
 It is long, since one study is run once and looked at from all sides.
 """
 
+import doctest
 import json
 import re
 import runpy
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -443,6 +445,19 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
     assert (failure["attempt"], failure["reason"]) == (2, "ValueError: no room")
     assert failure["traceback"].startswith("Traceback (most recent call last):")
     assert 'raise ValueError("no room")' in failure["traceback"]
+
+
+@pytest.mark.parametrize("name", ["store", "select", "ledger", "run", "config.loading"])
+def test_examples_in_docstrings_run(
+    undisturbed: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "results").mkdir()
+    shutil.copytree(folder(undisturbed[0]), tmp_path / "results" / "quickstart")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("study.run._foresee", lambda _config: None)  # this is no quickstart
+    found = doctest.testmod(import_module(f"study.{name}"), report=True)
+    assert found.attempted > 0
+    assert not found.failed
 
 
 def test_reports_count_training_and_evaluation_up_to_the_whole(

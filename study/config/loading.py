@@ -20,7 +20,12 @@ from study.config.schema import StudyConfig
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read the study of a YAML file, or a built-in one by its name.
 
-    An override is `dotted.key=value`, the value in YAML: `search.lambda=[0.1, 1]`.
+    An override is `dotted.key=value`, the value in YAML:
+
+        >>> config = load_config("quickstart", ["search.seeds=[0, 1]", "name=mine"])
+        >>> config.name, config.search.seeds
+        ('mine', (0, 1))
+
     Raises `ConfigError` for whatever is wrong in either, and for a file that asks for the study of
     several corpora.
     """
