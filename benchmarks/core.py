@@ -20,12 +20,12 @@ import torch
 
 from benchmarks import HAS_SAFETENSORS
 from benchmarks.eager import EagerTrial
-from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell, threads
+from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
 from benchmarks.products import Product, bare, decoding, fusion_step, vae_step
 from cf_core.fusion import FusionSettings, Generator, Latents
 from cf_core.melody import MelodyFormat
 from cf_core.pack import Member, PackTrainer
-from cf_core.training import Trainer, use_huge_pages
+from cf_core.training import Trainer, limit_threads, use_huge_pages
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
 
 OUTPUT = Path(__file__).parent / "out" / "core.json"
@@ -116,7 +116,7 @@ def packs(bench: Bench) -> Iterator[Measure]:
 
     No two trials share a seed, hence none shares its batches with another. One thread each.
     """
-    with threads(1), _crew() as (work, workers):
+    with limit_threads(1), _crew() as (work, workers):
         for name, sizes, target in (("h64", (32, 16, 64), 3.0), ("h256", (256, 64, 256), 0.95)):
             shape = bench.shape(*sizes)
             alone = cycle([shape.pack([seed]) for seed in range(PACK)])
@@ -245,7 +245,7 @@ def _crew() -> Iterator[tuple[Callable[[Shape, int], None], int]]:
 
 
 def _serve(orders: Connection, seed: int) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_limit_threads(1)
     trainers: dict[Shape, PackTrainer] = {}
     while True:
         shape, steps = orders.recv()

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell, threads
+from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
 from benchmarks.products import bare, forward
 from cf_core.corpus import Corpus, Split
 from cf_core.fusion import FusionSettings, Generator
@@ -19,6 +19,7 @@ from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 from cf_core.nets import initialise
 from cf_core.pack import Member, PackTrainer
 from cf_core.seeding import make_random
+from cf_core.training import limit_threads
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.evaluator import Evaluator, make_sources
@@ -61,7 +62,7 @@ def latent_search(rounds: Rounds) -> Iterator[Measure]:
     tools = Tools(classifier, torch.ones(latent_dim), (left, right))
     search = Bound(LP(), own, tools)
     sizes = [2 * latent_dim, *[settings.hidden] * (settings.depth + 1), 1]
-    with threads(1):
+    with limit_threads(1):
         seconds = rounds.take_turns(
             lambda: list(search((left, right), [ITERATIONS], make_random(0, "search"))),
             bare((ITERATIONS + 1) * forward(sizes, pairs)),
@@ -86,7 +87,7 @@ def statistics(rounds: Rounds) -> Iterator[Measure]:
             of = bins.assign(name, values[name])
             transition_matrix(of[: count // 2], of[count // 2 :], bins.count(name))
 
-    with threads(1):
+    with limit_threads(1):
         seconds = rounds.take_turns(matrices, lambda: core.decode_tokens(z))
     tell(f"{count} segments, one thread", seconds, ("statistics", "decoding"))
     yield Measure("statistics_vs_decode", ratio(seconds, 0, 1), "×", 0.5, "lower")
@@ -115,7 +116,7 @@ def panels(rounds: Rounds) -> Iterator[Measure]:
                 {"trial": "x", "configuration": "x", "method": "conditional"}, source, steps
             )
 
-    with threads(1):
+    with limit_threads(1):
         seconds = rounds.take_turns(measured, trainer.update)
     seconds[:, 1] *= settings.steps
     tell(f"{pairs} pairs, {settings.steps} steps, one thread", seconds, ("panels", "training"))
@@ -172,7 +173,7 @@ def default_trainer(settings: FusionSettings, scale: int) -> PackTrainer:
 
 
 def _training_seconds(config: StudyConfig, scale: int) -> float:
-    with threads(1):
+    with limit_threads(1):
         trainer = default_trainer(config.fusion, scale)
         (seconds,) = Rounds(1, 0.0, scale).take_turns(trainer.update)
     rounds = -(-len(list_first_trials(config)) // config.execution.workers)

@@ -5,8 +5,7 @@ are medians, and a ratio is the median of the rounds' ratios.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -89,17 +88,6 @@ def tell(title: str, seconds: NDArray[np.float64], what: Sequence[str]) -> None:
     """Print the median time of each action."""
     times = zip(what, 1e3 * np.median(seconds, axis=0), strict=True)
     print(f"{title}: " + ", ".join(f"{name} {time:.4g} ms" for name, time in times))
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Have torch use that many threads for the length of the context."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _timed(action: Action, calls: int) -> float:

@@ -19,7 +19,7 @@ import polars as pl
 
 import study
 from benchmarks.evaluation import LATENT_DIM, STYLE_DIM, default_trainer
-from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell, threads
+from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
 from evaluation.frontier import CHOSEN_ON
 from study.config import StudyConfig
 from study.provenance import provenance
@@ -131,7 +131,7 @@ def writing(rounds: Rounds) -> Iterator[Measure]:
     """
     config = StudyConfig(name="write")
     trainer = default_trainer(config.fusion, rounds.scale)
-    with TemporaryDirectory() as folder, threads(1):
+    with TemporaryDirectory() as folder, limit_threads(1):
         store = _claimed(Path(folder) / "study")
         tables = _trial_tables(config, rounds.scale)
 

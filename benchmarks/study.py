@@ -22,8 +22,8 @@ import polars as pl
 from rich.console import Console
 
 from benchmarks import ingest, query
-from benchmarks.measuring import Measure, Rounds, introduce, publish, threads
-from cf_core.training import save_tensors, use_huge_pages
+from benchmarks.measuring import Measure, Rounds, introduce, publish
+from cf_core.training import limit_threads, save_tensors, use_huge_pages
 from study.config import StudyConfig
 from study.dispatch import Dispatcher
 from study.execution import make_trainer
@@ -122,7 +122,7 @@ def drive(count: int) -> dict[str, float]:
 def _steps(bench: Workbench, seconds: float) -> tuple[int, float]:
     """Steps that take about `seconds` with two processes at work, and what a checkpoint takes."""
     trainer, times = make_trainer([TrialSpec(Configuration(0.1, 4), 0)], bench), []
-    with threads(1), TemporaryDirectory() as folder:
+    with limit_threads(1), TemporaryDirectory() as folder:
         for _ in range(30):
             started = perf_counter()
             trainer.update()

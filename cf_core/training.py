@@ -12,7 +12,7 @@ import resource
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,6 +125,17 @@ def train(trainer: Trainer, every: int, checkpoint: AnyPath | None = None) -> It
         if checkpoint is not None:
             save_tensors(trainer.state(), checkpoint)
         yield progress
+
+
+@contextmanager
+def limit_threads(count: int) -> Iterator[None]:
+    """Have torch use this many threads while in the context."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def use_huge_pages() -> None:

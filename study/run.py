@@ -1,8 +1,7 @@
 """A study from melodies to music: its stages in order, each skipped where its records exist."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import which
 
@@ -17,6 +16,7 @@ from cf_core.files import AnyPath, place
 from cf_core.fuse import Fused
 from cf_core.render import write_midi, write_wav
 from cf_core.seeding import derive, make_random
+from cf_core.training import limit_threads
 from evaluation.figures import piano_roll_figure, save
 from evaluation.frontier import CHOSEN_ON, FUSIONS
 from study.cluster import reached
@@ -116,7 +116,7 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
     """
     _foresee(config)
     store = Store(root(config))
-    with _threads(DRIVER_THREADS), reached(config, store.root) as nodes:
+    with limit_threads(DRIVER_THREADS), reached(config, store.root) as nodes:
         if nodes:
             reporter.say(f"all {nodes} nodes have this code and share {store.root}")
         reporter.stage("Corpus: melodies as segments on a grid")
@@ -129,17 +129,6 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
         )
         with Lease(store.root) as lease:
             return _run(config, corpus, store, reporter, lease)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Torch threads for as long as the context lasts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run(
