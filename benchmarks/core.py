@@ -245,7 +245,7 @@ def _crew() -> Iterator[tuple[Callable[[Shape, int], None], int]]:
 
 
 def _serve(orders: Connection, seed: int) -> None:
-    torch.set_num_limit_threads(1)
+    torch.set_num_threads(1)
     trainers: dict[Shape, PackTrainer] = {}
     while True:
         shape, steps = orders.recv()

@@ -20,6 +20,7 @@ import polars as pl
 import study
 from benchmarks.evaluation import LATENT_DIM, STYLE_DIM, default_trainer
 from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
+from cf_core.training import limit_threads
 from evaluation.frontier import CHOSEN_ON
 from study.config import StudyConfig
 from study.provenance import provenance
