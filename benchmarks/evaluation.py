@@ -220,10 +220,11 @@ def _corpus(segments: int) -> Corpus:
     )
 
 
-_Point = tuple[str, str, float | None, int | None, int]
+_Point = tuple[str, str, str, float | None, int | None, int]
 _KINDS = {
     "method": pl.String,
     "trial": pl.String,
+    "configuration": pl.String,
     "lambda": pl.Float64,
     "seed": pl.Int64,
     "iteration": pl.Int32,
@@ -261,18 +262,18 @@ def _made_up(
 def _points(config: StudyConfig) -> list[_Point]:
     plan = config.evaluation
     ours: list[_Point] = [
-        ("conditional", trial.id, lambda_, trial.seed, iteration)
+        ("conditional", trial.id, trial.configuration.id, lambda_, trial.seed, iteration)
         for trial, lambda_, iteration in product(
             list_first_trials(config), plan.lambda_, plan.iterations
         )
     ]
     rivals: list[_Point] = [
-        (setting.method, setting.id, setting.value("lambda"), None, iteration)
+        (setting.method, setting.id, setting.id, setting.value("lambda"), None, iteration)
         for rival in map(plan.rival, plan.rivals)
         for setting in rival.settings()
         for iteration in rival.iterations
     ]
-    return [*ours, *rivals, *((name, name, None, None, 0) for name in ("identity", "real"))]
+    return [*ours, *rivals, *((name, name, name, None, None, 0) for name in ("identity", "real"))]
 
 
 def _measured(bins: Mapping[str, int], count: int, random: np.random.Generator) -> list[pl.Series]:

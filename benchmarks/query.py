@@ -167,6 +167,7 @@ def _fill(store: Store, rows: int) -> None:
         value = random.random(labels.height)
         frame = labels.with_columns(
             trial=pl.lit(f"conditional-style{STYLE_DIM}-seed{seed}"),
+            configuration=pl.lit(f"conditional-style{STYLE_DIM}"),
             seed=pl.lit(seed, pl.Int64),
             value=pl.Series(value * np.where(labels["metric"] == DISTANCE, 10, 1)),
             low=pl.Series(value - 0.02),

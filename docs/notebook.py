@@ -11,7 +11,7 @@ with app.setup:
     from scipy.stats import t
 
     import study
-    from evaluation.frontier import CONFIGURATION, FUSIONS
+    from evaluation.frontier import FUSIONS
 
     POINT = ["trial", "method", "lambda", "iteration"]
 
@@ -41,11 +41,7 @@ def _(limit, results):
 @app.cell
 def _(limit, records):
     # A configuration is a trial without its seed, so its values are means over seeds.
-    of_ours = (
-        records.metrics.filter(pl.col("method").is_in(FUSIONS))
-        .with_columns(configuration=CONFIGURATION)
-        .collect()
-    )
+    of_ours = records.metrics.filter(pl.col("method").is_in(FUSIONS)).collect()
     by_source = (
         of_ours.filter(pl.col("metric").is_in(["judge", "z_distance"]))
         .group_by("configuration", "lambda", "iteration", "source", "metric")

@@ -254,7 +254,7 @@ TABLES: dict[str, Table] = {
     "failures": Table(
         "Every failed attempt, even if a later attempt succeeded.",
         (
-            _column("trial", _TEXT, "Trial, or setting of a rival."),
+            _column("trial", _TEXT, "Trial, or setting of a rival.", volatile=True),
             _column("attempt", _INT32, "Number of the attempt, from 1.", volatile=True),
             _column("reason", _TEXT, "What went wrong, in one line.", volatile=True),
             _column(

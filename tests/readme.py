@@ -63,9 +63,9 @@ def _split_command(lines: Sequence[str]) -> tuple[str, tuple[str, ...]]:
 
 
 def mask(line: str) -> str:
-    """A line without its numbers and names of trials: what stays the same in a small study."""
+    """A line without its numbers, names of trials and widths: what a small study prints as well."""
     named = re.sub(r"(conditional|lambda[\d.e-]+)-style\d+(-seed\d+)?", "TRIAL", line)
-    return re.sub(r"[-+]?\d[\d.,]*", "#", named).strip()
+    return re.sub(r"[\s─═]+", " ", re.sub(r"[-+]?\d[\d.,]*", "#", named)).strip()
 
 
 def compare(told: Sequence[str], found: Sequence[str]) -> list[str]:
@@ -88,8 +88,8 @@ def main(folder: Path = Path("results/quickstart")) -> int:
         for example in list_examples(text):
             if "nottingham" in example.command and not data:
                 continue
-            missing += _tell(example.command, example.lines, _run(example.command, place))
-        summary = _run("cf-study run quickstart", place)
+            missing += _tell(example.command, example.lines, run_command(example.command, place))
+        summary = run_command("cf-study run quickstart", place)
         missing += _tell("cf-study run quickstart", find_summary(text), summary)
     return missing
 
@@ -108,7 +108,8 @@ def _write_tunes(store: Store, place: Path) -> None:
             write_midi(list(melody.notes), path, melody.tempo, melody.bars[0].meter)
 
 
-def _run(command: str, place: Path) -> list[str]:
+def run_command(command: str, place: Path) -> list[str]:
+    """Run a command of `cf-study` in a folder; the lines that it prints."""
     words = [str(PROGRAM), *shlex.split(command)[1:]]
     environment = os.environ | {"COLUMNS": "1000"}
     done = subprocess.run(

@@ -426,7 +426,7 @@ def test_a_dry_run_notices_a_corpus_on_another_grid(cf_study: Run, tmp_path: Pat
     assert cf_study("run", "quickstart", "--dry-run", *own).code == 0
     _refused(
         cf_study("run", "quickstart", "--dry-run", *own, "--set", "melody.steps_per_beat=12"),
-        "has 4 grid steps per quarter note, and melody.steps_per_beat is 12",
+        "has 4 grid steps per quarter note, but melody.steps_per_beat is 12",
     )
 
 

@@ -1,4 +1,7 @@
-"""Metric rows against literal re-derivations on a small random study."""
+"""Metric rows against literal re-derivations on a small random study.
+
+It is long, since every metric is computed once more, literally.
+"""
 
 from collections import defaultdict
 from dataclasses import replace

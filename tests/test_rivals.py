@@ -216,11 +216,11 @@ def _no_such_module(name: str) -> Any:
     ("rival", "problem"),
     [
         ("lpp", "evaluation: lpp: no such name; did you mean lp?"),
-        ("nowhere:Shift", "nowhere:Shift: can't be imported: No module named 'nowhere'"),
+        ("nowhere:Shift", "nowhere:Shift: can't be imported (No module named 'nowhere')"),
         ("tests.test_rivals:Shaft", "tests.test_rivals:Shaft: can't be imported"),
-        ("tests.test_rivals:Z", "is no subclass of evaluation.rivals.Rival"),
-        ("evaluation.rivals.base:Rival", "is no subclass of evaluation.rivals.Rival with all"),
-        ("evaluation.rivals.lp:LP", "its name lp is taken by a built-in rival"),
+        ("tests.test_rivals:Z", "must be a subclass of evaluation.rivals.Rival"),
+        ("evaluation.rivals.base:Rival", "must be a subclass of evaluation.rivals.Rival that"),
+        ("evaluation.rivals.lp:LP", "a built-in rival has the name lp too"),
     ],
 )
 def test_rivals_that_are_none_are_told(rival: str, problem: str, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_options_of_a_rival_that_is_not_asked_for_are_refused(tmp_path: Path) ->
 
 
 def test_unknown_names_list_what_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"lq: no such rival; there are lp, .*module:Class"):
+    with pytest.raises(ConfigError, match=r"lq: no such rival; choose lp, .*module:Class"):
         find_rival("lq")
 
 

@@ -5,7 +5,6 @@ It is long, since one study is run once and looked at from all sides.
 
 import doctest
 import json
-import re
 import runpy
 import shutil
 from dataclasses import replace
@@ -39,6 +38,7 @@ from study.search import list_first_trials
 from study.specs import Job, PackSpec, plan_rivals
 from study.store import Store
 from study.tables import TABLES, drop_volatile
+from tests import readme
 from tests.conftest import folder
 from tests.tiny import (
     EVALUATION,
@@ -342,12 +342,12 @@ def test_the_summary_tells_how_far_the_halves_are_apart(undisturbed: Study) -> N
         .sort("distance")
     )
     for method in ("ours", "lp"):
-        trial, weight, count = (
-            chosen.filter(method=method).select("trial", "lambda", "iteration").row(-1)
+        configuration, lambda_, count = (
+            chosen.filter(method=method).select("configuration", "lambda", "iteration").row(-1)
         )
         pairs = outcomes.filter(
-            pl.col("trial").str.contains(f"^{re.escape(trial)}(-seed.)?$"),
-            pl.col("lambda").eq_missing(weight),
+            pl.col("lambda").eq_missing(lambda_),
+            configuration=configuration,
             iteration=count,
         )
         mean = float(np.mean(pairs["halves_distance"].to_numpy()))
@@ -445,6 +445,32 @@ def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
     assert (failure["attempt"], failure["reason"]) == (2, "ValueError: no room")
     assert failure["traceback"].startswith("Traceback (most recent call last):")
     assert 'raise ValueError("no room")' in failure["traceback"]
+
+
+def test_readme_tells_what_is_printed(undisturbed: Study, tmp_path: Path) -> None:
+    store, _, lines = undisturbed
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "quickstart").symlink_to(folder(store))
+    text = readme.README.read_text(encoding="utf-8")
+    asked = [
+        one
+        for one in readme.list_examples(text)
+        if one.command.startswith(("cf-study query quickstart", "cf-study select quickstart"))
+    ]
+    assert len(asked) == 2
+    for example in asked:
+        found = readme.run_command(example.command, tmp_path)
+        told = {readme.mask(line) for line in example.lines}
+        # Which methods are the best is another matter in a small study.
+        told = {line for line in told if not line.startswith("│ TRIAL")}
+        assert told <= {readme.mask(line) for line in found}, found
+    summary = readme.find_summary(text)
+    for key in {
+        line.strip().partition(":")[0] for line in summary[1:] if not line.startswith("    ")
+    }:
+        assert any(line.startswith(f"{key}:") for line in lines), key
+    (tables,) = (line for line in summary if line.strip().startswith("tables:"))
+    assert tables.partition("{")[2].strip("}").split(",") == list(TABLES)
 
 
 @pytest.mark.parametrize("name", ["store", "select", "ledger", "run", "config.loading"])

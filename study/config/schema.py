@@ -209,7 +209,8 @@ class StudyConfig(Section):
             searched = self.search.of(name)
             ends = (searched.low, searched.high) if isinstance(searched, Range) else searched or ()
             for value in ends:
-                setting: dict[str, Any] = {name: value}
+                kind = int if PARAMETERS[name].kind == "whole" else float
+                setting: dict[str, Any] = {name: kind(value)}
                 try:
                     replace(self.fusion, **setting)
                 except ValueError as error:
