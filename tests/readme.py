@@ -82,11 +82,11 @@ def main(folder: Path = Path("results/quickstart")) -> int:
         (place / "results").mkdir()
         (place / "results" / "quickstart").symlink_to(folder.resolve())
         _write_tunes(store, place)
-        data = os.environ.get("CF_DATA")
-        if data:
-            (place / "nottingham-dataset.zip").symlink_to(Path(data) / "nottingham-dataset.zip")
+        archives = list(Path(os.environ.get("CF_DATA", place)).rglob("nottingham-dataset*.zip"))
+        if archives:
+            (place / "nottingham-dataset.zip").symlink_to(archives[0].resolve())
         for example in list_examples(text):
-            if "nottingham" in example.command and not data:
+            if "nottingham" in example.command and not archives:
                 continue
             missing += _tell(example.command, example.lines, run_command(example.command, place))
         summary = run_command("cf-study run quickstart", place)
