@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Integer, Num
+from torch import Tensor
 
 from cf_core.corpus import Split
 from cf_core.losses import Pair
@@ -250,6 +251,17 @@ def _halves_distance(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"]:
     return edit_distance(*pairs.tokens)
 
 
+def _measure_latents(
+    pairs: Pairs, evaluator: "Evaluator", measure: Callable[[Pair, Pair, Tensor], Tensor]
+) -> Num[np.ndarray, "B"] | None:
+    if pairs.inputs is None or pairs.inputs.latents is None or pairs.latents is None:
+        return None
+    measured: np.ndarray = measure(
+        pairs.inputs.latents, pairs.latents, evaluator.core.sigma_bar
+    ).numpy()
+    return measured
+
+
 @_of_pairs(
     Metric(
         "z_distance",
@@ -261,10 +273,7 @@ def _halves_distance(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"]:
     )
 )
 def _z_distance(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, "B"] | None:
-    if pairs.inputs is None or pairs.inputs.latents is None or pairs.latents is None:
-        return None
-    sigma_bar = evaluator.core.sigma_bar
-    return z_distance(pairs.inputs.latents, pairs.latents, sigma_bar).numpy()
+    return _measure_latents(pairs, evaluator, z_distance)
 
 
 @_of_pairs(
@@ -278,10 +287,7 @@ def _z_distance(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, "B"] | 
     )
 )
 def _z_weighted(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, "B"] | None:
-    if pairs.inputs is None or pairs.inputs.latents is None or pairs.latents is None:
-        return None
-    sigma_bar = evaluator.core.sigma_bar
-    return z_weighted(pairs.inputs.latents, pairs.latents, sigma_bar).numpy()
+    return _measure_latents(pairs, evaluator, z_weighted)
 
 
 @_of_pairs(

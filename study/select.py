@@ -180,7 +180,8 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
     Raises `SelectionError` as `rank_candidates` does, `RecordsError` where the weights of the
     choice are missing, and `BundleError` where `output` can't be written.
     """
-    rule = rule or StudyConfig.restored(store.record).selection
+    config = StudyConfig.restored(store.record)
+    rule = rule or config.selection
     output = output or store.root / "bundle"
     maximise = rule.maximise
     ranked = rank_candidates(store, rule)
@@ -188,7 +189,6 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
     own = _choose_seed(store, best, rule)
     seed = own.pop("seed")
     name = f"{best['configuration']}-seed{seed}"
-    config = StudyConfig.restored(store.record)
     conditional = best["method"] == "conditional"
     core = _fill(MelodyVAE(config.melody, config.core), store.root / "core" / "core.safetensors")
     trial = store.scan("trials").filter(pl.col("trial") == name).collect()
@@ -251,9 +251,7 @@ def _describe(rule: Selection) -> dict[str, Any]:
     }
 
 
-def _say_rule(rule: Mapping[str, Any] | None) -> str:
-    if rule is None:
-        return "of an unknown rule"
+def _say_rule(rule: Mapping[str, Any]) -> str:
     return f"highest {rule['maximise']} with {' and '.join(rule['where']) or 'no condition'}"
 
 
