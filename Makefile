@@ -14,7 +14,7 @@ test: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15
 
-# The tests that need no Ray and take no time, for while you write: a minute or so.
+# The tests that need no Ray and are short, for while you write: a minute or so.
 test-fast: .venv/ready
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15 -m "not slow"
 

@@ -47,6 +47,8 @@ class RayExecutor:
         self._reporter = reporter
         self._stack = ExitStack()
         self._shared: ray.ObjectRef | None = None
+        self._is_lent = ray.is_initialized()
+        """Whether Ray was there before, and will be there afterwards."""
 
     def close(self) -> None:
         """Stop Ray, or leave its cluster."""
@@ -76,14 +78,14 @@ class RayExecutor:
             beside = root if isinstance(root, Path) else None
             folder = tempfile.TemporaryDirectory(prefix=".tune-", dir=beside)
             scratch = stack.enter_context(folder)
-            told = _Told(tasks, watch)
+            told, order = _Told(tasks, watch), _InOrder()  # type: ignore[no-untyped-call]
             tuner = tune.Tuner(
                 self._trainable(tasks),
                 param_space={"task": tune.grid_search(list(range(len(tasks))))},
                 tune_config=tune.TuneConfig(
                     reuse_actors=True,
                     max_concurrent_trials=self._execution.workers,
-                    scheduler=_InOrder(),  # type: ignore[no-untyped-call]
+                    scheduler=order,
                 ),
                 run_config=tune.RunConfig(
                     storage_path=scratch,
@@ -98,6 +100,10 @@ class RayExecutor:
                 raise ClusterError(
                     f"Ray Tune stopped: {_last_line(stopped)}; give the same command again"
                 ) from stopped
+            except KeyboardInterrupt:
+                if self._is_lent:
+                    order.free()
+                raise
         errors = [results[at].error if at < len(results) else None for at in range(len(tasks))]
         return [
             self._failure(at, task, error, told)
@@ -228,7 +234,18 @@ class _Trainable(tune.Trainable):
 class _InOrder(FIFOScheduler):
     """Tune's own looks each time through all jobs there ever were."""
 
+    _controller: Any = None
+
+    def __reduce__(self) -> tuple[type[FIFOScheduler], tuple[()]]:
+        return FIFOScheduler, ()  # as in _Told
+
+    def free(self) -> None:
+        """Give back the workers and their resources, which Tune does for an `Exception` alone."""
+        if self._controller is not None:
+            self._controller.cleanup()
+
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        self._controller = tune_controller
         live = tune_controller.get_live_trials()
         waiting = [trial for trial in live if trial.status == trial.PENDING]
         return min(waiting, key=attrgetter("trial_id"), default=None)

@@ -1,6 +1,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
@@ -14,20 +15,26 @@ from cf_core.vae import MelodyVAE, VAESettings
 from study.store import Store
 from tests.tiny import RAY, models, tiny, write_melodies
 
-_LONGEST = ("test_study.py", "test_sweep.py", "test_chaos.py", "test_nodes.py")
-"""Files of tests that two processes should begin with, lest one waits for the other at the end."""
+_STUDIES = ("test_study.py", "test_sweep.py", "test_chaos.py", "test_example_scripts.py")
+"""Files of tests that run whole studies. They take longest, so they come first: no process should
+wait for another at the end."""
 
 MakeBundle = Callable[..., Bundle]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
-    items.sort(key=lambda item: (*_LONGEST, item.path.name).index(item.path.name))
+    items.sort(key=lambda item: (*_STUDIES, item.path.name).index(item.path.name))
 
 
-def pytest_runtest_setup() -> None:
-    """Small tensors: more threads would only wait for each other. Runs of studies set their own."""
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Small tensors: more threads would only wait for each other. Runs of studies set their own.
+
+    Shapes are checked except in whole studies, which would take half as long again. All that is
+    checked has tests of its own.
+    """
     torch.set_num_threads(1)
+    jaxtyping.config.update("jaxtyping_disable", item.path.name in _STUDIES)
 
 
 def folder(store: Store) -> Path:

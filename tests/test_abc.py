@@ -159,6 +159,7 @@ def test_repeats_within_parts_are_played() -> None:
     assert letters(abc("P:A\nC4:|\nP:B\nD4|E4:|\n", "P:ABA")) == "CCDEDECC"
 
 
+@pytest.mark.slow
 def test_very_many_repeats_are_played_once_more_each() -> None:
     assert len(abc("|:C4:|" * 400).bars) == 800
     with_times = abc(":::C4:::|" * 100 + "D4|")
@@ -494,6 +495,7 @@ def test_line_ends_and_encodings(ending: str, encoding: str) -> None:
 # ---- every built-in tune
 
 
+@pytest.mark.slow
 def test_the_built_in_tunes_are_read_as_they_were_when_held_against_abc2midi() -> None:
     expected = json.loads(DIGESTS.read_text())
     found = oracles.digests(read_builtin_tunes())

@@ -86,6 +86,7 @@ def listed(products: Iterable[Product]) -> Counter[Product]:
     return Counter(untransposed(product) for product in products)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trials", [1, 3])
 def test_the_products_of_a_fusion_step_are_those_it_does(trials: int) -> None:
     shape = Shape(batch=20, latent_dim=6, hidden=17)
@@ -93,6 +94,7 @@ def test_the_products_of_a_fusion_step_are_those_it_does(trials: int) -> None:
     assert done == Counter({p: trials * n for p, n in listed(shape.products()).items()})
 
 
+@pytest.mark.slow
 def test_the_products_of_the_core_are_those_it_does() -> None:
     form = MelodyFormat()
     settings = VAESettings(latent_dim=6, hidden=17, embedding=5, depth=2, batch=20)
@@ -191,6 +193,7 @@ def test_the_evaluation_benchmark_names_what_it_promises(
     assert all(measure["value"] > 0 and measure["name"] in shown for measure in measures)
 
 
+@pytest.mark.slow
 def test_the_query_benchmark_finds_what_duckdb_and_pandas_find(tmp_path: Path) -> None:
     output = tmp_path / "query.json"
     query.main(repeats=1, seconds=0.0, scale=1000, output=output)

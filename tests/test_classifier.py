@@ -39,6 +39,7 @@ SETTINGS = JudgeSettings(
 )
 
 
+@pytest.mark.slow
 def test_each_kind_of_pair_takes_its_part_of_a_batch() -> None:
     real = torch.full((8, FORM.steps), 2)
     data = JudgeData(real, real + 1, real[:5] + 2, torch.tensor([[0, 1], [6, 7]]))
@@ -51,6 +52,7 @@ def test_each_kind_of_pair_takes_its_part_of_a_batch() -> None:
     assert rows.max() < 21
 
 
+@pytest.mark.slow
 def test_a_judge_learns_what_is_adjacent_and_says_so_in_probabilities() -> None:
     # Real neighbours repeat each other; all else is unrelated.
     half = tokens(300, 0)

@@ -133,6 +133,7 @@ def test_interrupted(cf_study: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_went_away(store: Store) -> None:
     end, pipe = os.pipe()
     os.close(end)

@@ -10,7 +10,7 @@ import pytest
 import study
 from cf_core.bundle import load_bundle
 from cf_core.readers import read_file
-from tests.tiny import RAY
+from tests.tiny import Here
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LONGEST = 60
@@ -30,12 +30,13 @@ def run_script(patch: pytest.MonkeyPatch, name: str, *arguments: Path) -> None:
 def finished(melodies: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of the study that a script runs from Python."""
     results = tmp_path_factory.mktemp("results")
-    RAY.start()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("study.sweep.RayExecutor", Here)
         run_script(patch, "study_from_python.py", melodies, results)
     return results
 
 
+@pytest.mark.slow
 def test_two_melodies_of_its_own_or_of_files_are_fused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,8 @@ from evaluation.frontier import CHOSEN_ON, PANELS
 from evaluation.metrics import COHERENCY
 from evaluation.statistics import STATISTICS
 
+pytestmark = pytest.mark.slow  # all share one drawing of every figure
+
 LAMBDA, HIDDEN = Axis("lambda", "λ", log=True), Axis("hidden", "width", log=False)
 COLUMNS = (*COHERENCY, "search_classifier")
 SCHEMA = {

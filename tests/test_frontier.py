@@ -185,6 +185,7 @@ def slowly_thinned(points: list[Row], count: int) -> list[Row]:
     return [ranked[round(step * last / (count - 1))] for step in range(count)]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.lists(POINT, max_size=12))
 def test_matched_similarity_by_definition(points: list[tuple[str, float, float]]) -> None:
@@ -294,6 +295,7 @@ def attains(front: Sequence[tuple[float, float]], distance: float, coherency: fl
     return any(d <= distance and c >= coherency for d, c in front)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(SEEDS, FRONT)
 def test_attainment_by_definition(

@@ -229,6 +229,7 @@ def test_a_file_with_no_complete_bar(tmp_path: Path, left: Path, bundle: Bundle)
         fuse_files(left, short, bundle)
 
 
+@pytest.mark.slow
 def test_deployment_needs_no_polars_ray_or_matplotlib(
     tmp_path: Path, right: Path, bundle: Bundle
 ) -> None:

@@ -1,9 +1,12 @@
 """A small helping of the hostile files that `make fuzz` reads by the thousand."""
 
+import pytest
+
 from cf_core.isolation import MEMORY, SECONDS, processes
 from tests.fuzz import PROCESSES, attempt, files, summary
 
 
+@pytest.mark.slow
 def test_hostile_files_are_read_or_rejected_with_a_reason_within_the_limits() -> None:
     count = 120
     outcomes = list(processes(PROCESSES)(attempt, files(count, seed=1)))
@@ -17,6 +20,7 @@ def test_hostile_files_are_read_or_rejected_with_a_reason_within_the_limits() ->
     assert report["peak_memory_mb"] * 2**20 < MEMORY
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_files() -> None:
     assert list(files(30)) == list(files(30))
     assert list(files(30)) != list(files(30, seed=1))

@@ -66,6 +66,7 @@ def test_intervals_cover_what_they_say(
     assert rejected == simulations - covered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("song", "seed", "interaction"), [(0.0, 0.0, 0.3), (0.1, 0.1, 0.0), (0.05, 0.05, 0.3)]
 )
@@ -237,6 +238,7 @@ def judged(metrics: pl.DataFrame, outcomes: pl.DataFrame) -> pl.DataFrame:
     return decide_verdicts(metrics, matched, outcomes.lazy(), BINS, 300, random)
 
 
+@pytest.mark.slow
 def test_verdicts_are_about_the_differences_at_matched_similarity() -> None:
     metrics, outcomes = study(seeds=3)
     found = judged(metrics, outcomes)
@@ -263,6 +265,7 @@ def test_verdicts_are_about_the_differences_at_matched_similarity() -> None:
         assert family.height == len(PANELS), rival
 
 
+@pytest.mark.slow
 def test_pairs_without_a_value_are_counted() -> None:
     metrics, outcomes = study(seeds=2)
     found = judged(metrics, outcomes).filter(rival="lp", axis="z_distance", source="test")
@@ -276,6 +279,7 @@ def test_pairs_without_a_value_are_counted() -> None:
     assert excluded["note_count"] == 0
 
 
+@pytest.mark.slow
 def test_what_is_worse_loses() -> None:
     metrics, outcomes = study(seeds=3)
     ours = pl.col("method") == "fusion"
@@ -292,6 +296,7 @@ def test_what_is_worse_loses() -> None:
     assert found["verdict"].to_list() == ["loss"] * 8
 
 
+@pytest.mark.slow
 def test_one_seed_or_one_song_says_nothing_of_others() -> None:
     test = pl.col("source") == "test"
     one_seed, one_song = (
@@ -304,12 +309,14 @@ def test_one_seed_or_one_song_says_nothing_of_others() -> None:
             assert found[column].is_null().all()
 
 
+@pytest.mark.slow
 def test_verdicts_do_not_depend_on_the_order_of_rows() -> None:
     metrics, outcomes = study(seeds=2)
     shuffled = (frame.sample(fraction=1, shuffle=True, seed=5) for frame in (metrics, outcomes))
     assert judged(*shuffled).equals(judged(metrics, outcomes))
 
 
+@pytest.mark.slow
 def test_outcomes_must_be_those_of_the_metrics() -> None:
     metrics, outcomes = study(seeds=2)
     with pytest.raises(ValueError, match="lp"):

@@ -87,6 +87,7 @@ def test_what_is_rejected_is_told(undisturbed: Path) -> None:
     assert songs == {("005", "duplicate id"), ("torn", "unreadable"), ("empty", "unreadable")}
 
 
+@pytest.mark.slow
 def test_it_is_the_same_with_any_number_of_processes(
     tunes: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ def test_it_is_the_same_with_any_number_of_processes(
         assert_same(tmp_path / "x.parquet", undisturbed)
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_a_kill_and_reads_nothing_twice(
     tunes: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +125,7 @@ def test_it_goes_on_after_a_kill_and_reads_nothing_twice(
     assert calls == [(n, None) for n in range(1, total + 1)]
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_an_interruption_unless_it_is_another(tunes: Path, tmp_path: Path) -> None:
     output = tmp_path / "x.parquet"
     with pytest.raises(KeyboardInterrupt):
@@ -136,6 +139,7 @@ def test_it_goes_on_after_an_interruption_unless_it_is_another(tunes: Path, tmp_
     assert len(set(other.read) - set(rest.read)) > ingesting._BATCH_SONGS
 
 
+@pytest.mark.slow
 def test_a_song_that_takes_too_much_is_rejected_alone(
     tunes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

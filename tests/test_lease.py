@@ -59,6 +59,7 @@ def race(root: Path, start: Any, over: Any, wins: Any) -> None:
             over.wait(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("holder", ["nobody", "a dead one"])
 def test_of_processes_that_enter_at_once_exactly_one_gets_in(tmp_path: Path, holder: str) -> None:
     if holder == "a dead one":
@@ -75,6 +76,7 @@ def test_of_processes_that_enter_at_once_exactly_one_gets_in(tmp_path: Path, hol
     assert wins.empty()
 
 
+@pytest.mark.slow
 def test_of_those_that_enter_a_bucket_at_once_at_most_one_gets_in(bucket: str) -> None:
     start, over = Barrier(RACERS), Barrier(RACERS)
 

@@ -111,6 +111,7 @@ def segments(draw: st.DrawFn) -> np.ndarray:
     return np.array(tokens, dtype=np.uint8)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(segments(), st.lists(st.fractions(-TOLERANCE / 2, TOLERANCE / 2), min_size=32, max_size=32))
 def test_tokens_to_notes_to_grid_and_back(tokens: np.ndarray, errors: list[Fraction]) -> None:

@@ -430,6 +430,7 @@ def test_intervals_count_what_songs_share(evaluator: Evaluator, sources: dict[st
     assert together["high"] - together["low"] > 1.5 * (apart["high"] - apart["low"])
 
 
+@pytest.mark.slow
 def test_style_diversity_is_the_mean_over_pairs_of_styles(
     evaluator: Evaluator, sources: dict[str, Source]
 ) -> None:

@@ -15,17 +15,21 @@ from cf_core.errors import ClusterError
 from study import cluster as ours
 from study.cluster import PACKAGES, code, connected, lacking, prove
 from study.config import Execution, StageResources
+from tests.tiny import RAY
 
 Join = Callable[..., None]
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_ray")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
+    """Two nodes; each costs seconds to start."""
+    RAY.stop()
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    made.add_node(num_cpus=3, num_gpus=1)
     yield made
     made.shutdown()
 
@@ -39,10 +43,7 @@ def join(cluster: Cluster) -> Iterator[Join]:
         )
 
 
-def test_all_nodes_show_what_they_have_and_see(
-    cluster: Cluster, join: Join, tmp_path: Path
-) -> None:
-    cluster.add_node(num_cpus=3, num_gpus=1)
+def test_all_nodes_show_what_they_have_and_see(join: Join, tmp_path: Path) -> None:
     join()
     half = StageResources.model_validate({"trials": {"cpu": 3, "gpu": 0.5}, "rivals": {"cpu": 1}})
     assert lacking(half) is None
@@ -57,9 +58,8 @@ def test_all_nodes_show_what_they_have_and_see(
 
 
 def test_a_node_that_does_not_see_the_results_is_named(
-    cluster: Cluster, join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster.add_node(num_cpus=1)
     join()
     real, seen = ours._on, list[str]()
 
@@ -84,10 +84,11 @@ importlib.metadata.version = lambda name: "0.1" if name == "torch" else real(nam
 
 def test_a_node_with_other_libraries_is_named(cluster: Cluster, join: Join, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(OTHER_LIBRARIES)
-    cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
+    node = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
     join()
     with pytest.raises(ClusterError, match=rf"has torch 0\.1 \(here {code()['torch']}\); install"):
         prove(tmp_path)
+    cluster.remove_node(node)
 
 
 def test_code_is_shipped_to_the_nodes_where_that_is_asked_for(join: Join, tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_code_is_shipped_to_the_nodes_where_that_is_asked_for(join: Join, tmp_pa
     shipped = [Path(path) for path in paths if "runtime_resources" in path]
     for package in PACKAGES:
         assert any((path / package / "__init__.py").exists() for path in shipped)
-    assert prove(tmp_path) == 1
+    assert prove(tmp_path) == 2
 
 
 def test_the_hash_is_that_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,7 @@ def losses_of(report: Progress, place: int) -> dict[str, float]:
 # A pack against its trials alone
 
 
+@pytest.mark.slow
 def test_a_pack_equals_its_trials_trained_alone() -> None:
     together = finish(pack(dtype=torch.float64))
     for place, trial in enumerate(MIXED):
@@ -109,6 +110,7 @@ def test_a_pack_equals_its_trials_trained_alone() -> None:
             assert losses_of(report, place) == pytest.approx(losses_of(expected, 0), abs=1e-10)
 
 
+@pytest.mark.slow
 def test_in_single_precision_a_pack_equals_its_trials_alone_but_for_rounding() -> None:
     # Padding and batched products change the order of sums. Adam divides a gradient by the root
     # mean square of the last ten or so, so that an error of its relative size moves a weight by
@@ -143,6 +145,7 @@ def trained(
     return finish(pack(trials, dtype, replace(SETTINGS, steps=steps)))
 
 
+@pytest.mark.slow
 def test_trials_joined_as_they_were_go_on_bit_for_bit() -> None:
     whole, half = trained(MIXED, 40), trained(MIXED, 20)
     joined = pack(settings=SHORT)
@@ -156,6 +159,7 @@ def test_trials_joined_as_they_were_go_on_bit_for_bit() -> None:
     assert_same_rows(joined, whole, range(len(MIXED)))
 
 
+@pytest.mark.slow
 def test_survivors_of_two_packs_go_on_in_one_as_they_would_have() -> None:
     packs = [trained(MIXED[:2], 20, torch.float64), trained(MIXED[2:], 20, torch.float64)]
     survivors = [MIXED[3], MIXED[1]]
@@ -434,6 +438,7 @@ class Poisoned(PackTrainer):
         return super().update()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("poison", "stack"), [(math.nan, "_g"), (math.inf, "_d"), (1e30, "_g")])
 def test_a_poisoned_trial_leaves_and_the_others_never_notice(poison: float, stack: str) -> None:
     clean, made = pack(settings=SHORT), Poisoned(latents(), SHORT, MIXED)
@@ -483,6 +488,7 @@ def test_a_pack_whose_only_trial_diverges_is_over() -> None:
     assert made.diverged == {0: 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", [[3], [0, 2]])
 def test_stopping_a_trial_leaves_the_others_unchanged(gone: list[int]) -> None:
     whole, made = pack(settings=SHORT), pack(settings=SHORT)
@@ -499,6 +505,7 @@ def test_stopping_a_trial_leaves_the_others_unchanged(gone: list[int]) -> None:
     assert made.diverged == {}
 
 
+@pytest.mark.slow
 def test_the_last_trial_left_is_unchanged_but_for_rounding() -> None:
     # Products of one matrix are computed by other code than those of several.
     whole, made = finish(pack(settings=SHORT)), pack(settings=SHORT)
@@ -540,6 +547,7 @@ def uninterrupted(made: PackTrainer, file: Path | None = None) -> Iterator[Progr
         yield report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken_off", [10, 30])
 def test_a_resumed_pack_equals_an_uninterrupted_one(broken_off: int, tmp_path: Path) -> None:
     whole = Poisoned(latents(), SHORT, MIXED)
@@ -588,6 +596,7 @@ def learned() -> PackTrainer:
     return finish(pack(trials, settings=QUICK), 200)
 
 
+@pytest.mark.slow
 def test_training_brings_the_halves_together_and_weight_holds_it_back(
     learned: PackTrainer,
 ) -> None:
@@ -604,6 +613,7 @@ def test_one_conditional_map_moves_less_the_larger_the_weight(learned: PackTrain
     assert moves[-1] < 0.5 * moves[0]
 
 
+@pytest.mark.slow
 def test_the_style_loss_makes_styles_matter(learned: PackTrainer) -> None:
     settings = replace(QUICK, style_weight=0.0)
     plain = finish(pack([learned.trials[3]], settings=settings), 200)

@@ -285,6 +285,7 @@ def test_files_that_were_once_misread(name: str) -> None:
     assert song.tempo == tempos.get(name[:3], 120)
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize(
     ("archive", "every"),
@@ -302,6 +303,7 @@ def test_midi_files_are_read_as_symusic_reads_them(archive: str, every: int) -> 
     assert differing == []
 
 
+@pytest.mark.slow
 @needs_data
 def test_scores_are_read_as_music21_reads_them() -> None:
     names = oracles.scores()[::130]
@@ -310,6 +312,7 @@ def test_scores_are_read_as_music21_reads_them() -> None:
     assert sum(same) >= 0.99 * sum(ours)
 
 
+@pytest.mark.slow
 @needs_data
 def test_tunes_of_nottingham_are_read_as_they_were_when_held_against_abc2midi() -> None:
     digests = oracles.digests(oracles.nottingham())

@@ -486,6 +486,7 @@ def test_latents_become_numpy_without_a_copy(store: Store) -> None:
     np.testing.assert_array_equal(z, np.tile(latents(4)["z_left"], (2, 1)))
 
 
+@pytest.mark.slow
 def test_records_may_be_in_a_bucket(bucket: str, store: Store) -> None:
     """Written, queried, damaged, compacted, done: as in a local folder."""
     root = place(f"{bucket}/records/a b")

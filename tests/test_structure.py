@@ -96,6 +96,7 @@ def test_a_long_file_says_why(path: Path) -> None:
         assert re.search(r"\blong\b", about), f"{path}: over 450 lines without a reason"
 
 
+@pytest.mark.slow
 def test_what_trains_needs_neither_ray_nor_polars() -> None:
     code = (
         "import sys; import cf_core.fusion, cf_core.vae, cf_core.bundle, evaluation.transforms,"

@@ -1,4 +1,4 @@
-"""A tiny complete study through Ray: its tables, its stops, its failures.
+"""A tiny complete study: its tables, its stops, its failures, and that of Ray, which is the same.
 
 It is long, since one study is run once and looked at from all sides.
 """
@@ -24,8 +24,10 @@ import study
 from cf_core.bundle import load_bundle
 from cf_core.errors import UserError
 from cf_core.fuse import fuse_files
+from evaluation.figures import save
 from evaluation.frontier import PANELS
 from evaluation.metrics import COHERENCY, METRICS, OF_PAIRS
+from study import findings
 from study.config import StudyConfig
 from study.execution import estimate_work, run_job
 from study.findings import CSV_COLUMNS, draw, say_verdicts, tabulate
@@ -76,7 +78,7 @@ def undisturbed(
     melodies: Path, shared: Store, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Store, StudyConfig, list[str]]:
     config = furnish(tiny(melodies, tmp_path_factory.mktemp("results")), shared)
-    store, lines = go(config, figures=True)
+    store, lines = go(config)
     return store, config, lines
 
 
@@ -143,7 +145,7 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
     panels = set(tables["frontier"].select("source", "metric").unique().iter_rows())
     assert panels == set(PANELS)
     assert set(tables["curves"]["trial"]) == set(trials)
-    assert set(tables["curves"]["step"]) == {100, 200, 250}
+    assert set(tables["curves"]["step"]) == {100, 120}
 
 
 def test_latents_hold_what_was_put_in_and_what_came_out(undisturbed: Study) -> None:
@@ -231,20 +233,20 @@ def test_a_study_on_two_and_three_nodes_is_that_of_one_machine(
 ) -> None:
     """And the cluster is left running. What is lost in between is made again."""
     undisturbed_store, config, _ = undisturbed
-    # GPUs that are only declared: half of one for each of four workers.
-    node: dict[str, Any] = {"num_cpus": 2, "num_gpus": 1}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    # A GPU that is only declared: half of it for each of two workers.
+    node: dict[str, Any] = {"num_cpus": 2}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"num_gpus": 1})
     lost = "lp-eta0.3"
     try:
         cluster.add_node(**node)
         place = {
             "results": str(results),
             "address": cluster.address,
-            "workers": 4,
+            "workers": 2,
             "resources": {"trials": {"gpu": 0.5}},
         }
         execution = config.execution.model_dump() | place
-        store, lines = go(tiny(melodies, results, execution=execution))
+        store, lines = go(tiny(melodies, results, execution=execution), on_ray=True)
         assert any("all 2 nodes have this code and share" in line for line in lines)
         assert_same_tables(store, undisturbed_store)
         for table, name in (("metrics", lost), ("bins", "references")):
@@ -252,7 +254,7 @@ def test_a_study_on_two_and_three_nodes_is_that_of_one_machine(
             part.write_bytes(part.read_bytes()[:300])
         cluster.add_node(**node)
         with pytest.warns(QuarantineWarning):
-            store, lines = go(tiny(melodies, results, execution=execution))
+            store, lines = go(tiny(melodies, results, execution=execution), on_ray=True)
         assert any("all 3 nodes have this code and share" in line for line in lines)
         assert len(cluster.list_all_nodes()) == 3
         ray.init(address=cluster.address, log_to_driver=False)
@@ -268,8 +270,8 @@ def test_a_study_on_two_and_three_nodes_is_that_of_one_machine(
     ends = trained["finished_at"].dt.epoch("ms") / 1000
     starts = ends - trained["seconds"]
     together = [((starts <= moment) & (ends >= moment)).sum() for moment in starts]
-    # With whole GPUs there would be two packs of two trials at most.
-    assert max(together) > 4
+    # With a whole GPU there would be one pack of two trials at a time.
+    assert max(together) > 2
 
 
 @pytest.mark.usefixtures("own_ray")
@@ -290,17 +292,23 @@ def test_a_cluster_that_is_not_there_is_named(melodies: Path, results: Path) -> 
 
 
 def test_figures_come_from_parquet_alone(undisturbed: Study, tmp_path: Path) -> None:
-    store, _, _ = undisturbed
+    store, _, lines = undisturbed
     copy = tmp_path / "copy"
     for table in TABLES.keys() - {"latents", "rungs", "failures"}:
         shutil.copytree(folder(store) / table, copy / table)
     shutil.copy(folder(store) / "study.json", copy)
-    drawn = draw(Store(copy))
-    assert {path.name for path in drawn} == {
-        path.name for path in (folder(store) / "figures").iterdir()
-    }
-    for path in drawn:
-        assert path.read_bytes() == (folder(store) / "figures" / path.name).read_bytes()
+    drawn = {path.name: path for path in draw(Store(copy))}
+    axes = ("z_distance", "edit_distance")
+    named = [f"{kind}-{axis}" for kind in ("frontier", "iterations") for axis in axes]
+    named += ["attainment", "attainment-difference", "cost", "search", "song-distances", "styles"]
+    named += ["transitions", "verdicts"]
+    assert set(drawn) == {f"{name}{suffix}" for name in named for suffix in (".svg", ".png")}
+    # A run draws them all from its own records.
+    assert str(store.root / "figures") in lines
+    # And they are the same each time.
+    figure = findings._figures(store)["frontier-z_distance"]
+    for path in save(figure, tmp_path / "frontier-z_distance"):
+        assert path.read_bytes() == drawn[path.name].read_bytes()
 
 
 def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:
@@ -522,16 +530,14 @@ def test_a_study_in_a_bucket_runs_stops_goes_on_and_is_compacted(
         tmp_path,
         search={"lambda": [0.1, "conditional"], "style_dim": [0], "seeds": [0]},
         evaluation=EVALUATION | {"latents": "scored"},
-        execution={"workers": 2, "pack": 1, "results": f"{bucket}/small"},
+        execution={"workers": 1, "pack": 1, "results": f"{bucket}/small"},
     )
     furnish(config, shared)
     with pytest.raises(KeyboardInterrupt):
         go(config, ": finished (1 of 3)")
-    # The other worker may have come to an end just then, too.
-    done = len(Ledger(study.open(f"{bucket}/small/tiny")).list_statuses())
-    assert done in {1, 2}
-    store, lines = go(config)
-    assert f"{done} of 3 are already done" in lines
+    assert len(Ledger(study.open(f"{bucket}/small/tiny")).list_statuses()) == 1
+    store, lines = go(config, on_ray=True)
+    assert "1 of 3 are already done" in lines
     assert str(store.root) == f"{bucket}/small/tiny"
     again = study.open(f"{bucket}/small/tiny")
     assert set(Ledger(again).list_statuses().values()) == {"done"}

@@ -1,4 +1,4 @@
-"""A search with rungs, through Ray: batches, survivors, and what is never repeated."""
+"""A search with rungs: batches, survivors, and what is never repeated."""
 
 import shutil
 from pathlib import Path
@@ -44,11 +44,11 @@ SEARCH: dict[str, Any] = {
     "keep": 0.5,
     "constraints": ["style_diversity >= 0"],
 }
-FUSION = {"hidden": 16, "steps": 150, "batch": 8}
+FUSION = {"hidden": 16, "steps": 110, "batch": 8, "d_steps": 1}
 
 
-def searching(melodies: Path, results: Path, workers: int = 2, **changes: Any) -> StudyConfig:
-    execution = {"workers": workers, "pack": 1, "results": str(results)}
+def searching(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
+    execution = {"workers": 2, "pack": 1, "results": str(results)}
     settings = {"search": SEARCH, "evaluation": EVALUATION, "fusion": FUSION}
     return tiny(melodies, results, **{**settings, "execution": execution, **changes})
 
@@ -147,18 +147,22 @@ def test_a_survivor_is_what_it_would_have_been_without_rungs(finished: Study) ->
         assert torch.equal(found[name], value), name
 
 
-def test_neither_workers_nor_stops_change_a_record(
+def test_neither_ray_nor_stops_change_a_record(
     finished: Study, shared: Store, melodies: Path, tmp_path: Path
 ) -> None:
     done, _, _ = finished
-    config = furnish(searching(melodies, tmp_path, workers=1), shared)
+    one = {"workers": 1, "pack": 1, "results": str(tmp_path)}
+    config = furnish(searching(melodies, tmp_path, execution=one), shared)
     written: dict[Path, int] = {}
-    for stop in ("to step 100: finished (4 of", ": finished (2 of 4"):
-        with pytest.raises(KeyboardInterrupt):
-            go(config, stop)
+    stopped = []
+    for stop, on_ray in (("to step 100: finished (4 of", True), (": finished (2 of 4", False)):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            go(config, stop, on_ray=on_ray)
+        stopped.append(caught)  # what Tune held must be free though its frames are alive
         parts = [*tmp_path.rglob("trials/*.parquet"), *tmp_path.rglob("rungs/*.parquet")]
         written = {path: path.stat().st_mtime_ns for path in parts} | written
-    store, lines = go(config)
+    store, lines = go(config, on_ray=True)
+    assert len(stopped) == 2
     assert len(written) >= 6
     for path, then in written.items():
         assert path.stat().st_mtime_ns == then, "what was finished was run again"

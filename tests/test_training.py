@@ -212,6 +212,7 @@ def test_huge_pages_are_used_unless_the_environment_says_otherwise(
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["cf_core", "cf_core.pack", "cf_core.fuse", "evaluation.judge"])
 def test_imports_change_nothing_of_the_process(module: str) -> None:
     code = (

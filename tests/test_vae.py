@@ -156,6 +156,7 @@ def test_the_training_loss_is_the_evidence_lower_bound() -> None:
     assert report["kl"].item() == pytest.approx(kl.item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_learned_by_heart() -> None:
     tokens = melodies(12)
     settings = VAESettings(

@@ -1,7 +1,7 @@
 """A study small enough to be run whole in tests, and ways to run it."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -16,13 +16,21 @@ from rich.console import Console
 from cf_core.files import place, replacing
 from cf_core.melody import Note
 from cf_core.render import write_midi
+from cf_core.training import limit_threads
 from study.cluster import connected
 from study.config import Execution, StudyConfig
+from study.dispatch import Task
+from study.dispatch import Watch as Told
+from study.execution import run_job
+from study.ledger import Failure
+from study.packs import Rates, measure_packs
 from study.prepare import find_corpus, prepare
 from study.progress import Bar, Reporter
 from study.run import DRIVER_THREADS, root, run
+from study.specs import TrialSpec
 from study.store import Store
 from study.tables import TABLES, drop_volatile
+from study.workbench import Workbench
 
 GATES = ("token_accuracy", "onset_pitch_recall", "exact_segments", "valid_prior")
 JUDGE = {
@@ -70,7 +78,7 @@ def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
         "search_classifier": {"hidden": 16, "steps": 30, "batch": 16},
         "selection_judge": JUDGE,
         "reporting_judge": JUDGE | {"hidden": 24},
-        "fusion": {"hidden": 16, "steps": 250, "batch": 8},
+        "fusion": {"hidden": 16, "steps": 120, "batch": 8},
         "search": {"lambda": [0.1, "conditional"], "style_dim": [0, 2], "seeds": [0, 1]},
         "evaluation": EVALUATION
         | {
@@ -132,18 +140,54 @@ class Watch(Reporter):
             yield job
 
 
-def go(config: StudyConfig, stop: str = "", *, figures: bool = False) -> tuple[Store, list[str]]:
-    """Run a study; figures, which take longest, only where they are looked at.
+class Here:
+    """Runs tasks in this process, one after the other: for tests of what comes of them.
+
+    It takes the place of `study.ray_executor.RayExecutor`.
+    """
+
+    def __init__(
+        self, bench: Workbench, store: Store, execution: Execution, _reporter: Reporter
+    ) -> None:
+        self._bench, self._store, self._execution = bench, store, execution
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+    def run(self, tasks: Sequence[Task], watch: Told) -> list[Failure | None]:
+        with limit_threads(1):  # as in a worker
+            return [self._run(task, watch) for task in tasks]
+
+    def _run(self, task: Task, watch: Told) -> Failure | None:
+        failure = None
+        watch.check()
+        watch.start(task.job)
+        try:
+            for report in run_job(task.job, self._bench, self._store, task.attempts):
+                watch.show(task.job, report)
+        except Exception as error:  # noqa: BLE001  as in a worker
+            failure = Failure.of(error)
+        watch.end(task.job, failed=failure is not None)
+        return failure
+
+    def measure_packs(self, trials: Sequence[TrialSpec]) -> Rates:
+        return measure_packs(trials, self._bench, self._execution.workers)
+
+
+def go(config: StudyConfig, stop: str = "", *, on_ray: bool = False) -> tuple[Store, list[str]]:
+    """Run a study in this process, or on Ray, where each wave of tasks costs seconds.
 
     What is to run on this machine does so on the Ray that all tests share. Runs that write into a
-    bucket don't, for its workers don't know where that is.
+    bucket don't, for its workers don't know where that is. Figures take long too: none is drawn,
+    and it is said where they would be.
     """
     execution = config.execution
-    if execution.address is None and isinstance(place(execution.results), Path):
+    if on_ray and execution.address is None and isinstance(place(execution.results), Path):
         RAY.start()
     with Watch(stop) as reporter, pytest.MonkeyPatch.context() as patch:
-        if not figures:
-            patch.setattr("study.run.draw", lambda _store: [])
+        patch.setattr("study.run.draw", lambda store: [store.root / "figures"])
+        if not on_ray:
+            patch.setattr("study.sweep.RayExecutor", Here)
         return run(config, reporter), reporter.lines
 
 
