@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Threads that wait for each other let go of the core: several processes of tests share two.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 .PHONY: quickstart test test-fast docs bundle fuzz chaos bench-core bench-evaluation bench-ingest bench-study clean
 
@@ -12,11 +14,11 @@ test: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15
+	$(PYTEST)
 
 # The tests that need no Ray and are short, for while you write: a minute or so.
 test-fast: .venv/ready
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # The pages that are written from the code.
 docs: .venv/ready
