@@ -1,25 +1,23 @@
+"""Fixtures of all tests. Imports take seconds, so each fixture has its own."""
+
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jaxtyping
 import pytest
-import torch
-from moto.server import ThreadedMotoServer
-from pyarrow.fs import S3FileSystem
 
-from cf_core.bundle import Bundle
-from cf_core.fusion import Generator
-from cf_core.melody import MelodyFormat
-from cf_core.nets import initialise
-from cf_core.vae import MelodyVAE, VAESettings
-from study.store import Store
-from tests.tiny import RAY, models, tiny, write_melodies
+if TYPE_CHECKING:
+    from cf_core.bundle import Bundle
+    from cf_core.melody import MelodyFormat
+    from study.store import Store
 
 _STUDIES = ("test_study.py", "test_sweep.py", "test_chaos.py", "test_example_scripts.py")
 """Files of tests that run whole studies. They take longest, so they come first: no process should
 wait for another at the end."""
 
-MakeBundle = Callable[..., Bundle]
+MakeBundle = Callable[..., "Bundle"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,11 +31,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     Shapes are checked except in whole studies, which would take half as long again. All that is
     checked has tests of its own.
     """
+    import torch
+
     torch.set_num_threads(1)
     jaxtyping.config.update("jaxtyping_disable", item.path.name in _STUDIES)
 
 
-def folder(store: Store) -> Path:
+def folder(store: "Store") -> Path:
     """The study's folder, where that is a local one."""
     assert isinstance(store.root, Path)
     return store.root
@@ -46,14 +46,18 @@ def folder(store: Store) -> Path:
 @pytest.fixture(scope="session")
 def melodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tunes."""
+    from tests.tiny import write_melodies
+
     made = tmp_path_factory.mktemp("melodies")
     write_melodies(made)
     return made
 
 
 @pytest.fixture(scope="session")
-def shared(melodies: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def shared(melodies: Path, tmp_path_factory: pytest.TempPathFactory) -> "Store":
     """What all trials of the tiny study share, and no trial yet."""
+    from tests.tiny import models, tiny
+
     return models(tiny(melodies, tmp_path_factory.mktemp("shared")))
 
 
@@ -61,18 +65,23 @@ def shared(melodies: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
 def shared_ray() -> Iterator[None]:
     """The Ray that tests share is started by the first that needs it."""
     yield
-    RAY.stop()
+    if "tests.tiny" in sys.modules:
+        sys.modules["tests.tiny"].RAY.stop()
 
 
 @pytest.fixture
 def own_ray() -> None:
     """None is there: the test starts one of its own, or a cluster."""
+    from tests.tiny import RAY
+
     RAY.stop()
 
 
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[str]:
     """Address of an S3 server on this machine."""
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -83,6 +92,8 @@ def endpoint() -> Iterator[str]:
 @pytest.fixture
 def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """URI of a bucket on it, with all that clients need in the environment."""
+    from pyarrow.fs import S3FileSystem
+
     for name, value in {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "nobody",
@@ -101,14 +112,21 @@ def make_bundle() -> MakeBundle:
 
     A conditional one chose λ = 0.1 of 0.001…10.
     """
+    import torch
+
+    from cf_core.bundle import Bundle
+    from cf_core.fusion import Generator
+    from cf_core.melody import MelodyFormat
+    from cf_core.nets import initialise
+    from cf_core.vae import MelodyVAE, VAESettings
 
     def make(
-        form: MelodyFormat | None = None,
+        form: "MelodyFormat | None" = None,
         style_dim: int = 2,
         *,
         gated: bool = True,
         conditional: bool = False,
-    ) -> Bundle:
+    ) -> "Bundle":
         form = form or MelodyFormat()
         core = MelodyVAE(form, VAESettings(latent_dim=8, hidden=16, embedding=8, depth=1))
         generator = Generator(8, style_dim, 16, 2, gated=gated, conditional=conditional)
