@@ -128,6 +128,30 @@ def has_enough_songs(songs: Integer[np.ndarray, "n 2"]) -> bool:
     return len(np.unique(songs if songs.min() >= 0 else np.arange(len(songs)))) >= _FEWEST_SONGS
 
 
+def auc(positive: Float[np.ndarray, "P"], negative: Float[np.ndarray, "N"]) -> float:
+    """Area under the ROC curve: the chance of a positive above a negative; ties count half."""
+    once = np.ones((1, len(positive))), np.ones((1, len(negative)))
+    return float(resample_auc(positive, negative, *once)[0])
+
+
+def resample_auc(
+    positive: Float[np.ndarray, "P"],
+    negative: Float[np.ndarray, "N"],
+    positive_weights: Float64[np.ndarray, "R P"],
+    negative_weights: Float64[np.ndarray, "R N"],
+) -> Float64[np.ndarray, "R"]:
+    """AUC with weighted scores, for each row of weights. NaN where all weights of a kind are 0."""
+    order = np.argsort(negative)
+    ordered = negative[order]
+    total = np.cumsum(negative_weights[:, order], axis=1)
+    total = np.hstack((np.zeros((len(total), 1)), total))
+    below = total[:, np.searchsorted(ordered, positive, side="left")]
+    not_above = total[:, np.searchsorted(ordered, positive, side="right")]
+    wins = (positive_weights * (below + not_above) / 2).sum(1)
+    pairs = positive_weights.sum(1) * total[:, -1]
+    return np.asarray(np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0))
+
+
 def satterthwaite(
     variance: Float64[np.ndarray, "*N"], *parts: tuple[np.ndarray | float, np.ndarray | float]
 ) -> Float64[np.ndarray, "*N"]:

@@ -23,6 +23,7 @@ from evaluation.bootstrap import Resamples, has_enough_songs
 from evaluation.classifier import SearchClassifier
 from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
 from evaluation.judge import Judge
+from evaluation.likeness import RealNeighbours, count_seams
 from evaluation.metrics import (
     OF_PAIRS,
     OF_SETS,
@@ -313,11 +314,19 @@ class Evaluator:
         self, rows: Integer[np.ndarray, "P 2"], random: np.random.Generator
     ) -> Reference:
         real = self._view(self._tokens(rows), Split.TRAIN)
+        rebuilt, songs = self._reconstructed(rows), self.corpus.song[rows]
         bins = self._bins(real)
         counts = {name: count_pairs(*bins[name], self.bins.count(name)) for name in STATISTICS}
         features = pair_features(*real.statistics, self.deviations)
         drawn = random.permutation(len(rows))[:REAL_PAIRS]
-        return Reference(counts, real.statistics, Neighbourhoods.fit(features[drawn]))
+        form, count = self.corpus.form, len(self.corpus.song_ids)
+        return Reference(
+            counts,
+            real.statistics,
+            Neighbourhoods.fit(features[drawn]),
+            RealNeighbours.describe(rebuilt, songs, count, form, random),
+            count_seams(rebuilt, form),
+        )
 
     def _outcomes(self, source: Source, before: Pairs, step: Step) -> tuple[Pairs, dict[str, Any]]:
         """Return the outputs as notes, and the columns of their records."""

@@ -6,7 +6,7 @@ pages, labels of figures, and the names that a rule may use follow from the decl
 metric, write a function below and decorate it with `_of_pairs` or `_of_sets`; no other code has to
 change. That is why this file is long.
 
-Letters in shapes: `B` pairs, `T` steps, `K` bins, `P` real pairs.
+Letters in shapes: `B` pairs, `T` steps, `K` bins, `P` real pairs, `I` intervals.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ from cf_core.corpus import Split
 from cf_core.losses import Pair
 from evaluation.bootstrap import Resamples
 from evaluation.distance import edit_distance, z_distance, z_weighted
+from evaluation.likeness import RealNeighbours, count_seams
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
@@ -106,6 +107,9 @@ class Reference:
     counts: Mapping[str, Float64[np.ndarray, "K K"]]
     statistics: tuple[Statistics, Statistics]
     neighbourhoods: Neighbourhoods
+    neighbours: RealNeighbours
+    seams: Float64[np.ndarray, "I"]
+    """Counts of the intervals across the seam."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,13 @@ class Sample:
     def sounding(self) -> Pairs:
         """The pairs that have notes in both halves."""
         return self.pairs[self.pairs.sounding]
+
+    @cached_property
+    def told_apart(self) -> tuple[float, float] | None:
+        """AUC of classifiers that tell the pairs from real neighbours (`RealNeighbours`)."""
+        return self.reference.neighbours.tell_apart(
+            self.pairs.tokens, self.songs[self.finite], self.evaluator.corpus.form
+        )
 
     @cached_property
     def density_and_coverage(self) -> tuple[float, float]:
@@ -450,6 +461,58 @@ def _density(sample: Sample) -> Estimate | None:
 )
 def _coverage(sample: Sample) -> Estimate | None:
     return _of_sounding(sample, lambda: sample.density_and_coverage[1])
+
+
+def _of_auc(sample: Sample, place: int) -> Estimate | None:
+    if sample.told_apart is None:
+        return None
+    value = 2 * (1 - sample.told_apart[place])
+    return Estimate(value, int(sample.finite.sum()), len(sample.finite))
+
+
+@_of_sets(
+    Metric(
+        "indistinguishable",
+        "2 (1 - AUC) of a classifier that is fitted to tell the pairs from real neighbours by their"
+        " notes, and scored on other songs. 1 where nothing tells them apart (Lopez-Paz & Oquab"
+        " 2017).",
+        "indistinguishable\nfrom real neighbours",
+        Better.HIGHER,
+        "near 1",
+    )
+)
+def _indistinguishable(sample: Sample) -> Estimate | None:
+    return _of_auc(sample, 0)
+
+
+@_of_sets(
+    Metric(
+        "indistinguishable_halves",
+        "The same for a classifier that does not see how the halves relate: whether each half"
+        " alone is still music.",
+        "halves alone\nindistinguishable",
+        Better.HIGHER,
+        "near 1",
+    )
+)
+def _indistinguishable_halves(sample: Sample) -> Estimate | None:
+    return _of_auc(sample, 1)
+
+
+@_of_sets(
+    Metric(
+        "seam",
+        "Share of the pairs that the distribution of the interval across the seam has in common"
+        " with that of real neighbours (1 - total variation).",
+        "interval\nacross the seam",
+        Better.HIGHER,
+        _MEASURED,
+    )
+)
+def _seam(sample: Sample) -> Estimate | None:
+    counts = count_seams(sample.sounding.tokens, sample.evaluator.corpus.form)
+    shares = [each / each.sum() for each in (counts, sample.reference.seams)]
+    return _of_sounding(sample, lambda: float(np.minimum(*shares).sum()))
 
 
 METRICS["style_diversity"] = Metric(

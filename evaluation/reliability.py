@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from cf_core.corpus import Corpus, Split
 from cf_core.seeding import derive
-from evaluation.bootstrap import draw_pigeonhole_weights
+from evaluation.bootstrap import auc, draw_pigeonhole_weights, resample_auc
 from evaluation.evaluator import unpaired
 from evaluation.statistics import PITCH_CLASSES, sounding_pitch
 
@@ -119,30 +119,6 @@ class LabelledPairs:
         kinds = self.adjacent, self.unpaired, self.same_key
         drawn = draw_pigeonhole_weights(self.song[np.concatenate(kinds)], resamples, random)
         return np.split(drawn, np.cumsum([len(rows) for rows in kinds])[:-1], axis=1)
-
-
-def auc(positive: Float[np.ndarray, "P"], negative: Float[np.ndarray, "N"]) -> float:
-    """Area under the ROC curve: the chance of a positive above a negative; ties count half."""
-    once = np.ones((1, len(positive))), np.ones((1, len(negative)))
-    return float(resample_auc(positive, negative, *once)[0])
-
-
-def resample_auc(
-    positive: Float[np.ndarray, "P"],
-    negative: Float[np.ndarray, "N"],
-    positive_weights: Float64[np.ndarray, "R P"],
-    negative_weights: Float64[np.ndarray, "R N"],
-) -> Float64[np.ndarray, "R"]:
-    """AUC with weighted scores, for each row of weights. NaN where all weights of a kind are 0."""
-    order = np.argsort(negative)
-    ordered = negative[order]
-    total = np.cumsum(negative_weights[:, order], axis=1)
-    total = np.hstack((np.zeros((len(total), 1)), total))
-    below = total[:, np.searchsorted(ordered, positive, side="left")]
-    not_above = total[:, np.searchsorted(ordered, positive, side="right")]
-    wins = (positive_weights * (below + not_above) / 2).sum(1)
-    pairs = positive_weights.sum(1) * total[:, -1]
-    return np.asarray(np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0))
 
 
 def calibration_error(

@@ -10,8 +10,8 @@ from cf_core.melody import FIRST_PITCH, MelodyFormat
 from cf_core.nets import dropout, initialise
 from cf_core.seeding import make_random
 from cf_core.training import train
+from evaluation.bootstrap import auc
 from evaluation.judge import Judge, JudgeData, JudgeSettings, JudgeTrainer, ReaderSettings
-from evaluation.reliability import auc
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=71)
 

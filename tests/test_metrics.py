@@ -22,6 +22,7 @@ from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.distance import edit_distance
 from evaluation.evaluator import OUTCOMES, Evaluator, Source, make_sources, unpaired
 from evaluation.judge import Judge, JudgeSettings, ReaderSettings
+from evaluation.likeness import find_seams
 from evaluation.metrics import COHERENCY, OF_PAIRS
 from evaluation.statistics import (
     STATISTICS,
@@ -35,6 +36,7 @@ from evaluation.transforms import Identity, Step
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=83)
 LABEL = {"trial": "x", "method": "fusion", "lambda": 0.5, "style_dim": 2, "seed": 3}
 SETS = ("overlap_area", "density", "coverage")
+LIKENESS = ("indistinguishable", "indistinguishable_halves")
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +300,7 @@ def test_sets_are_held_against_the_real_pairs_of_their_split(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Outputs are unpaired training segments, two of 80 made silent, so that all are varied."""
+    references = evaluator._references  # before decoding is replaced
     tokens = corpus.tokens.copy()
     tokens[[3, 44]] = REST
     monkeypatch.setattr(MelodyVAE, "decode_tokens", lambda _, z: tokens[z[:, 0].long().abs()])
@@ -319,6 +322,18 @@ def test_sets_are_held_against_the_real_pairs_of_their_split(
             assert rows[metric]["value"] == pytest.approx(expected)
             assert (rows[metric]["n"], rows[metric]["excluded"]) == (38, 2)
             assert rows[metric]["low"] is rows[metric]["high"] is None
+        told = references[split].neighbours.tell_apart(
+            (tokens[:40], tokens[40:80]), sources[name].songs, FORM
+        )
+        assert told is not None
+        for metric, area_under in zip(LIKENESS, told, strict=True):
+            assert rows[metric]["value"] == pytest.approx(2 * (1 - area_under))
+            assert (rows[metric]["n"], rows[metric]["excluded"]) == (40, 0)
+        seams = find_seams((tokens[sounding], tokens[40 + sounding]), FORM)
+        own = np.bincount(seams + 13, minlength=27) / len(seams)
+        real = references[split].seams / references[split].seams.sum()
+        assert rows["seam"]["value"] == pytest.approx(1 - abs(own - real).sum() / 2)
+        assert (rows["seam"]["n"], rows["seam"]["excluded"]) == (38, 2)
         assert (rows["mean_pitch"]["n"], rows["mean_pitch"]["excluded"]) == (38, 2)
         assert rows["note_count"]["n"] == rows["judge"]["n"] == 40
 
@@ -394,7 +409,7 @@ def test_floor_and_ceiling_are_given_for_every_panel(
         rows = list(evaluator.references_rows(source))
         for level in ("floor", "ceiling"):
             metrics = {row["metric"] for row in rows if row["trial"] == level}
-            assert metrics >= {*COHERENCY, *SETS}
+            assert metrics >= {*COHERENCY, *SETS, *LIKENESS, "seam"}
             assert not metrics & {"z_distance", "z_weighted", "edit_distance"}
         assert rows == list(evaluator.references_rows(source))
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from cf_core.corpus import Corpus, Split
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
-from evaluation.reliability import LabelledPairs, auc, calibration_error, find_keys, resample_auc
+from evaluation.bootstrap import auc, resample_auc
+from evaluation.reliability import LabelledPairs, calibration_error, find_keys
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=48, highest=84)
 scores = st.lists(st.integers(0, 4), min_size=1, max_size=12)

@@ -22,6 +22,7 @@ from evaluation.rivals.gradient import Gradient
 from evaluation.rivals.lp import LP
 from evaluation.rivals.retrieval import Retrieval
 from evaluation.rivals.slerp import Slerp
+from evaluation.rivals.transport import Transport, find_transport
 from evaluation.transforms import Fusion, Identity, Step, Transform
 
 Z, ROWS = 3, 6
@@ -100,6 +101,7 @@ SEARCHES: dict[str, Callable[[], Transform]] = {
     "gradient": lambda: bound(Gradient(learning_rate=0.1), lambda_=WEIGHTS),
     "cmaes": lambda: bound(CMAES(step_size=0.5), lambda_=WEIGHTS),
     "slerp": lambda: slerp(10, straight=False),
+    "transport": lambda: bound(Transport()),
     "retrieval": lambda: bound(Retrieval()),
 }
 
@@ -358,3 +360,39 @@ def test_gradients_are_as_they_were_between_steps() -> None:
     for make in SEARCHES.values():
         for _ in make()(pair(), (1, 2), make_random(0, "search")):
             assert torch.is_grad_enabled()
+
+
+def related(rows: int) -> Pair:
+    """Halves that have much in common, and a mean of their own."""
+    left, right, shared = torch.randn(3, rows, Z, generator=make_random(0, "related"))
+    turn = torch.tensor([[2.0, 0, 0], [1, 1, 0], [0, 0.5, 1]])
+    return (left + shared) @ turn + 3, (right + shared) @ turn.T - 1
+
+
+def covariance(pair: Pair) -> Tensor:
+    return torch.cov(torch.cat(pair, 1).double().T)
+
+
+def test_transport_is_the_one_map_that_is_optimal() -> None:
+    """Of all linear maps from S0 to S1, only the symmetric positive one is optimal (Brenier)."""
+    mean, matrix = find_transport(related(5000))
+    joint = covariance(related(5000))
+    apart = torch.block_diag(joint[:Z, :Z], joint[Z:, Z:])
+    exact = matrix.double()
+    torch.testing.assert_close(exact, exact.T, rtol=0, atol=1e-5)
+    assert torch.linalg.eigvalsh(exact).min() > 0
+    torch.testing.assert_close(exact @ apart @ exact.T, joint, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(mean, torch.cat(related(5000), 1).mean(0))
+
+
+def test_transport_relates_halves_that_were_unrelated() -> None:
+    left, right = related(5000)
+    inputs = left, right.roll(1, 0)
+    transform = bound(Transport(step=0.5), bank=(left, right))
+    half, whole, twice = (step.outputs for step in run(transform, (1, 2, 4), inputs))
+    torch.testing.assert_close(covariance(whole), covariance((left, right)), rtol=0.1, atol=0.15)
+    for side in (0, 1):
+        moved = whole[side] - inputs[side]
+        torch.testing.assert_close(half[side], inputs[side] + moved / 2, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(twice[side], inputs[side] + 2 * moved, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(moved.mean(0), torch.zeros(Z), rtol=0, atol=1e-4)

@@ -1,0 +1,325 @@
+"""Likeness: how well pairs of segments can be told from real neighbours by their notes.
+
+A classifier is fitted to tell outputs from real neighbours, and scored on songs that it was not
+fitted to: a classifier two-sample test (Lopez-Paz & Oquab 2017). Its area under the ROC curve is
+0.5 where nothing tells them apart, and 1 where everything does. In contrast to a judge it was never
+trained before, so no method can have learnt to please it, and it finds whatever is unlike music.
+
+The classifier is a linear discriminant of musical features that are written down here. They need no
+training, so they hold nothing that a method might have seen.
+
+Letters in shapes: `B` pairs, `P` real pairs, `T` steps, `H` features of a half, `F` of a pair, `S`
+songs, `N` divisions of the songs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, Integer
+
+from cf_core.melody import FIRST_PITCH, MelodyFormat
+from evaluation.bootstrap import auc
+from evaluation.statistics import PITCH_CLASSES, sounding_pitch
+
+DIVISIONS = 3
+"""Random divisions of the songs into two sides. The result is the mean over them."""
+_RIDGE = 1.0
+"""Added to the covariance of the standardised features."""
+_OCTAVE = 12
+_LENGTHS = (1, 2, 3, 4, 6, 8, 12)
+"""Steps from a note to the next that are counted."""
+_DIATONIC = np.stack([np.roll([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1], k) for k in range(12)], 1)
+"""The twelve diatonic collections, one a column."""
+_SEAM = _OCTAVE + 1
+"""Largest interval across the seam that is told from larger ones, in semitones."""
+
+TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
+
+
+@dataclass(frozen=True)
+class _Half:
+    """One half of each pair, and what its features are made of; without notes, pitches are 0."""
+
+    tokens: Integer[np.ndarray, "B T"]
+    form: MelodyFormat
+
+    @cached_property
+    def pitch(self) -> Int64[np.ndarray, "B T"]:
+        """The pitch that sounds at each step; -1 for none."""
+        return np.asarray(sounding_pitch(self.tokens, self.form))
+
+    @cached_property
+    def struck(self) -> Bool[np.ndarray, "B T"]:
+        """Where a note begins."""
+        return np.asarray(self.tokens >= FIRST_PITCH)
+
+    @cached_property
+    def count(self) -> Float64[np.ndarray, "B"]:
+        """Number of notes, at least 1."""
+        return np.asarray(self.struck.sum(axis=1).clip(1), np.float64)
+
+    @cached_property
+    def mean(self) -> Float64[np.ndarray, "B"]:
+        """Mean pitch of the notes."""
+        return np.asarray(np.where(self.struck, self.pitch, 0).sum(axis=1) / self.count)
+
+    @cached_property
+    def contour(self) -> Float64[np.ndarray, "B T"]:
+        """Pitch at each step above the mean; 0 where none sounds."""
+        return np.where(self.pitch >= 0, self.pitch - self.mean[:, None], 0.0)
+
+    @cached_property
+    def classes(self) -> Float64[np.ndarray, "B 12"]:
+        """Share of the steps at which each pitch class sounds."""
+        rows, steps = np.nonzero(self.pitch >= 0)
+        cells = rows * PITCH_CLASSES + self.pitch[rows, steps] % PITCH_CLASSES
+        size = len(self.tokens) * PITCH_CLASSES
+        shares = np.bincount(cells, minlength=size).reshape(-1, 12) / self.tokens.shape[1]
+        return np.asarray(shares, np.float64)
+
+    @cached_property
+    def diatonic(self) -> Float64[np.ndarray, "B 12"]:
+        """Share of the steps at which a note of each diatonic collection sounds."""
+        return np.asarray(self.classes @ _DIATONIC)
+
+    @cached_property
+    def ends(self) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
+        """The first and the last step at which a note begins; 0 without notes."""
+        last = self.tokens.shape[1] - 1 - self.struck[:, ::-1].argmax(axis=1)
+        return self.struck.argmax(axis=1), np.where(self.struck.any(axis=1), last, 0)
+
+    @cached_property
+    def moves(self) -> tuple[Float64[np.ndarray, "B 26"], Float64[np.ndarray, "B L"]]:
+        """Shares of each interval (-12 to 12, larger) and length from a note to the next."""
+        rows, steps = np.nonzero(self.struck)
+        follows = np.flatnonzero(rows[1:] == rows[:-1])
+        interval = np.diff(self.pitch[rows, steps])[follows]
+        length = np.diff(steps)[follows]
+        kind = np.where(abs(interval) <= _OCTAVE, interval + _OCTAVE, 2 * _OCTAVE + 1)
+        sizes = len(self.tokens), 2 * _OCTAVE + 2
+        intervals = np.bincount(rows[follows] * sizes[1] + kind, minlength=sizes[0] * sizes[1])
+        lengths = [np.bincount(rows[follows][length == n], minlength=sizes[0]) for n in _LENGTHS]
+        return (
+            intervals.reshape(sizes) / self.count[:, None],
+            np.stack(lengths, axis=1) / self.count[:, None],
+        )
+
+    @cached_property
+    def range(self) -> Float64[np.ndarray, "B"]:
+        """Highest less lowest note."""
+        highest = np.where(self.struck, self.pitch, 0).max(axis=1)
+        lowest = np.where(self.struck, self.pitch, 127).min(axis=1)
+        return np.asarray(np.maximum(highest - lowest, 0), np.float64)
+
+    def parts(self) -> tuple[slice, slice]:
+        """The first and the second half of the steps."""
+        steps = self.tokens.shape[1]
+        return slice(0, steps // 2), slice(steps - steps // 2, steps)
+
+    def features(self) -> Float64[np.ndarray, "B H"]:
+        """What a half is like by itself."""
+        first, second = self.parts()
+        steps = self.tokens.shape[1]
+        single = (
+            self.diatonic.max(axis=1),
+            (self.pitch >= 0).mean(axis=1),
+            self.mean,
+            self.count,
+            self.range,
+            steps - 1.0 - self.ends[1],
+            (self.struck[:, first] == self.struck[:, second]).mean(axis=1),
+        )
+        shares = np.sort(self.classes, axis=1)
+        return np.concatenate(
+            (self.struck, self.contour, *self.moves, shares, np.stack(single, axis=1)), axis=1
+        )
+
+
+def describe_pairs(
+    tokens: TokenPairs, form: MelodyFormat
+) -> tuple[Float64[np.ndarray, "B F"], int]:
+    """Describe pairs by musical features; those of single halves come first, and are counted.
+
+    A half is described by its onsets, contour, intervals, lengths, pitch classes without their
+    names, register and range. A pair is also described by how its halves relate: their pitch
+    classes at all twelve transpositions, a shared scale, shared rhythms, pitches and contours of
+    their parts, differences of register and density, and the step across the seam.
+    """
+    left, right = (_Half(half, form) for half in tokens)
+    alone = np.concatenate((left.features(), right.features()), axis=1)
+    return np.concatenate((alone, _relations(left, right)), axis=1), alone.shape[1]
+
+
+def _relations(left: _Half, right: _Half) -> Float64[np.ndarray, "B R"]:
+    scales = left.diatonic, right.diatonic
+    union = (scales[0] + scales[1]).max(axis=1) / 2
+    gain = union - (scales[0].max(axis=1) + scales[1].max(axis=1)) / 2
+    columns = [_cosine(left.classes, np.roll(right.classes, k, axis=1)) for k in range(12)]
+    columns += [(scales[0] * scales[1]).max(axis=1), _cosine(*scales), gain]
+    for one in left.parts():
+        for other in right.parts():
+            equal = left.pitch[:, one] == right.pitch[:, other]
+            columns += [
+                (left.struck[:, one] == right.struck[:, other]).mean(axis=1),
+                equal.mean(axis=1),
+                equal.all(axis=1),
+                _cosine(left.contour[:, one], right.contour[:, other]),
+            ]
+    apart = right.mean - left.mean
+    columns += [apart, abs(apart), abs(left.count - right.count), abs(left.range - right.range)]
+    columns += [_cosine(a, b) for a, b in zip(left.moves, right.moves, strict=True)]
+    interval = find_seams((left.tokens, right.tokens), left.form)
+    gap = left.tokens.shape[1] - left.ends[1] + right.ends[0]
+    columns += [interval == step for step in range(-_SEAM, _SEAM + 1)]
+    columns += [interval, abs(interval), gap, gap * abs(interval)]
+    return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
+
+
+def _cosine(
+    one: Float64[np.ndarray, "B n"], other: Float64[np.ndarray, "B n"]
+) -> Float64[np.ndarray, "B"]:
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return np.asarray((one * other).sum(axis=1) / np.where(norms > 0, norms, 1))
+
+
+def find_seams(tokens: TokenPairs, form: MelodyFormat) -> Int64[np.ndarray, "B"]:
+    """Return the interval from the last note of the left half to the first of the right, upwards.
+
+    In semitones, -13 to 13, where 13 stands for more than an octave. 0 where a half has no notes.
+    """
+    left, right = (_Half(half, form) for half in tokens)
+    rows = np.arange(len(left.tokens))
+    interval = right.pitch[rows, right.ends[0]] - left.pitch[rows, left.ends[1]]
+    known = left.struck.any(axis=1) & right.struck.any(axis=1)
+    return np.where(known, interval.clip(-_SEAM, _SEAM), 0)
+
+
+def count_seams(tokens: TokenPairs, form: MelodyFormat) -> Float64[np.ndarray, "I"]:
+    """Count each interval across the seam, of the pairs with notes in both halves."""
+    sounding = np.all([(half >= FIRST_PITCH).any(axis=1) for half in tokens], axis=0)
+    found = find_seams((tokens[0][sounding], tokens[1][sounding]), form)
+    return np.bincount(found + _SEAM, minlength=2 * _SEAM + 1).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Number, sum and products of some rows of features."""
+
+    count: int
+    total: Float64[np.ndarray, "F"]
+    products: Float64[np.ndarray, "F F"]
+
+    @classmethod
+    def of(cls, features: Float64[np.ndarray, "B F"]) -> "_Moments":
+        return cls(len(features), features.sum(axis=0), features.T @ features)
+
+    @property
+    def mean(self) -> Float64[np.ndarray, "F"]:
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> Float64[np.ndarray, "F F"]:
+        return self.products / self.count - np.outer(self.mean, self.mean)
+
+
+@dataclass(frozen=True)
+class RealNeighbours:
+    """Features of real adjacent pairs, with the songs divided into two sides in several ways."""
+
+    features: Float64[np.ndarray, "P F"]
+    halves: int
+    """Number of features that describe single halves; they come first."""
+    sides: Bool[np.ndarray, "N S"]
+    """The side of every song, in each division."""
+    songs: Int64[np.ndarray, "P 2"]
+
+    @classmethod
+    def describe(
+        cls,
+        tokens: TokenPairs,
+        songs: Integer[np.ndarray, "P 2"],
+        count: int,
+        form: MelodyFormat,
+        random: np.random.Generator,
+    ) -> "RealNeighbours":
+        """Describe real pairs. `count` is the number of all songs, so that every song has sides."""
+        features, halves = describe_pairs(tokens, form)
+        own, places = np.unique(songs), np.argsort(random.random((DIVISIONS, count)), axis=1)
+        sides = np.zeros((DIVISIONS, count), bool)
+        for side, place in zip(sides, places, strict=True):
+            order = place[np.isin(place, own)]
+            side[order[: len(order) // 2]] = True
+        return cls(features, halves, sides, songs.astype(np.int64))
+
+    @cached_property
+    def _divided(self) -> list[list[tuple[Float64[np.ndarray, "_ F"], _Moments]]]:
+        """The real pairs of both sides of each division, with their moments."""
+        found = []
+        for side in self.sides:
+            of_pair = _sides(side, self.songs)
+            rows = [self.features[of_pair == which] for which in (0, 1)]
+            found.append([(own, _Moments.of(own)) for own in rows])
+        return found
+
+    def tell_apart(
+        self, tokens: TokenPairs, songs: Integer[np.ndarray, "B 2"], form: MelodyFormat
+    ) -> tuple[float, float] | None:
+        """Return the AUC by all features, and by those of single halves; None for too few pairs.
+
+        Pairs whose halves are on different sides are left out of a division. Pairs without songs
+        are divided by their places.
+        """
+        features, _ = describe_pairs(tokens, form)
+        found = [
+            score
+            for side, real in zip(self.sides, self._divided, strict=True)
+            for score in self._cross(features, _sides(side, songs), real)
+        ]
+        if not found:
+            return None
+        whole, halves = np.mean(found, axis=0)
+        return float(whole), float(halves)
+
+    def _cross(
+        self,
+        features: Float64[np.ndarray, "B F"],
+        sides: Int64[np.ndarray, "B"],
+        real: list[tuple[Float64[np.ndarray, "_ F"], _Moments]],
+    ) -> Iterator[tuple[float, float]]:
+        """Fit on one side and score on the other, both ways."""
+        own = [features[sides == which] for which in (0, 1)]
+        for fit, score in ((0, 1), (1, 0)):
+            sizes = len(own[fit]), len(own[score]), real[fit][1].count, real[score][1].count
+            if min(sizes) < 2:
+                continue
+            outputs, neighbours = _Moments.of(own[fit]), real[fit][1]
+            areas = []
+            for kept in (slice(None), slice(self.halves)):
+                weights = _discriminant(outputs, neighbours, kept)
+                positive, negative = (
+                    (rows[:, kept] @ weights).astype(np.float64)
+                    for rows in (real[score][0], own[score])
+                )
+                areas.append(auc(positive, negative))
+            yield areas[0], areas[1]
+
+
+def _sides(
+    side: Bool[np.ndarray, "S"], songs: Integer[np.ndarray, "B 2"]
+) -> Int64[np.ndarray, "B"]:
+    """Side of each pair, 0 or 1; -1 where its two songs differ in theirs."""
+    if len(songs) and songs.min() < 0:
+        return np.arange(len(songs)) % 2
+    left, right = side[songs[:, 0]], side[songs[:, 1]]
+    return np.where(left == right, left.astype(np.int64), -1)
+
+
+def _discriminant(outputs: _Moments, real: _Moments, kept: slice) -> Float64[np.ndarray, "F"]:
+    """Weights of Fisher's discriminant between outputs and real pairs, with a ridge."""
+    within = (outputs.covariance[kept, kept] + real.covariance[kept, kept]) / 2
+    apart = real.mean[kept] - outputs.mean[kept]
+    deviation = np.sqrt(np.maximum(within.diagonal(), 0) + apart**2 / 4) + 1e-6
+    scaled = within / np.outer(deviation, deviation) + _RIDGE * np.eye(len(within))
+    return np.asarray(np.linalg.solve(scaled, apart / deviation) / deviation)

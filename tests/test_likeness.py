@@ -1,0 +1,183 @@
+"""Outputs are told from real neighbours by features of their notes, on songs not fitted to."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
+from evaluation import likeness
+from evaluation.likeness import RealNeighbours, count_seams, describe_pairs, find_seams
+
+FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=83)
+STEPS = FORM.steps
+TOKENS = arrays.arrays(np.uint8, (3, STEPS), elements=st.integers(REST, FORM.vocabulary - 1))
+
+
+def heard(row: np.ndarray) -> tuple[list[int], list[tuple[int, int]]]:
+    """The pitch at each step (-1 for none), and the notes as (step, pitch), one by one."""
+    pitch, now, notes = [], -1, []
+    for step, token in enumerate(row.tolist()):
+        if token >= FIRST_PITCH:
+            now = token - FIRST_PITCH + FORM.lowest
+            notes.append((step, now))
+        elif token == REST:
+            now = -1
+        pitch.append(now)
+    return pitch, notes
+
+
+def slowly(row: np.ndarray) -> list[float]:
+    """The features of one half, written out."""
+    pitch, notes = heard(row)
+    count = max(1, len(notes))
+    mean = sum(p for _, p in notes) / count
+    follow = list(itertools.pairwise(notes))
+    steps = [b[1] - a[1] for a, b in follow]
+    intervals = [steps.count(k) / count for k in range(-12, 13)]
+    intervals.append(sum(abs(k) > 12 for k in steps) / count)
+    waits = [b[0] - a[0] for a, b in follow]
+    classes = [sum(p >= 0 and p % 12 == k for p in pitch) / STEPS for k in range(12)]
+    major = (0, 2, 4, 5, 7, 9, 11)
+    scales = [sum(classes[(k + m) % 12] for m in major) for k in range(12)]
+    struck = [token >= FIRST_PITCH for token in row.tolist()]
+    half = STEPS // 2
+    single = [
+        max(scales),
+        sum(p >= 0 for p in pitch) / STEPS,
+        mean,
+        count,
+        max(p for _, p in notes) - min(p for _, p in notes) if notes else 0,
+        STEPS - 1 - (notes[-1][0] if notes else 0),
+        sum(a == b for a, b in zip(struck[:half], struck[half:], strict=True)) / half,
+    ]
+    return [
+        *map(float, struck),
+        *(p - mean if p >= 0 else 0.0 for p in pitch),
+        *intervals,
+        *(waits.count(n) / count for n in (1, 2, 3, 4, 6, 8, 12)),
+        *sorted(classes),
+        *single,
+    ]
+
+
+@settings(deadline=None, max_examples=40)
+@given(TOKENS, TOKENS)
+def test_features_of_halves_written_out(left: np.ndarray, right: np.ndarray) -> None:
+    features, halves = describe_pairs((left, right), FORM)
+    expected = [slowly(a) + slowly(b) for a, b in zip(left, right, strict=True)]
+    assert halves == len(expected[0])
+    np.testing.assert_allclose(features[:, :halves], expected, atol=1e-9)
+    assert np.isfinite(features).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(TOKENS, TOKENS)
+def test_seams_written_out(left: np.ndarray, right: np.ndarray) -> None:
+    expected, counted = [], []
+    for a, b in zip(left, right, strict=True):
+        before, after = heard(a)[1], heard(b)[1]
+        interval = after[0][1] - before[-1][1] if before and after else 0
+        expected.append(max(-13, min(13, interval)))
+        counted += [expected[-1]] if before and after else []
+    assert find_seams((left, right), FORM).tolist() == expected
+    counts = count_seams((left, right), FORM)
+    assert counts.tolist() == [counted.count(k) for k in range(-13, 14)]
+
+
+def tunes(
+    random: np.random.Generator, rows: int, base: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Segments in a register of their own, and the register."""
+    base = random.integers(4, 16, rows) if base is None else base
+    tokens = np.full((rows, STEPS), HOLD)
+    for step in range(0, STEPS, 2):
+        tokens[:, step] = FIRST_PITCH + base + random.integers(0, 5, rows)
+    return tokens, base
+
+
+def neighbours(random: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs that share a register."""
+    left, base = tunes(random, rows)
+    return left, tunes(random, rows, base)[0]
+
+
+SONGS = 60
+
+
+@pytest.fixture(scope="module")
+def real() -> RealNeighbours:
+    random = np.random.default_rng(0)
+    songs = np.repeat(np.arange(SONGS), 20)
+    pairs = neighbours(random, len(songs))
+    return RealNeighbours.describe(pairs, np.stack((songs, songs), 1), SONGS, FORM, random)
+
+
+def judge(real: RealNeighbours, pairs: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    songs = np.random.default_rng(3).integers(0, SONGS, (len(pairs[0]), 2))
+    found = real.tell_apart(pairs, songs, FORM)
+    assert found is not None
+    return found
+
+
+def test_what_is_like_real_neighbours_is_not_told_apart(real: RealNeighbours) -> None:
+    whole, halves = judge(real, neighbours(np.random.default_rng(1), 1500))
+    assert whole == pytest.approx(0.5, abs=0.04)
+    assert halves == pytest.approx(0.5, abs=0.04)
+
+
+def test_halves_that_do_not_belong_together_are_told_apart_together_only(
+    real: RealNeighbours,
+) -> None:
+    left, right = neighbours(np.random.default_rng(1), 1500)
+    whole, halves = judge(real, (left, np.roll(right, 1, axis=0)))
+    assert whole > 0.8
+    assert halves == pytest.approx(0.5, abs=0.04)
+
+
+def test_a_repeated_half_is_told_apart(real: RealNeighbours) -> None:
+    left, _ = neighbours(np.random.default_rng(1), 1500)
+    whole, halves = judge(real, (left, left))
+    assert whole > 0.99
+    assert halves == pytest.approx(0.5, abs=0.04)
+
+
+def test_halves_that_are_no_music_are_told_apart_alone(real: RealNeighbours) -> None:
+    left, right = neighbours(np.random.default_rng(1), 1500)
+    left[:, 1::2] = left[:, ::2]
+    whole, halves = judge(real, (left, right))
+    assert min(whole, halves) > 0.99
+
+
+def test_no_song_is_on_both_sides(real: RealNeighbours) -> None:
+    assert real.sides.shape == (likeness.DIVISIONS, SONGS)
+    assert (real.sides.sum(axis=1) == SONGS // 2).all()
+    assert len(np.unique(real.sides, axis=0)) == likeness.DIVISIONS
+    songs = np.array([[0, 1], [2, 3], [0, 2]])
+    side = np.array([True, True, False, False])
+    assert likeness._sides(side, songs).tolist() == [1, 0, -1]
+    assert likeness._sides(side, np.full((4, 2), -1)).tolist() == [0, 1, 0, 1]
+
+
+def test_the_discriminant_is_fishers_on_standardised_features() -> None:
+    random = np.random.default_rng(0)
+    outputs = random.normal(size=(40, 3)) * [1, 5, 0.1]
+    real = random.normal(size=(60, 3)) * [1, 5, 0.1] + [0.5, 1, 0]
+    within = (np.cov(outputs.T, ddof=0) + np.cov(real.T, ddof=0)) / 2
+    apart = real.mean(0) - outputs.mean(0)
+    # Deviation of both kinds together, if they are equally many.
+    deviation = np.sqrt(np.diag(within) + (apart / 2) ** 2)
+    scaled = np.diag(1 / deviation) @ within @ np.diag(1 / deviation)
+    expected = np.linalg.inv(scaled + np.eye(3)) @ (apart / deviation) / deviation
+    found = likeness._discriminant(
+        likeness._Moments.of(outputs), likeness._Moments.of(real), slice(None)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_too_few_pairs_tell_nothing(real: RealNeighbours) -> None:
+    pairs = neighbours(np.random.default_rng(1), 1)
+    assert real.tell_apart(pairs, np.array([[0, 0]]), FORM) is None
