@@ -28,6 +28,15 @@ def z_weighted(before: Pair, after: Pair, sigma_bar: Float[Tensor, "Z"]) -> Floa
     return (halves[0] + halves[1]) / 2
 
 
+def larger_z_distance(
+    before: Pair, after: Pair, sigma_bar: Float[Tensor, "Z"]
+) -> Float[Tensor, "B"]:
+    """Twice the larger of the two halves' distances by equation 7."""
+    left = distance(before, (after[0], before[1]), sigma_bar)
+    right = distance(before, (before[0], after[1]), sigma_bar)
+    return 2 * left.maximum(right)
+
+
 def edit_distance(
     before: Integer[np.ndarray, "B T"], after: Integer[np.ndarray, "B T"]
 ) -> Int[np.ndarray, "B"]:

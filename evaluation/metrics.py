@@ -24,7 +24,7 @@ from torch import Tensor
 from cf_core.corpus import Split
 from cf_core.losses import Pair
 from evaluation.bootstrap import Resamples
-from evaluation.distance import edit_distance, z_distance, z_weighted
+from evaluation.distance import edit_distance, larger_z_distance, z_distance, z_weighted
 from evaluation.likeness import RealNeighbours, count_seams
 from evaluation.statistics import (
     STATISTICS,
@@ -92,6 +92,14 @@ class Pairs:
         """Which pairs have notes in both halves."""
         left, right = (half["mean_pitch"] for half in self.statistics)
         return np.asarray(np.isfinite(left + right))
+
+    @cached_property
+    def edits(self) -> Int[np.ndarray, "2 B"] | None:
+        """Edit distance of both halves to those of the inputs, if there are inputs."""
+        if self.inputs is None:
+            return None
+        halves = zip(self.inputs.tokens, self.tokens, strict=True)
+        return np.stack([edit_distance(*half) for half in halves])
 
     def __getitem__(self, kept: Bool[np.ndarray, "B"]) -> "Pairs":
         """Select pairs by a mask, as notes alone."""
@@ -312,11 +320,65 @@ def _z_weighted(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, "B"] | 
     )
 )
 def _edit_distance(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"] | None:
-    if pairs.inputs is None:
+    return None if pairs.edits is None else np.asarray(pairs.edits.sum(axis=0))
+
+
+@_of_pairs(
+    Metric(
+        "larger_z_distance",
+        "Twice the larger of the two halves' distances by equation 7, so that one half cannot pay"
+        " for both.",
+        "z-distance\n(twice the larger half)",
+        Better.LOWER,
+        _NOWHERE,
+    )
+)
+def _larger_z_distance(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, "B"] | None:
+    return _measure_latents(pairs, evaluator, larger_z_distance)
+
+
+@_of_pairs(
+    Metric(
+        "larger_edit_distance",
+        "Twice the larger of the two halves' edit distances, in tokens.",
+        "edit distance\n(twice the larger half)",
+        Better.LOWER,
+        _NOWHERE,
+    )
+)
+def _larger_edit_distance(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"] | None:
+    return None if pairs.edits is None else np.asarray(2 * pairs.edits.max(axis=0))
+
+
+@_of_sets(
+    Metric(
+        "balance",
+        "Share of the edits that fall on the half of each pair that is changed less; 0.5 where both"
+        " halves are changed alike, 0 where one half pays for both.",
+        "share of the edits\nin the smaller half",
+        Better.HIGHER,
+        _NOWHERE,
+    )
+)
+def _balance(sample: Sample) -> Estimate | None:
+    records = sample.records
+    if records["edit_distance"].null_count():
         return None
-    halves = zip(pairs.inputs.tokens, pairs.tokens, strict=True)
-    total: np.ndarray = np.sum([edit_distance(*half) for half in halves], axis=0)
-    return total
+    both, larger = (
+        records[name].to_numpy().astype(np.float64)
+        for name in ("edit_distance", "larger_edit_distance")
+    )
+    if not both.any():
+        return None
+    smaller = both - larger / 2
+    value = float(smaller.sum() / both.sum())
+    interval: Interval = (None, None)
+    if sample.resamples is not None:
+        less, all_ = (sample.resamples.means(values) for values in (smaller, both))
+        shares = np.divide(less, all_, out=np.full(len(all_), np.nan), where=all_ > 0)
+        low, high = sample.resamples.interval(value, shares)
+        interval = max(low, 0.0), min(high, 0.5)
+    return Estimate(value, len(both), len(sample.finite), interval)
 
 
 def _of_nearest(sample: Sample, values: Float64[np.ndarray, "B"]) -> Estimate | None:

@@ -36,6 +36,9 @@ from evaluation.transforms import Identity, Step
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=83)
 LABEL = {"trial": "x", "method": "fusion", "lambda": 0.5, "style_dim": 2, "seed": 3}
 SETS = ("overlap_area", "density", "coverage")
+DISTANCES = (
+    "z_distance", "z_weighted", "edit_distance", "larger_z_distance", "larger_edit_distance"
+)  # fmt: skip
 LIKENESS = ("indistinguishable", "indistinguishable_halves")
 
 
@@ -155,23 +158,32 @@ def test_means_are_those_of_each_pair_by_itself(
     rows, records = evaluated(evaluator, source, step)
     core, judge = evaluator.core, evaluator.judges[Split.TEST]
     expected: defaultdict[str, list[float]] = defaultdict(list)
+    smaller = list[int]()
     for i in range(40):
         before = [core.decode_tokens(half[i : i + 1]) for half in source.inputs]
         after = [core.decode_tokens(half[i : i + 1]) for half in step.outputs]
-        edits = sum(int(edit_distance(b, a)[0]) for b, a in zip(before, after, strict=True))
+        edits = [int(edit_distance(b, a)[0]) for b, a in zip(before, after, strict=True)]
         gap = torch.stack([a[i] - b[i] for b, a in zip(source.inputs, step.outputs, strict=True)])
         sigma = core.sigma_bar
         with torch.no_grad():
             logit = evaluator.classifier((step.outputs[0][i : i + 1], step.outputs[1][i : i + 1]))
         expected["judge"].append(judge.probability(after[0], after[1])[0])
         expected["search_classifier"].append(float(torch.sigmoid(logit)))
-        expected["edit_distance"].append(edits)
+        expected["edit_distance"].append(sum(edits))
+        expected["larger_edit_distance"].append(2 * max(edits))
+        smaller.append(min(edits))
         expected["halves_distance"].append(int(edit_distance(after[0], after[1])[0]))
-        expected["z_distance"].append(float((torch.log(1 + gap**2) / sigma**2).sum() / 4))
+        apart = (torch.log(1 + gap**2) / sigma**2).sum(1) / 4
+        expected["z_distance"].append(float(apart.sum()))
+        expected["larger_z_distance"].append(2 * float(apart.max()))
         expected["z_weighted"].append(float((gap / sigma).square().sum() / 8))
     for name, values in expected.items():
         assert records[name].to_list() == pytest.approx(values, rel=1e-5)
         assert rows[name]["value"] == pytest.approx(np.mean(values), rel=1e-5)
+    share = sum(smaller) / sum(expected["edit_distance"])
+    assert 0 < share < 0.5
+    assert rows["balance"]["value"] == pytest.approx(share)
+    assert rows["balance"]["low"] < share < rows["balance"]["high"]
     assert "classifier_calls" not in rows
     for row in rows.values():
         assert (row["trial"], row["source"], row["iteration"], row["n"]) == ("x", "test", 3, 40)
@@ -231,7 +243,7 @@ def test_real_pairs_are_recorded_as_notes(corpus: Corpus, evaluator: Evaluator) 
     left, right = corpus.tokens[pairs[:, 0]], corpus.tokens[pairs[:, 1]]
     judged = evaluator.judges[Split.VALIDATION].probability(left, right)
     assert records["judge"].to_list() == judged.tolist()
-    for name in ("z_distance", "z_weighted", "edit_distance", "lambda", "seed"):
+    for name in (*DISTANCES, "lambda", "seed"):
         assert records[name].null_count() == 50
 
 
@@ -381,8 +393,9 @@ def test_the_identity_is_at_no_distance(evaluator: Evaluator, sources: dict[str,
     for source in sources.values():
         (step,) = Identity()(source.inputs, [1], make_random(0, "none"))
         rows, _ = evaluated(evaluator, source, step)
-        for metric in ("z_distance", "z_weighted", "edit_distance"):
+        for metric in DISTANCES:
             assert rows[metric]["value"] == 0
+        assert "balance" not in rows
 
 
 def test_validation_is_scored_by_the_selection_judge_alone(
@@ -410,7 +423,7 @@ def test_floor_and_ceiling_are_given_for_every_panel(
         for level in ("floor", "ceiling"):
             metrics = {row["metric"] for row in rows if row["trial"] == level}
             assert metrics >= {*COHERENCY, *SETS, *LIKENESS, "seam"}
-            assert not metrics & {"z_distance", "z_weighted", "edit_distance"}
+            assert not metrics & {*DISTANCES, "balance"}
         assert rows == list(evaluator.references_rows(source))
 
 
