@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float64, Int64, Integer
 
 from cf_core.melody import FIRST_PITCH, MelodyFormat
+from cf_core.training import limit_threads
 from evaluation.bootstrap import auc
 from evaluation.statistics import PITCH_CLASSES, sounding_pitch
 
@@ -82,7 +84,7 @@ class _Half:
     @cached_property
     def diatonic(self) -> Float64[np.ndarray, "B 12"]:
         """Share of the steps at which a note of each diatonic collection sounds."""
-        return np.asarray(self.classes @ _DIATONIC)
+        return np.asarray(np.einsum("bk,ks->bs", self.classes, _DIATONIC))
 
     @cached_property
     def ends(self) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
@@ -213,7 +215,7 @@ class _Moments:
 
     @classmethod
     def of(cls, features: Float64[np.ndarray, "B F"]) -> "_Moments":
-        return cls(len(features), features.sum(axis=0), features.T @ features)
+        return cls(len(features), features.sum(axis=0), _product(features.T, features))
 
     @property
     def mean(self) -> Float64[np.ndarray, "F"]:
@@ -272,11 +274,12 @@ class RealNeighbours:
         are divided by their places.
         """
         features, _ = describe_pairs(tokens, form)
-        found = [
-            score
-            for side, real in zip(self.sides, self._divided, strict=True)
-            for score in self._cross(features, _sides(side, songs), real)
-        ]
+        with limit_threads(1):  # sums are to add up alike in workers and elsewhere
+            found = [
+                score
+                for side, real in zip(self.sides, self._divided, strict=True)
+                for score in self._cross(features, _sides(side, songs), real)
+            ]
         if not found:
             return None
         whole, halves = np.mean(found, axis=0)
@@ -299,7 +302,8 @@ class RealNeighbours:
             for kept in (slice(None), slice(self.halves)):
                 weights = _discriminant(outputs, neighbours, kept)
                 positive, negative = (
-                    (rows[:, kept] @ weights).astype(np.float64)
+                    # Equal pairs are to be ties, whatever the last bits of a sum.
+                    np.round(_product(rows[:, kept], weights), 9)
                     for rows in (real[score][0], own[score])
                 )
                 areas.append(auc(positive, negative))
@@ -322,4 +326,13 @@ def _discriminant(outputs: _Moments, real: _Moments, kept: slice) -> Float64[np.
     apart = real.mean[kept] - outputs.mean[kept]
     deviation = np.sqrt(np.maximum(within.diagonal(), 0) + apart**2 / 4) + 1e-6
     scaled = within / np.outer(deviation, deviation) + _RIDGE * np.eye(len(within))
-    return np.asarray(np.linalg.solve(scaled, apart / deviation) / deviation)
+    solved = torch.linalg.solve(torch.from_numpy(scaled), torch.from_numpy(apart / deviation))
+    return np.asarray(solved.numpy() / deviation)
+
+
+def _product(
+    one: Float64[np.ndarray, "n m"], other: Float64[np.ndarray, "m *k"]
+) -> Float64[np.ndarray, "n *k"]:
+    """Matrix product by torch, whose sums depend on a number of threads that can be set."""
+    product: np.ndarray = (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()
+    return product
