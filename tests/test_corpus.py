@@ -333,6 +333,7 @@ def test_built_in_tunes_are_chosen_by_their_header() -> None:
     assert not any(b"\nM:6/8" in text.split(b"\nK:")[0] for text in tunes.values())
 
 
+@pytest.mark.slow
 @needs_data
 def test_a_real_archive(tmp_path: Path) -> None:
     source = Path(str(DATA), "nottingham/nottingham-dataset.zip")

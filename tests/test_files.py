@@ -126,6 +126,7 @@ def test_weights_and_figures_go_to_a_bucket(bucket: str) -> None:
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_bundle_goes_to_a_bucket_and_is_replaced(bucket: str, make_bundle: MakeBundle) -> None:
     path = remote(f"{bucket}/bundles/near")
     for conditional in (False, True):

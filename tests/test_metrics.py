@@ -415,6 +415,7 @@ def test_validation_is_scored_by_the_selection_judge_alone(
         assert changed == {"judge"}
 
 
+@pytest.mark.slow
 def test_floor_and_ceiling_are_given_for_every_panel(
     evaluator: Evaluator, sources: dict[str, Source]
 ) -> None:

@@ -408,6 +408,7 @@ def test_styles_are_uniform_and_weights_log_uniform_over_their_range() -> None:
         assert (draws.lambda_[place] == (MIXED[place].lambda_ or 0.0)).all()
 
 
+@pytest.mark.slow
 def test_padding_never_enters() -> None:
     made = finish(pack())
     for trial, row in zip(MIXED, range(4), strict=True):

@@ -114,6 +114,7 @@ def test_styles_are_drawn_below_their_inputs() -> None:
     assert figure.get_suptitle() == "ours-seed0, λ 0.1, 2 iterations"
 
 
+@pytest.mark.slow
 def test_styles_are_the_same_bytes_in_any_order(tmp_path: Path) -> None:
     first = save(style_figure(examples(), FORM), tmp_path / "a")
     second = save(style_figure(examples().reverse(), FORM), tmp_path / "b")

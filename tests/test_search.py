@@ -207,6 +207,7 @@ def test_samplers_learn_which_way_is_better(method: str) -> None:
     assert learned(lambda one: (0.5, -off(one)), method) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["tpe", "nsga2"])
 def test_samplers_keep_to_constraints(method: str) -> None:
     def greedy(one: Configuration) -> tuple[float, float]:

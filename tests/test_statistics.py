@@ -144,6 +144,7 @@ def test_pitch_classes_have_a_bin_each() -> None:
     assert bins.assign("pitch_class", np.arange(12.0)).tolist() == list(range(12))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(-3, 9) | st.floats(-3, 9), min_size=1, max_size=60))
 def test_no_bin_is_empty_on_the_training_segments(values: list[float]) -> None:
     bins = fitted(mean_duration=[*values, math.nan])
