@@ -32,12 +32,12 @@ from evaluation.metrics import (
     Reference,
     Sample,
     Statistics,
-    TokenPairs,
 )
 from evaluation.statistics import (
     STATISTICS,
     Bins,
     Neighbourhoods,
+    TokenPairs,
     compute_statistics,
     count_pairs,
     pair_features,

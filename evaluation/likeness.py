@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float64, Int64, Integer
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 from cf_core.training import limit_threads
 from evaluation.bootstrap import auc
-from evaluation.statistics import PITCH_CLASSES, sounding_pitch
+from evaluation.statistics import TokenPairs, count_classes, sounding_pitch
 
 DIVISIONS = 3
 """Random divisions of the songs into two sides. The result is the mean over them."""
@@ -36,8 +36,6 @@ _DIATONIC = np.stack([np.roll([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1], k) for k in 
 """The twelve diatonic collections, one a column."""
 _SEAM = _OCTAVE + 1
 """Largest interval across the seam that is told from larger ones, in semitones."""
-
-TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,7 @@ class _Half:
     @cached_property
     def classes(self) -> Float64[np.ndarray, "B 12"]:
         """Share of the steps at which each pitch class sounds."""
-        rows, steps = np.nonzero(self.pitch >= 0)
-        cells = rows * PITCH_CLASSES + self.pitch[rows, steps] % PITCH_CLASSES
-        size = len(self.tokens) * PITCH_CLASSES
-        shares = np.bincount(cells, minlength=size).reshape(-1, 12) / self.tokens.shape[1]
-        return np.asarray(shares, np.float64)
+        return np.asarray(count_classes(self.pitch) / self.tokens.shape[1])
 
     @cached_property
     def diatonic(self) -> Float64[np.ndarray, "B 12"]:
@@ -172,7 +166,7 @@ def _relations(left: _Half, right: _Half) -> Float64[np.ndarray, "B R"]:
     apart = right.mean - left.mean
     columns += [apart, abs(apart), abs(left.count - right.count), abs(left.range - right.range)]
     columns += [_cosine(a, b) for a, b in zip(left.moves, right.moves, strict=True)]
-    interval = find_seams((left.tokens, right.tokens), left.form)
+    interval = _seams(left, right)
     gap = left.tokens.shape[1] - left.ends[1] + right.ends[0]
     columns += [interval == step for step in range(-_SEAM, _SEAM + 1)]
     columns += [interval, abs(interval), gap, gap * abs(interval)]
@@ -192,6 +186,10 @@ def find_seams(tokens: TokenPairs, form: MelodyFormat) -> Int64[np.ndarray, "B"]
     In semitones, -13 to 13, where 13 stands for more than an octave. 0 where a half has no notes.
     """
     left, right = (_Half(half, form) for half in tokens)
+    return _seams(left, right)
+
+
+def _seams(left: _Half, right: _Half) -> Int64[np.ndarray, "B"]:
     rows = np.arange(len(left.tokens))
     interval = right.pitch[rows, right.ends[0]] - left.pitch[rows, left.ends[1]]
     known = left.struck.any(axis=1) & right.struck.any(axis=1)
@@ -217,11 +215,11 @@ class _Moments:
     def of(cls, features: Float64[np.ndarray, "B F"]) -> "_Moments":
         return cls(len(features), features.sum(axis=0), _product(features.T, features))
 
-    @property
+    @cached_property
     def mean(self) -> Float64[np.ndarray, "F"]:
         return self.total / self.count
 
-    @property
+    @cached_property
     def covariance(self) -> Float64[np.ndarray, "F F"]:
         return self.products / self.count - np.outer(self.mean, self.mean)
 

@@ -29,6 +29,7 @@ from evaluation.likeness import RealNeighbours, count_seams
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
+    TokenPairs,
     correlation,
     count_pairs,
     joint,
@@ -44,7 +45,6 @@ NOVELTY_PAIRS = 128
 """Only this many pairs, the first ones, are looked up among the training segments. Looking up all
 512 pairs of a usual source would take longer than all other metrics together."""
 
-TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
 Statistics = Mapping[str, Float64[np.ndarray, "B"]]
 Interval = tuple[float | None, float | None]
 
@@ -572,9 +572,12 @@ def _indistinguishable_halves(sample: Sample) -> Estimate | None:
     )
 )
 def _seam(sample: Sample) -> Estimate | None:
-    counts = count_seams(sample.sounding.tokens, sample.evaluator.corpus.form)
-    shares = [each / each.sum() for each in (counts, sample.reference.seams)]
-    return _of_sounding(sample, lambda: float(np.minimum(*shares).sum()))
+    def share() -> float:
+        counts = count_seams(sample.sounding.tokens, sample.evaluator.corpus.form)
+        shares = [each / each.sum() for each in (counts, sample.reference.seams)]
+        return float(np.minimum(*shares).sum())
+
+    return _of_sounding(sample, share)
 
 
 METRICS["style_diversity"] = Metric(

@@ -28,6 +28,9 @@ STATISTICS: tuple[str, ...] = (
     "pitch_class",
 )
 
+TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
+"""The left and the right halves of pairs, as tokens."""
+
 QUANTILE_BINS = 8
 PITCH_CLASSES = 12
 
@@ -66,18 +69,23 @@ def compute_statistics(
     notes = np.where(count > 0, count, np.nan)
     highest = np.where(struck, pitch, form.lowest).max(axis=1)
     lowest = np.where(struck, pitch, form.highest).min(axis=1)
-    segment, step = np.nonzero(sounding)
-    class_steps = np.bincount(
-        segment * PITCH_CLASSES + pitch[segment, step] % PITCH_CLASSES,
-        minlength=len(tokens) * PITCH_CLASSES,
-    ).reshape(-1, PITCH_CLASSES)
     return {
         "mean_pitch": np.where(struck, pitch, 0).sum(axis=1) / notes,
         "pitch_range": np.where(count > 0, highest - lowest, np.nan),
         "note_count": count,
         "mean_duration": sounding.sum(axis=1) / notes / form.steps_per_beat,
-        "pitch_class": np.where(count > 0, class_steps.argmax(axis=1), np.nan),
+        "pitch_class": np.where(count > 0, count_classes(pitch).argmax(axis=1), np.nan),
     }
+
+
+def count_classes(pitch: Int64[np.ndarray, "B T"]) -> Int64[np.ndarray, "B 12"]:
+    """Count the steps at which each pitch class sounds, from `sounding_pitch`."""
+    segment, step = np.nonzero(pitch >= 0)
+    counts = np.bincount(
+        segment * PITCH_CLASSES + pitch[segment, step] % PITCH_CLASSES,
+        minlength=len(pitch) * PITCH_CLASSES,
+    )
+    return counts.reshape(-1, PITCH_CLASSES)
 
 
 def sounding_pitch(

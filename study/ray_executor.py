@@ -48,7 +48,7 @@ class RayExecutor:
         self._stack = ExitStack()
         self._shared: ray.ObjectRef | None = None
         self._is_lent = ray.is_initialized()
-        """Whether Ray was there before, and will be there afterwards."""
+        """Whether Ray was there before: `close` leaves it running, so Ctrl-C has to free it."""
 
     def close(self) -> None:
         """Stop Ray, or leave its cluster."""

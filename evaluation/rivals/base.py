@@ -123,9 +123,9 @@ class Rival(Settings, ABC):
                 raise ValueError(f"{said}: no value may be given twice")
             object.__setattr__(self, name, tuple(sorted(value)))
 
-    @abstractmethod
     def settings(self) -> list[Setting]:
-        """List all settings; each is recorded separately."""
+        """List all settings; each is recorded separately. By default there is only one."""
+        return [Setting(self.name)]
 
     @abstractmethod
     def steps(

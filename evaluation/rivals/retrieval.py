@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cf_core.losses import Pair, distance
-from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.rivals.base import Look, Rival, Tools
 from evaluation.rivals.climbing import split_halves
 from evaluation.transforms import Step
 
@@ -29,10 +29,6 @@ class Retrieval(Rival):
 
     iterations: tuple[int, ...] = (*range(1, 21), *range(25, 125, 5))
     """Numbers of nearest pairs, of which the best by the search classifier is taken."""
-
-    def settings(self) -> list[Setting]:
-        """List the only setting."""
-        return [Setting(self.name)]
 
     def steps(
         self,

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cf_core.losses import Pair
-from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.rivals.base import Look, Rival, Tools
 from evaluation.rivals.climbing import split_halves
 from evaluation.transforms import Step
 
@@ -35,10 +35,6 @@ class Transport(Rival):
     iterations: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24)
     """Numbers of iterations after which outputs are kept."""
 
-    def settings(self) -> list[Setting]:
-        """List the only setting."""
-        return [Setting(self.name)]
-
     def steps(
         self,
         pair: Pair,
@@ -51,7 +47,7 @@ class Transport(Rival):
         """As `Rival.steps` says."""
         mean, matrix = find_transport(tools.neighbours)
         joined = torch.cat(pair, 1)
-        moved = ((joined - mean) @ (matrix.T - torch.eye(len(mean)))).to(joined.dtype)
+        moved = (joined - mean) @ (matrix.T - torch.eye(len(mean)))
         for count in counts:
             yield Step(count, split_halves(joined + count * self.step * moved))
 
