@@ -22,13 +22,14 @@ from cf_core.seeding import make_random
 from cf_core.training import limit_threads
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
-from evaluation.evaluator import Evaluator, make_sources
+from evaluation.evaluator import Evaluator
 from evaluation.frontier import CHOSEN_ON, matched_similarity
 from evaluation.inference import decide_verdicts
 from evaluation.judge import Judge, JudgeSettings
 from evaluation.rivals import Tools
 from evaluation.rivals.base import Bound
 from evaluation.rivals.lp import LP
+from evaluation.sources import make_sources
 from evaluation.statistics import STATISTICS, Bins, compute_statistics, transition_matrix
 from evaluation.transforms import Fusion
 from study.config import StudyConfig, load_configs

@@ -1,6 +1,7 @@
 """Bootstraps of songs and pairs, for the uncertainty of a statistic of pairs.
 
-Letters in shapes: `n` pairs, `K` bins, `R` resamples, `C` clusters, `M` clusters of a pair.
+Letters in shapes: `n` pairs, `K` bins, `R` resamples, `C` clusters, `M` clusters of a pair,
+`S` songs of the real pairs.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ BLOCKS = 256
 """Pairs that share no song are dealt into at most this many blocks, and blocks are resampled. This
 estimates a variance no worse, and is cheaper."""
 _FEWEST_SONGS = 3
+_NO_SONGS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Resamples:
     all its pairs, and the variation of single pairs (Aronow, Samii & Assenova 2015, by a weighted
     bootstrap). If each pair is of one song, only songs are drawn; if pairs have no song, only
     pairs. One set of resamples serves every metric of the same pairs.
+
+    A statistic may also compare the pairs with real pairs of a set of songs. Then both are
+    resampled together, for other songs would have brought other real pairs too.
     """
 
     clusters: Int64[np.ndarray, "n M"]
@@ -36,38 +41,55 @@ class Resamples:
     """How often each cluster is in each resample."""
     songs: int
     """The first this many clusters are songs, or blocks of pairs without songs."""
+    reference: Float32[np.ndarray, "R S"]
+    """How often the real pairs of each song of the reference count in each resample."""
 
     @classmethod
     def draw(
-        cls, songs: Integer[np.ndarray, "n 2"], resamples: int, random: np.random.Generator
+        cls,
+        songs: Integer[np.ndarray, "n 2"],
+        resamples: int,
+        random: np.random.Generator,
+        reference: Integer[np.ndarray, "S"] = _NO_SONGS,
     ) -> "Resamples":
         """Draw `resamples` resamples of each kind; `songs` gives the songs of each pair, or -1.
 
-        Raises `ValueError` with fewer than two clusters, or fewer than three songs where a pair has
-        two: so few give no estimate of a spread.
+        `reference` holds the songs of the real pairs. Raises `ValueError` with fewer than two
+        clusters, or fewer than three songs where a pair has two: so few give no estimate of a
+        spread.
         """
-        n = len(songs)
-        names, numbers = np.unique(
-            np.where(songs < 0, -1 - np.arange(n)[:, None] % BLOCKS, songs), return_inverse=True
-        )
+        own = np.where(songs < 0, -1 - np.arange(len(songs))[:, None] % BLOCKS, songs)
+        names, numbers = np.unique(own, return_inverse=True)
         numbers, count = numbers.reshape(songs.shape), names.size
         alone = (numbers[:, 0] == numbers[:, 1]).all()
         if count < (2 if alone else 3):
             raise ValueError(f"songs: {count} are too few for an interval")
         drawn = _drawn(count, resamples, random)
+        shared = np.isin(reference, names)
+        real = _draw_apart(len(reference), resamples, random)
+        real[:, shared] = drawn[:, np.searchsorted(names, reference[shared])]
         if alone:
-            return cls(numbers[:, :1], drawn, count)
+            return cls(numbers[:, :1], drawn, count, real)
         low, high = np.sort(numbers, axis=1).T
         blocks = np.unique(low * count + high, return_inverse=True)[1] % BLOCKS
         drawn_blocks = _drawn(int(blocks.max()) + 1, resamples, random)
         draws = linalg.block_diag(drawn, drawn_blocks)
-        return cls(np.column_stack((numbers, count + blocks)), draws, count)
+        # A pair deviates by half as much as one of its songs does, so the real pairs have to, too.
+        real = np.concatenate(((1 + real) / 2, np.ones_like(real)))
+        return cls(np.column_stack((numbers, count + blocks)), draws, count, real)
 
-    def means(self, values: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "R"]:
-        """Mean of `values` in each resample."""
+    def means(
+        self,
+        values: Float64[np.ndarray, "n"],
+        influence: Float64[np.ndarray, "S"] | None = None,
+    ) -> Float64[np.ndarray, "R"]:
+        """Mean of `values` in each resample.
+
+        `influence` says by how much the mean rises with the weight of each song of the reference.
+        """
         sums, sizes = (self.draws @ self.sums_by_cluster(v) for v in (values, np.ones(len(values))))
         means: np.ndarray = sums / sizes
-        return means
+        return means if influence is None else means + (self.reference - 1) @ influence
 
     def sums_by_cluster(self, values: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "C"]:
         """Share of each cluster in the sum of `values`; of a pair, each of two songs has half."""
@@ -84,6 +106,15 @@ class Resamples:
     ) -> Float64[np.ndarray, "C K K"]:
         """Share of each cluster in `count_pairs`; of a pair, each of two songs has half."""
         return self._sums(lambda own, size: count_pairs_by_cluster(left, right, k, own, size))
+
+    def count_bins(self, bins: Integer[np.ndarray, "n"], k: int) -> Float64[np.ndarray, "R K"]:
+        """How many pairs are in each of `k` bins in each resample, without those in bin -1."""
+        by_cluster = self.count_pairs_by_cluster(np.where(bins < 0, -1, 0), bins, k)
+        return np.asarray(self.draws @ by_cluster[:, 0], np.float64)
+
+    def count_real(self, by_song: Float64[np.ndarray, "S *K"]) -> Float64[np.ndarray, "R *K"]:
+        """Sum the counts of each song of the reference in each resample."""
+        return np.tensordot(self.reference, by_song, 1)
 
     def _sums(self, sums: Callable[[Int64[np.ndarray, "n"], int], np.ndarray]) -> np.ndarray:
         size = self.draws.shape[1]
@@ -105,6 +136,8 @@ class Resamples:
         """
         sizes = self.sums_by_cluster(np.ones(len(self.clusters)))
         songs_factor, songs_freedom = correct_few_clusters(sizes[: self.songs])
+        if self.reference.shape[1] > 1:
+            songs_freedom = min(songs_freedom, self.reference.shape[1] - 1.0)
         if len(sizes) == self.songs:
             variance = np.asarray(songs_factor * _variance(samples))
             return variance, np.full(variance.shape, songs_freedom)
@@ -201,6 +234,17 @@ def _drawn(count: int, resamples: int, random: np.random.Generator) -> Float32[n
     equal = np.full(count, 1 / count)
     draws: np.ndarray = random.multinomial(count, equal, size=resamples).astype(np.float32)
     return draws
+
+
+def _draw_apart(
+    count: int, resamples: int, random: np.random.Generator
+) -> Float32[np.ndarray, "R S"]:
+    """Draw songs that no pair has, varied as much as other songs would be."""
+    if count < _FEWEST_SONGS:
+        return np.ones((resamples, count), np.float32)
+    factor, _ = correct_few_clusters(np.ones(count))
+    drawn = _drawn(count, resamples, random)
+    return np.maximum(1 + (drawn - 1) * np.float32(np.sqrt(factor)), 0)
 
 
 def _variance(samples: Float[np.ndarray, "*N R"]) -> Float64[np.ndarray, "*N"]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float64, Int, Integer
+from jaxtyping import Bool, Float64, Integer
 
 from cf_core.corpus import Corpus, Split
 from cf_core.fusion import Generator
@@ -23,7 +23,7 @@ from evaluation.bootstrap import Resamples, has_enough_songs
 from evaluation.classifier import SearchClassifier
 from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
 from evaluation.judge import Judge
-from evaluation.likeness import RealNeighbours, count_seams
+from evaluation.likeness import SEAMS, RealNeighbours, find_seams
 from evaluation.metrics import (
     OF_PAIRS,
     OF_SETS,
@@ -33,13 +33,14 @@ from evaluation.metrics import (
     Sample,
     Statistics,
 )
+from evaluation.sources import Source, deal_songs, song_names, unpaired
 from evaluation.statistics import (
     STATISTICS,
     Bins,
     Neighbourhoods,
     TokenPairs,
     compute_statistics,
-    count_pairs,
+    count_pairs_by_cluster,
     pair_features,
 )
 from evaluation.transforms import Fusion, Step
@@ -64,69 +65,9 @@ OUTCOMES: dict[str, type[pl.DataType]] = {
     "right_song": pl.String,
     **dict.fromkeys(OF_PAIRS, pl.Float32),
     **{f"{name}_{half}": pl.Int8 for name in STATISTICS for half in ("left", "right")},
+    "seam_bin": pl.Int8,
 }
 """Columns of the records of pairs. Where a latent was not finite, numbers are NaN and bins -1."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Input pairs of one kind, the same for every trial and baseline of a study.
-
-    `songs` holds the song of each half as an index into the corpus's song ids, or -1 for the prior.
-    `split` says with which songs' statistics, and by which judge, the outputs are measured.
-    """
-
-    name: str
-    split: Split
-    inputs: Pair
-    songs: Integer[np.ndarray, "B 2"]
-
-
-def unpaired(
-    corpus: Corpus, split: Split, count: int, random: np.random.Generator
-) -> Int[np.ndarray, "B 2"]:
-    """Draw the rows of `count` random pairs of segments from different songs of one split.
-
-    Both halves are drawn from all segments, independently except that their songs differ.
-    """
-    rows = corpus.segments(split)
-    pairs = random.choice(rows, (count, 2))
-    while (same := np.equal(*corpus.song[pairs].T)).any():
-        pairs[same] = random.choice(rows, (int(same.sum()), 2))
-    return pairs
-
-
-def song_names(
-    corpus: Corpus, songs: Integer[np.ndarray, "B 2"]
-) -> tuple[list[str | None], list[str | None]]:
-    """Return the song ids of the left and of the right halves; None for prior samples."""
-    left, right = (
-        [None if song < 0 else corpus.song_ids[song] for song in half] for half in songs.T
-    )
-    return left, right
-
-
-def make_sources(
-    corpus: Corpus, core: MelodyVAE, counts: Mapping[Split, int], seed: int
-) -> tuple[Source, ...]:
-    """Make the four sources: unpaired test songs, prior samples, and the validation twin of each.
-
-    `counts` maps each split to the number of pairs in both of its sources.
-    """
-    sources = []
-    for name, prior_name, split in (
-        ("test", "prior", Split.TEST),
-        ("validation", "validation_prior", Split.VALIDATION),
-    ):
-        random, count = np.random.default_rng(derive(seed, "inputs", name)), counts[split]
-        rows = unpaired(corpus, split, count, random)
-        left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
-        sources.append(Source(name, split, (left, right), corpus.song[rows]))
-        z_left, z_right = torch.randn(
-            (2, *left.shape), generator=make_random(seed, "inputs", prior_name)
-        )
-        sources.append(Source(prior_name, split, (z_left, z_right), np.full((count, 2), -1)))
-    return tuple(sources)
 
 
 @dataclass(frozen=True)
@@ -165,14 +106,15 @@ class Evaluator:
         excluded and counted in `excluded`. The correlations and these three metrics also exclude
         pairs with a half without notes.
         """
-        before = self._view(self._decode(source.inputs), source.split, source.inputs)
-        reference = self._references[source.split]
+        before = self._view(
+            self._decode(source.inputs), source.songs, source.split, latents=source.inputs
+        )
         rows, records = [], []
         for step in steps:
             shared = {**label, "source": source.name, "iteration": step.iteration}
             pairs, columns = self._outcomes(source, before, step)
             frame = _frame({name: shared.get(name) for name in OUTCOMES} | columns)
-            measured = self._metrics(frame, source.songs, pairs, reference)
+            measured = self._metrics(frame, pairs)
             rows += [{**shared, **metric} for metric in measured]
             records.append(frame)
         return rows, pl.concat(records)
@@ -187,8 +129,8 @@ class Evaluator:
         left, right = (self.core.encode_mean(half) for half in tokens)
         name = {Split.TEST: "test", Split.VALIDATION: "validation"}[split]
         shared = {"source": name, "iteration": 0}
-        pairs = self._view(tokens, split, (left, right))
-        columns = self._measure(pairs, self.corpus.song[rows])
+        pairs = self._view(tokens, self.corpus.song[rows], split, latents=(left, right))
+        columns = self._measure(pairs)
         return _frame(dict.fromkeys(LABELS, "real") | shared | columns)
 
     def song_distances(self, split: Split, count: int) -> pl.DataFrame:
@@ -236,7 +178,8 @@ class Evaluator:
             z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
             floor, songs = self._decode((z_left, z_right)), source.songs
         else:
-            rows = unpaired(self.corpus, source.split, count, random)
+            folds = deal_songs(self.corpus, source.split, self.seed)
+            rows = unpaired(self.corpus, source.split, count, random, folds)
             floor, songs = self._reconstructed(rows), self.corpus.song[rows]
         shuffled = random.permutation(self.corpus.pairs_of(source.split))
         half = len(shuffled) // 2
@@ -244,12 +187,11 @@ class Evaluator:
         ceiling, own_songs = self._reconstructed(chosen), self.corpus.song[chosen]
         for name, tokens, owners, reference in (
             ("floor", floor, songs, self._references[source.split]),
-            ("ceiling", ceiling, own_songs, self._reference(others, random)),
+            ("ceiling", ceiling, own_songs, self._reference(others, source.split, random)),
         ):
             shared = {"source": source.name, "iteration": 0} | dict.fromkeys(LABELS, name)
-            pairs = self._view(tokens, source.split)
-            frame = _frame(self._measure(pairs, owners))
-            for metric in self._metrics(frame, owners, pairs, reference):
+            pairs = self._view(tokens, owners, source.split, reference)
+            for metric in self._metrics(_frame(self._measure(pairs)), pairs):
                 yield {**shared, **metric}
 
     def style_diversity(
@@ -305,27 +247,39 @@ class Evaluator:
         return {
             split: self._reference(
                 self.corpus.pairs_of(split),
+                split,
                 np.random.default_rng(derive(self.seed, "real pairs", split)),
             )
             for split in (Split.VALIDATION, Split.TEST)
         }
 
     def _reference(
-        self, rows: Integer[np.ndarray, "P 2"], random: np.random.Generator
+        self, rows: Integer[np.ndarray, "P 2"], split: Split, random: np.random.Generator
     ) -> Reference:
-        real = self._view(self._tokens(rows), Split.TRAIN)
-        rebuilt, songs = self._reconstructed(rows), self.corpus.song[rows]
-        bins = self._bins(real)
-        counts = {name: count_pairs(*bins[name], self.bins.count(name)) for name in STATISTICS}
+        songs, of_pair = np.unique(self.corpus.song[rows[:, 0]], return_inverse=True)
+        real = self._view(self._tokens(rows), self.corpus.song[rows], split)
+        bins, form = self._bins(real), self.corpus.form
+        counts = {
+            name: count_pairs_by_cluster(*bins[name], self.bins.count(name), of_pair, len(songs))
+            for name in STATISTICS
+        }
+        # Pairs of one row: from a bin without a name to the interval's.
+        seams = find_seams(real.tokens, form)
+        start = np.where(seams < 0, -1, 0)
+        seams_of_song = count_pairs_by_cluster(start, seams, SEAMS, of_pair, len(songs))[:, 0]
         features = pair_features(*real.statistics, self.deviations)
         drawn = random.permutation(len(rows))[:REAL_PAIRS]
-        form, count = self.corpus.form, len(self.corpus.song_ids)
+        folds = deal_songs(self.corpus, split, self.seed)
         return Reference(
+            songs.astype(np.int64),
+            of_pair.astype(np.int64),
+            folds,
+            form,
             counts,
+            seams_of_song,
             real.statistics,
             Neighbourhoods.fit(features[drawn]),
-            RealNeighbours.describe(rebuilt, songs, count, form, random),
-            count_seams(rebuilt, form),
+            RealNeighbours.describe(self._reconstructed(rows), folds[songs][of_pair], form),
         )
 
     def _outcomes(self, source: Source, before: Pairs, step: Step) -> tuple[Pairs, dict[str, Any]]:
@@ -336,61 +290,74 @@ class Evaluator:
         left, right = (
             torch.where(finite[:, None], after, z) for z, after in zip(inputs, outputs, strict=True)
         )
-        pairs = self._view(self._decode((left, right)), source.split, (left, right), before)
-        columns = self._measure(pairs, source.songs)
         kept = finite.numpy()
+        pairs = self._view(
+            self._decode((left, right)),
+            source.songs,
+            source.split,
+            self._references[source.split],
+            (left, right),
+            before,
+            kept,
+        )
+        columns = self._measure(pairs)
         for name in columns.keys() - {"pair", "left_song", "right_song"}:
             columns[name] = np.where(kept, columns[name], np.nan if name in OF_PAIRS else -1)
         return pairs, columns
 
-    def _measure(self, pairs: Pairs, songs: Integer[np.ndarray, "B 2"]) -> dict[str, Any]:
+    def _measure(self, pairs: Pairs) -> dict[str, Any]:
         """Return the columns of the records that can be computed for these pairs."""
-        left, right = song_names(self.corpus, songs)
-        columns = {"pair": np.arange(len(songs)), "left_song": left, "right_song": right}
+        left, right = song_names(self.corpus, pairs.songs)
+        columns = {"pair": np.arange(len(pairs.songs)), "left_song": left, "right_song": right}
         for name, compute in OF_PAIRS.items():
             if (values := compute(pairs, self)) is not None:
                 columns[name] = values
         for name, bins in self._bins(pairs).items():
             columns |= {f"{name}_left": bins[0], f"{name}_right": bins[1]}
+        columns["seam_bin"] = find_seams(pairs.tokens, self.corpus.form)
         return columns
 
-    def _metrics(
-        self,
-        records: pl.DataFrame,
-        songs: Integer[np.ndarray, "B 2"],
-        pairs: Pairs,
-        reference: Reference,
-    ) -> Iterator[dict[str, Any]]:
+    def _metrics(self, records: pl.DataFrame, pairs: Pairs) -> Iterator[dict[str, Any]]:
         """Yield metrics of pairs, from their records, and metrics of sets, from their notes."""
         finite = records["judge"].is_finite().to_numpy()
         kept = records.filter(finite)
-        if kept.is_empty():
+        if kept.is_empty() or pairs.reference is None:
             return
-        sample = Sample(self, kept, pairs[finite], songs, finite, reference)
+        sample = Sample(self, kept, pairs[finite], finite, pairs.reference, pairs.ranks)
         for name in OF_PAIRS:
             if kept[name].null_count() == 0:
-                values = kept[name].to_numpy()
-                yield Estimate.of_mean(values, sample.resamples, records.height).row(name)
+                yield Estimate.of_mean(
+                    kept[name].to_numpy(),
+                    sample.resamples,
+                    records.height,
+                    sample.influences.get(name),
+                ).row(name)
         for name, compute in OF_SETS.items():
             if (estimate := compute(sample)) is not None:
                 yield estimate.row(name)
 
-    def resample(self, songs: Integer[np.ndarray, "B 2"]) -> Resamples | None:
-        """Draw bootstrap resamples of pairs of these songs; None where there are too few songs."""
+    def resample(self, songs: Integer[np.ndarray, "B 2"], reference: Reference) -> Resamples | None:
+        """Draw bootstrap resamples of pairs of these songs, and of the real ones with them.
+
+        None where there are too few songs.
+        """
         if not has_enough_songs(songs):
             return None
         random = np.random.default_rng(derive(self.seed, "bootstrap"))
-        return Resamples.draw(songs, self.resamples, random)
+        return Resamples.draw(songs, self.resamples, random, reference.songs)
 
     def _view(
         self,
         tokens: TokenPairs,
+        songs: Integer[np.ndarray, "B 2"],
         split: Split,
+        reference: Reference | None = None,
         latents: Pair | None = None,
         inputs: Pairs | None = None,
+        finite: Bool[np.ndarray, "B"] | None = None,
     ) -> Pairs:
         left, right = (compute_statistics(half, self.corpus.form) for half in tokens)
-        return Pairs(tokens, (left, right), split, latents, inputs)
+        return Pairs(tokens, (left, right), songs, split, reference, latents, inputs, finite)
 
     def _bins(self, pairs: Pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         left, right = pairs.statistics

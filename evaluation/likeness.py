@@ -8,11 +8,9 @@ trained before, so no method can have learnt to please it, and it finds whatever
 The classifier is a linear discriminant of musical features that are written down here. They need no
 training, so they hold nothing that a method might have seen.
 
-Letters in shapes: `B` pairs, `P` real pairs, `T` steps, `H` features of a half, `F` of a pair, `S`
-songs, `N` divisions of the songs.
+Letters in shapes: `B` pairs, `P` real pairs, `T` steps, `H` features of a half, `F` of a pair.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,11 +20,12 @@ from jaxtyping import Bool, Float64, Int64, Integer
 
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 from cf_core.training import limit_threads
-from evaluation.bootstrap import auc
 from evaluation.statistics import TokenPairs, count_classes, sounding_pitch
 
-DIVISIONS = 3
-"""Random divisions of the songs into two sides. The result is the mean over them."""
+FOLDS = 4
+"""Groups of songs. A classifier of three of them scores the fourth."""
+_FEWEST = 2
+"""Fewer pairs than this fit no classifier."""
 _RIDGE = 1.0
 """Added to the covariance of the standardised features."""
 _OCTAVE = 12
@@ -180,27 +179,29 @@ def _cosine(
     return np.asarray((one * other).sum(axis=1) / np.where(norms > 0, norms, 1))
 
 
+SEAMS = 2 * _SEAM + 1
+"""Number of intervals across the seam that are told apart."""
+
+
 def find_seams(tokens: TokenPairs, form: MelodyFormat) -> Int64[np.ndarray, "B"]:
     """Return the interval from the last note of the left half to the first of the right, upwards.
 
-    In semitones, -13 to 13, where 13 stands for more than an octave. 0 where a half has no notes.
+    As a bin: 13 stands for a unison, 0 and 26 for more than an octave. -1 where a half has no
+    notes.
     """
     left, right = (_Half(half, form) for half in tokens)
-    return _seams(left, right)
+    return np.where(_both_sound(left, right), _seams(left, right) + _SEAM, -1)
+
+
+def _both_sound(left: _Half, right: _Half) -> Bool[np.ndarray, "B"]:
+    return np.asarray(left.struck.any(axis=1) & right.struck.any(axis=1))
 
 
 def _seams(left: _Half, right: _Half) -> Int64[np.ndarray, "B"]:
+    """The interval in semitones, at most an octave and one; 0 where a half has no notes."""
     rows = np.arange(len(left.tokens))
     interval = right.pitch[rows, right.ends[0]] - left.pitch[rows, left.ends[1]]
-    known = left.struck.any(axis=1) & right.struck.any(axis=1)
-    return np.where(known, interval.clip(-_SEAM, _SEAM), 0)
-
-
-def count_seams(tokens: TokenPairs, form: MelodyFormat) -> Float64[np.ndarray, "I"]:
-    """Count each interval across the seam, of the pairs with notes in both halves."""
-    sounding = np.all([(half >= FIRST_PITCH).any(axis=1) for half in tokens], axis=0)
-    found = find_seams((tokens[0][sounding], tokens[1][sounding]), form)
-    return np.bincount(found + _SEAM, minlength=2 * _SEAM + 1).astype(np.float64)
+    return np.where(_both_sound(left, right), interval.clip(-_SEAM, _SEAM), 0)
 
 
 @dataclass(frozen=True)
@@ -223,99 +224,88 @@ class _Moments:
     def covariance(self) -> Float64[np.ndarray, "F F"]:
         return self.products / self.count - np.outer(self.mean, self.mean)
 
+    def __sub__(self, other: "_Moments") -> "_Moments":
+        return _Moments(
+            self.count - other.count, self.total - other.total, self.products - other.products
+        )
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How pairs rank among real neighbours of the same fold, by a classifier of the other folds.
+
+    Each kind of features, all and those of single halves, has a classifier of its own. A pair that
+    is in no fold, or in a fold that could not be scored, has the rank NaN.
+    """
+
+    whole: Float64[np.ndarray, "B"]
+    """Share of the real pairs that are rated less real than the pair, 0 to 1; ties count half."""
+    halves: Float64[np.ndarray, "B"]
+    """The same by single halves."""
+    whole_influence: Float64[np.ndarray, "P"]
+    """By how much the mean of `whole` rises with the weight of a real pair, over its weight."""
+    halves_influence: Float64[np.ndarray, "P"]
+    """The same for `halves`."""
+
 
 @dataclass(frozen=True)
 class RealNeighbours:
-    """Features of real adjacent pairs, with the songs divided into two sides in several ways."""
+    """Features of real adjacent pairs, with the fold of songs that each pair is in."""
 
     features: Float64[np.ndarray, "P F"]
     halves: int
     """Number of features that describe single halves; they come first."""
-    sides: Bool[np.ndarray, "N S"]
-    """The side of every song, in each division."""
-    songs: Int64[np.ndarray, "P 2"]
+    folds: Int64[np.ndarray, "P"]
 
     @classmethod
     def describe(
-        cls,
-        tokens: TokenPairs,
-        songs: Integer[np.ndarray, "P 2"],
-        count: int,
-        form: MelodyFormat,
-        random: np.random.Generator,
+        cls, tokens: TokenPairs, folds: Int64[np.ndarray, "P"], form: MelodyFormat
     ) -> "RealNeighbours":
-        """Describe real pairs. `count` is the number of all songs, so that every song has sides."""
-        features, halves = describe_pairs(tokens, form)
-        own, places = np.unique(songs), np.argsort(random.random((DIVISIONS, count)), axis=1)
-        sides = np.zeros((DIVISIONS, count), bool)
-        for side, place in zip(sides, places, strict=True):
-            order = place[np.isin(place, own)]
-            side[order[: len(order) // 2]] = True
-        return cls(features, halves, sides, songs.astype(np.int64))
+        """Describe real pairs, which are in these folds."""
+        return cls(*describe_pairs(tokens, form), folds)
 
     @cached_property
-    def _divided(self) -> list[list[tuple[Float64[np.ndarray, "_ F"], _Moments]]]:
-        """The real pairs of both sides of each division, with their moments."""
-        found = []
-        for side in self.sides:
-            of_pair = _sides(side, self.songs)
-            rows = [self.features[of_pair == which] for which in (0, 1)]
-            found.append([(own, _Moments.of(own)) for own in rows])
-        return found
+    def _by_fold(self) -> list[tuple[Float64[np.ndarray, "_ F"], _Moments]]:
+        """The real pairs of each fold, and the moments of those of all other folds."""
+        whole = _Moments.of(self.features)
+        rows = [self.features[self.folds == fold] for fold in range(FOLDS)]
+        return [(own, whole - _Moments.of(own)) for own in rows]
 
-    def tell_apart(
-        self, tokens: TokenPairs, songs: Integer[np.ndarray, "B 2"], form: MelodyFormat
-    ) -> tuple[float, float] | None:
-        """Return the AUC by all features, and by those of single halves; None for too few pairs.
-
-        Pairs whose halves are on different sides are left out of a division. Pairs without songs
-        are divided by their places.
-        """
+    def rank(self, tokens: TokenPairs, folds: Int64[np.ndarray, "B"], form: MelodyFormat) -> Ranks:
+        """Rank pairs in these folds (-1 for none) among the real ones."""
         features, _ = describe_pairs(tokens, form)
+        known = folds >= 0
+        ranks = np.full((2, len(features)), np.nan)
+        influence = np.zeros((2, len(self.features)))
         with limit_threads(1):  # sums are to add up alike in workers and elsewhere
-            found = [
-                score
-                for side, real in zip(self.sides, self._divided, strict=True)
-                for score in self._cross(features, _sides(side, songs), real)
-            ]
-        if not found:
-            return None
-        whole, halves = np.mean(found, axis=0)
-        return float(whole), float(halves)
-
-    def _cross(
-        self,
-        features: Float64[np.ndarray, "B F"],
-        sides: Int64[np.ndarray, "B"],
-        real: list[tuple[Float64[np.ndarray, "_ F"], _Moments]],
-    ) -> Iterator[tuple[float, float]]:
-        """Fit on one side and score on the other, both ways."""
-        own = [features[sides == which] for which in (0, 1)]
-        for fit, score in ((0, 1), (1, 0)):
-            sizes = len(own[fit]), len(own[score]), real[fit][1].count, real[score][1].count
-            if min(sizes) < 2:
-                continue
-            outputs, neighbours = _Moments.of(own[fit]), real[fit][1]
-            areas = []
-            for kept in (slice(None), slice(self.halves)):
-                weights = _discriminant(outputs, neighbours, kept)
-                positive, negative = (
+            whole = _Moments.of(features[known])
+            for fold, (real, others) in enumerate(self._by_fold):
+                own = folds == fold
+                outputs = whole - _Moments.of(features[own])
+                if min(own.sum(), len(real), outputs.count, others.count) < _FEWEST:
+                    continue
+                share = own.sum() / known.sum()
+                for place, kept in enumerate((slice(None), slice(self.halves))):
+                    weights = _discriminant(outputs, others, kept)
                     # Equal pairs are to be ties, whatever the last bits of a sum.
-                    np.round(_product(rows[:, kept], weights), 9)
-                    for rows in (real[score][0], own[score])
-                )
-                areas.append(auc(positive, negative))
-            yield areas[0], areas[1]
+                    scores, reals = (
+                        np.round(_product(rows[:, kept], weights), 9)
+                        for rows in (features[own], real)
+                    )
+                    ranks[place, own] = _share_below(scores, reals)
+                    above = 1 - _share_below(reals, scores)
+                    centred = share * (above - above.mean()) / len(real)
+                    influence[place, self.folds == fold] = centred
+        return Ranks(*ranks, *influence)
 
 
-def _sides(
-    side: Bool[np.ndarray, "S"], songs: Integer[np.ndarray, "B 2"]
-) -> Int64[np.ndarray, "B"]:
-    """Side of each pair, 0 or 1; -1 where its two songs differ in theirs."""
-    if len(songs) and songs.min() < 0:
-        return np.arange(len(songs)) % 2
-    left, right = side[songs[:, 0]], side[songs[:, 1]]
-    return np.where(left == right, left.astype(np.int64), -1)
+def _share_below(
+    values: Float64[np.ndarray, "n"], others: Float64[np.ndarray, "m"]
+) -> Float64[np.ndarray, "n"]:
+    """Share of the others that are below each value; ties count half."""
+    ordered = np.sort(others)
+    sides = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+    return np.asarray(sum(sides) / (2 * len(others)), np.float64)
 
 
 def _discriminant(outputs: _Moments, real: _Moments, kept: slice) -> Float64[np.ndarray, "F"]:

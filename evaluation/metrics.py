@@ -6,7 +6,7 @@ pages, labels of figures, and the names that a rule may use follow from the decl
 metric, write a function below and decorate it with `_of_pairs` or `_of_sets`; no other code has to
 change. That is why this file is long.
 
-Letters in shapes: `B` pairs, `T` steps, `K` bins, `P` real pairs, `I` intervals.
+Letters in shapes: `B` pairs, `T` steps, `K` bins, `P` real pairs, `S` their songs, `I` intervals.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Integer, Num
+from jaxtyping import Bool, Float, Float64, Int, Int64, Integer, Num
 from torch import Tensor
 
 from cf_core.corpus import Split
 from cf_core.losses import Pair
+from cf_core.melody import MelodyFormat
 from evaluation.bootstrap import Resamples
 from evaluation.distance import edit_distance, larger_z_distance, z_distance, z_weighted
-from evaluation.likeness import RealNeighbours, count_seams
+from evaluation.likeness import FOLDS, Ranks, RealNeighbours
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
@@ -81,11 +82,25 @@ class Pairs:
 
     tokens: TokenPairs
     statistics: tuple[Statistics, Statistics]
+    songs: Integer[np.ndarray, "B 2"]
+    """The song of each half, or -1 for none."""
     split: Split
     """The split whose songs and whose judge they are measured by."""
+    reference: "Reference | None" = None
+    """The real pairs to compare with; None for these themselves."""
     latents: Pair | None = None
     inputs: "Pairs | None" = None
     """The original inputs of a transform; None for pairs that no transform made."""
+    finite: Bool[np.ndarray, "B"] | None = None
+    """Which pairs are to be measured; None for all."""
+
+    @cached_property
+    def ranks(self) -> Ranks | None:
+        """How the finite pairs rank among real neighbours; None where not all have a rank."""
+        if self.reference is None:
+            return None
+        found = self.reference.rank(self if self.finite is None else self[self.finite])
+        return found if np.isfinite(found.whole).all() else None
 
     @cached_property
     def sounding(self) -> Bool[np.ndarray, "B"]:
@@ -105,19 +120,40 @@ class Pairs:
         """Select pairs by a mask, as notes alone."""
         left, right = ({n: v[kept] for n, v in half.items()} for half in self.statistics)
         tokens = self.tokens[0][kept], self.tokens[1][kept]
-        return Pairs(tokens, (left, right), self.split)
+        return Pairs(tokens, (left, right), self.songs[kept], self.split, self.reference)
 
 
 @dataclass(frozen=True)
 class Reference:
     """Counts, statistics and neighbourhoods of a set of real adjacent pairs."""
 
-    counts: Mapping[str, Float64[np.ndarray, "K K"]]
+    songs: Int64[np.ndarray, "S"]
+    """The songs that the pairs are of."""
+    of_pair: Int64[np.ndarray, "P"]
+    """The place in `songs` of the song of each pair."""
+    folds: Int64[np.ndarray, "_"]
+    """The fold of every song of the corpus; -1 for songs of other splits."""
+    form: MelodyFormat
+    counts: Mapping[str, Float64[np.ndarray, "S K K"]]
+    """Of each song, how many pairs go from one bin to another."""
+    seams: Float64[np.ndarray, "S I"]
+    """Of each song, how many pairs have each interval across the seam."""
     statistics: tuple[Statistics, Statistics]
     neighbourhoods: Neighbourhoods
     neighbours: RealNeighbours
-    seams: Float64[np.ndarray, "I"]
-    """Counts of the intervals across the seam."""
+
+    def rank(self, pairs: Pairs) -> Ranks:
+        """Rank pairs among the real ones; pairs without songs are dealt into the folds."""
+        if len(pairs.songs) and pairs.songs.min() < 0:
+            folds = np.arange(len(pairs.songs)) % FOLDS
+        else:
+            left, right = self.folds[pairs.songs].T
+            folds = np.where(left == right, left, -1)
+        return self.neighbours.rank(pairs.tokens, folds, self.form)
+
+    def sum_by_song(self, influence: Float64[np.ndarray, "P"]) -> Float64[np.ndarray, "S"]:
+        """Sum what the pairs of each song add to a statistic."""
+        return np.bincount(self.of_pair, influence, len(self.songs))
 
 
 @dataclass(frozen=True)
@@ -128,16 +164,27 @@ class Sample:
     records: pl.DataFrame
     """The finite pairs' rows of `outcomes`."""
     pairs: Pairs
-    songs: Integer[np.ndarray, "B 2"]
-    """Songs of all pairs, those that are not finite included."""
-    finite: Bool[np.ndarray, "B"]
+    finite: Bool[np.ndarray, "_"]
     """Which of all pairs are finite."""
     reference: Reference
+    ranks: Ranks | None
+    """Those of the finite pairs."""
 
     @cached_property
     def resamples(self) -> Resamples | None:
         """Bootstrap resamples of the pairs; None where there are too few to draw from."""
-        return self.evaluator.resample(self.songs[self.finite])
+        return self.evaluator.resample(self.pairs.songs, self.reference)
+
+    @property
+    def influences(self) -> Mapping[str, Float64[np.ndarray, "S"]]:
+        """By how much some metrics of pairs rise with the weight of a song of the real pairs."""
+        if (ranks := self.ranks) is None:
+            return {}
+        by_pair = {
+            "indistinguishable": ranks.whole_influence,
+            "indistinguishable_halves": ranks.halves_influence,
+        }
+        return {name: 2 * self.reference.sum_by_song(own) for name, own in by_pair.items()}
 
     @cached_property
     def nearest(self) -> Int[np.ndarray, "2 B"]:
@@ -150,13 +197,6 @@ class Sample:
     def sounding(self) -> Pairs:
         """The pairs that have notes in both halves."""
         return self.pairs[self.pairs.sounding]
-
-    @cached_property
-    def told_apart(self) -> tuple[float, float] | None:
-        """AUC of classifiers that tell the pairs from real neighbours (`RealNeighbours`)."""
-        return self.reference.neighbours.tell_apart(
-            self.pairs.tokens, self.songs[self.finite], self.evaluator.corpus.form
-        )
 
     @cached_property
     def density_and_coverage(self) -> tuple[float, float]:
@@ -176,14 +216,21 @@ class Estimate:
 
     @classmethod
     def of_mean(
-        cls, values: Float[np.ndarray, "B"], resamples: Resamples | None, pairs: int
+        cls,
+        values: Float[np.ndarray, "B"],
+        resamples: Resamples | None,
+        pairs: int,
+        influence: Float64[np.ndarray, "S"] | None = None,
     ) -> "Estimate":
-        """Estimate a mean from the values of the finite pairs, out of `pairs` pairs in all."""
+        """Estimate a mean from the values of the finite pairs, out of `pairs` pairs in all.
+
+        `influence` says how the songs of the real pairs bear on it, if they do.
+        """
         exact = values.astype(np.float64)
         mean = float(exact.mean())
         interval: Interval = (None, None)
         if resamples is not None and np.ptp(exact) > 0:  # equal values give no estimate of a spread
-            interval = resamples.interval(mean, resamples.means(exact))
+            interval = resamples.interval(mean, resamples.means(exact, influence))
         return cls(mean, len(exact), pairs, interval)
 
     def row(self, metric: str) -> dict[str, str | float | int | None]:
@@ -350,6 +397,31 @@ def _larger_edit_distance(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"] 
     return None if pairs.edits is None else np.asarray(2 * pairs.edits.max(axis=0))
 
 
+def _declare_reach(name: str) -> None:
+    larger = METRICS[name]
+
+    @_of_sets(
+        Metric(
+            f"{name}_q90",
+            f"90 % quantile over the pairs of `{name}`, so that a few pairs cannot pay for the"
+            " others.",
+            f"{larger.label}, 90 % of pairs",
+            Better.LOWER,
+            _NOWHERE,
+            is_axis=True,
+        )
+    )
+    def _reach(sample: Sample) -> Estimate | None:
+        if sample.records[name].null_count():
+            return None
+        values = sample.records[name].to_numpy().astype(np.float64)
+        return Estimate(float(np.quantile(values, 0.9)), len(values), len(sample.finite))
+
+
+for _name in ("larger_edit_distance", "larger_z_distance"):
+    _declare_reach(_name)
+
+
 @_of_sets(
     Metric(
         "balance",
@@ -385,7 +457,7 @@ def _of_nearest(sample: Sample, values: Float64[np.ndarray, "B"]) -> Estimate | 
     first = sample.finite[:NOVELTY_PAIRS]
     if not first.any():
         return None
-    resamples = sample.evaluator.resample(sample.songs[:NOVELTY_PAIRS][first])
+    resamples = sample.evaluator.resample(sample.pairs.songs[: first.sum()], sample.reference)
     return Estimate.of_mean(values, resamples, len(first))
 
 
@@ -431,14 +503,14 @@ Matrix = Callable[[Float64[np.ndarray, "*R K K"]], Float64[np.ndarray, "*R K K"]
 
 def _correlate(sample: Sample, statistic: str, matrix: Matrix) -> Estimate:
     left, right = take_bins(sample.records, statistic)
-    k = sample.evaluator.bins.count(statistic)
-    real = matrix(sample.reference.counts[statistic])
+    by_song = sample.reference.counts[statistic]
+    k = by_song.shape[-1]
     counts = count_pairs(left, right, k)
-    value = float(correlation(matrix(counts), real))
+    value = float(correlation(matrix(counts), matrix(by_song.sum(axis=0))))
     interval: Interval = (None, None)
-    if sample.resamples is not None:
-        samples = correlation(matrix(sample.resamples.count_pairs(left, right, k)), real)
-        low, high = sample.resamples.interval(value, samples)
+    if (resamples := sample.resamples) is not None:
+        both = resamples.count_pairs(left, right, k), resamples.count_real(by_song)
+        low, high = resamples.interval(value, correlation(*map(matrix, both)))
         interval = max(low, -1.0), min(high, 1.0)
     return Estimate(value, int(counts.sum()), len(sample.finite), interval)
 
@@ -525,29 +597,31 @@ def _coverage(sample: Sample) -> Estimate | None:
     return _of_sounding(sample, lambda: sample.density_and_coverage[1])
 
 
-def _of_auc(sample: Sample, place: int) -> Estimate | None:
-    if sample.told_apart is None:
-        return None
-    value = 2 * (1 - sample.told_apart[place])
-    return Estimate(value, int(sample.finite.sum()), len(sample.finite))
+def _spread(pairs: Pairs, ranks: Float64[np.ndarray, "_"]) -> Float64[np.ndarray, "B"]:
+    """Give ranks of the finite pairs their places among all pairs."""
+    if pairs.finite is None:
+        return 2 * ranks
+    values = np.full(len(pairs.songs), np.nan)
+    values[pairs.finite] = 2 * ranks
+    return values
 
 
-@_of_sets(
+@_of_pairs(
     Metric(
         "indistinguishable",
         "2 (1 - AUC) of a classifier that is fitted to tell the pairs from real neighbours by their"
         " notes, and scored on other songs. 1 where nothing tells them apart (Lopez-Paz & Oquab"
-        " 2017).",
+        " 2017). Of one pair, twice the share of the real pairs that it is rated above.",
         "indistinguishable\nfrom real neighbours",
         Better.HIGHER,
         "near 1",
     )
 )
-def _indistinguishable(sample: Sample) -> Estimate | None:
-    return _of_auc(sample, 0)
+def _indistinguishable(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"] | None:
+    return None if pairs.ranks is None else _spread(pairs, pairs.ranks.whole)
 
 
-@_of_sets(
+@_of_pairs(
     Metric(
         "indistinguishable_halves",
         "The same for a classifier that does not see how the halves relate: whether each half"
@@ -557,8 +631,18 @@ def _indistinguishable(sample: Sample) -> Estimate | None:
         "near 1",
     )
 )
-def _indistinguishable_halves(sample: Sample) -> Estimate | None:
-    return _of_auc(sample, 1)
+def _indistinguishable_halves(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"] | None:
+    return None if pairs.ranks is None else _spread(pairs, pairs.ranks.halves)
+
+
+def share_in_common(
+    counts: Float64[np.ndarray, "*R I"], others: Float64[np.ndarray, "*R I"]
+) -> Float64[np.ndarray, "*R"]:
+    """1 - total variation between two distributions, each given by its counts."""
+    shares = (
+        each / np.maximum(each.sum(axis=-1, keepdims=True), 1e-9) for each in (counts, others)
+    )
+    return np.asarray(np.minimum(*shares).sum(axis=-1))
 
 
 @_of_sets(
@@ -572,12 +656,18 @@ def _indistinguishable_halves(sample: Sample) -> Estimate | None:
     )
 )
 def _seam(sample: Sample) -> Estimate | None:
-    def share() -> float:
-        counts = count_seams(sample.sounding.tokens, sample.evaluator.corpus.form)
-        shares = [each / each.sum() for each in (counts, sample.reference.seams)]
-        return float(np.minimum(*shares).sum())
-
-    return _of_sounding(sample, share)
+    bins = sample.records["seam_bin"].to_numpy().astype(np.int64)
+    n, by_song = int((bins >= 0).sum()), sample.reference.seams
+    if n == 0:
+        return None
+    counts = np.bincount(bins[bins >= 0], minlength=by_song.shape[1]).astype(np.float64)
+    value = float(share_in_common(counts, by_song.sum(axis=0)))
+    interval: Interval = (None, None)
+    if (resamples := sample.resamples) is not None:
+        own = resamples.count_bins(bins, by_song.shape[1])
+        low, high = resamples.interval(value, share_in_common(own, resamples.count_real(by_song)))
+        interval = max(low, 0.0), min(high, 1.0)
+    return Estimate(value, n, len(sample.finite), interval)
 
 
 METRICS["style_diversity"] = Metric(

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from cf_core.corpus import Corpus, Split
 from cf_core.seeding import derive
 from evaluation.bootstrap import auc, draw_pigeonhole_weights, resample_auc
-from evaluation.evaluator import unpaired
+from evaluation.sources import unpaired
 from evaluation.statistics import PITCH_CLASSES, sounding_pitch
 
 Scorer = Callable[[Integer[np.ndarray, "B 2"]], Float[np.ndarray, "B"]]

@@ -199,20 +199,18 @@ def transition_matrix(
 
 
 def correlation(
-    matrices: Float64[np.ndarray, "*R K K"], reference: Float64[np.ndarray, "K K"]
+    matrices: Float64[np.ndarray, "*R K K"], others: Float64[np.ndarray, "*#R K K"]
 ) -> Float64[np.ndarray, "*R"]:
-    """Pearson correlation over the K² entries of each matrix and `reference`, -1 to 1.
+    """Pearson correlation over the K² entries of each matrix and the other one, -1 to 1.
 
     It is NaN where either is constant, as every matrix of one bin is.
     """
-    a = matrices.reshape(*matrices.shape[:-2], -1)
-    b = reference.ravel()
+    a, b = (each.reshape(*each.shape[:-2], -1) for each in (matrices, others))
     # Equal shares can differ in their last bits; the correlation would then measure that noise.
-    constant = (np.ptp(a, axis=-1) < 1e-12) | (np.ptp(b) < 1e-12)
-    a = a - a.mean(axis=-1, keepdims=True)
-    b = b - b.mean()
-    norms = np.where(constant, np.nan, np.linalg.norm(a, axis=-1) * np.linalg.norm(b))
-    return np.asarray(np.clip(a @ b / norms, -1, 1))
+    constant = (np.ptp(a, axis=-1) < 1e-12) | (np.ptp(b, axis=-1) < 1e-12)
+    a, b = (each - each.mean(axis=-1, keepdims=True) for each in (a, b))
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.asarray(np.clip((a * b).sum(axis=-1) / np.where(constant, np.nan, norms), -1, 1))
 
 
 def overlap_area(

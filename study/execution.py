@@ -15,8 +15,9 @@ from cf_core.fusion import Generator
 from cf_core.pack import Member, PackTrainer
 from cf_core.seeding import make_random
 from cf_core.training import collect_weights, load_tensors, save_tensors, train
-from evaluation.evaluator import DIVERSITY_INPUTS, Source
+from evaluation.evaluator import DIVERSITY_INPUTS
 from evaluation.rivals import Setting
+from evaluation.sources import Source
 from evaluation.transforms import Fusion, Step
 from study.ledger import Failure, Status
 from study.recording import Outputs, Recorder

@@ -23,9 +23,10 @@ from cf_core.seeding import derive, make_random
 from cf_core.training import Trainer, collect_weights, load_tensors, save_tensors, train
 from cf_core.vae import MelodyVAE, VAETrainer, report_prior, report_reconstruction
 from evaluation.classifier import ClassifierTrainer, SearchClassifier
-from evaluation.evaluator import Evaluator, make_sources, unpaired
+from evaluation.evaluator import Evaluator
 from evaluation.judge import Judge, JudgeData, JudgeTrainer
 from evaluation.reliability import Estimate, LabelledPairs, Scorer
+from evaluation.sources import make_sources, unpaired
 from study.config import StudyConfig
 from study.progress import Reporter
 from study.reading import ray_tasks

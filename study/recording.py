@@ -16,8 +16,8 @@ from torch import Tensor
 from cf_core.corpus import Split
 from cf_core.seeding import make_random
 from cf_core.training import Progress, measure_peak_memory_mb
-from evaluation.evaluator import Source, song_names
 from evaluation.rivals import Setting
+from evaluation.sources import Source, song_names
 from evaluation.transforms import Identity, Step
 from study.ledger import Failure, Ledger, Status
 from study.parameters import SETTINGS

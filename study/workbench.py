@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from cf_core.files import AnyPath
 from cf_core.fusion import FusionSettings, Latents
-from evaluation.evaluator import Evaluator, Source
+from evaluation.evaluator import Evaluator
 from evaluation.rivals import Tools
+from evaluation.sources import Source
 from study.config import EvaluationPlan
 from study.store import Store
 

@@ -20,10 +20,11 @@ from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.distance import edit_distance
-from evaluation.evaluator import OUTCOMES, Evaluator, Source, make_sources, unpaired
+from evaluation.evaluator import OUTCOMES, Evaluator
 from evaluation.judge import Judge, JudgeSettings, ReaderSettings
-from evaluation.likeness import find_seams
+from evaluation.likeness import FOLDS, find_seams
 from evaluation.metrics import COHERENCY, OF_PAIRS
+from evaluation.sources import Source, deal_songs, make_sources, unpaired
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
@@ -184,6 +185,10 @@ def test_means_are_those_of_each_pair_by_itself(
     assert 0 < share < 0.5
     assert rows["balance"]["value"] == pytest.approx(share)
     assert rows["balance"]["low"] < share < rows["balance"]["high"]
+    for name in ("larger_edit_distance", "larger_z_distance"):
+        ordered = sorted(expected[name])  # of 40, the quantile is a tenth on from the 36th
+        reach = ordered[35] + 0.1 * (ordered[36] - ordered[35])
+        assert rows[f"{name}_q90"]["value"] == pytest.approx(reach, rel=1e-5)
     assert "classifier_calls" not in rows
     for row in rows.values():
         assert (row["trial"], row["source"], row["iteration"], row["n"]) == ("x", "test", 3, 40)
@@ -323,7 +328,7 @@ def test_sets_are_held_against_the_real_pairs_of_their_split(
     training = compute_statistics(corpus.tokens[corpus.segments(Split.TRAIN)], FORM)
     deviations = {key: float(values.std()) for key, values in training.items()}
     for name, split in (("validation", Split.VALIDATION), ("prior", Split.TEST)):
-        rows, _ = evaluated(evaluator, sources[name], Step(1, (left, right)))
+        rows, records = evaluated(evaluator, sources[name], Step(1, (left, right)))
         pairs = corpus.pairs_of(split)
         theirs = [compute_statistics(corpus.tokens[half], FORM) for half in pairs.T]
         area = np.mean([overlap_area(a, b) for a, b in zip(ours, theirs, strict=True)])
@@ -334,16 +339,26 @@ def test_sets_are_held_against_the_real_pairs_of_their_split(
             assert rows[metric]["value"] == pytest.approx(expected)
             assert (rows[metric]["n"], rows[metric]["excluded"]) == (38, 2)
             assert rows[metric]["low"] is rows[metric]["high"] is None
-        told = references[split].neighbours.tell_apart(
-            (tokens[:40], tokens[40:80]), sources[name].songs, FORM
-        )
-        assert told is not None
-        for metric, area_under in zip(LIKENESS, told, strict=True):
-            assert rows[metric]["value"] == pytest.approx(2 * (1 - area_under))
+        songs = sources[name].songs
+        folds = np.arange(40) % FOLDS
+        if name == "validation":
+            dealt = deal_songs(corpus, split, evaluator.seed)
+            assert np.equal(*dealt[songs].T).all()
+            folds = dealt[songs[:, 0]]
+        ranks = references[split].neighbours.rank((tokens[:40], tokens[40:80]), folds, FORM)
+        for metric, own in zip(LIKENESS, (ranks.whole, ranks.halves), strict=True):
+            assert records[metric].to_list() == pytest.approx((2 * own).tolist(), rel=1e-6)
+            assert rows[metric]["value"] == pytest.approx(2 * own.mean())
             assert (rows[metric]["n"], rows[metric]["excluded"]) == (40, 0)
-        seams = find_seams((tokens[sounding], tokens[40 + sounding]), FORM)
-        own = np.bincount(seams + 13, minlength=27) / len(seams)
-        real = references[split].seams / references[split].seams.sum()
+            if np.ptp(own):
+                assert rows[metric]["low"] < rows[metric]["value"] < rows[metric]["high"]
+        own, real = (
+            np.bincount(find_seams(each, FORM)[rest], minlength=27) / size
+            for each, rest, size in (
+                ((tokens[:40], tokens[40:80]), sounding, len(sounding)),
+                ((corpus.tokens[pairs[:, 0]], corpus.tokens[pairs[:, 1]]), slice(None), len(pairs)),
+            )
+        )
         assert rows["seam"]["value"] == pytest.approx(1 - abs(own - real).sum() / 2)
         assert (rows["seam"]["n"], rows["seam"]["excluded"]) == (38, 2)
         assert (rows["mean_pitch"]["n"], rows["mean_pitch"]["excluded"]) == (38, 2)

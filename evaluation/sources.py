@@ -1,0 +1,104 @@
+"""The input pairs on which every method is measured: unpaired songs, and prior samples.
+
+Letters in shapes: `B` pairs, `S` songs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Int64, Integer
+
+from cf_core.corpus import Corpus, Split
+from cf_core.losses import Pair
+from cf_core.seeding import derive, make_random
+from cf_core.vae import MelodyVAE
+from evaluation.likeness import FOLDS
+
+
+@dataclass(frozen=True)
+class Source:
+    """Input pairs of one kind, the same for every trial and baseline of a study.
+
+    `songs` holds the song of each half as an index into the corpus's song ids, or -1 for the prior.
+    `split` says with which songs' statistics, and by which judge, the outputs are measured.
+    """
+
+    name: str
+    split: Split
+    inputs: Pair
+    songs: Integer[np.ndarray, "B 2"]
+
+
+def deal_songs(corpus: Corpus, split: Split, seed: int) -> Int64[np.ndarray, "S"]:
+    """Deal the songs of a split into `FOLDS` folds of about as many segments; -1 for other songs.
+
+    Each fold has two songs or more, so there are fewer folds where there are few songs.
+    """
+    songs, sizes = np.unique(corpus.song[corpus.segments(split)], return_counts=True)
+    random = np.random.default_rng(derive(seed, "folds", split))
+    order = np.lexsort((random.random(len(songs)), -sizes))
+    folds = np.full(len(corpus.song_ids), -1)
+    folds[songs[order]] = np.arange(len(songs)) % max(1, min(FOLDS, len(songs) // 2))
+    return folds
+
+
+def unpaired(
+    corpus: Corpus,
+    split: Split,
+    count: int,
+    random: np.random.Generator,
+    folds: Int64[np.ndarray, "S"] | None = None,
+) -> Int[np.ndarray, "B 2"]:
+    """Draw the rows of `count` random pairs of segments from different songs of one split.
+
+    Both halves are drawn from all segments, independently except that their songs differ, and are
+    in the same one of `folds` if these are given.
+    """
+    rows = corpus.segments(split)
+    pairs = random.choice(rows, (count, 2))
+    while (bad := _is_refused(corpus.song[pairs], folds)).any():
+        pairs[bad] = random.choice(rows, (int(bad.sum()), 2))
+    return pairs
+
+
+def _is_refused(
+    songs: Integer[np.ndarray, "B 2"], folds: Int64[np.ndarray, "S"] | None
+) -> Bool[np.ndarray, "B"]:
+    same = np.equal(*songs.T)
+    return np.asarray(same if folds is None else same | np.not_equal(*folds[songs].T))
+
+
+def song_names(
+    corpus: Corpus, songs: Integer[np.ndarray, "B 2"]
+) -> tuple[list[str | None], list[str | None]]:
+    """Return the song ids of the left and of the right halves; None for prior samples."""
+    left, right = (
+        [None if song < 0 else corpus.song_ids[song] for song in half] for half in songs.T
+    )
+    return left, right
+
+
+def make_sources(
+    corpus: Corpus, core: MelodyVAE, counts: Mapping[Split, int], seed: int
+) -> tuple[Source, ...]:
+    """Make the four sources: unpaired test songs, prior samples, and the validation twin of each.
+
+    `counts` maps each split to the number of pairs in both of its sources. The two songs of a pair
+    are in the same fold, so that a classifier of the other folds has seen neither.
+    """
+    sources = []
+    for name, prior_name, split in (
+        ("test", "prior", Split.TEST),
+        ("validation", "validation_prior", Split.VALIDATION),
+    ):
+        random, count = np.random.default_rng(derive(seed, "inputs", name)), counts[split]
+        rows = unpaired(corpus, split, count, random, deal_songs(corpus, split, seed))
+        left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
+        sources.append(Source(name, split, (left, right), corpus.song[rows]))
+        z_left, z_right = torch.randn(
+            (2, *left.shape), generator=make_random(seed, "inputs", prior_name)
+        )
+        sources.append(Source(prior_name, split, (z_left, z_right), np.full((count, 2), -1)))
+    return tuple(sources)
