@@ -26,6 +26,8 @@ from evaluation.evaluator import Evaluator
 from evaluation.frontier import CHOSEN_ON, matched_similarity
 from evaluation.inference import decide_verdicts
 from evaluation.judge import Judge, JudgeSettings
+from evaluation.likeness import SEAMS
+from evaluation.metrics import AXES, COHERENCY, LIKENESS
 from evaluation.rivals import Tools
 from evaluation.rivals.base import Bound
 from evaluation.rivals.lp import LP
@@ -143,11 +145,12 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
     plan = configs[0].evaluation
 
     def decide() -> None:
-        for metrics, outcomes, bins in tables:
-            bounds = {"z_distance": (0.03, 6.0), "edit_distance": (0.1, 28.0)}
+        for metrics, outcomes, influences, bins in tables:
+            bounds = dict(plan.matched)
             resamples = plan.verdict_resamples // rounds.scale
             matched = matched_similarity(metrics, bounds)
-            decide_verdicts(metrics, matched, outcomes, bins, resamples, np.random.default_rng(0))
+            random = np.random.default_rng(0)
+            decide_verdicts(metrics, matched, outcomes, influences, bins, resamples, random)
 
     (seconds,) = Rounds(1, 0.0, rounds.scale).take_turns(decide)
     share = float(seconds[0]) / whole
@@ -155,8 +158,12 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
     yield Measure("bootstrap_share", share, "share", 0.02, "lower")
 
 
-def _recorded(store: Store) -> tuple[pl.DataFrame, pl.LazyFrame, Mapping[str, int]]:
-    return read_finished_metrics(store), store.outcomes, count_bins(store)
+Tables = tuple[pl.DataFrame, pl.LazyFrame, pl.LazyFrame, Mapping[str, int]]
+
+
+def _recorded(store: Store) -> Tables:
+    influences = store.scan("influences")
+    return read_finished_metrics(store), store.outcomes, influences, count_bins(store)
 
 
 def _job_seconds(store: Store) -> float:
@@ -233,31 +240,39 @@ _KINDS = {
 """What a `_Point` is made of."""
 
 
-def _made_up(
-    config: StudyConfig, scale: int
-) -> tuple[pl.DataFrame, pl.LazyFrame, Mapping[str, int]]:
+def _made_up(config: StudyConfig, scale: int) -> Tables:
     """Random metrics and outcomes, of as many points and pairs as a study has."""
     random, count = np.random.default_rng(0), config.evaluation.pairs // scale
     bins = {name: 12 if name == "pitch_class" else 8 for name in STATISTICS}
     songs = random.integers(0, 50, (2, count)).astype(str)
     named = pl.DataFrame({"pair": np.arange(count), "left_song": songs[0], "right_song": songs[1]})
-    rows, pairs = [], []
+    rows, pairs, influences = [], [], []
+    of_song = pl.DataFrame({"song": sorted(map(str, range(50)))})
     for point, source in product(_points(config), (*CHOSEN_ON, *CHOSEN_ON.values())):
         label = dict(zip(_KINDS, point, strict=True))
         labels = [pl.lit(value, _KINDS[name]).alias(name) for name, value in label.items()]
         if point[0] != "real":
-            values = {name: random.random() for name in ("judge", *STATISTICS)}
+            values = {name: random.random() for name in (*COHERENCY, *LIKENESS)}
             far = 0.0 if point[0] == "identity" else float(random.uniform(0.02, 8))
-            values |= {"z_distance": far, "edit_distance": 4 * far}
+            values |= {axis: far * (4 if "edit" in axis else 1) for axis in AXES}
+            influences.append(
+                of_song.with_columns(*labels, source=pl.lit(source), influence=pl.lit(1e-3))
+            )
             rows += [
                 {**label, "source": source, "metric": m, "value": v} for m, v in values.items()
             ]
         elif source != "test":
             continue
         own = named.with_columns(left_song=None, right_song=None) if "prior" in source else named
+        own = named.with_columns(right_song="left_song") if point[0] == "real" else own
         measured = _measured(bins, count, random)
         pairs.append(own.with_columns(*measured, *labels, source=pl.lit(source)))
-    return pl.DataFrame(rows, infer_schema_length=None), pl.concat(pairs).lazy(), bins
+    return (
+        pl.DataFrame(rows, infer_schema_length=None),
+        pl.concat(pairs).lazy(),
+        pl.concat(influences).lazy(),
+        bins,
+    )
 
 
 def _points(config: StudyConfig) -> list[_Point]:
@@ -279,7 +294,10 @@ def _points(config: StudyConfig) -> list[_Point]:
 
 def _measured(bins: Mapping[str, int], count: int, random: np.random.Generator) -> list[pl.Series]:
     """What is measured of each pair."""
-    scores = [pl.Series("judge", random.random(count, np.float32))]
+    scores = [
+        pl.Series(name, random.random(count, np.float32)) for name in ("judge", "indistinguishable")
+    ]
+    scores.append(pl.Series("seam_bin", random.integers(-1, SEAMS, count), pl.Int8))
     return scores + [
         pl.Series(f"{name}_{half}", random.integers(0, size, count), pl.Int8)
         for name, size in bins.items()

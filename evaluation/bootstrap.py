@@ -112,7 +112,7 @@ class Resamples:
         by_cluster = self.count_pairs_by_cluster(np.where(bins < 0, -1, 0), bins, k)
         return np.asarray(self.draws @ by_cluster[:, 0], np.float64)
 
-    def count_real(self, by_song: Float64[np.ndarray, "S *K"]) -> Float64[np.ndarray, "R *K"]:
+    def count_real(self, by_song: Float[np.ndarray, "S *K"]) -> Float[np.ndarray, "R *K"]:
         """Sum the counts of each song of the reference in each resample."""
         return np.tensordot(self.reference, by_song, 1)
 

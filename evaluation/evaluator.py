@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -69,6 +69,24 @@ OUTCOMES: dict[str, type[pl.DataType]] = {
 }
 """Columns of the records of pairs. Where a latent was not finite, numbers are NaN and bins -1."""
 
+INFLUENCES: dict[str, type[pl.DataType]] = {
+    **{name: OUTCOMES[name] for name in (*LABELS, "lambda", "seed", "source", "iteration")},
+    "song": pl.String,
+    "influence": pl.Float32,
+}
+"""Columns of the influences of songs of real pairs on `indistinguishable`."""
+
+
+class Measured(NamedTuple):
+    """What is measured of a transform's outputs for a source."""
+
+    metrics: list[dict[str, Any]]
+    """Rows of the table of metrics."""
+    outcomes: pl.DataFrame
+    """A row for each pair (`OUTCOMES`)."""
+    influences: pl.DataFrame
+    """A row for each song of the real pairs (`INFLUENCES`)."""
+
 
 @dataclass(frozen=True)
 class Evaluator:
@@ -92,10 +110,8 @@ class Evaluator:
         """The training segments, in which the nearest segment to an output is looked up."""
         return SegmentBank(self.corpus.tokens[self.corpus.segments(Split.TRAIN)])
 
-    def evaluate(
-        self, label: Mapping[str, Any], source: Source, steps: Iterable[Step]
-    ) -> tuple[list[dict[str, Any]], pl.DataFrame]:
-        """Return metric rows, and records (`OUTCOMES`), of a transform's outputs for a source.
+    def evaluate(self, label: Mapping[str, Any], source: Source, steps: Iterable[Step]) -> Measured:
+        """Measure a transform's outputs for a source.
 
         `label` holds the columns that say what was evaluated. The metrics are those of
         `evaluation.metrics`; they compare with the real adjacent pairs of the source's split.
@@ -109,7 +125,7 @@ class Evaluator:
         before = self._view(
             self._decode(source.inputs), source.songs, source.split, latents=source.inputs
         )
-        rows, records = [], []
+        rows, records, influences = [], [], []
         for step in steps:
             shared = {**label, "source": source.name, "iteration": step.iteration}
             pairs, columns = self._outcomes(source, before, step)
@@ -117,7 +133,8 @@ class Evaluator:
             measured = self._metrics(frame, pairs)
             rows += [{**shared, **metric} for metric in measured]
             records.append(frame)
-        return rows, pl.concat(records)
+            influences.append(self._influences(shared, pairs))
+        return Measured(rows, pl.concat(records), pl.concat(influences))
 
     def real_outcomes(self, split: Split) -> pl.DataFrame:
         """Return the records of all real adjacent pairs of a split, as notes never encoded.
@@ -335,6 +352,15 @@ class Evaluator:
         for name, compute in OF_SETS.items():
             if (estimate := compute(sample)) is not None:
                 yield estimate.row(name)
+
+    def _influences(self, shared: Mapping[str, Any], pairs: Pairs) -> pl.DataFrame:
+        if pairs.reference is None or pairs.ranks is None:
+            return pl.DataFrame(schema=INFLUENCES)
+        songs = [self.corpus.song_ids[song] for song in pairs.reference.songs]
+        influence = 2 * pairs.reference.sum_by_song(pairs.ranks.whole_influence)
+        columns = {name: shared.get(name) for name in INFLUENCES}
+        columns |= {"song": songs, "influence": influence}
+        return pl.DataFrame(columns, schema=INFLUENCES, strict=False)
 
     def resample(self, songs: Integer[np.ndarray, "B 2"], reference: Reference) -> Resamples | None:
         """Draw bootstrap resamples of pairs of these songs, and of the real ones with them.

@@ -7,8 +7,14 @@ The metrics frame that some functions take holds one row per point and metric, w
 columns `method`, `trial`, `configuration`, `lambda`, `seed`, `source`, `iteration`, `metric` and
 `value`.
 
-Choices are made on validation songs (`CHOSEN_ON`) and scored on test songs. A candidate is a
-configuration (a trial without its seed) at one λ and iteration, with its means over training seeds.
+Choices are made on validation songs and scored on test songs, in one of two ways. The poster's way
+chooses the best point for each metric, at the poster's distances. The other way chooses one point
+for each distance, by how hard it is to tell from real neighbours, and all metrics are those of this
+one point, as a user would deploy it. Its distances are those that one half, or a few pairs, cannot
+pay for.
+
+A candidate is a configuration (a trial without its seed) at one λ and iteration, with its means
+over training seeds.
 A configuration is not a candidate if it is not finished for all seeds for which any of our trials
 is finished, or if its validation value or distance is not finite in every seed. At matched
 similarity, a configuration beyond the largest distance is not a candidate either.
@@ -18,7 +24,8 @@ thinned to the smaller number, evenly by rank of validation distance. The neares
 are kept; if only one is kept, it is the nearest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from math import lcm
 
@@ -27,12 +34,18 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float64
 
-from evaluation.metrics import COHERENCY
+from evaluation.metrics import COHERENCY, LIKENESS
 
 CHOSEN_ON: dict[str, str] = {"test": "validation", "prior": "validation_prior"}
 """The sources that are scored, each with the source on which choices for it are made."""
 PANELS: tuple[tuple[str, str], ...] = tuple(product(CHOSEN_ON, COHERENCY))
-"""The 12 panels, as (source, metric)."""
+"""The poster's 12 panels, as (source, metric)."""
+POSTER_AXES: tuple[str, ...] = ("z_distance", "edit_distance")
+"""The axes on which the best point is chosen for each panel."""
+DEPLOYED_AXES: tuple[str, ...] = ("larger_z_distance_q90", "larger_edit_distance_q90")
+"""The axes on which one point is chosen for all panels."""
+CHOSEN_BY = "indistinguishable"
+"""The metric by which that point is chosen."""
 FUSIONS: tuple[str, ...] = ("fusion", "conditional")
 """Methods that are trained trials: with one λ each, and with λ as an input."""
 OURS = "ours"
@@ -43,6 +56,46 @@ REAL = "real"
 """Method of the real adjacent pairs, which is not a point either."""
 DISTANCES = 10
 """Number of distances at which methods are compared at matched similarity."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared: a metric of a source by a distance, and what the choice is made by."""
+
+    axis: str
+    source: str
+    metric: str
+    chosen_source: str
+    chosen_metric: str
+
+    @property
+    def columns(self) -> dict[str, pl.Expr]:
+        """The columns of tables that name it."""
+        return {name: pl.lit(getattr(self, name)) for name in ("axis", "source", "metric")}
+
+
+def list_comparisons(axes: Collection[str]) -> Iterator[Comparison]:
+    """List what is compared on some axes, in the poster's way and in the other."""
+    for (source, metric), axis in product(PANELS, POSTER_AXES):
+        if axis in axes:
+            yield Comparison(axis, source, metric, CHOSEN_ON[source], metric)
+    panels = product(CHOSEN_ON, (*LIKENESS, *COHERENCY))
+    for (source, metric), axis in product(panels, DEPLOYED_AXES):
+        if axis in axes:
+            yield Comparison(axis, source, metric, CHOSEN_ON["test"], CHOSEN_BY)
+
+
+def _measured(metrics: pl.DataFrame, axes: Collection[str]) -> Iterator[Comparison]:
+    """Those for which there is what choices are made by; too few songs have no likeness."""
+    known = set(metrics["metric"].unique())
+    return (one for one in list_comparisons(axes) if one.chosen_metric in known)
+
+
+def space_distances(axis: str, limits: tuple[float, float]) -> Float64[np.ndarray, "d"]:
+    """The matched distances between two limits: at equal ratios the poster's, else evenly."""
+    spaced: np.ndarray = (np.geomspace if axis in POSTER_AXES else np.linspace)(*limits, DISTANCES)
+    return spaced
+
 
 _ROW = ["method", "trial", "lambda", "iteration"]
 """Columns that identify a point of one seed."""
@@ -127,29 +180,29 @@ def rivals(metrics: pl.DataFrame) -> list[str]:
 def matched_similarity(
     metrics: pl.DataFrame, bounds: Mapping[str, tuple[float, float]]
 ) -> pl.DataFrame:
-    """Compare ours with each rival at `DISTANCES` matched distances, in every panel, on every axis.
+    """Compare ours with each rival at `DISTANCES` matched distances, in every comparison.
 
-    `bounds` holds the smallest and the largest distance of each axis; the others lie between them
-    at equal ratios. Among the candidates with a validation distance of at most `distance`, the one
-    with the best validation value is chosen (of equal ones the nearest, then the first by name, λ
-    and iteration). Its `value` on test songs is reported, or NaN where it is missing. If there is
-    no such candidate, the identity takes its place.
+    `bounds` holds the smallest and the largest distance of each axis; `space_distances` puts the
+    others between them. Among the candidates with a validation distance of at most `distance`, the
+    one with the best validation value is chosen (of equal ones the nearest, then the first by name,
+    λ and iteration). The `value` of the metric on test songs is reported, or NaN where it is
+    missing. If there is no such candidate, the identity takes its place.
 
     Both sides of a comparison have equal numbers of candidates. Only the identity, which has a
     single candidate by nature, does not thin the other side.
 
     Returns two rows per `rival`, `axis`, `source`, `metric` and `distance`, one with `method`
     "ours" and one with the rival's. They hold what was chosen (`configuration`, `lambda`,
-    `iteration`, `validation_value`, `value`), the number of `candidates` after thinning, and how
-    many were `excluded` as unfinished or not finite. Raises `ValueError` unless each panel has
-    exactly one identity.
+    `iteration`), the `validation_value` by which it was, the `value`, the number of `candidates`
+    after thinning, and how many were `excluded` as unfinished or not finite. Raises `ValueError`
+    unless each panel has exactly one identity.
     """
     compared = []
-    for (source, metric), (axis, limits) in product(PANELS, bounds.items()):
-        configurations = _configurations(_seeded_points(metrics, source, metric, axis))
-        panel = {"axis": pl.lit(axis), "source": pl.lit(source), "metric": pl.lit(metric)}
+    for comparison in _measured(metrics, bounds):
+        configurations = _configurations(_seeded_points(metrics, comparison))
+        distances = space_distances(comparison.axis, bounds[comparison.axis])
         compared += [
-            _compared(configurations, rival, limits).with_columns(**panel)
+            _compared(configurations, rival, distances).with_columns(**comparison.columns)
             for rival in rivals(metrics)
         ]
     return pl.concat(compared).select(
@@ -158,12 +211,12 @@ def matched_similarity(
 
 
 def hypervolumes(metrics: pl.DataFrame, bounds: Mapping[str, tuple[float, float]]) -> pl.DataFrame:
-    """Hypervolume of each method (ours pooled) in every panel, for each training seed.
+    """Hypervolume of each method (ours pooled) in every comparison, for each training seed.
 
     The points are those that no other point of the method and seed, nor the identity from which all
-    start, dominates on validation songs. Their area is that of their distances and values on test
-    songs; points that are not finite there add nothing. The reference point is the axis's largest
-    distance in `bounds` and a coherency of 0.
+    start, dominates on validation songs, by what choices are made by. Their area is that of their
+    distances and values on test songs; points that are not finite there add nothing. The reference
+    point is the axis's largest distance in `bounds` and a value of 0.
 
     All methods are thinned to the smallest number of candidates; methods with fewer than 5, such as
     the identity, do not count for this number. Columns: `source`, `metric`, `axis`, `method`,
@@ -171,12 +224,13 @@ def hypervolumes(metrics: pl.DataFrame, bounds: Mapping[str, tuple[float, float]
     """
     methods = [OURS, *rivals(metrics)]
     rows = []
-    for (source, metric), (axis, (_, largest)) in product(PANELS, bounds.items()):
-        for front in _fronts(metrics, source, metric, axis, methods):
+    for comparison in _measured(metrics, bounds):
+        for front in _fronts(metrics, comparison, methods):
             distance, coherency = _reached(front).T
             method, seed, candidates = front.select("method", "seed", "candidates").row(0)
-            area = hypervolume(distance, coherency, (largest, 0.0))
-            rows.append((source, metric, axis, method, seed, area, candidates))
+            area = hypervolume(distance, coherency, (bounds[comparison.axis][1], 0.0))
+            panel = comparison.source, comparison.metric, comparison.axis
+            rows.append((*panel, method, seed, area, candidates))
     names = dict.fromkeys(("source", "metric", "axis", "method"), pl.String)
     numbers = {"seed": pl.Int64, "hypervolume": pl.Float64, "candidates": pl.Int64}
     return pl.DataFrame(rows, pl.Schema({**names, **numbers}), orient="row")
@@ -230,16 +284,19 @@ def attainment_difference(
     return frame.filter(pl.col("difference") != 0).with_columns(pl.col("difference") / shared)
 
 
-def _seeded_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> pl.DataFrame:
-    """The points of one scored panel, one row per seed, on validation and on test songs.
+def _seeded_points(metrics: pl.DataFrame, comparison: Comparison) -> pl.DataFrame:
+    """The points of one comparison, one row per seed, on validation and on test songs.
 
     `method` is "ours" for our own; missing numbers are NaN.
     """
+    one = comparison
     keys = [*_ROW, "configuration", "seed"]
-    chosen = panel_points(metrics, CHOSEN_ON[source], metric, axis).select(
+    chosen = panel_points(metrics, one.chosen_source, one.chosen_metric, one.axis).select(
         *keys, validation_distance="distance", validation_value="value"
     )
-    scored = panel_points(metrics, source, metric, axis).select(*keys, "distance", "value")
+    scored = panel_points(metrics, one.source, one.metric, one.axis).select(
+        *keys, "distance", "value"
+    )
     numbers = pl.col("validation_distance", "validation_value", "distance", "value")
     ours = pl.col("method").is_in(FUSIONS)
     return (
@@ -273,21 +330,21 @@ def _thinned(candidates: pl.DataFrame, count: int) -> pl.DataFrame:
 
 
 def _compared(
-    configurations: pl.DataFrame, rival: str, limits: tuple[float, float]
+    configurations: pl.DataFrame, rival: str, distances: Float64[np.ndarray, "d"]
 ) -> pl.DataFrame:
     """The rows of `matched_similarity` for one rival in one panel, without the panel's name."""
     identity = configurations.filter(pl.col("method") == "identity")
     if identity.height != 1:
         raise ValueError(f"metrics: a panel needs one point of identity, got {identity.height}")
     pools = {name: configurations.filter(pl.col("method") == name) for name in (OURS, rival)}
-    within = pl.col("is_candidate") & (pl.col("validation_distance") <= limits[1])
+    within = pl.col("is_candidate") & (pl.col("validation_distance") <= distances[-1])
     candidates = {name: pool.filter(within) for name, pool in pools.items()}
     count = min(own.height for name, own in candidates.items() if name != "identity")
     chosen = []
     for name, own in candidates.items():
         kept = _thinned(own, count)
         chosen.append(
-            _chosen(kept, identity, np.geomspace(*limits, DISTANCES)).with_columns(
+            _chosen(kept, identity, distances).with_columns(
                 rival=pl.lit(rival),
                 method=pl.lit(name),
                 candidates=pl.lit(kept.height, pl.Int64),
@@ -317,14 +374,14 @@ def _chosen(
 
 
 def _fronts(
-    metrics: pl.DataFrame, source: str, metric: str, axis: str, methods: Sequence[str]
+    metrics: pl.DataFrame, comparison: Comparison, methods: Sequence[str]
 ) -> list[pl.DataFrame]:
     """Return, by method and seed, the points that no other dominates on validation songs.
 
     All methods are thinned equally. The identity, from which all methods start, is a candidate for
     every front. Methods without a candidate have no front.
     """
-    points = _seeded_points(metrics, source, metric, axis)
+    points = _seeded_points(metrics, comparison)
     candidates = _configurations(points).filter("is_candidate", pl.col("method").is_in(methods))
     pools = [candidates.filter(pl.col("method") == method) for method in methods]
     count = min((pool.height for pool in pools if pool.height >= _FEWEST), default=_FEWEST)
@@ -351,7 +408,8 @@ def _sets(
 ) -> dict[str, Float64[np.ndarray, "n 3"]]:
     """The fronts of each method in moocore's form: distance, coherency, number of the seed."""
     sets: dict[str, list[Float64[np.ndarray, "n 3"]]] = {}
-    for front in _fronts(metrics, source, metric, axis, methods):
+    comparison = Comparison(axis, source, metric, CHOSEN_ON[source], metric)
+    for front in _fronts(metrics, comparison, methods):
         own = sets.setdefault(front["method"][0], [])
         points = _reached(front)
         own.append(np.column_stack([points, np.full(len(points), len(own) + 1.0)]))

@@ -1,7 +1,8 @@
 """Verdicts: whether ours is better than a rival, also for other songs and training seeds.
 
-Letters in shapes: `B` pairs of a source, `C` clusters of them (songs, or blocks of pairs), `n`
-training seeds, `R` resamples, `K` bins, `N` any number of comparisons.
+Letters in shapes: `B` pairs of a source, `C` clusters of them (songs, or blocks of pairs), `P` real
+pairs, `S` their songs, `n` training seeds, `R` resamples, `K` bins, `I` intervals across the seam,
+`N` any number of comparisons.
 """
 
 from collections import defaultdict
@@ -15,15 +16,16 @@ from jaxtyping import Float, Float32, Float64, Int64, Integer
 from scipy import special
 
 from evaluation.bootstrap import Resamples, has_enough_songs, satterthwaite
-from evaluation.frontier import (
-    CHOSEN_ON,
-    DISTANCES,
-    FUSIONS,
-    OURS,
-    REAL,
+from evaluation.frontier import CHOSEN_BY, CHOSEN_ON, DISTANCES, FUSIONS, OURS, REAL
+from evaluation.likeness import SEAMS
+from evaluation.metrics import share_in_common, take_bins
+from evaluation.statistics import (
+    STATISTICS,
+    correlation,
+    count_pairs,
+    count_pairs_by_cluster,
+    row_stochastic,
 )
-from evaluation.metrics import COHERENCY, take_bins
-from evaluation.statistics import correlation, transition_matrix
 
 SIGNIFICANCE = 0.05
 """A win or a loss has a Holm-corrected p-value below this."""
@@ -46,6 +48,7 @@ def decide_verdicts(
     metrics: pl.DataFrame,
     matched: pl.DataFrame,
     outcomes: pl.LazyFrame,
+    influences: pl.LazyFrame,
     bins: Mapping[str, int],
     resamples: int,
     random: np.random.Generator,
@@ -55,31 +58,28 @@ def decide_verdicts(
     `matched` holds what `evaluation.frontier.matched_similarity` chose from `metrics`. `difference`
     is ours less the rival's, averaged over the matched distances; ours is the mean over training
     seeds. It is computed from `outcomes`, which has one row per pair of every point (only the rows
-    of the compared points are read). The values are the judge's mean, and the correlations with the
-    transition matrices of the real pairs of test songs; `bins` holds the number of bins of each
-    statistic. Pairs without a value are left out and counted in `excluded`, summed over all points
-    that a row compares.
+    of the compared points are read). The values are means over pairs, the correlations with the
+    transition matrices of the real pairs of test songs, and `seam`; `bins` holds the number of bins
+    of each statistic. Pairs without a value are left out and counted in `excluded`, summed over all
+    points that a row compares.
 
     `low`, `high` (95 %) and `p` (two-sided) come from `crossed_interval`, which resamples songs and
-    seeds together; `songs` is the number of clusters drawn from. `p_holm` is corrected over the
-    panels of one rival and axis. `verdict` is "win" or "loss" where `p_holm` is below
+    seeds together; `songs` is the number of clusters drawn from. The real pairs are resampled with
+    the songs: for `indistinguishable` by `influences`, with the classifiers held fixed. `p_holm` is
+    corrected over the panels of one rival, axis and source, for test songs and prior samples are
+    different questions. `verdict` is "win" or "loss" where `p_holm` is below
     `SIGNIFICANCE`, else "tie". All five are null with one seed or one song, which say nothing about
     others, where the difference is not finite, and where ours or the rival has no candidate.
     `candidates` is the number of our candidates.
 
     The verdict generalises to other songs and seeds only. Held fixed are the core, the judges, the
-    choice of configurations, the real pairs of the reference, the inputs drawn from each song, and
-    the single run of each rival.
+    choice of configurations, the inputs drawn from each song, and the single run of each rival.
 
     Raises `ValueError` where `outcomes` lacks a point of `metrics`, and where the points of one
     source differ in their pairs.
     """
     trials = _trials(metrics)
     real = outcomes.filter(pl.col("method") == REAL, pl.col("source") == "test").collect()
-    references = {
-        statistic: transition_matrix(*take_bins(real, statistic), count)
-        for statistic, count in bins.items()
-    }
     rows = []
     for source in CHOSEN_ON:
         panels = matched.filter(pl.col("source") == source).partition_by(
@@ -87,15 +87,17 @@ def decide_verdicts(
         )
         contrasts = [_contrast(panel, trials) for panel in panels]
         needed = {point for contrast in contrasts for point in contrast}
-        pairs = _Pairs.of(outcomes, source, needed, resamples, random)
-        for metric in COHERENCY:
-            scores = _Scores(pairs, metric, references.get(metric))
+        pairs = _Pairs.of(outcomes, influences, real, source, needed, resamples, random)
+        for metric in dict.fromkeys(panel["metric"][0] for panel in panels):
+            scores = _Scores(pairs, metric, bins)
             rows += [
                 panel.select(*_PANEL, "candidates").row(0, named=True) | _compared(contrast, scores)
                 for panel, contrast in zip(panels, contrasts, strict=True)
                 if panel["metric"][0] == metric
             ]
-    families = pl.DataFrame(rows, _SCHEMA).partition_by("rival", "axis", maintain_order=True)
+    families = pl.DataFrame(rows, _SCHEMA).partition_by(
+        "rival", "axis", "source", maintain_order=True
+    )
     return pl.concat(map(_decided, families)).sort("rival", "axis", maintain_order=True)
 
 
@@ -194,62 +196,104 @@ class _Score:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The outcomes of some points of one source, and resamples unless there are too few songs."""
+    """The outcomes of some points of one source, the real pairs, and resamples of both.
+
+    There are no resamples if there are too few songs.
+    """
 
     points: Mapping[_Point, pl.DataFrame]
+    influences: Mapping[_Point, Float64[np.ndarray, "S"]]
+    """How each song of the real pairs bears on `indistinguishable`, where it was measured."""
+    real: pl.DataFrame
+    song_of_real: Int64[np.ndarray, "P"]
+    """The place of each real pair's song among their songs."""
     resamples: Resamples | None
 
     @classmethod
     def of(
         cls,
         outcomes: pl.LazyFrame,
+        influences: pl.LazyFrame,
+        real: pl.DataFrame,
         source: str,
         points: set[_Point],
         resamples: int,
         random: np.random.Generator,
     ) -> "_Pairs":
-        keys = pl.DataFrame(
-            list(points),
-            {"trial": pl.String, "lambda": pl.Float64, "iteration": pl.Int32},
-            orient="row",
-        )
-        # The join alone would give the same rows; the names tell which files need not be read.
-        named = pl.col("trial").is_in(keys["trial"].unique().to_list())
-        found = (
-            outcomes.filter(pl.col("source") == source, named)
-            .join(keys.lazy(), on=keys.columns, how="semi", nulls_equal=True)
-            .sort("pair", maintain_order=True)
-            .collect()
-            .partition_by(keys.columns, as_dict=True)
-        )
+        found = _take_points(outcomes, "pair", source, points)
         if missing := points - found.keys():
             raise ValueError(f"outcomes: point {min(missing, key=str)} of {source} is missing")
         inputs = ["pair", "left_song", "right_song"]
         one = next(iter(found.values())).select(inputs)
         if not all(own.select(inputs).equals(one) for own in found.values()):
             raise ValueError(f"outcomes: the points of {source} differ in their pairs")
-        songs = _numbered(one)
-        drawn = Resamples.draw(songs, resamples, random) if has_enough_songs(songs) else None
-        return cls(found, drawn)
+        names = real["left_song"].unique().drop_nulls().sort()
+        songs, numbers = _numbered(one, names)
+        of_real = names.search_sorted(real["left_song"]).to_numpy().astype(np.int64)
+        by_song = _take_points(influences, "song", source, points)
+        drawn = (
+            Resamples.draw(songs, resamples, random, numbers) if has_enough_songs(songs) else None
+        )
+        known = {
+            point: own["influence"].to_numpy().astype(np.float64)
+            for point, own in by_song.items()
+            if own["song"].equals(names)
+        }
+        return cls(found, known, real, of_real, drawn)
+
+
+def _take_points(
+    table: pl.LazyFrame, order: str, source: str, points: set[_Point]
+) -> dict[_Point, pl.DataFrame]:
+    """Read the rows of some points of a source, by point, and in the order of a column."""
+    keys = pl.DataFrame(
+        list(points),
+        {"trial": pl.String, "lambda": pl.Float64, "iteration": pl.Int32},
+        orient="row",
+    )
+    # The join alone would give the same rows; the names tell which files need not be read.
+    named = pl.col("trial").is_in(keys["trial"].unique().to_list())
+    found: dict[Any, pl.DataFrame] = (
+        table.filter(pl.col("source") == source, named)
+        .join(keys.lazy(), on=keys.columns, how="semi", nulls_equal=True)
+        .sort(order, maintain_order=True)
+        .collect()
+        .partition_by(keys.columns, as_dict=True, maintain_order=True)
+    )
+    return found
 
 
 class _Scores(dict[_Point, _Score]):
     """One metric of the points of a source, each computed when it is first needed."""
 
-    def __init__(
-        self, pairs: _Pairs, metric: str, reference: Float64[np.ndarray, "K K"] | None
-    ) -> None:
-        self.pairs, self.metric, self.reference = pairs, metric, reference
+    def __init__(self, pairs: _Pairs, metric: str, bins: Mapping[str, int]) -> None:
+        self.pairs, self.metric = pairs, metric
+        self.real: Float64[np.ndarray, "S *K"] = np.zeros((0,))
+        songs = int(pairs.song_of_real.max()) + 1
+        if metric in STATISTICS:
+            real = take_bins(pairs.real, metric)
+            self.real = count_pairs_by_cluster(*real, bins[metric], pairs.song_of_real, songs)
+            if pairs.resamples is not None:
+                drawn = pairs.resamples.count_real(self.real.astype(np.float32))
+                self.drawn = Centred.of(drawn)
+        elif metric == "seam":
+            self.real = _count_seams(pairs.real, pairs.song_of_real, songs)
 
     def __missing__(self, point: _Point) -> _Score:
         outcomes = self.pairs.points[point]
-        if self.reference is None:
-            self[point] = self._mean(outcomes[self.metric].to_numpy().astype(np.float64))
+        if self.metric in STATISTICS:
+            self[point] = self._correlation(*take_bins(outcomes, self.metric))
+        elif self.metric == "seam":
+            self[point] = self._seam(outcomes)
         else:
-            self[point] = self._correlation(*take_bins(outcomes, self.metric), self.reference)
+            values = outcomes[self.metric].to_numpy().astype(np.float64)
+            known = self.pairs.influences if self.metric == CHOSEN_BY else {}
+            self[point] = self._mean(values, known.get(point))
         return self[point]
 
-    def _mean(self, values: Float64[np.ndarray, "B"]) -> _Score:
+    def _mean(
+        self, values: Float64[np.ndarray, "B"], influence: Float64[np.ndarray, "S"] | None
+    ) -> _Score:
         present, resamples = np.isfinite(values), self.pairs.resamples
         excluded = int((~present).sum())
         mean = float(values[present].mean()) if present.any() else np.nan
@@ -258,43 +302,72 @@ class _Scores(dict[_Point, _Score]):
         known = np.where(present, values, 0), present.astype(np.float64)
         sums = np.stack([resamples.sums_by_cluster(part) for part in known], axis=1)
         total, count = (resamples.draws @ sums.astype(np.float32)).T
-        return _Score(mean, np.where(count > 0, total, np.nan) / np.maximum(count, 0.5), excluded)
+        resampled = np.where(count > 0, total, np.nan) / np.maximum(count, 0.5)
+        if influence is not None:
+            resampled += (resamples.reference - 1) @ influence.astype(np.float32)
+        return _Score(mean, resampled, excluded)
 
     def _correlation(
-        self,
-        left: Integer[np.ndarray, "B"],
-        right: Integer[np.ndarray, "B"],
-        reference: Float64[np.ndarray, "K K"],
+        self, left: Integer[np.ndarray, "B"], right: Integer[np.ndarray, "B"]
     ) -> _Score:
-        k, resamples = len(reference), self.pairs.resamples
-        value = float(correlation(transition_matrix(left, right, k), reference))
+        k, resamples = self.real.shape[-1], self.pairs.resamples
+        matrices = (count_pairs(left, right, k), self.real.sum(axis=0))
+        value = float(correlation(*map(row_stochastic, matrices)))
         excluded = int(((left < 0) | (right < 0)).sum())
         if resamples is None:
             return _Score(value, _NONE, excluded)
         counts = resamples.count_pairs_by_cluster(left, right, k).astype(np.float32)
-        return _Score(value, correlate_resamples(counts, resamples.draws, reference), excluded)
+        drawn = (resamples.draws @ counts.reshape(-1, k * k)).reshape(-1, k, k)
+        return _Score(value, correlate_resamples(drawn, self.drawn), excluded)
+
+    def _seam(self, outcomes: pl.DataFrame) -> _Score:
+        bins, resamples = outcomes["seam_bin"].to_numpy().astype(np.int64), self.pairs.resamples
+        whole = _count_seams(outcomes, np.zeros(len(bins), np.int64), 1)[0]
+        value = float(share_in_common(whole, self.real.sum(axis=0)))
+        excluded = int((bins < 0).sum())
+        if resamples is None:
+            return _Score(value, _NONE, excluded)
+        drawn = resamples.count_bins(bins, SEAMS), resamples.count_real(self.real)
+        return _Score(value, share_in_common(*drawn).astype(np.float32), excluded)
+
+
+def _count_seams(
+    outcomes: pl.DataFrame, cluster: Int64[np.ndarray, "B"], clusters: int
+) -> Float64[np.ndarray, "C I"]:
+    bins = outcomes["seam_bin"].to_numpy().astype(np.int64)
+    kept = bins >= 0
+    counts = np.bincount(cluster[kept] * SEAMS + bins[kept], minlength=clusters * SEAMS)
+    return counts.reshape(clusters, SEAMS).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Centred:
+    """`row_stochastic` matrices less their mean, which is 1/K whatever the counts; their norms."""
+
+    matrices: Float32[np.ndarray, "R K K"]
+    norms: Float32[np.ndarray, "R"]
+
+    @classmethod
+    def of(cls, counts: Float32[np.ndarray, "R K K"]) -> "Centred":
+        """Make them from counts, which are overwritten."""
+        counts += np.float32(1 / counts.shape[-1])
+        counts /= counts.sum(axis=2, keepdims=True)
+        counts -= np.float32(1 / counts.shape[-1])
+        square = np.einsum("rij,rij->r", counts, counts)
+        constant = square < 1e-5  # 0, but for rounding in single precision
+        return cls(counts, np.where(constant, np.nan, np.sqrt(square)))
 
 
 def correlate_resamples(
-    counts: Float32[np.ndarray, "C K K"],
-    draws: Float32[np.ndarray, "R C"],
-    reference: Float64[np.ndarray, "K K"],
+    counts: Float32[np.ndarray, "R K K"], others: Centred
 ) -> Float32[np.ndarray, "R"]:
-    """`correlation` of the `row_stochastic` matrix of each resample with `reference`.
+    """`correlation` of the `row_stochastic` matrices of resamples with those of real pairs.
 
-    This takes fewer steps: rows sum to 1, so the mean of such a matrix is 1/K whatever the counts,
-    and the matrix itself is never formed. NaN where the matrix is constant.
+    The counts are overwritten. NaN where either matrix is constant.
     """
-    k = len(reference)
-    centred = (reference - reference.mean()).astype(np.float32)
-    drawn = (draws @ counts.reshape(-1, k * k)).reshape(-1, k, k)
-    drawn += 1 / k
-    total = drawn @ np.ones(k, np.float32)
-    product = (np.einsum("rij,ij->ri", drawn, centred) / total).sum(axis=1)
-    square = (np.einsum("rij,rij->ri", drawn, drawn) / total**2).sum(axis=1) - 1
-    norm = np.sqrt(np.maximum(square, 0)) * np.linalg.norm(centred)
-    constant = square < 1e-5  # 0, but for rounding in single precision
-    return np.where(constant, np.nan, product) / np.where(constant, 1, norm)
+    own = Centred.of(counts)
+    product = np.einsum("rij,rij->r", own.matrices, others.matrices)
+    return np.asarray(product / (own.norms * others.norms), np.float32)
 
 
 def _trials(metrics: pl.DataFrame) -> dict[str, list[str]]:
@@ -341,7 +414,7 @@ def _compared(
 
 
 def _decided(family: pl.DataFrame) -> pl.DataFrame:
-    """Decide the verdicts of one rival and axis, corrected over all its panels.
+    """Decide the verdicts of one rival, axis and source, corrected over all its panels.
 
     A verdict is null where either side had no candidate, since the identity then stands in for it.
     """
@@ -362,8 +435,14 @@ def _decided(family: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _numbered(pairs: pl.DataFrame) -> Int64[np.ndarray, "B 2"]:
-    """Number the songs of each pair from 0; -1 stands for no song."""
-    halves = pl.concat([pairs["left_song"], pairs["right_song"]])
-    numbers = halves.rank("dense").cast(pl.Int64).fill_null(0).to_numpy() - 1
-    return np.asarray(numbers.reshape(2, -1).T)
+def _numbered(
+    pairs: pl.DataFrame, real: pl.Series
+) -> tuple[Int64[np.ndarray, "B 2"], Int64[np.ndarray, "S"]]:
+    """Number the songs of each pair, and those of the real pairs; -1 stands for no song."""
+    names = pl.concat([pairs["left_song"], pairs["right_song"], real]).unique().drop_nulls().sort()
+    halves = [
+        names.search_sorted(half).to_numpy().astype(np.int64) if not half.null_count() else None
+        for half in (pairs["left_song"], pairs["right_song"])
+    ]
+    numbers = [np.full(pairs.height, -1) if half is None else half for half in halves]
+    return np.stack(numbers, axis=1), names.search_sorted(real).to_numpy().astype(np.int64)

@@ -26,7 +26,7 @@ from cf_core.losses import Pair
 from cf_core.melody import MelodyFormat
 from evaluation.bootstrap import Resamples
 from evaluation.distance import edit_distance, larger_z_distance, z_distance, z_weighted
-from evaluation.likeness import FOLDS, Ranks, RealNeighbours
+from evaluation.likeness import Ranks, RealNeighbours
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
@@ -71,7 +71,9 @@ class Metric:
     real: str
     """The value of real neighbours, in words."""
     is_panel: bool = False
-    """Whether it is one of the coherency metrics, each of which has its own panel."""
+    """Whether it is one of the poster's coherency metrics, each of which has its own panel."""
+    is_likeness: bool = False
+    """Whether its column stands beside those panels."""
     is_axis: bool = False
     """Whether it can be the similarity axis of a frontier."""
 
@@ -100,7 +102,8 @@ class Pairs:
         if self.reference is None:
             return None
         found = self.reference.rank(self if self.finite is None else self[self.finite])
-        return found if np.isfinite(found.whole).all() else None
+        is_known = np.isfinite(found.whole)
+        return found if is_known.size and is_known.all() else None
 
     @cached_property
     def sounding(self) -> Bool[np.ndarray, "B"]:
@@ -145,7 +148,7 @@ class Reference:
     def rank(self, pairs: Pairs) -> Ranks:
         """Rank pairs among the real ones; pairs without songs are dealt into the folds."""
         if len(pairs.songs) and pairs.songs.min() < 0:
-            folds = np.arange(len(pairs.songs)) % FOLDS
+            folds = np.arange(len(pairs.songs)) % (self.folds.max() + 1)
         else:
             left, right = self.folds[pairs.songs].T
             folds = np.where(left == right, left, -1)
@@ -612,9 +615,10 @@ def _spread(pairs: Pairs, ranks: Float64[np.ndarray, "_"]) -> Float64[np.ndarray
         "2 (1 - AUC) of a classifier that is fitted to tell the pairs from real neighbours by their"
         " notes, and scored on other songs. 1 where nothing tells them apart (Lopez-Paz & Oquab"
         " 2017). Of one pair, twice the share of the real pairs that it is rated above.",
-        "indistinguishable\nfrom real neighbours",
+        "indistinguish-\nable",
         Better.HIGHER,
         "near 1",
+        is_likeness=True,
     )
 )
 def _indistinguishable(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"] | None:
@@ -653,6 +657,7 @@ def share_in_common(
         "interval\nacross the seam",
         Better.HIGHER,
         _MEASURED,
+        is_likeness=True,
     )
 )
 def _seam(sample: Sample) -> Estimate | None:
@@ -680,6 +685,8 @@ METRICS["style_diversity"] = Metric(
 )
 
 COHERENCY: tuple[str, ...] = tuple(name for name, one in METRICS.items() if one.is_panel)
-"""The six coherency metrics."""
+"""The poster's six coherency metrics."""
+LIKENESS: tuple[str, ...] = tuple(name for name, one in METRICS.items() if one.is_likeness)
+"""The measures of likeness, which charge for too much of a good thing."""
 AXES: tuple[str, ...] = tuple(name for name, one in METRICS.items() if one.is_axis)
 """Metrics that can be the similarity axis of a frontier."""

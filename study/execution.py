@@ -170,7 +170,9 @@ def _measure_at_rung(
     styles = {source.name: _draw_styles(source, trial.style_dim, bench)}
     for lambda_ in _lambdas(trial, bench):
         outputs = _apply(trial, generator, lambda_, styles, bench, [source])
-        measured, _ = bench.evaluator.evaluate(outputs.label, source, outputs.steps[source.name])
+        measured = bench.evaluator.evaluate(
+            outputs.label, source, outputs.steps[source.name]
+        ).metrics
         measured += _diversity_rows(outputs, generator, lambda_, bench)
         shared = {
             "trial": trial.id,

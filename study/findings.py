@@ -1,6 +1,6 @@
 """The findings of a finished study: tables, figures and sentences, made from its tables alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -25,11 +25,15 @@ from evaluation.figures import (
     verdict_figure,
 )
 from evaluation.frontier import (
+    CHOSEN_BY,
+    CHOSEN_ON,
+    DEPLOYED_AXES,
     DISTANCES,
     FUSIONS,
     LEVELS,
     OURS,
     PANELS,
+    POSTER_AXES,
     REAL,
     attainment,
     attainment_difference,
@@ -40,14 +44,14 @@ from evaluation.frontier import (
     rivals,
 )
 from evaluation.inference import decide_verdicts, probability_of_improvement
-from evaluation.metrics import COHERENCY
+from evaluation.metrics import AXES, COHERENCY, LIKENESS
 from study.config import EvaluationPlan, StudyConfig
 from study.ledger import Ledger
 from study.parameters import PARAMETERS
 from study.store import Store
 
-_AXES = ("z_distance", "edit_distance")
-"""Metrics used as the distance axis of frontiers and of comparisons."""
+_EDITS = DEPLOYED_AXES[1]
+"""The axis of which the summary speaks first."""
 
 CSV_COLUMNS = (
     "corpus", "rival", "axis", "source", "metric", "difference", "low", "high", "p_holm", "verdict",
@@ -60,11 +64,12 @@ _SHOWN_DISTANCE = 6
 
 def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
     """Write the tables `frontier`, `matched`, `hypervolumes` and `verdicts`."""
-    metrics = read_finished_metrics(store).filter(pl.col("metric").is_in([*COHERENCY, *_AXES]))
-    bounds = _bounds(evaluation)
+    used = [*COHERENCY, *LIKENESS, *AXES]
+    metrics = read_finished_metrics(store).filter(pl.col("metric").is_in(used))
+    bounds = dict(evaluation.matched)
     fronts = [
         _front(group).with_columns(source=pl.lit(source), metric=pl.lit(metric), axis=pl.lit(axis))
-        for (source, metric), axis in product(PANELS, bounds)
+        for source, metric, axis in product(CHOSEN_ON, (*LIKENESS, *COHERENCY), bounds)
         for _, group in panel_points(metrics, source, metric, axis)
         .filter(pl.col("distance").is_finite(), pl.col("value").is_finite())
         .group_by("method", maintain_order=True)
@@ -77,6 +82,7 @@ def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
         metrics,
         matched,
         store.outcomes,
+        store.scan("influences"),
         count_bins(store),
         evaluation.verdict_resamples,
         np.random.default_rng(derive(seed, "verdicts")),
@@ -97,40 +103,25 @@ def draw(store: Store) -> list[AnyPath]:
 
 
 def write_verdicts(stores: Sequence[Store], path: AnyPath) -> None:
-    """Write the verdicts of several studies to one CSV file.
-
-    Column `corpus` holds the name of the study; axes are called `z` and `edit`.
-    """
+    """Write the verdicts of several studies to one CSV file; `corpus` is a study's name."""
     tables = [
         store.scan("verdicts").with_columns(corpus=pl.lit(store.record["name"])).collect()
         for store in stores
     ]
     with replacing(path) as temporary:
-        short = pl.col("axis").str.strip_suffix("_distance")
-        pl.concat(tables).with_columns(axis=short).select(CSV_COLUMNS).write_csv(temporary)
+        pl.concat(tables).select(CSV_COLUMNS).write_csv(temporary)
 
 
 def say_verdicts(store: Store) -> list[str]:
     """Say how many wins, ties and losses there are against each rival, and what is missing."""
     found = store.scan("verdicts").collect()
     lines = []
-    for panels in found.partition_by("rival", "axis", maintain_order=True):
-        rival, axis = panels.select("rival", "axis").row(0)
-        against = f"against {rival}, at matched {axis.replace('_', ' ')}:"
-        if panels["verdict"].null_count() == panels.height:
-            led = panels.filter(pl.col("difference") > 0).height
-            lines.append(f"{against} ahead in {led} of {panels.height} panels")
-            continue
-        counts = [panels.filter(pl.col("verdict") == x).height for x in ("win", "tie", "loss")]
-        lost = panels.filter(pl.col("verdict") == "loss").select("metric", "source")
-        named = ", ".join(f"{metric} ({source})" for metric, source in lost.iter_rows())
-        wins, ties, losses = counts
-        undecided = panels["verdict"].null_count()
-        lines.append(
-            f"{against} {wins} wins, {ties} ties, {losses} losses"
-            + (f", {undecided} undecided" if undecided else "")
-            + (f"; lost: {named}" if named else "")
-        )
+    for of_rival in found.partition_by("rival", maintain_order=True):
+        rival = of_rival["rival"][0]
+        deployed = of_rival.filter(axis=_EDITS)
+        lines.append(f"against {rival}, one point for each edit distance: {_say_panels(deployed)}")
+        poster = of_rival.filter(axis=POSTER_AXES[1])
+        lines.append(f"against {rival}, the best point for each panel: {_say_panels(poster)}")
     if found["seeds"].max() == 1:
         lines.append("(ahead is a count, not a test: one training seed says nothing about others)")
     metrics = read_finished_metrics(store)
@@ -142,16 +133,38 @@ def say_verdicts(store: Store) -> list[str]:
     return lines
 
 
+def _say_panels(panels: pl.DataFrame) -> str:
+    """Count the verdicts of each source, and give the difference in likeness where it is known."""
+    said = [
+        f"{_say_counts(panels.filter(source=source))} on {name}"
+        for source, name in (("test", "test songs"), ("prior", "prior samples"))
+    ]
+    likeness = panels.filter(source="test", metric=CHOSEN_BY)
+    for difference, low, high in likeness.select("difference", "low", "high").iter_rows():
+        interval = "" if low is None else f" ({low:+.2f} to {high:+.2f})"
+        said.append(f"{CHOSEN_BY} {difference:+.2f}{interval}")
+    return "; ".join(said)
+
+
+def _say_counts(panels: pl.DataFrame) -> str:
+    if panels["verdict"].null_count() == panels.height:
+        led = panels.filter(pl.col("difference") > 0).height
+        return f"ahead in {led} of {panels.height} panels"
+    counts = {name: panels.filter(verdict=name).height for name in ("win", "tie", "loss")}
+    said = "{win} wins, {tie} ties, {loss} losses".format(**counts)
+    undecided = panels["verdict"].null_count()
+    lost = ", ".join(panels.filter(verdict="loss")["metric"])
+    return said + f", {undecided} undecided" * bool(undecided) + f" ({lost})" * bool(lost)
+
+
 def _halves_apart(store: Store, metrics: pl.DataFrame) -> list[str]:
     """Say how alike the two output halves are, since repetition can raise measures of coherency.
 
-    The points are those chosen by the judge for the largest z-distance, on test songs.
+    The points are those chosen for the largest edit distance, on test songs.
     """
     chosen = (
         store.scan("matched")
-        .filter(
-            pl.col("axis") == "z_distance", pl.col("source") == "test", pl.col("metric") == "judge"
-        )
+        .filter(pl.col("axis") == _EDITS, pl.col("source") == "test", pl.col("metric") == CHOSEN_BY)
         .filter(pl.col("distance") == pl.col("distance").max())
         .unique(["method"], keep="first", maintain_order=True)
         .select("configuration", "lambda", "iteration", shown="method")
@@ -167,7 +180,7 @@ def _halves_apart(store: Store, metrics: pl.DataFrame) -> list[str]:
     means = shown.group_by("shown", maintain_order=True).agg(pl.col("value").mean())
     told = ", ".join(f"{method} {value:.1f}" for method, value in means.iter_rows())
     return [
-        "edit distance of the halves to each other, in tokens, where each method goes farthest:"
+        "edit distance of the halves to each other, in tokens, where each method may go farthest:"
         f" {told}; real neighbours {ceiling[0]:.1f}"
     ]
 
@@ -176,7 +189,11 @@ def _left_out(store: Store) -> list[str]:
     """Say where the comparison rests on less than was planned."""
     planned = len(StudyConfig.restored(store.record).search.seeds)
     seeds = store.scan("verdicts").select(pl.col("seeds").max()).collect().item()
-    matched = store.scan("matched").filter(pl.col("rival") != "identity").collect()
+    matched = (
+        store.scan("matched")
+        .filter(pl.col("rival") != "identity", pl.col("axis") == _EDITS)
+        .collect()
+    )
     stands_in = (
         matched.group_by("method", maintain_order=True)
         .agg(share=DISTANCES * (pl.col("configuration") == "identity").mean())
@@ -199,8 +216,13 @@ def _left_out(store: Store) -> list[str]:
 
 
 def say_improvements(store: Store) -> list[str]:
-    """Say how often a seed's hypervolume is above that of each rival, on average over panels."""
-    areas = store.scan("hypervolumes").collect()
+    """Say how often a seed's hypervolume is above that of each rival, on average over panels.
+
+    One seed says nothing about others.
+    """
+    areas = store.scan("hypervolumes").filter(pl.col("axis").is_in(DEPLOYED_AXES)).collect()
+    if areas["seed"].drop_nulls().n_unique() < 2:
+        return []
     panel = ["source", "metric", "axis"]
     chances: dict[str, list[float]] = {}
     for group in areas.partition_by(panel, maintain_order=True):
@@ -221,7 +243,7 @@ def _figures(store: Store) -> dict[str, Figure]:
     metrics, found = read_finished_metrics(store), store.scan("verdicts").collect()
     figures = {
         f"{name}-{axis}": drawn(metrics, axis)
-        for axis in _AXES
+        for axis in (*DEPLOYED_AXES, *POSTER_AXES)
         for name, drawn in (("frontier", frontier_figure), ("iterations", iteration_figure))
     }
     methods = [OURS, *(name for name in rivals(metrics) if name in ("lp", "gradient"))]
@@ -329,10 +351,6 @@ def read_finished_metrics(store: Store) -> pl.DataFrame:
 def count_bins(store: Store) -> dict[str, int]:
     """Count the bins of each statistic."""
     return dict(store.scan("bins").group_by("statistic").len().collect().iter_rows())
-
-
-def _bounds(evaluation: EvaluationPlan) -> Mapping[str, tuple[float, float]]:
-    return {axis: getattr(evaluation.matched, axis) for axis in _AXES}
 
 
 def _front(points: pl.DataFrame) -> pl.DataFrame:

@@ -59,10 +59,10 @@ def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
                 reporter.say(line)
     corpus = load_corpus(path, config.melody, config.seed)
     for name, split in (("validation", Split.VALIDATION), ("test", Split.TEST)):
-        if (songs := len(np.unique(corpus.song[corpus.segments(split)]))) < 3:
+        if (songs := len(np.unique(corpus.song[corpus.segments(split)]))) < 4:
             raise UserError(
-                f"corpus.source: only {songs} songs are left for {name}, but at least 3 are needed"
-                " to resample songs; add melodies"
+                f"corpus.source: only {songs} songs are left for {name}, but at least 4 are needed"
+                " to compare songs with others; add melodies"
             )
     sizes = ", ".join(
         f"{len(corpus.segments(split)):,} for {name}"

@@ -16,6 +16,7 @@ from torch import Tensor
 from cf_core.corpus import Split
 from cf_core.seeding import make_random
 from cf_core.training import Progress, measure_peak_memory_mb
+from evaluation.frontier import CHOSEN_ON
 from evaluation.rivals import Setting
 from evaluation.sources import Source, song_names
 from evaluation.transforms import Identity, Step
@@ -26,7 +27,7 @@ from study.specs import TrialSpec, label_setting
 from study.store import Rows, Store
 from study.workbench import Workbench
 
-_REFERENCES = ("outcomes", "song_distances", "bins", "metrics")
+_REFERENCES = ("outcomes", "influences", "song_distances", "bins", "metrics")
 """Tables that hold the references."""
 
 SONG_DISTANCES = 4096
@@ -84,17 +85,18 @@ class Recorder:
 
         Yields each source when it has been measured. `more` holds further rows of `metrics`.
         """
-        rows, outcomes = [*more], []
+        rows, outcomes, influences = [*more], [], []
         for one, source in product(outputs, self.bench.sources):
-            measured, pairs = self.bench.evaluator.evaluate(
-                one.label, source, one.steps[source.name]
-            )
-            rows += measured
-            outcomes.append(pairs)
+            measured = self.bench.evaluator.evaluate(one.label, source, one.steps[source.name])
+            rows += measured.metrics
+            outcomes.append(measured.outcomes)
+            if source.name in CHOSEN_ON:
+                influences.append(measured.influences)
             yield source
         self._write_latents(part, outputs)
         self.write("costs", part, [row for one in outputs for row in _cost_rows(one, self.bench)])
         self.write("outcomes", part, pl.concat(outcomes))
+        self.write("influences", part, pl.concat(influences))
         self.write("metrics", part, rows)
 
     def finish(self, spec: TrialSpec | Setting, status: Status, **outcome: Any) -> None:
@@ -186,16 +188,17 @@ def record_references(bench: Workbench, store: Store) -> None:
     """Record the identity, the floor and the ceiling of each source, and the real pairs."""
     evaluator = bench.evaluator
     label = dict.fromkeys(("trial", "configuration", "method"), "identity")
-    rows, outcomes = (
-        [],
-        [evaluator.real_outcomes(split) for split in (Split.VALIDATION, Split.TEST)],
-    )
+    rows, influences = [], []
+    outcomes = [evaluator.real_outcomes(split) for split in (Split.VALIDATION, Split.TEST)]
     random = make_random(bench.seed, "identity")
     for source in bench.sources:
-        measured, pairs = evaluator.evaluate(label, source, Identity()(source.inputs, [0], random))
-        rows += [*measured, *evaluator.references_rows(source)]
-        outcomes.append(pairs)
+        measured = evaluator.evaluate(label, source, Identity()(source.inputs, [0], random))
+        rows += [*measured.metrics, *evaluator.references_rows(source)]
+        outcomes.append(measured.outcomes)
+        if source.name in CHOSEN_ON:
+            influences.append(measured.influences)
     store.write("outcomes", "references", pl.concat(outcomes))
+    store.write("influences", "references", pl.concat(influences))
     store.write(
         "song_distances", "references", evaluator.song_distances(Split.TEST, SONG_DISTANCES)
     )

@@ -16,7 +16,7 @@ from hashlib import sha256
 import polars as pl
 import pyarrow as pa
 
-from evaluation.metrics import METRICS, OF_PAIRS
+from evaluation.metrics import AXES, METRICS, OF_PAIRS
 from evaluation.rivals import list_rivals
 from evaluation.statistics import STATISTICS
 from study.parameters import PARAMETERS, SETTINGS
@@ -91,7 +91,7 @@ _STEP_SIZE = _column("step_size", _FLOAT64, "η of a rival.", null=True)
 _SOURCE = _column("source", _TEXT, "Origin of the input pairs, such as `test` or `prior`.")
 _ITERATION = _column("iteration", _INT32, "Number of applications, steps or draws; 0 for none.")
 _METRIC = _column("metric", _TEXT, "Name of the metric, such as `judge` or `mean_pitch`.")
-_AXIS = _column("axis", _TEXT, "Similarity axis: `z_distance` or `edit_distance`.")
+_AXIS = _column("axis", _TEXT, f"Similarity axis: {', '.join(f'`{axis}`' for axis in AXES)}.")
 _BATCH = _column(
     "batch", _INT32, "Batch in which it was proposed, from 0; -1 if taken from another study."
 )
@@ -311,6 +311,29 @@ TABLES: dict[str, Table] = {
             _column("right_song", _TEXT, "Song of the right half; null for a prior.", null=True),
             *_MEASURED,
             *_BINS,
+            _column(
+                "seam_bin",
+                _INT8,
+                "Interval from the last note of the left half to the first of the right: 13 plus"
+                " semitones, where 0 and 26 are more than an octave; -1 if a half has no notes.",
+            ),
+        ),
+    ),
+    "influences": Table(
+        "How the real pairs of each song bear on `indistinguishable` of a point: other songs would"
+        " bring other real pairs, and verdicts take this into account.",
+        (
+            _TRIAL,
+            _CONFIGURATION,
+            _METHOD,
+            _LAMBDA,
+            _SEED,
+            _SOURCE,
+            _ITERATION,
+            _column("song", _TEXT, "Song of the real pairs."),
+            _column(
+                "influence", _FLOAT32, "By how much the metric rises if these pairs count twice."
+            ),
         ),
     ),
     "costs": Table(
@@ -406,12 +429,18 @@ TABLES: dict[str, Table] = {
             _AXIS,
             _SOURCE,
             _METRIC,
-            _column("distance", _FLOAT64, "Largest mean distance allowed."),
+            _column("distance", _FLOAT64, "Largest distance allowed."),
             _column("method", _TEXT, "`ours` (`fusion` and `conditional`), or the rival."),
             _CONFIGURATION,
             _LAMBDA,
             _ITERATION,
-            _column("validation_value", _FLOAT64, "The metric on validation songs."),
+            _column(
+                "validation_value",
+                _FLOAT64,
+                "What it was chosen by, on validation songs: the metric itself on the axes"
+                " `z_distance` and `edit_distance` (the poster's way), `indistinguishable` on the"
+                " others.",
+            ),
             _column("value", _FLOAT64, "The metric on test songs."),
             _column("candidates", _INT64, "Number of points that it was chosen from."),
             _column("excluded", _INT64, "Number of points left out, as unfinished or not finite."),
@@ -430,7 +459,9 @@ TABLES: dict[str, Table] = {
             _column("low", _FLOAT64, "Lower end of its 95 % interval.", null=True),
             _column("high", _FLOAT64, "Upper end of its 95 % interval.", null=True),
             _column("p", _FLOAT64, "Two-sided p-value of no difference.", null=True),
-            _column("p_holm", _FLOAT64, "p, corrected over the 12 panels (Holm).", null=True),
+            _column(
+                "p_holm", _FLOAT64, "p, corrected over the panels of its source (Holm).", null=True
+            ),
             _column(
                 "verdict",
                 _TEXT,

@@ -6,6 +6,7 @@ from scipy import stats
 from evaluation.bootstrap import Resamples
 from evaluation.frontier import CHOSEN_ON, OURS, PANELS, matched_similarity
 from evaluation.inference import (
+    Centred,
     correlate_resamples,
     crossed_interval,
     crossed_variance,
@@ -13,6 +14,7 @@ from evaluation.inference import (
     holm,
     probability_of_improvement,
 )
+from evaluation.metrics import COHERENCY, LIKENESS
 from evaluation.statistics import STATISTICS, correlation, row_stochastic, transition_matrix
 
 SONGS, SEEDS, PAIRS = 45, 5, 512
@@ -138,21 +140,23 @@ def test_probability_of_improvement_worked_by_hand() -> None:
 def test_resampled_correlations_are_those_of_the_matrices() -> None:
     random, k = np.random.default_rng(0), 5
     left, right = random.integers(-1, k, (2, 60))
-    resamples = Resamples.draw(random.integers(0, 7, (60, 2)), 50, random)
-    reference = transition_matrix(random.integers(0, k, 40), random.integers(0, k, 40), k)
-    slow = correlation(row_stochastic(resamples.count_pairs(left, right, k)), reference)
-    counts = resamples.count_pairs_by_cluster(left, right, k).astype(np.float32)
-    fast = correlate_resamples(counts, resamples.draws, reference)
+    real = random.integers(0, 30, (4, k, k)).astype(np.float64)
+    resamples = Resamples.draw(random.integers(0, 7, (60, 2)), 50, random, np.array([2, 3, 5, 9]))
+    counts = resamples.count_pairs(left, right, k), resamples.count_real(real)
+    slow = correlation(*map(row_stochastic, counts))
+    drawn = [each.astype(np.float32) for each in counts]
+    fast = correlate_resamples(drawn[0], Centred.of(drawn[1]))
     np.testing.assert_allclose(fast, slow, atol=1e-5)
 
 
 BINS = dict.fromkeys(STATISTICS, 4)
-BOUNDS = {"z_distance": (0.5, 5.0), "edit_distance": (1.0, 10.0)}
+BOUNDS = {"z_distance": (0.5, 5.0), "larger_edit_distance_q90": (1.0, 10.0)}
 INPUTS = 60
+Tables = tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]
 
 
-def study(seeds: int, songs: int = 12) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Metrics and outcomes of ours (good, as far as 3 away), LP (bad) and the identity.
+def study(seeds: int, songs: int = 12) -> Tables:
+    """Metrics, outcomes and influences of ours (good, as far as 3 away), LP (bad) and the identity.
 
     LP has a judge that is NaN for its last pair, and silent halves.
     """
@@ -174,14 +178,19 @@ def study(seeds: int, songs: int = 12) -> tuple[pl.DataFrame, pl.DataFrame]:
     points += [("lp", "lp-eta0.1", None, None, n, float(n), 0.3) for n in (1, 2, 4)]
     points.append(("identity", "identity", None, None, 0, 0.0, 0.2))
     real = _bins(random, 300, 0.9) | {"pair": np.arange(300)}
+    real |= dict.fromkeys(("left_song", "right_song"), (np.arange(300) % songs).astype(str))
     rows = [pl.DataFrame(real).with_columns(**_labels("real", "real", None, None, "test", 0))]
     references = {name: _matrix(rows[0], name) for name in STATISTICS}
-    metrics = []
+    metrics, influences = [], []
+    names = sorted(map(str, range(songs)))
     for method, trial, weight, seed, count, distance, quality in points:
         for source in (*CHOSEN_ON, *CHOSEN_ON.values()):
             label = _labels(method, trial, weight, seed, source, count)
             judge = random.normal(quality, 0.05, INPUTS)
-            columns = _bins(random, INPUTS, quality) | {"judge": judge.astype(np.float32)}
+            columns = _bins(random, INPUTS, quality) | {
+                "judge": judge.astype(np.float32),
+                "indistinguishable": random.normal(quality, 0.05, INPUTS).astype(np.float32),
+            }
             if method == "lp":
                 columns["judge"][-1] = np.nan
                 columns["mean_pitch_left"][:2] = -1
@@ -192,7 +201,15 @@ def study(seeds: int, songs: int = 12) -> tuple[pl.DataFrame, pl.DataFrame]:
                 columns["right_song"] = ((number + 1 + number % 3) % songs).astype(str)
             frame = pl.DataFrame(columns).with_columns(**label)
             rows.append(frame)
-            values = {"z_distance": distance, "edit_distance": 2 * distance}
+            influence = random.normal(0, 0.002, songs)
+            influences.append(
+                pl.DataFrame(
+                    {"song": names, "influence": (influence - influence.mean()).astype(np.float32)}
+                ).with_columns(**label)
+            )
+            values = {"z_distance": distance, "larger_edit_distance_q90": 2 * distance}
+            values["indistinguishable"] = float(columns["indistinguishable"].mean())
+            values["seam"] = 1 - abs(_seams(frame) - _seams(rows[0])).sum() / 2
             values["judge"] = float(np.nanmean(columns["judge"].astype(np.float64)))
             for name in STATISTICS:
                 values[name] = float(correlation(_matrix(frame, name), references[name]))
@@ -200,7 +217,7 @@ def study(seeds: int, songs: int = 12) -> tuple[pl.DataFrame, pl.DataFrame]:
                 pl.DataFrame({"metric": name, "value": value}).with_columns(**label)
                 for name, value in values.items()
             ]
-    return pl.concat(metrics), pl.concat(rows, how="diagonal")
+    return pl.concat(metrics), pl.concat(rows, how="diagonal"), pl.concat(influences)
 
 
 def _labels(
@@ -224,7 +241,13 @@ def _bins(random: np.random.Generator, count: int, same: float) -> dict[str, np.
         left, other = random.integers(0, 4, (2, count)).astype(np.int8)
         columns[f"{name}_left"] = left
         columns[f"{name}_right"] = np.where(random.random(count) < same, left, other)
+    seams = random.integers(10, 17, count)
+    columns["seam_bin"] = np.where(random.random(count) < same, 13, seams).astype(np.int8)
     return columns
+
+
+def _seams(outcomes: pl.DataFrame) -> np.ndarray:
+    return np.bincount(outcomes["seam_bin"].to_numpy(), minlength=27) / outcomes.height
 
 
 def _matrix(outcomes: pl.DataFrame, name: str) -> np.ndarray:
@@ -232,17 +255,17 @@ def _matrix(outcomes: pl.DataFrame, name: str) -> np.ndarray:
     return transition_matrix(left.astype(np.int64), right.astype(np.int64), 4)
 
 
-def judged(metrics: pl.DataFrame, outcomes: pl.DataFrame) -> pl.DataFrame:
+def judged(metrics: pl.DataFrame, outcomes: pl.DataFrame, influences: pl.DataFrame) -> pl.DataFrame:
     matched = matched_similarity(metrics, BOUNDS)
-    random = np.random.default_rng(3)
-    return decide_verdicts(metrics, matched, outcomes.lazy(), BINS, 300, random)
+    tables, random = (outcomes.lazy(), influences.lazy()), np.random.default_rng(3)
+    return decide_verdicts(metrics, matched, *tables, BINS, 300, random)
 
 
 @pytest.mark.slow
 def test_verdicts_are_about_the_differences_at_matched_similarity() -> None:
-    metrics, outcomes = study(seeds=3)
-    found = judged(metrics, outcomes)
-    assert found.height == 2 * 2 * len(PANELS)
+    metrics, outcomes, influences = study(seeds=3)
+    found = judged(metrics, outcomes, influences)
+    assert found.height == 2 * (len(PANELS) + 2 * (len(COHERENCY) + len(LIKENESS)))
     keys = ["rival", "axis", "source", "metric"]
     sign = pl.when(method=OURS).then(1).otherwise(-1)
     expected = (
@@ -254,21 +277,45 @@ def test_verdicts_are_about_the_differences_at_matched_similarity() -> None:
     np.testing.assert_allclose(expected["difference"], expected["value"], atol=1e-6)
     assert ((found["low"] <= found["difference"]) & (found["difference"] <= found["high"])).all()
     assert found.filter(rival="lp", metric="judge")["verdict"].to_list() == ["win"] * 4
+    assert found.filter(rival="lp", metric="indistinguishable")["verdict"].to_list() == ["win"] * 2
     clusters = found.group_by("source").agg(pl.col("songs").unique()).sort("source")
     assert clusters.rows() == [("prior", [INPUTS]), ("test", [12])]
     assert found["seeds"].unique().to_list() == [3]
     # 3 of LP's 3 candidates, to which the 4 of ours are thinned; all 4 against the identity.
     assert found.filter(rival="lp")["candidates"].unique().to_list() == [3]
     assert found.filter(rival="identity")["candidates"].unique().to_list() == [4]
-    for (rival, axis), family in found.group_by("rival", "axis"):
-        np.testing.assert_allclose(family["p_holm"], holm(family["p"].to_numpy()), err_msg=axis)
-        assert family.height == len(PANELS), rival
+    for (rival, axis, source), family in found.group_by("rival", "axis", "source"):
+        told = f"{rival} {axis} {source}"
+        np.testing.assert_allclose(family["p_holm"], holm(family["p"].to_numpy()), err_msg=told)
+        both = COHERENCY if axis == "z_distance" else (*COHERENCY, *LIKENESS)
+        assert sorted(family["metric"]) == sorted(both), told
+
+
+@pytest.mark.slow
+def test_what_real_pairs_of_other_songs_would_change_widens_the_intervals() -> None:
+    metrics, outcomes, influences = study(seeds=3)
+    panel = {"rival": "lp", "axis": "larger_edit_distance_q90", "source": "test"}
+    found = judged(metrics, outcomes, influences).filter(**panel)
+    more = influences.with_columns(
+        influence=pl.when(pl.col("method") == "lp")
+        .then(40 * pl.col("influence"))
+        .otherwise("influence")
+    )
+    wider = judged(metrics, outcomes, more).filter(**panel)
+    for metric in (*LIKENESS, *COHERENCY):
+        one, other = (
+            each.filter(metric=metric).select(pl.col("high") - pl.col("low")).item()
+            for each in (found, wider)
+        )
+        assert (other > 1.5 * one) if metric == "indistinguishable" else (other == one)
 
 
 @pytest.mark.slow
 def test_pairs_without_a_value_are_counted() -> None:
-    metrics, outcomes = study(seeds=2)
-    found = judged(metrics, outcomes).filter(rival="lp", axis="z_distance", source="test")
+    metrics, outcomes, influences = study(seeds=2)
+    found = judged(metrics, outcomes, influences).filter(
+        rival="lp", axis="z_distance", source="test"
+    )
     excluded = dict(found.select("metric", "excluded").iter_rows())
     chosen = matched_similarity(metrics, BOUNDS).filter(
         rival="lp", axis="z_distance", source="test", method="lp", configuration="lp-eta0.1"
@@ -281,19 +328,21 @@ def test_pairs_without_a_value_are_counted() -> None:
 
 @pytest.mark.slow
 def test_what_is_worse_loses() -> None:
-    metrics, outcomes = study(seeds=3)
+    metrics, outcomes, influences = study(seeds=3)
     ours = pl.col("method") == "fusion"
     metrics = metrics.with_columns(
-        pl.when(ours & (pl.col("metric") == "judge"))
+        pl.when(ours & pl.col("metric").is_in(["judge", "indistinguishable"]))
         .then(1 - pl.col("value"))
         .otherwise("value")
         .alias("value")
     )
     outcomes = outcomes.with_columns(
-        judge=pl.when(ours).then(1 - pl.col("judge")).otherwise("judge")
+        pl.when(ours).then(1 - pl.col(name)).otherwise(name).alias(name)
+        for name in ("judge", "indistinguishable")
     )
-    found = judged(metrics, outcomes).filter(metric="judge")
-    assert found["verdict"].to_list() == ["loss"] * 8
+    found = judged(metrics, outcomes, influences)
+    assert found.filter(metric="judge")["verdict"].to_list() == ["loss"] * 8
+    assert found.filter(metric="indistinguishable")["verdict"].to_list() == ["loss"] * 4
 
 
 @pytest.mark.slow
@@ -311,16 +360,16 @@ def test_one_seed_or_one_song_says_nothing_of_others() -> None:
 
 @pytest.mark.slow
 def test_verdicts_do_not_depend_on_the_order_of_rows() -> None:
-    metrics, outcomes = study(seeds=2)
-    shuffled = (frame.sample(fraction=1, shuffle=True, seed=5) for frame in (metrics, outcomes))
-    assert judged(*shuffled).equals(judged(metrics, outcomes))
+    tables = study(seeds=2)
+    shuffled = [frame.sample(fraction=1, shuffle=True, seed=5) for frame in tables]
+    assert judged(shuffled[0], shuffled[1], shuffled[2]).equals(judged(*tables))
 
 
 @pytest.mark.slow
 def test_outcomes_must_be_those_of_the_metrics() -> None:
-    metrics, outcomes = study(seeds=2)
+    metrics, outcomes, influences = study(seeds=2)
     with pytest.raises(ValueError, match="lp"):
-        judged(metrics, outcomes.filter(pl.col("method") != "lp"))
+        judged(metrics, outcomes.filter(pl.col("method") != "lp"), influences)
     cut = outcomes.filter((pl.col("method") != "identity") | (pl.col("pair") > 0))
     with pytest.raises(ValueError, match="pairs"):
-        judged(metrics, cut)
+        judged(metrics, cut, influences)

@@ -96,7 +96,7 @@ Rows = dict[str, dict[str, Any]]
 
 
 def evaluated(evaluator: Evaluator, source: Source, step: Step) -> tuple[Rows, pl.DataFrame]:
-    rows, records = evaluator.evaluate(LABEL, source, [step])
+    rows, records, _ = evaluator.evaluate(LABEL, source, [step])
     return by_metric(rows), records
 
 
@@ -199,7 +199,7 @@ def test_records_name_pairs_and_what_was_evaluated(
 ) -> None:
     source = sources["test"]
     steps = [moved(source, 2), moved(source, 5)]
-    rows, records = evaluator.evaluate(LABEL, source, steps)
+    rows, records, _ = evaluator.evaluate(LABEL, source, steps)
     assert records.schema == OUTCOMES
     assert records["iteration"].to_list() == [2] * 40 + [5] * 40
     assert records["pair"].to_list() == list(range(40)) * 2
@@ -208,8 +208,8 @@ def test_records_name_pairs_and_what_was_evaluated(
     described = records.select("trial", "method", "lambda", "seed", "source").unique()
     assert described.rows() == [("x", "fusion", 0.5, 3, "test")]
     apart = [evaluator.evaluate(LABEL, source, [step]) for step in steps]
-    assert rows == [row for own, _ in apart for row in own]
-    assert records.equals(pl.concat([own for _, own in apart]))
+    assert rows == [row for own in apart for row in own.metrics]
+    assert records.equals(pl.concat([own.outcomes for own in apart]))
 
 
 def test_metrics_follow_from_the_records(evaluator: Evaluator, sources: dict[str, Source]) -> None:
@@ -398,8 +398,9 @@ def test_a_step_of_which_nothing_is_finite_has_records_but_no_metrics(
 ) -> None:
     source = sources["test"]
     nothing = torch.full_like(source.inputs[0], torch.nan)
-    rows, records = evaluator.evaluate(LABEL, source, [Step(1, (nothing, nothing))])
+    rows, records, influences = evaluator.evaluate(LABEL, source, [Step(1, (nothing, nothing))])
     assert rows == []
+    assert influences.is_empty()
     assert records.height == 40
     assert records["judge"].is_nan().all()
 

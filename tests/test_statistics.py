@@ -343,6 +343,45 @@ def test_the_variance_of_single_songs_is_that_of_clusters() -> None:
     assert resamples.variance(resamples.means(values))[0] == pytest.approx(expected, rel=0.05)
 
 
+def test_real_pairs_are_drawn_with_the_songs_that_pairs_share() -> None:
+    songs, real = songs_of([7, 7, 2, 9, 2], [2, 9, 9, 7, 7]), np.array([2, 9, 11, 12, 13])
+    resamples = Resamples.draw(songs, 4000, np.random.default_rng(0), real)
+    of_songs, of_pairs = resamples.reference[:4000], resamples.reference[4000:]
+    # Half as much as their songs, as pairs do; and not at all where pairs are drawn.
+    np.testing.assert_array_equal(of_songs[:, :2], (1 + resamples.draws[:4000, [0, 2]]) / 2)
+    assert (of_pairs == 1).all()
+    # Other songs by themselves: 5 draws of 1/5 each, varied by 5/4, less a little that is cut at 0.
+    assert of_songs[:, 2].var() == pytest.approx(5 / 4 * (1 - 1 / 5) / 4, rel=0.15)
+    assert abs(np.corrcoef(of_songs[:, 2], of_songs[:, 0])[0, 1]) < 0.05
+    none = Resamples.draw(np.full((60, 2), -1), 4000, np.random.default_rng(0), real)
+    assert none.reference.shape == (4000, 5)
+    assert none.reference[:, 0].var() == pytest.approx(5 / 4 * (1 - 1 / 5), rel=0.15)
+    one = Resamples.draw(songs_of([7, 2, 9], [7, 2, 9]), 40, np.random.default_rng(0), real)
+    np.testing.assert_array_equal(one.reference[:, :2], one.draws[:, [0, 2]])
+
+
+def test_counts_of_real_pairs_and_bins_are_those_of_each_draw() -> None:
+    generator = np.random.default_rng(6)
+    songs, bins = generator.integers(0, 5, (60, 2)), generator.integers(-1, 4, 60)
+    resamples = Resamples.draw(songs, 25, generator, np.array([1, 4, 8]))
+    by_song, counts = generator.integers(0, 9, (3, 4)).astype(float), resamples.count_bins(bins, 4)
+    real = resamples.count_real(by_song)
+    values, influence = generator.normal(size=60), generator.normal(size=3)
+    means = resamples.means(values, influence)
+    for row, weight in enumerate(resamples.reference):
+        np.testing.assert_allclose(
+            real[row], sum(w * own for w, own in zip(weight, by_song, strict=True))
+        )
+        expected = np.zeros(4)
+        for pair, (a, b, own) in enumerate(resamples.clusters):
+            drawn = resamples.draws[row]
+            if bins[pair] >= 0:
+                expected[bins[pair]] += (drawn[a] + drawn[b]) / 2 if row < 25 else drawn[own]
+        np.testing.assert_allclose(counts[row], expected)
+        more = means[row] - resamples.means(values)[row]
+        assert more == pytest.approx(np.dot(weight - 1, influence), abs=1e-6)
+
+
 def test_same_seed_same_resamples() -> None:
     values, songs = np.random.default_rng(0).random(50), np.full((50, 2), -1)
 

@@ -9,6 +9,7 @@ import runpy
 import shutil
 from dataclasses import replace
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from cf_core.bundle import load_bundle
 from cf_core.errors import UserError
 from cf_core.fuse import fuse_files
 from evaluation.figures import save
-from evaluation.frontier import PANELS
-from evaluation.metrics import COHERENCY, METRICS, OF_PAIRS
+from evaluation.frontier import CHOSEN_ON, DEPLOYED_AXES, PANELS, POSTER_AXES
+from evaluation.metrics import COHERENCY, LIKENESS, METRICS, OF_PAIRS
 from study import findings
 from study.config import StudyConfig
 from study.execution import estimate_work, run_job
@@ -143,7 +144,7 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
     trained = tables["trials"].filter(pl.col("seed").is_not_null())
     assert (trained["training_seconds"] * config.execution.pack < trained["seconds"]).all()
     panels = set(tables["frontier"].select("source", "metric").unique().iter_rows())
-    assert panels == set(PANELS)
+    assert panels == set(product(CHOSEN_ON, (*LIKENESS, *COHERENCY)))
     assert set(tables["curves"]["trial"]) == set(trials)
     assert set(tables["curves"]["step"]) == {100, 120}
 
@@ -298,7 +299,7 @@ def test_figures_come_from_parquet_alone(undisturbed: Study, tmp_path: Path) -> 
         shutil.copytree(folder(store) / table, copy / table)
     shutil.copy(folder(store) / "study.json", copy)
     drawn = {path.name: path for path in draw(Store(copy))}
-    axes = ("z_distance", "edit_distance")
+    axes = (*DEPLOYED_AXES, *POSTER_AXES)
     named = [f"{kind}-{axis}" for kind in ("frontier", "iterations") for axis in axes]
     named += ["attainment", "attainment-difference", "cost", "search", "song-distances", "styles"]
     named += ["transitions", "verdicts"]
@@ -316,12 +317,9 @@ def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:
     found = store.scan("verdicts").collect()
     rivals = {"identity", "lp", "gradient", "cmaes", "best_of_n", "slerp", "retrieval"}
     keys = found.select("rival", "axis", "source", "metric")
-    assert set(keys.iter_rows()) == {
-        (rival, axis, *panel)
-        for rival in rivals
-        for axis in ("z_distance", "edit_distance")
-        for panel in PANELS
-    }
+    panels = [(axis, *panel) for axis in POSTER_AXES for panel in PANELS]
+    panels += list(product(DEPLOYED_AXES, CHOSEN_ON, (*COHERENCY, *LIKENESS)))
+    assert set(keys.iter_rows()) == {(rival, *panel) for rival in rivals for panel in panels}
     assert set(found["seeds"]) == {2}
     matched = store.scan("matched").collect()
     for row in found.filter(pl.col("difference").is_finite()).iter_rows(named=True):
@@ -334,9 +332,19 @@ def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:
     assert csv.height == found.height
     assert set(csv["corpus"]) == {"tiny"}
     for rival in rivals:
-        counted = found.filter(pl.col("rival") == rival, pl.col("axis") == "z_distance")
-        wins = counted.filter(pl.col("verdict") == "win").height
-        assert any(f"against {rival}, at matched z distance: {wins} wins" in x for x in lines)
+        for axis, way in (
+            ("larger_edit_distance_q90", "one point for each edit distance"),
+            ("edit_distance", "the best point for each panel"),
+        ):
+            counted = found.filter(rival=rival, axis=axis, source="test")
+            wins = counted.filter(verdict="win").height
+            assert any(f"against {rival}, {way}: {wins} wins" in line for line in lines)
+    # One point serves all panels of a distance.
+    chosen = matched.filter(pl.col("axis").is_in(DEPLOYED_AXES)).group_by(
+        "rival", "axis", "method", "distance"
+    )
+    kinds = chosen.agg(pl.struct("configuration", "lambda", "iteration").n_unique().alias("n"))
+    assert kinds["n"].unique().to_list() == [1]
 
 
 def test_the_summary_tells_how_far_the_halves_are_apart(undisturbed: Study) -> None:
@@ -345,7 +353,12 @@ def test_the_summary_tells_how_far_the_halves_are_apart(undisturbed: Study) -> N
     outcomes = store.scan("outcomes").filter(pl.col("source") == "test").collect()
     chosen = (
         store.scan("matched")
-        .filter(axis="z_distance", source="test", metric="judge", rival="lp")
+        .filter(
+            axis="larger_edit_distance_q90",
+            source="test",
+            metric="indistinguishable",
+            rival="lp",
+        )
         .collect()
         .sort("distance")
     )
@@ -370,7 +383,7 @@ def test_one_seed_gives_no_verdict(undisturbed: Study, tmp_path: Path) -> None:
     store, config, _ = undisturbed
     copy = tmp_path / "copy"
     shutil.copytree(folder(store), copy)
-    for table in ("metrics", "outcomes", "trials"):
+    for table in ("metrics", "outcomes", "influences", "trials"):
         for part in (copy / table).glob("*-seed1.1.parquet"):
             part.unlink()
     tabulate(Store(copy), config.evaluation, config.seed)
