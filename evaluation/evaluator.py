@@ -320,12 +320,15 @@ class Evaluator:
         features = pair_features(*real.statistics, self.deviations)
         drawn = random.permutation(len(rows))[:REAL_PAIRS]
         form, count = self.corpus.form, len(self.corpus.song_ids)
+        split = Split(int(self.corpus.split[songs[0, 0]]))
         return Reference(
             counts,
             real.statistics,
             Neighbourhoods.fit(features[drawn]),
             RealNeighbours.describe(rebuilt, songs, count, form, random),
             count_seams(rebuilt, form),
+            self.judges[split].probability(*rebuilt),
+            edit_distance(*rebuilt),
         )
 
     def _outcomes(self, source: Source, before: Pairs, step: Step) -> tuple[Pairs, dict[str, Any]]:

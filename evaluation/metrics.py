@@ -25,17 +25,21 @@ from cf_core.corpus import Split
 from cf_core.losses import Pair
 from evaluation.bootstrap import Resamples
 from evaluation.distance import edit_distance, larger_z_distance, z_distance, z_weighted
-from evaluation.likeness import RealNeighbours, count_seams
+from evaluation.frechet import RealGaussian
+from evaluation.likeness import RealNeighbours, count_seams, describe_pairs
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
     TokenPairs,
     correlation,
+    count_leaps,
     count_pairs,
     joint,
     overlap_area,
     pair_features,
     row_stochastic,
+    shared_share,
+    wasserstein,
 )
 
 if TYPE_CHECKING:
@@ -118,6 +122,15 @@ class Reference:
     neighbours: RealNeighbours
     seams: Float64[np.ndarray, "I"]
     """Counts of the intervals across the seam."""
+    judged: Float[np.ndarray, "P"]
+    """Probability of each pair by the judge of its split; here pairs are encoded and decoded."""
+    halves_distance: Int[np.ndarray, "P"]
+    """Edit distance between the halves of each pair, encoded and decoded."""
+
+    @cached_property
+    def gaussian(self) -> RealGaussian:
+        """The pairs' features as a Gaussian."""
+        return RealGaussian.fit(torch.from_numpy(self.neighbours.features))
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,11 @@ class Sample:
     def sounding(self) -> Pairs:
         """The pairs that have notes in both halves."""
         return self.pairs[self.pairs.sounding]
+
+    @cached_property
+    def features(self) -> Float64[np.ndarray, "B F"]:
+        """Musical features of the pairs (`describe_pairs`)."""
+        return describe_pairs(self.pairs.tokens, self.evaluator.corpus.form)[0]
 
     @cached_property
     def told_apart(self) -> tuple[float, float] | None:
@@ -471,6 +489,24 @@ def _declare_correlation(statistic: str) -> None:
     def _joint(sample: Sample) -> Estimate:
         return _correlate(sample, statistic, joint)
 
+    @_of_sets(
+        Metric(
+            f"{statistic}_shared",
+            f"Share that the joint matrix of {words} has in common with that of real neighbours"
+            " (1 - total variation).",
+            f"{words}, joint\nshared with real neighbours",
+            Better.HIGHER,
+            _MEASURED,
+        )
+    )
+    def _shared(sample: Sample) -> Estimate | None:
+        bins = take_bins(sample.records, statistic)
+        counts = count_pairs(*bins, sample.evaluator.bins.count(statistic))
+        if not (n := int(counts.sum())):
+            return None
+        value = shared_share(counts, sample.reference.counts[statistic])
+        return Estimate(value, n, len(sample.finite))
+
 
 for _statistic in STATISTICS:
     _declare_correlation(_statistic)
@@ -578,6 +614,79 @@ def _seam(sample: Sample) -> Estimate | None:
         return float(np.minimum(*shares).sum())
 
     return _of_sounding(sample, share)
+
+
+def _of_all(sample: Sample, value: float) -> Estimate:
+    return Estimate(value, int(sample.finite.sum()), len(sample.finite))
+
+
+@_of_sets(
+    Metric(
+        "judge_gap",
+        "Difference between the judge's means over the pairs and over real neighbours. Pairs that"
+        " please the judge more than real neighbours do are as far off as pairs that please it"
+        " less.",
+        "judge, difference\nfrom real neighbours",
+        Better.LOWER,
+        "near 0",
+    )
+)
+def _judge_gap(sample: Sample) -> Estimate | None:
+    own, real = sample.records["judge"].to_numpy(), sample.reference.judged
+    return _of_all(sample, float(abs(own.mean(dtype=np.float64) - real.mean(dtype=np.float64))))
+
+
+@_of_sets(
+    Metric(
+        "halves_distance_gap",
+        "Wasserstein-1 distance between the distributions of `halves_distance` over the pairs and"
+        " over real neighbours, in tokens. Halves may be too alike or too different.",
+        "distance of the halves,\ndifference from real neighbours",
+        Better.LOWER,
+        "near 0",
+    )
+)
+def _halves_distance_gap(sample: Sample) -> Estimate | None:
+    own = sample.records["halves_distance"].to_numpy().astype(np.int64)
+    return _of_all(sample, wasserstein(own, sample.reference.halves_distance))
+
+
+@_of_sets(
+    Metric(
+        "frechet",
+        "Squared Fréchet distance between Gaussians of the musical features of the pairs and of"
+        " real neighbours, in their leading principal components (`evaluation/frechet.py`).",
+        "Fréchet distance\nfrom real neighbours",
+        Better.LOWER,
+        _MEASURED,
+    )
+)
+def _frechet(sample: Sample) -> Estimate | None:
+    return _of_all(sample, sample.reference.gaussian.distance(torch.from_numpy(sample.features)))
+
+
+@_of_sets(
+    Metric(
+        "leaps",
+        "Share of the intervals from a note to the next, within the halves and across the seam,"
+        " that exceed an octave.",
+        "leaps of more\nthan an octave",
+        Better.LIKE_REAL,
+        _MEASURED,
+    )
+)
+def _leaps(sample: Sample) -> Estimate | None:
+    leaps, intervals = (each.astype(np.float64) for each in count_leaps(sample.pairs.tokens))
+    if not intervals.any():
+        return None
+    value = float(leaps.sum() / intervals.sum())
+    bounds: Interval = (None, None)
+    if sample.resamples is not None and value > 0:
+        few, all_ = (sample.resamples.means(each) for each in (leaps, intervals))
+        shares = np.divide(few, all_, out=np.full(len(all_), np.nan), where=all_ > 0)
+        low, high = sample.resamples.interval(value, shares)
+        bounds = max(low, 0.0), min(high, 1.0)
+    return Estimate(value, len(leaps), len(sample.finite), bounds)
 
 
 METRICS["style_diversity"] = Metric(

@@ -238,6 +238,40 @@ def overlap_area(
     return float(np.mean(areas))
 
 
+def shared_share(counts: Float64[np.ndarray, "K K"], other: Float64[np.ndarray, "K K"]) -> float:
+    """Share, 0 to 1, that two `joint` matrices have in common: 1 less their total variation.
+
+    Two finite samples of one distribution stay below 1, and smaller samples further below.
+    """
+    return float(np.minimum(joint(counts), joint(other)).sum())
+
+
+def wasserstein(one: Integer[np.ndarray, "n"], other: Integer[np.ndarray, "m"]) -> float:
+    """Wasserstein-1 distance between two samples of whole numbers, none of them below 0.
+
+    It is how far a number has to be moved, on average, to turn one sample into the other: the area
+    between the two distribution functions.
+    """
+    size = int(max(one.max(), other.max())) + 1
+    below = [np.bincount(each, minlength=size).cumsum() / len(each) for each in (one, other)]
+    return float(abs(below[0] - below[1]).sum())
+
+
+def count_leaps(
+    tokens: TokenPairs,
+) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
+    """Count, in each pair, the intervals beyond an octave, and all intervals.
+
+    Intervals are those from a note to the next, within the halves and across the seam.
+    """
+    joined = np.concatenate(tokens, axis=1).astype(np.int64)
+    pairs, steps = np.nonzero(joined >= FIRST_PITCH)
+    follows = pairs[1:] == pairs[:-1]
+    leaps = follows & (abs(np.diff(joined[pairs, steps])) > PITCH_CLASSES)
+    counts = [np.bincount(pairs[1:][kept], minlength=len(joined)) for kept in (leaps, follows)]
+    return counts[0], counts[1]
+
+
 def pair_features(
     left: Mapping[str, Float64[np.ndarray, "n"]],
     right: Mapping[str, Float64[np.ndarray, "n"]],
