@@ -33,6 +33,8 @@ TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
 
 QUANTILE_BINS = 8
 PITCH_CLASSES = 12
+DIATONIC = np.stack([np.roll([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1], k) for k in range(12)], 1)
+"""The twelve diatonic scales, one a column; rows are pitch classes."""
 
 CELLS: dict[str, float] = {
     "mean_pitch": 1.0,
