@@ -62,7 +62,8 @@ def latent_search(rounds: Rounds) -> Iterator[Measure]:
     initialise(classifier, make_random(0, "weights"))
     left, right = torch.randn(2, pairs, latent_dim, generator=make_random(0, "pairs"))
     own = {"step_size": torch.full((pairs,), 0.1)}
-    tools = Tools(classifier, torch.ones(latent_dim), (left, right))
+    core = MelodyVAE(FORM, VAESettings(latent_dim=latent_dim))
+    tools = Tools(classifier, torch.ones(latent_dim), (left, right), core)
     search = Bound(LP(), own, tools)
     sizes = [2 * latent_dim, *[settings.hidden] * (settings.depth + 1), 1]
     with limit_threads(1):

@@ -286,17 +286,18 @@ class Evaluator:
         seams_of_song = count_pairs_by_cluster(start, seams, SEAMS, of_pair, len(songs))[:, 0]
         features = pair_features(*real.statistics, self.deviations)
         drawn = random.permutation(len(rows))[:REAL_PAIRS]
-        folds = deal_songs(self.corpus, split, self.seed)
+        folds, rebuilt = deal_songs(self.corpus, split, self.seed), self._reconstructed(rows)
         return Reference(
             songs.astype(np.int64),
             of_pair.astype(np.int64),
             folds,
-            form,
             counts,
             seams_of_song,
             real.statistics,
             Neighbourhoods.fit(features[drawn]),
-            RealNeighbours.describe(self._reconstructed(rows), folds[songs][of_pair], form),
+            RealNeighbours.describe(rebuilt, folds[songs][of_pair], form),
+            self.judges[split].probability(*rebuilt),
+            edit_distance(*rebuilt),
         )
 
     def _outcomes(self, source: Source, before: Pairs, step: Step) -> tuple[Pairs, dict[str, Any]]:
@@ -340,7 +341,9 @@ class Evaluator:
         kept = records.filter(finite)
         if kept.is_empty() or pairs.reference is None:
             return
-        sample = Sample(self, kept, pairs[finite], finite, pairs.reference, pairs.ranks)
+        sample = Sample(
+            self, kept, pairs[finite], finite, pairs.reference, pairs.features[finite], pairs.ranks
+        )
         for name in OF_PAIRS:
             if kept[name].null_count() == 0:
                 yield Estimate.of_mean(
@@ -383,7 +386,8 @@ class Evaluator:
         finite: Bool[np.ndarray, "B"] | None = None,
     ) -> Pairs:
         left, right = (compute_statistics(half, self.corpus.form) for half in tokens)
-        return Pairs(tokens, (left, right), songs, split, reference, latents, inputs, finite)
+        form = self.corpus.form
+        return Pairs(tokens, (left, right), songs, form, split, reference, latents, inputs, finite)
 
     def _bins(self, pairs: Pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         left, right = pairs.statistics

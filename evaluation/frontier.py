@@ -188,8 +188,8 @@ def matched_similarity(
     λ and iteration). The `value` of the metric on test songs is reported, or NaN where it is
     missing. If there is no such candidate, the identity takes its place.
 
-    Both sides of a comparison have equal numbers of candidates. Only the identity, which has a
-    single candidate by nature, does not thin the other side.
+    Both sides of a comparison have equal numbers of candidates. Only a method with a single point,
+    such as the identity, does not thin the other side.
 
     Returns two rows per `rival`, `axis`, `source`, `metric` and `distance`, one with `method`
     "ours" and one with the rival's. They hold what was chosen (`configuration`, `lambda`,
@@ -339,7 +339,9 @@ def _compared(
     pools = {name: configurations.filter(pl.col("method") == name) for name in (OURS, rival)}
     within = pl.col("is_candidate") & (pl.col("validation_distance") <= distances[-1])
     candidates = {name: pool.filter(within) for name, pool in pools.items()}
-    count = min(own.height for name, own in candidates.items() if name != "identity")
+    # The identity and transposition have one point by nature.
+    several = [own.height for name, own in candidates.items() if pools[name].height > 1]
+    count = min(several, default=1)
     chosen = []
     for name, own in candidates.items():
         kept = _thinned(own, count)

@@ -18,13 +18,14 @@ from scipy import special
 from evaluation.bootstrap import Resamples, has_enough_songs, satterthwaite
 from evaluation.frontier import CHOSEN_BY, CHOSEN_ON, DISTANCES, FUSIONS, OURS, REAL
 from evaluation.likeness import SEAMS
-from evaluation.metrics import share_in_common, take_bins
+from evaluation.metrics import take_bins
 from evaluation.statistics import (
     STATISTICS,
     correlation,
     count_pairs,
     count_pairs_by_cluster,
     row_stochastic,
+    shared_share,
 )
 
 SIGNIFICANCE = 0.05
@@ -323,12 +324,12 @@ class _Scores(dict[_Point, _Score]):
     def _seam(self, outcomes: pl.DataFrame) -> _Score:
         bins, resamples = outcomes["seam_bin"].to_numpy().astype(np.int64), self.pairs.resamples
         whole = _count_seams(outcomes, np.zeros(len(bins), np.int64), 1)[0]
-        value = float(share_in_common(whole, self.real.sum(axis=0)))
+        value = float(shared_share(whole, self.real.sum(axis=0)))
         excluded = int((bins < 0).sum())
         if resamples is None:
             return _Score(value, _NONE, excluded)
         drawn = resamples.count_bins(bins, SEAMS), resamples.count_real(self.real)
-        return _Score(value, share_in_common(*drawn).astype(np.float32), excluded)
+        return _Score(value, shared_share(*drawn).astype(np.float32), excluded)
 
 
 def _count_seams(

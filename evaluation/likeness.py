@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float64, Int64, Integer
 
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 from cf_core.training import limit_threads
-from evaluation.statistics import TokenPairs, count_classes, sounding_pitch
+from evaluation.statistics import DIATONIC, TokenPairs, count_classes, sounding_pitch
 
 FOLDS = 4
 """Groups of songs. A classifier of three of them scores the fourth."""
@@ -31,8 +31,6 @@ _RIDGE = 1.0
 _OCTAVE = 12
 _LENGTHS = (1, 2, 3, 4, 6, 8, 12)
 """Steps from a note to the next that are counted."""
-_DIATONIC = np.stack([np.roll([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1], k) for k in range(12)], 1)
-"""The twelve diatonic collections, one a column."""
 _SEAM = _OCTAVE + 1
 """Largest interval across the seam that is told from larger ones, in semitones."""
 
@@ -77,7 +75,7 @@ class _Half:
     @cached_property
     def diatonic(self) -> Float64[np.ndarray, "B 12"]:
         """Share of the steps at which a note of each diatonic collection sounds."""
-        return np.asarray(np.einsum("bk,ks->bs", self.classes, _DIATONIC))
+        return np.asarray(np.einsum("bk,ks->bs", self.classes, DIATONIC))
 
     @cached_property
     def ends(self) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
@@ -271,9 +269,8 @@ class RealNeighbours:
         rows = [self.features[self.folds == fold] for fold in range(FOLDS)]
         return [(own, whole - _Moments.of(own)) for own in rows]
 
-    def rank(self, tokens: TokenPairs, folds: Int64[np.ndarray, "B"], form: MelodyFormat) -> Ranks:
-        """Rank pairs in these folds (-1 for none) among the real ones."""
-        features, _ = describe_pairs(tokens, form)
+    def rank(self, features: Float64[np.ndarray, "B F"], folds: Int64[np.ndarray, "B"]) -> Ranks:
+        """Rank pairs, described and in these folds (-1 for none), among the real ones."""
         known = folds >= 0
         ranks = np.full((2, len(features)), np.nan)
         influence = np.zeros((2, len(self.features)))

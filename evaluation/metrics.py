@@ -26,17 +26,21 @@ from cf_core.losses import Pair
 from cf_core.melody import MelodyFormat
 from evaluation.bootstrap import Resamples
 from evaluation.distance import edit_distance, larger_z_distance, z_distance, z_weighted
-from evaluation.likeness import Ranks, RealNeighbours
+from evaluation.frechet import RealGaussian
+from evaluation.likeness import Ranks, RealNeighbours, describe_pairs
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
     TokenPairs,
     correlation,
+    count_leaps,
     count_pairs,
     joint,
     overlap_area,
     pair_features,
     row_stochastic,
+    shared_share,
+    wasserstein,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +90,7 @@ class Pairs:
     statistics: tuple[Statistics, Statistics]
     songs: Integer[np.ndarray, "B 2"]
     """The song of each half, or -1 for none."""
+    form: MelodyFormat
     split: Split
     """The split whose songs and whose judge they are measured by."""
     reference: "Reference | None" = None
@@ -97,11 +102,17 @@ class Pairs:
     """Which pairs are to be measured; None for all."""
 
     @cached_property
+    def features(self) -> Float64[np.ndarray, "B F"]:
+        """Musical features of the pairs (`describe_pairs`)."""
+        return describe_pairs(self.tokens, self.form)[0]
+
+    @cached_property
     def ranks(self) -> Ranks | None:
         """How the finite pairs rank among real neighbours; None where not all have a rank."""
         if self.reference is None:
             return None
-        found = self.reference.rank(self if self.finite is None else self[self.finite])
+        kept = slice(None) if self.finite is None else self.finite
+        found = self.reference.rank(self.features[kept], self.songs[kept])
         is_known = np.isfinite(found.whole)
         return found if is_known.size and is_known.all() else None
 
@@ -123,7 +134,8 @@ class Pairs:
         """Select pairs by a mask, as notes alone."""
         left, right = ({n: v[kept] for n, v in half.items()} for half in self.statistics)
         tokens = self.tokens[0][kept], self.tokens[1][kept]
-        return Pairs(tokens, (left, right), self.songs[kept], self.split, self.reference)
+        songs = self.songs[kept]
+        return Pairs(tokens, (left, right), songs, self.form, self.split, self.reference)
 
 
 @dataclass(frozen=True)
@@ -136,7 +148,6 @@ class Reference:
     """The place in `songs` of the song of each pair."""
     folds: Int64[np.ndarray, "_"]
     """The fold of every song of the corpus; -1 for songs of other splits."""
-    form: MelodyFormat
     counts: Mapping[str, Float64[np.ndarray, "S K K"]]
     """Of each song, how many pairs go from one bin to another."""
     seams: Float64[np.ndarray, "S I"]
@@ -144,15 +155,26 @@ class Reference:
     statistics: tuple[Statistics, Statistics]
     neighbourhoods: Neighbourhoods
     neighbours: RealNeighbours
+    judged: Float[np.ndarray, "P"]
+    """Probability of each pair by the judge of its split; here pairs are encoded and decoded."""
+    halves_distance: Int[np.ndarray, "P"]
+    """Edit distance between the halves of each pair, encoded and decoded."""
 
-    def rank(self, pairs: Pairs) -> Ranks:
+    @cached_property
+    def gaussian(self) -> RealGaussian:
+        """The pairs' features as a Gaussian."""
+        return RealGaussian.fit(torch.from_numpy(self.neighbours.features))
+
+    def rank(
+        self, features: Float64[np.ndarray, "B F"], songs: Integer[np.ndarray, "B 2"]
+    ) -> Ranks:
         """Rank pairs among the real ones; pairs without songs are dealt into the folds."""
-        if len(pairs.songs) and pairs.songs.min() < 0:
-            folds = np.arange(len(pairs.songs)) % (self.folds.max() + 1)
+        if len(songs) and songs.min() < 0:
+            folds = np.arange(len(songs)) % (self.folds.max() + 1)
         else:
-            left, right = self.folds[pairs.songs].T
+            left, right = self.folds[songs].T
             folds = np.where(left == right, left, -1)
-        return self.neighbours.rank(pairs.tokens, folds, self.form)
+        return self.neighbours.rank(features, folds)
 
     def sum_by_song(self, influence: Float64[np.ndarray, "P"]) -> Float64[np.ndarray, "S"]:
         """Sum what the pairs of each song add to a statistic."""
@@ -170,6 +192,8 @@ class Sample:
     finite: Bool[np.ndarray, "_"]
     """Which of all pairs are finite."""
     reference: Reference
+    features: Float64[np.ndarray, "B F"]
+    """Musical features of the finite pairs (`describe_pairs`)."""
     ranks: Ranks | None
     """Those of the finite pairs."""
 
@@ -443,17 +467,23 @@ def _balance(sample: Sample) -> Estimate | None:
         records[name].to_numpy().astype(np.float64)
         for name in ("edit_distance", "larger_edit_distance")
     )
-    if not both.any():
+    return _of_ratio(sample, both - larger / 2, both, highest=0.5)
+
+
+def _of_ratio(
+    sample: Sample, part: Float64[np.ndarray, "B"], whole: Float64[np.ndarray, "B"], highest: float
+) -> Estimate | None:
+    """Estimate what share `part` is of `whole`, summed over the pairs, from 0 to `highest`."""
+    if not whole.any():
         return None
-    smaller = both - larger / 2
-    value = float(smaller.sum() / both.sum())
+    value = float(part.sum() / whole.sum())
     interval: Interval = (None, None)
-    if sample.resamples is not None:
-        less, all_ = (sample.resamples.means(values) for values in (smaller, both))
+    if sample.resamples is not None and value > 0:
+        less, all_ = (sample.resamples.means(values) for values in (part, whole))
         shares = np.divide(less, all_, out=np.full(len(all_), np.nan), where=all_ > 0)
         low, high = sample.resamples.interval(value, shares)
-        interval = max(low, 0.0), min(high, 0.5)
-    return Estimate(value, len(both), len(sample.finite), interval)
+        interval = max(low, 0.0), min(high, highest)
+    return Estimate(value, len(whole), len(sample.finite), interval)
 
 
 def _of_nearest(sample: Sample, values: Float64[np.ndarray, "B"]) -> Estimate | None:
@@ -518,6 +548,22 @@ def _correlate(sample: Sample, statistic: str, matrix: Matrix) -> Estimate:
     return Estimate(value, int(counts.sum()), len(sample.finite), interval)
 
 
+def _share_bins(
+    sample: Sample, bins: Int64[np.ndarray, "B"], by_song: Float64[np.ndarray, "S I"]
+) -> Estimate | None:
+    """Estimate the share that the pairs' bins (-1 for none) have in common with real pairs'."""
+    counts = np.bincount(bins[bins >= 0], minlength=by_song.shape[1]).astype(np.float64)
+    if not (n := int(counts.sum())):
+        return None
+    value = float(shared_share(counts, by_song.sum(axis=0)))
+    interval: Interval = (None, None)
+    if (resamples := sample.resamples) is not None:
+        own = resamples.count_bins(bins, by_song.shape[1])
+        low, high = resamples.interval(value, shared_share(own, resamples.count_real(by_song)))
+        interval = max(low, 0.0), min(high, 1.0)
+    return Estimate(value, n, len(sample.finite), interval)
+
+
 def _declare_correlation(statistic: str) -> None:
     words = statistic.replace("_", " ")
 
@@ -545,6 +591,23 @@ def _declare_correlation(statistic: str) -> None:
     )
     def _joint(sample: Sample) -> Estimate:
         return _correlate(sample, statistic, joint)
+
+    @_of_sets(
+        Metric(
+            f"{statistic}_shared",
+            f"Share that the joint matrix of {words} has in common with that of real neighbours"
+            " (1 - total variation).",
+            f"{words}, joint\nshared with real neighbours",
+            Better.HIGHER,
+            _MEASURED,
+        )
+    )
+    def _shared(sample: Sample) -> Estimate | None:
+        left, right = take_bins(sample.records, statistic)
+        by_song = sample.reference.counts[statistic]
+        k = by_song.shape[-1]
+        cells = np.where((left < 0) | (right < 0), -1, left * k + right)
+        return _share_bins(sample, cells, by_song.reshape(-1, k * k))
 
 
 for _statistic in STATISTICS:
@@ -639,16 +702,6 @@ def _indistinguishable_halves(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "
     return None if pairs.ranks is None else _spread(pairs, pairs.ranks.halves)
 
 
-def share_in_common(
-    counts: Float64[np.ndarray, "*R I"], others: Float64[np.ndarray, "*R I"]
-) -> Float64[np.ndarray, "*R"]:
-    """1 - total variation between two distributions, each given by its counts."""
-    shares = (
-        each / np.maximum(each.sum(axis=-1, keepdims=True), 1e-9) for each in (counts, others)
-    )
-    return np.asarray(np.minimum(*shares).sum(axis=-1))
-
-
 @_of_sets(
     Metric(
         "seam",
@@ -662,17 +715,71 @@ def share_in_common(
 )
 def _seam(sample: Sample) -> Estimate | None:
     bins = sample.records["seam_bin"].to_numpy().astype(np.int64)
-    n, by_song = int((bins >= 0).sum()), sample.reference.seams
-    if n == 0:
-        return None
-    counts = np.bincount(bins[bins >= 0], minlength=by_song.shape[1]).astype(np.float64)
-    value = float(share_in_common(counts, by_song.sum(axis=0)))
-    interval: Interval = (None, None)
-    if (resamples := sample.resamples) is not None:
-        own = resamples.count_bins(bins, by_song.shape[1])
-        low, high = resamples.interval(value, share_in_common(own, resamples.count_real(by_song)))
-        interval = max(low, 0.0), min(high, 1.0)
-    return Estimate(value, n, len(sample.finite), interval)
+    return _share_bins(sample, bins, sample.reference.seams)
+
+
+def _of_all(sample: Sample, value: float) -> Estimate:
+    return Estimate(value, int(sample.finite.sum()), len(sample.finite))
+
+
+@_of_sets(
+    Metric(
+        "judge_gap",
+        "Difference between the judge's means over the pairs and over real neighbours. Pairs that"
+        " please the judge more than real neighbours do are as far off as pairs that please it"
+        " less.",
+        "judge, difference\nfrom real neighbours",
+        Better.LOWER,
+        "near 0",
+    )
+)
+def _judge_gap(sample: Sample) -> Estimate | None:
+    own, real = sample.records["judge"].to_numpy(), sample.reference.judged
+    return _of_all(sample, float(abs(own.mean(dtype=np.float64) - real.mean(dtype=np.float64))))
+
+
+@_of_sets(
+    Metric(
+        "halves_distance_gap",
+        "Wasserstein-1 distance between the distributions of `halves_distance` over the pairs and"
+        " over real neighbours, in tokens. Halves may be too alike or too different.",
+        "distance of the halves,\ndifference from real neighbours",
+        Better.LOWER,
+        "near 0",
+    )
+)
+def _halves_distance_gap(sample: Sample) -> Estimate | None:
+    own = sample.records["halves_distance"].to_numpy().astype(np.int64)
+    return _of_all(sample, wasserstein(own, sample.reference.halves_distance))
+
+
+@_of_sets(
+    Metric(
+        "frechet",
+        "Squared Fréchet distance between Gaussians of the musical features of the pairs and of"
+        " real neighbours, in their leading principal components (`evaluation/frechet.py`).",
+        "Fréchet distance\nfrom real neighbours",
+        Better.LOWER,
+        _MEASURED,
+    )
+)
+def _frechet(sample: Sample) -> Estimate | None:
+    return _of_all(sample, sample.reference.gaussian.distance(torch.from_numpy(sample.features)))
+
+
+@_of_sets(
+    Metric(
+        "leaps",
+        "Share of the intervals from a note to the next, within the halves and across the seam,"
+        " that exceed an octave.",
+        "leaps of more\nthan an octave",
+        Better.LIKE_REAL,
+        _MEASURED,
+    )
+)
+def _leaps(sample: Sample) -> Estimate | None:
+    leaps, intervals = (each.astype(np.float64) for each in count_leaps(sample.pairs.tokens))
+    return _of_ratio(sample, leaps, intervals, highest=1.0)
 
 
 METRICS["style_diversity"] = Metric(

@@ -33,6 +33,8 @@ TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
 
 QUANTILE_BINS = 8
 PITCH_CLASSES = 12
+DIATONIC = np.stack([np.roll([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1], k) for k in range(12)], 1)
+"""The twelve diatonic scales, one a column; rows are pitch classes."""
 
 CELLS: dict[str, float] = {
     "mean_pitch": 1.0,
@@ -234,6 +236,48 @@ def overlap_area(
         )
         areas.append(np.minimum(*shares).sum())
     return float(np.mean(areas))
+
+
+def shared_share(
+    counts: Float64[np.ndarray, "*R I"], others: Float64[np.ndarray, "*#R I"]
+) -> Float64[np.ndarray, "*R"]:
+    """Share, 0 to 1, that two distributions have in common: 1 less their total variation.
+
+    Each is given by its counts, and shares nothing if it has none. Two finite samples of one
+    distribution stay below 1, and smaller samples further below.
+    """
+    totals = (each.sum(axis=-1, keepdims=True) for each in (counts, others))
+    shares = (
+        each / np.where(total > 0, total, 1)
+        for each, total in zip((counts, others), totals, strict=True)
+    )
+    return np.asarray(np.minimum(*shares).sum(axis=-1))
+
+
+def wasserstein(one: Integer[np.ndarray, "n"], other: Integer[np.ndarray, "m"]) -> float:
+    """Wasserstein-1 distance between two samples of whole numbers, none of them below 0.
+
+    It is how far a number has to be moved, on average, to turn one sample into the other: the area
+    between the two distribution functions.
+    """
+    size = int(max(one.max(), other.max())) + 1
+    below = [np.bincount(each, minlength=size).cumsum() / len(each) for each in (one, other)]
+    return float(abs(below[0] - below[1]).sum())
+
+
+def count_leaps(
+    tokens: TokenPairs,
+) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
+    """Count, in each pair, the intervals beyond an octave, and all intervals.
+
+    Intervals are those from a note to the next, within the halves and across the seam.
+    """
+    joined = np.concatenate(tokens, axis=1).astype(np.int64)
+    pairs, steps = np.nonzero(joined >= FIRST_PITCH)
+    follows = pairs[1:] == pairs[:-1]
+    leaps = follows & (abs(np.diff(joined[pairs, steps])) > PITCH_CLASSES)
+    counts = [np.bincount(pairs[1:][kept], minlength=len(joined)) for kept in (leaps, follows)]
+    return counts[0], counts[1]
 
 
 def pair_features(

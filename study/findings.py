@@ -8,6 +8,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from cf_core.errors import ConfigError
 from cf_core.files import AnyPath, replacing
 from cf_core.seeding import derive
 from evaluation.figures import (
@@ -187,7 +188,8 @@ def _halves_apart(store: Store, metrics: pl.DataFrame) -> list[str]:
 
 def _left_out(store: Store) -> list[str]:
     """Say where the comparison rests on less than was planned."""
-    planned = len(StudyConfig.restored(store.record).search.seeds)
+    config = StudyConfig.restored(store.record)
+    planned, plan = len(config.search.seeds), config.evaluation
     seeds = store.scan("verdicts").select(pl.col("seeds").max()).collect().item()
     matched = (
         store.scan("matched")
@@ -199,7 +201,9 @@ def _left_out(store: Store) -> list[str]:
         .agg(share=DISTANCES * (pl.col("configuration") == "identity").mean())
         .filter(pl.col("share") > 0)
     )
-    told = ", ".join(f"{row['method']} {row['share']:.1f}" for row in stands_in.to_dicts())
+    told = ", ".join(
+        f"{method} {share:.1f}{_say_limits(plan, method)}" for method, share in stands_in.rows()
+    )
     lines = []
     if seeds < planned:
         lines.append(f"only {seeds} of {planned} training seeds are finished")
@@ -213,6 +217,15 @@ def _left_out(store: Store) -> list[str]:
             f" that the inputs stand in for it: {told}"
         )
     return lines
+
+
+def _say_limits(plan: EvaluationPlan, method: str) -> str:
+    """Say why a method has no points at some distances, in brackets, if its rival says so."""
+    try:
+        limits = plan.rival(method).limits
+    except ConfigError:  # no rival, or one whose code is not here
+        return ""
+    return f" ({limits})" if limits else ""
 
 
 def say_improvements(store: Store) -> list[str]:

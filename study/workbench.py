@@ -34,7 +34,8 @@ class Workbench:
     def tools(self) -> Tools:
         """What rivals may use."""
         left, right = self.latents.mean[self.latents.pairs].unbind(1)
-        return Tools(self.evaluator.classifier, self.latents.sigma_bar, (left, right))
+        evaluator = self.evaluator
+        return Tools(evaluator.classifier, self.latents.sigma_bar, (left, right), evaluator.core)
 
 
 def find_generator(store: Store, trial: str) -> AnyPath:

@@ -115,7 +115,8 @@ def real() -> RealNeighbours:
 
 def judge(real: RealNeighbours, pairs: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
     """The AUC of all features and of single halves."""
-    found = real.rank(pairs, np.random.default_rng(3).integers(0, FOLDS, len(pairs[0])), FORM)
+    features, _ = describe_pairs(pairs, FORM)
+    found = real.rank(features, np.random.default_rng(3).integers(0, FOLDS, len(features)))
     return 1 - float(found.whole.mean()), 1 - float(found.halves.mean())
 
 
@@ -153,8 +154,8 @@ def test_ranks_by_classifiers_of_the_other_folds_pair_by_pair(real: RealNeighbou
     left, right = np.vstack((left, left[:40])), np.vstack((np.roll(right, 3, axis=0), left[:40]))
     folds = np.random.default_rng(5).integers(0, FOLDS, len(left))
     folds[::7] = -1
-    found = real.rank((left, right), folds, FORM)
     features, halves = describe_pairs((left, right), FORM)
+    found = real.rank(features, folds)
     assert np.isnan(found.whole[folds < 0]).all()
     areas, shares = [], []
     for fold in range(FOLDS):
@@ -179,9 +180,9 @@ def test_influence_is_what_the_weight_of_a_real_pair_changes(real: RealNeighbour
     """A real pair that counts twice in its fold's scores, with the classifier held fixed."""
     left, right = neighbours(np.random.default_rng(1), 200)
     pairs, folds = (left, np.roll(right, 1, axis=0)), np.arange(200) % FOLDS
-    found = real.rank(pairs, folds, FORM)
-    assert found.whole_influence.sum() == pytest.approx(0, abs=1e-12)
     features, _ = describe_pairs(pairs, FORM)
+    found = real.rank(features, folds)
+    assert found.whole_influence.sum() == pytest.approx(0, abs=1e-12)
     for which in (0, 17, 301):
         fold = real.folds[which]
         weights = likeness._discriminant(
@@ -216,4 +217,5 @@ def test_the_discriminant_is_fishers_on_standardised_features() -> None:
 
 def test_too_few_pairs_tell_nothing(real: RealNeighbours) -> None:
     pairs = neighbours(np.random.default_rng(1), 1)
-    assert np.isnan(real.rank(pairs, np.array([0]), FORM).whole).all()
+    features, _ = describe_pairs(pairs, FORM)
+    assert np.isnan(real.rank(features, np.array([0])).whole).all()

@@ -5,6 +5,7 @@ It is long, since every metric is computed once more, literally.
 
 from collections import defaultdict
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.distance import edit_distance
 from evaluation.evaluator import OUTCOMES, Evaluator
+from evaluation.frechet import RealGaussian
 from evaluation.judge import Judge, JudgeSettings, ReaderSettings
-from evaluation.likeness import FOLDS, find_seams
+from evaluation.likeness import FOLDS, describe_pairs, find_seams
 from evaluation.metrics import COHERENCY, OF_PAIRS
 from evaluation.sources import Source, deal_songs, make_sources, unpaired
 from evaluation.statistics import (
@@ -41,6 +43,7 @@ DISTANCES = (
     "z_distance", "z_weighted", "edit_distance", "larger_z_distance", "larger_edit_distance"
 )  # fmt: skip
 LIKENESS = ("indistinguishable", "indistinguishable_halves")
+GAPS = ("judge_gap", "halves_distance_gap", "frechet", "leaps")
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +283,9 @@ def test_correlations_with_matrices_counted_one_by_one(
         stochastic = np.corrcoef(smooth[0].ravel(), smooth[1].ravel())[0, 1]
         assert rows[f"{name}_joint"]["value"] == pytest.approx(joint)
         assert rows[name]["value"] == pytest.approx(stochastic)
+        apart = abs(ours / ours.sum() - theirs / theirs.sum()).sum() / 2
+        assert rows[f"{name}_shared"]["value"] == pytest.approx(1 - apart)
+        assert rows[f"{name}_shared"]["n"] == ours.sum()
 
 
 def test_novelty_looks_the_first_pairs_up_among_the_training_segments(
@@ -345,7 +351,8 @@ def test_sets_are_held_against_the_real_pairs_of_their_split(
             dealt = deal_songs(corpus, split, evaluator.seed)
             assert np.equal(*dealt[songs].T).all()
             folds = dealt[songs[:, 0]]
-        ranks = references[split].neighbours.rank((tokens[:40], tokens[40:80]), folds, FORM)
+        features, _ = describe_pairs((tokens[:40], tokens[40:80]), FORM)
+        ranks = references[split].neighbours.rank(features, folds)
         for metric, own in zip(LIKENESS, (ranks.whole, ranks.halves), strict=True):
             assert records[metric].to_list() == pytest.approx((2 * own).tolist(), rel=1e-6)
             assert rows[metric]["value"] == pytest.approx(2 * own.mean())
@@ -363,6 +370,33 @@ def test_sets_are_held_against_the_real_pairs_of_their_split(
         assert (rows["seam"]["n"], rows["seam"]["excluded"]) == (38, 2)
         assert (rows["mean_pitch"]["n"], rows["mean_pitch"]["excluded"]) == (38, 2)
         assert rows["note_count"]["n"] == rows["judge"]["n"] == 40
+
+
+def test_gaps_are_from_real_pairs_that_were_decoded_and_judged_alike(
+    corpus: Corpus, evaluator: Evaluator, sources: dict[str, Source]
+) -> None:
+    """Leaps have no reference; they are shares of all intervals of all pairs."""
+    core = evaluator.core
+    for name, split in (("validation", Split.VALIDATION), ("prior", Split.TEST)):
+        step = moved(sources[name])
+        rows, records = evaluated(evaluator, sources[name], step)
+        judge, pairs = evaluator.judges[split], corpus.pairs_of(split)
+        left, right = (core.decode_tokens(core.encode_mean(corpus.tokens[h])) for h in pairs.T)
+        gap = abs(records["judge"].mean() - judge.probability(left, right).mean())
+        assert rows["judge_gap"]["value"] == pytest.approx(gap, rel=1e-4)
+        apart = [sorted(records["halves_distance"].to_list() * len(left))]
+        apart.append(sorted(edit_distance(left, right).tolist() * records.height))
+        moves = np.mean([abs(a - b) for a, b in zip(*apart, strict=True)])
+        assert rows["halves_distance_gap"]["value"] == pytest.approx(moves)
+        outputs = [core.decode_tokens(half) for half in step.outputs]
+        real = RealGaussian.fit(torch.from_numpy(describe_pairs((left, right), FORM)[0]))
+        features = describe_pairs((outputs[0], outputs[1]), FORM)[0]
+        assert rows["frechet"]["value"] == pytest.approx(real.distance(torch.from_numpy(features)))
+        notes = [[t for t in pair if t >= FIRST_PITCH] for pair in np.hstack(outputs).tolist()]
+        steps = [abs(b - a) for pair in notes for a, b in pairwise(pair)]
+        share = np.mean([step > 12 for step in steps])
+        assert rows["leaps"]["value"] == pytest.approx(share)
+        assert 0 <= rows["leaps"]["low"] < share < rows["leaps"]["high"]
 
 
 def test_outputs_that_are_not_finite_are_counted_and_left_out(
@@ -428,7 +462,7 @@ def test_validation_is_scored_by_the_selection_judge_alone(
         step = moved(sources[name])
         one, other = (evaluated(e, sources[name], step)[0] for e in (evaluator, swapped))
         changed = {metric for metric in one if one[metric]["value"] != other[metric]["value"]}
-        assert changed == {"judge"}
+        assert changed == {"judge", "judge_gap"}
 
 
 @pytest.mark.slow
@@ -439,7 +473,7 @@ def test_floor_and_ceiling_are_given_for_every_panel(
         rows = list(evaluator.references_rows(source))
         for level in ("floor", "ceiling"):
             metrics = {row["metric"] for row in rows if row["trial"] == level}
-            assert metrics >= {*COHERENCY, *SETS, *LIKENESS, "seam"}
+            assert metrics >= {*COHERENCY, *SETS, *LIKENESS, *GAPS, "seam"}
             assert not metrics & {*DISTANCES, "balance"}
         assert rows == list(evaluator.references_rows(source))
 

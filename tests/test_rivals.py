@@ -11,8 +11,10 @@ from torch import Tensor
 
 from cf_core.errors import ConfigError, RecordsError
 from cf_core.losses import Pair
+from cf_core.melody import MelodyFormat
 from cf_core.nets import initialise
 from cf_core.seeding import make_random
+from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.evaluator import Evaluator
 from evaluation.figures.canvas import look
@@ -64,7 +66,9 @@ def pairs(rows: int, name: str) -> Pair:
 def tools() -> Tools:
     classifier = SearchClassifier(Z, ClassifierSettings(hidden=8))
     initialise(classifier, make_random(0, "classifier"))
-    return Tools(classifier, torch.full((Z,), 0.5), pairs(30, "bank"))
+    core = MelodyVAE(MelodyFormat(), VAESettings(latent_dim=Z, hidden=8, embedding=4))
+    initialise(core, make_random(0, "core"))
+    return Tools(classifier, torch.full((Z,), 0.5), pairs(30, "bank"), core)
 
 
 TOOLS = tools()

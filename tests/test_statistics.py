@@ -22,13 +22,16 @@ from evaluation.statistics import (
     Neighbourhoods,
     compute_statistics,
     correlation,
+    count_leaps,
     count_pairs,
     joint,
     overlap_area,
     pair_features,
     row_stochastic,
+    shared_share,
     sounding_pitch,
     transition_matrix,
+    wasserstein,
 )
 
 FORM = MelodyFormat(meters=("2/4",), bars_per_segment=1, lowest=55, highest=80)
@@ -467,6 +470,33 @@ def test_overlap_sees_a_shift_and_nothing_between_equal_sets() -> None:
     assert overlap_area(one, {name: values[::-1] for name, values in one.items()}) == 1
     half = {name: np.tile(values, 2) for name, values in one.items()}
     assert overlap_area(one, half) == pytest.approx(1)
+
+
+def test_shares_of_joint_matrices_worked_by_hand() -> None:
+    one = np.array([3.0, 1, 0, 0])
+    others = np.array([[1.0, 0, 0, 1], 5 * one, [0, 0, 1, 1], [0, 0, 0, 0]])
+    assert shared_share(others, one).tolist() == pytest.approx([1 / 2, 1, 0, 0])
+    assert shared_share(one, others[0]) == pytest.approx(1 / 2)
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=8),
+    st.lists(st.integers(0, 9), min_size=1, max_size=8),
+)
+def test_wasserstein_distance_is_that_of_matched_numbers(one: list[int], other: list[int]) -> None:
+    # Each sample as many times as the other has numbers, both sorted: the cheapest match.
+    matched = zip(sorted(one * len(other)), sorted(other * len(one)), strict=True)
+    expected = np.mean([abs(a - b) for a, b in matched])
+    assert wasserstein(np.array(one), np.array(other)) == pytest.approx(expected)
+
+
+def test_leaps_worked_by_hand() -> None:
+    c = FIRST_PITCH + 12
+    left = np.array([[c, HOLD, c + 13, REST], [REST, REST, REST, REST], [c, c, HOLD, c - 12]])
+    right = np.array([[c, REST, c + 12, c + 13], [c, HOLD, HOLD, HOLD], [c + 48, c, c, c]])
+    leaps, intervals = count_leaps((left.astype(np.uint8), right.astype(np.uint8)))
+    assert leaps.tolist() == [2, 0, 2]
+    assert intervals.tolist() == [4, 0, 6]
 
 
 def test_features_scale_statistics_and_close_the_circle_of_pitch_classes() -> None:

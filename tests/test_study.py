@@ -28,6 +28,7 @@ from cf_core.fuse import fuse_files
 from evaluation.figures import save
 from evaluation.frontier import CHOSEN_ON, DEPLOYED_AXES, PANELS, POSTER_AXES
 from evaluation.metrics import COHERENCY, LIKENESS, METRICS, OF_PAIRS
+from evaluation.rivals import list_rivals
 from study import findings
 from study.config import StudyConfig
 from study.execution import estimate_work, run_job
@@ -345,6 +346,23 @@ def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:
     )
     kinds = chosen.agg(pl.struct("configuration", "lambda", "iteration").n_unique().alias("n"))
     assert kinds["n"].unique().to_list() == [1]
+
+
+def test_the_summary_says_where_a_method_has_no_points_and_why(undisturbed: Study) -> None:
+    store, _, lines = undisturbed
+    (line,) = [line for line in lines if "the inputs stand in for it" in line]
+    told = line.partition("stand in for it: ")[2]
+    assert "(real pairs of other songs are never very near)" in told
+    matched = (
+        store.scan("matched")
+        .filter(pl.col("rival") != "identity", pl.col("axis") == "larger_edit_distance_q90")
+        .collect()
+    )
+    for (method,), own in matched.group_by("method"):
+        share = own["configuration"].to_list().count("identity") / own.height
+        limits = getattr(list_rivals().get(str(method)), "limits", "")
+        expected = f"{method} {10 * share:.1f}" + (f" ({limits})" if limits else "")
+        assert (expected in told) == (share > 0)
 
 
 def test_the_summary_tells_how_far_the_halves_are_apart(undisturbed: Study) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from cf_core.fusion import Generator
 from cf_core.losses import Pair
+from cf_core.melody import MelodyFormat
 from cf_core.nets import initialise
 from cf_core.seeding import make_random
+from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.rivals import Rival, Tools
 from evaluation.rivals.base import Bound
@@ -23,6 +25,7 @@ from evaluation.rivals.lp import LP
 from evaluation.rivals.retrieval import Retrieval
 from evaluation.rivals.slerp import Slerp
 from evaluation.rivals.transport import Transport, find_transport
+from evaluation.rivals.transpose import Transpose
 from evaluation.transforms import Fusion, Identity, Step, Transform
 
 Z, ROWS = 3, 6
@@ -38,6 +41,16 @@ def classifier() -> SearchClassifier:
 
 
 CLASSIFIER = classifier()
+
+
+def core() -> MelodyVAE:
+    form = MelodyFormat(bars_per_segment=1, lowest=60, highest=83)
+    made = MelodyVAE(form, VAESettings(latent_dim=Z, hidden=16, embedding=8))
+    initialise(made, make_random(0, "core"))
+    return made
+
+
+CORE = core()
 
 
 def pair(count: int = ROWS, name: str = "pair") -> Pair:
@@ -87,7 +100,7 @@ def bound(
     classifier = classifier or CLASSIFIER
     sigma_bar = SIGMA.to(next(classifier.parameters()).dtype)
     named = {name.rstrip("_"): values for name, values in own.items()}
-    return Bound(rival, named, Tools(classifier, sigma_bar, bank or pair(40, "bank")))
+    return Bound(rival, named, Tools(classifier, sigma_bar, bank or pair(40, "bank"), CORE))
 
 
 def slerp(steps: int, rows: int = ROWS, *, straight: bool) -> Transform:
@@ -102,6 +115,7 @@ SEARCHES: dict[str, Callable[[], Transform]] = {
     "cmaes": lambda: bound(CMAES(step_size=0.5), lambda_=WEIGHTS),
     "slerp": lambda: slerp(10, straight=False),
     "transport": lambda: bound(Transport()),
+    "transpose": lambda: bound(Transpose()),
     "retrieval": lambda: bound(Retrieval()),
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cf_core.losses import Pair
 from cf_core.settings import Settings
+from cf_core.vae import MelodyVAE
 from evaluation.classifier import SearchClassifier
 from evaluation.transforms import Step, Transform
 
@@ -35,6 +36,8 @@ class Tools:
     sigma_bar: Float[Tensor, "Z"]
     neighbours: Pair
     """Latents of all adjacent pairs of the training songs, with P rows in each half."""
+    core: MelodyVAE
+    """The frozen VAE to which all latents belong."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Rival(Settings, ABC):
     """Its name in the configuration and in the tables."""
     look: ClassVar[Look]
     """How figures draw it."""
+    limits: ClassVar[str] = ""
+    """Why it has no points at some distances, in a few words; "" for a method that reaches all."""
     together: ClassVar[bool] = True
     """Whether all settings run as one batch that shares random draws; otherwise each is a job."""
     __pydantic_config__: ClassVar[dict[str, Any]] = {

@@ -23,7 +23,7 @@ class BestOfN(Rival):
     name = "best_of_n"
     look = Look("best of N", "#56B4E9", "^", (0.0, (4.0, 2.0)))
 
-    step_sizes: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    step_sizes: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.2)
     """η, the standard deviation of a draw."""
     iterations: tuple[int, ...] = (1, 3, 10, 30, 100, 300, 1000, 3000)
     """Numbers of draws."""

@@ -31,11 +31,11 @@ class CMAES(Rival):
     look = Look("CMA-ES", "#CC79A7", "s", (0.0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0)))
     together = False  # it is slow, so workers share the settings
 
-    lambda_: tuple[float, ...] = (0.003, 0.03, 0.3, 3.0)
+    lambda_: tuple[float, ...] = (1e-4, 0.003, 0.1)
     """λ of the penalty."""
-    step_size: float = 0.1
+    step_size: float = 0.2
     """Standard deviation of the first generation."""
-    iterations: tuple[int, ...] = (1, 2, 4, 8, 12, 20, 30, 45, 65, 100)
+    iterations: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 20, 25, 30, 35, 40, 50)
     """Numbers of generations after which outputs are kept."""
 
     def settings(self) -> list[Setting]:

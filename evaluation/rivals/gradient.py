@@ -24,11 +24,12 @@ class Gradient(Rival):
     name = "gradient"
     look = Look("gradient search", "#0072B2", "v", (0.0, (5.0, 1.0, 1.0, 1.0)))
 
-    lambda_: tuple[float, ...] = (1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    lambda_: tuple[float, ...] = (1e-5, 1e-3, 0.01, 0.03, 0.1, 1.0)
     """λ of the penalty."""
-    learning_rate: float = 0.03
-    """Learning rate of Adam on the latents."""
-    iterations: tuple[int, ...] = (3, 10, 30, 100, 300)
+    learning_rate: float = 0.15
+    """Learning rate of Adam on the latents. With a small one the classifier is certain, and its
+    gradient gone, before a pair has moved far."""
+    iterations: tuple[int, ...] = (1, 2, 4, 8, 16, 30, 100, 300)
     """Numbers of steps after which outputs are kept."""
 
     def settings(self) -> list[Setting]:

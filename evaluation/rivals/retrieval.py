@@ -26,6 +26,7 @@ class Retrieval(Rival):
 
     name = "retrieval"
     look = Look("retrieval", "#E69F00", "p", (0.0, (2.0, 1.0)))
+    limits = "real pairs of other songs are never very near"
 
     iterations: tuple[int, ...] = (*range(1, 21), *range(25, 125, 5))
     """Numbers of nearest pairs, of which the best by the search classifier is taken."""

@@ -23,6 +23,7 @@ class Slerp(Rival):
 
     name = "slerp"
     look = Look("slerp", "#009E73", "+", "-.")
+    limits = "it ends where both halves are equal"
     together = False
 
     iterations: tuple[int, ...] = tuple(range(1, 21))

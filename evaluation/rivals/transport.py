@@ -30,9 +30,9 @@ class Transport(Rival):
     name = "transport"
     look = Look("linear transport", "#882255", "D", (0.0, (4.0, 1.0)))
 
-    step: float = 0.25
+    step: float = 0.125
     """How much w grows in each iteration."""
-    iterations: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24)
+    iterations: tuple[int, ...] = tuple(range(4, 41))
     """Numbers of iterations after which outputs are kept."""
 
     def steps(
