@@ -37,6 +37,9 @@ from study.workbench import DECIDING, Workbench, find_rung
 _SAME = ("corpus", "melody", "core", "seed", "selection_judge", "evaluation")
 """Sections of the config that an earlier study must share with one that learns from it."""
 
+_OBJECTIVES = ("maximise", "minimise")
+"""Settings of the search that it must share, too: by these its weakest were stopped at rungs."""
+
 
 def sweep(
     config: StudyConfig, bench: Workbench, store: Store, reporter: Reporter, lease: Lease
@@ -147,7 +150,7 @@ class _Batch:
             for name, trials in by_name.items()
             if reached.issuperset(trial.id for trial in trials)
         ]
-        short = rank_by_shortfall(points, whole, self._config.search.constraints)
+        short = rank_by_shortfall(self._config.search, points, whole)
         kept = list(short)[: math.ceil(self._config.search.keep * len(by_name))]
         stopped = [trial for trial in going if trial.configuration.id not in kept]
         self._stop(rung, [trial for trial in stopped if trial.id in reached], short)
@@ -211,11 +214,12 @@ def _learn(config: StudyConfig, store: Store, reporter: Reporter) -> list[Outcom
     folder = config.search.warm_start or ""
     other = records.open(folder)
     theirs, ours = other.record["identity"], store.record["identity"]
-    differing = [
-        line
-        for section in _SAME
-        for line in records.find_differences({section: theirs[section]}, {section: ours[section]})
+    settings = [
+        {section: identity[section] for section in _SAME}
+        | {f"search.{key}": identity["search"].get(key) for key in _OBJECTIVES}
+        for identity in (theirs, ours)
     ]
+    differing = records.find_differences(*settings)
     if differing:
         raise ConfigError(
             f"search.warm_start: {folder}: its objectives can't be compared with this study's"
@@ -257,5 +261,6 @@ def _say_shortfall(short: float) -> str:
 
 
 def _front(config: StudyConfig, past: Sequence[Outcome]) -> str:
-    area = measure_hypervolume(past, config.evaluation.matched.z_distance[1])
-    return f"hypervolume so far {area:.3f}"
+    area = measure_hypervolume(config.search, past)
+    region = " and ".join(map(str, config.search.region))
+    return f"hypervolume so far {area:.3f}" + (f" where {region}" if region else "")
