@@ -20,6 +20,7 @@ from study import findings
 from study.config import StudyConfig
 from study.execution import make_trainer
 from study.ledger import Ledger, State
+from study.parameters import PARAMETERS
 from study.prepare import find_corpus, prepare
 from study.run import plan
 from study.search import list_first_trials, measure_hypervolume, propose
@@ -215,8 +216,11 @@ def test_the_figure_of_the_search_and_its_bundle_are_made(finished: Study, tmp_p
     store, config, _ = finished
     figure = findings._search_figure(store, config.search.objectives)
     assert figure is not None
-    named = {axes.get_xlabel() for axes in figure.axes}
-    assert named >= {"λ", "style dimension", "width"}
+    complete = store.objectives.filter(state="COMPLETE").select("configuration")
+    tried = store.configurations.join(complete, on="configuration").collect()
+    varied = {one.label for name, one in PARAMETERS.items() if tried[name].n_unique() > 1}
+    assert "λ" in varied
+    assert {axes.get_xlabel() for axes in figure.axes} - {""} == varied
     choice = select(store, output=tmp_path / "bundle")
     width = store.scan("trials").filter(trial=choice.trial).collect()["hidden"][0]
     assert f"hidden{width}" in choice.trial
@@ -305,7 +309,7 @@ def test_a_study_of_another_core_or_of_other_objectives_teaches_nothing(
     differing: str,
 ) -> None:
     done, _, _ = finished
-    search = {**SEARCH, "warm_start": str(done.root), **of_search}
+    search = {**SEARCH, "warm_start": str(done.root), "region": [], **of_search}
     config = searching(melodies, tmp_path, search=search, **changes)
     store = claim(config, done.record["identity"]["corpus"])
     with pytest.raises(UserError, match=rf"warm_start: .*can't be compared.*{differing}"):
