@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import count, product
+from typing import Any
 
 import polars as pl
 
@@ -214,13 +215,7 @@ def _learn(config: StudyConfig, store: Store, reporter: Reporter) -> list[Outcom
     folder = config.search.warm_start or ""
     other = records.open(folder)
     theirs, ours = other.record["identity"], store.record["identity"]
-    settings = [
-        {section: identity[section] for section in _SAME}
-        | {f"search.{key}": identity["search"].get(key) for key in _OBJECTIVES}
-        for identity in (theirs, ours)
-    ]
-    differing = records.find_differences(*settings)
-    if differing:
+    if differing := records.find_differences(_shared(theirs), _shared(ours)):
         raise ConfigError(
             f"search.warm_start: {folder}: its objectives can't be compared with this study's"
             f" ({'; '.join(differing[:3])}); use the same settings, or remove search.warm_start"
@@ -243,6 +238,12 @@ def _learn(config: StudyConfig, store: Store, reporter: Reporter) -> list[Outcom
     ledger.propose("warm_start", WARM_START, dict.fromkeys(learned, "warm_start"))
     ledger.conclude("warm_start", kept)
     return kept
+
+
+def _shared(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study and one that learns from it must have in common."""
+    objectives = {key: identity["search"].get(key) for key in _OBJECTIVES}
+    return {section: identity[section] for section in _SAME} | {"search": objectives}
 
 
 def _count_states(past: Sequence[Outcome], batch: int) -> str:
