@@ -361,15 +361,11 @@ def test_corpus_path_expands_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("name: s\nsearch: {steps: [50], rungs: [60]}", "search.rungs: must be below the 50"),
         ("name: s\nsearch: {iteration: 3}", "search.iteration: must be one of"),
         ("name: s\nsearch: {objective_lambda: 0.2}", "search.objective_lambda: must be one of"),
-        (
-            "name: s\nsearch: {minimise: judge}",
-            "search.minimise: judge: lower is not better, so that it can't be minimised",
-        ),
+        ("name: s\nsearch: {minimise: judge}", "search.minimise: judge: lower is not better"),
         ("name: s\nsearch: {maximise: z_distance}", "search.maximise: z_distance: lower is better"),
         (
             "name: s\nsearch: {region: [edit_distance <= 12]}",
-            'search.region: "edit_distance <= 12" is no bound of an objective; there may be one'
-            ' "indistinguishable >= …" and one "larger_edit_distance <= …"',
+            'no bound of an objective; there may be one "indistinguishable >= …" and one "larger_',
         ),
         (
             "name: s\nsearch: {minimise: edit_distance, region: [edit_distance > 12]}",
