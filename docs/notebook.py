@@ -13,13 +13,13 @@ with app.setup:
     import study
     from evaluation.frontier import FUSIONS
 
-    POINT = ["trial", "method", "lambda", "iteration"]
+    LIKENESS, DISTANCE = "indistinguishable", "larger_edit_distance"
 
 
 @app.cell
 def _():
     results = "results/quickstart"
-    limit = 3.0
+    limit = 12.0
     return limit, results
 
 
@@ -31,8 +31,8 @@ def _(limit, results):
         # Five questions about {results}
 
         Every table is a lazy Polars frame: `records.trials`, `records.metrics`, `records.latents`
-        and so on. To ask about another study, or to set another limit on the z-distance (here
-        {limit:g}), edit the cell above.
+        and so on. To ask about another study, or to set another limit on the edits (here
+        {limit:g} tokens), edit the cell above.
         """
     )
     return (records,)
@@ -43,19 +43,19 @@ def _(limit, records):
     # A configuration is a trial without its seed, so its values are means over seeds.
     of_ours = records.metrics.filter(pl.col("method").is_in(FUSIONS)).collect()
     by_source = (
-        of_ours.filter(pl.col("metric").is_in(["judge", "z_distance"]))
+        of_ours.filter(pl.col("metric").is_in([LIKENESS, DISTANCE]))
         .group_by("configuration", "lambda", "iteration", "source", "metric")
         .agg(pl.col("value").mean())
         .pivot("metric", values="value")
     )
-    near = by_source.filter(pl.col("source") == "validation", pl.col("z_distance") <= limit)
-    chosen = near.sort("judge", "configuration", descending=[True, False]).row(0, named=True)
+    near = by_source.filter(pl.col("source") == "validation", pl.col(DISTANCE) <= limit)
+    chosen = near.sort(LIKENESS, "configuration", descending=[True, False]).row(0, named=True)
     seeds = of_ours.filter(
         pl.col("configuration") == chosen["configuration"],
         pl.col("lambda").eq_missing(chosen["lambda"]),
         iteration=chosen["iteration"],
         source="test",
-        metric="judge",
+        metric=LIKENESS,
     ).sort("seed")
     _values = seeds["value"].to_numpy()
     _half = (
@@ -65,18 +65,19 @@ def _(limit, records):
     )
     best = chosen | {
         "trial": seeds["trial"][0],
-        "test_judge": _values.mean(),
+        "test_value": _values.mean(),
         "low": _values.mean() - _half,
         "high": _values.mean() + _half,
         "seeds": len(_values),
     }
     mo.md(
         f"""
-        ## 1. Which configuration is best within a z-distance of {limit:g}?
+        ## 1. Which configuration is best within {limit:g} edits?
 
-        Validation songs choose **{best["configuration"]}**, λ {best["lambda"]:g},
-        iterations {best["iteration"]}. On test songs the judge gives it
-        **{best["test_judge"]:.3f}**, with a 95 % interval of {best["low"]:.3f} to
+        Edits are twice those of the half that is changed more (`{DISTANCE}`). Validation songs
+        choose **{best["configuration"]}**, λ {best["lambda"]:g}, iterations
+        {best["iteration"]}. On test songs its outputs are `{LIKENESS}` from real neighbours to
+        **{best["test_value"]:.3f}** (1 is best), with a 95 % interval of {best["low"]:.3f} to
         {best["high"]:.3f} over {best["seeds"]} seeds (one seed says nothing about others).
         """
     )

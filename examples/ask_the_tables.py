@@ -16,18 +16,18 @@ def main(folder: str) -> None:
     """Print the answers."""
     records = study.open(folder)
 
-    print("Which points are most coherent on validation songs, and how far from the inputs?")
+    print("Which points are most like real neighbours (1) on validation songs, after which edits?")
     point = ["trial", "lambda", "iteration"]
     values = (
         records.metrics.filter(
             pl.col("source") == "validation",
-            pl.col("metric").is_in(["judge", "z_distance"]),
+            pl.col("metric").is_in(["indistinguishable", "larger_edit_distance"]),
             pl.col("method").is_in(["fusion", "conditional"]),
         )
         .collect()
         .pivot("metric", index=point, values="value")
     )
-    print(values.sort("judge", descending=True).head(5))
+    print(values.sort("indistinguishable", descending=True).head(5))
 
     print("How much does a pair of test songs change, from method to method, in tokens?")
     tested = records.outcomes.filter(pl.col("source") == "test", pl.col("iteration") > 0)

@@ -26,7 +26,7 @@ def main(melodies: str, results: str) -> None:
         records = study.run_study(config, reporter)
     print(study.list_jobs(records).select("trial", "status", "seconds"))
     # The run has made a bundle by its own rule. The records allow any other, without training.
-    rule = study.read_rule(records, where=["edit_distance <= 20"])
+    rule = study.read_rule(records, where=["larger_edit_distance <= 20"])
     choice = study.select_bundle(records, rule, records.root / "near.bundle")
     print(*choice.lines(), sep="\n")
 

@@ -261,7 +261,7 @@ def frontier(folder: Folder) -> None:
         _say(f"wrote {path}")
 
 
-@app.command(epilog="Example: cf-study select quickstart --where 'edit_distance <= 12'")
+@app.command(epilog="Example: cf-study select quickstart --where 'larger_edit_distance <= 12'")
 def select(
     folder: Folder,
     maximise: Annotated[

@@ -280,7 +280,7 @@ def _figures(store: Store) -> dict[str, Figure]:
     costs, trials = store.scan("costs").collect(), store.scan("trials").collect()
     training = trials.filter(pl.col("method").is_in(FUSIONS))["training_seconds"].mean()
     figures["cost"] = cost_figure(metrics, costs, float(training or 0.0))  # type: ignore[arg-type]
-    if search := _search_figure(store):
+    if search := _search_figure(store, config.search.objectives):
         figures["search"] = search
     examples = store.scan("examples").collect()
     if not examples.is_empty():
@@ -288,7 +288,7 @@ def _figures(store: Store) -> dict[str, Figure]:
     return figures
 
 
-def _search_figure(store: Store) -> Figure | None:
+def _search_figure(store: Store, objectives: tuple[str, str]) -> Figure | None:
     """Draw what the search found; None where no parameter varied."""
     points = (
         store.scan("objectives")
@@ -304,7 +304,7 @@ def _search_figure(store: Store) -> Figure | None:
     ]
     if not varied:
         return None
-    return search_figure(points, store.scan("importances").collect(), varied)
+    return search_figure(points, store.scan("importances").collect(), varied, objectives)
 
 
 def _attainment_differences(metrics: pl.DataFrame) -> pl.DataFrame:

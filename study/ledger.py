@@ -53,7 +53,7 @@ class Outcome:
     batch: int
     state: State
     objectives: tuple[float, ...] = ()
-    """Judge and z-distance, of complete configurations."""
+    """What is maximised and what is minimised, of complete configurations."""
     violations: tuple[float, ...] = ()
     """By how much each constraint is missed; 0 or less where it holds."""
 
@@ -115,14 +115,14 @@ class Ledger:
         """Write down what came of configurations, as the search is told from now on."""
         rows = []
         for one in told:
-            judge, z_distance = one.objectives or (None, None)
+            maximised, minimised = one.objectives or (None, None)
             rows.append(
                 {
                     "configuration": one.configuration.id,
                     "batch": one.batch,
                     "state": str(one.state),
-                    "judge": judge,
-                    "z_distance": z_distance,
+                    "maximised": maximised,
+                    "minimised": minimised,
                     "violations": list(one.violations),
                 }
             )
@@ -138,7 +138,7 @@ class Ledger:
                 Configuration.at(row),
                 row["batch"],
                 State(row["state"]),
-                () if row["judge"] is None else (row["judge"], row["z_distance"]),
+                () if row["maximised"] is None else (row["maximised"], row["minimised"]),
                 tuple(row["violations"]),
             )
             for row in rows.iter_rows(named=True)

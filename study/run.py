@@ -38,7 +38,7 @@ DRIVER_THREADS = 2
 
 _EXAMPLE_QUERY = (
     "SELECT trial, lambda, iteration, value, low, high FROM metrics"
-    " WHERE metric = 'judge' AND source = 'test' ORDER BY value DESC LIMIT 10"
+    " WHERE metric = 'indistinguishable' AND source = 'test' ORDER BY value DESC LIMIT 10"
 )
 
 _EXAMPLE_STYLES = 4

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
@@ -32,19 +32,12 @@ from cf_core.errors import ConfigError
 from cf_core.files import AnyPath, replacing
 from cf_core.seeding import derive
 from evaluation.frontier import FUSIONS, hypervolume, shortfall
-from evaluation.metrics import METRICS, Better
-from study.conditions import Condition, all_hold, total_miss
+from study.conditions import all_hold, total_miss
 from study.config import Range, Search, StudyConfig
 from study.ledger import Outcome, State, Status
 from study.parameters import PARAMETERS
 from study.specs import Configuration, TrialSpec
 from study.workbench import DECIDING
-
-OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {
-    name: "minimize" if METRICS[name].better == Better.LOWER else "maximize"
-    for name in ("judge", "z_distance")
-}
-"""The objectives by metric, and the direction in which each is better."""
 
 WARM_START = -1
 """Number of the batch that holds another study's outcomes."""
@@ -121,22 +114,28 @@ def _asked(
 ) -> list[Configuration]:
     """Ask Optuna for configurations until `whole` different ones are known."""
     search, found, repeated = config.search, dict.fromkeys(known), 0
-    with warnings.catch_warnings():
+    seed = derive(config.seed, "search", search.method, len(past)) % 2**32
+    with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = make_optuna_study(config, past, sampler=_sampler(config, len(past)))
+        sampler, chance = _sampler(search, seed), optuna.samplers.RandomSampler(seed)
+        study = make_optuna_study(config, past, sampler)
         while len(found) < whole and repeated < _PATIENCE:
             # A repeated proposal stays a running trial, which tells the sampler to look elsewhere.
+            # Gaussian processes do not, where few values are left: there a draw goes on.
+            by_chance = search.method == "gp" and repeated > 0
+            study.sampler = chance if by_chance else sampler
             configuration = _chosen(search, partial(_suggested, study.ask()))
             repeated = repeated + 1 if configuration in found else 0
             found[configuration] = None
     return list(found)
 
 
-def _sampler(config: StudyConfig, told: int) -> optuna.samplers.BaseSampler:
-    search, seed = config.search, derive(config.seed, "search", config.search.method, told)
+def _sampler(search: Search, seed: int) -> optuna.samplers.BaseSampler:
     if search.method == "tpe":
-        return optuna.samplers.TPESampler(seed=seed % 2**32, multivariate=True, group=True)
-    return optuna.samplers.NSGAIISampler(population_size=_population(search), seed=seed % 2**32)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+    if search.method == "gp":
+        return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+    return optuna.samplers.NSGAIISampler(population_size=_population(search), seed=seed)
 
 
 def _population(search: Search) -> int:
@@ -154,22 +153,22 @@ def make_optuna_study(
     with _quiet():
         study = optuna.create_study(
             study_name=config.name,
-            directions=list(OBJECTIVES.values()),
+            directions=["maximize", "minimize"],
             sampler=sampler,
             storage=storage,
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names(list(OBJECTIVES))
+        study.set_metric_names(list(config.search.objectives))
     study.add_trials(list(_told(config.search, past)))
     return study
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Optuna's message about each study that it makes, and restore its level afterwards."""
+    """Silence Optuna's messages, such as one about each study, and restore its level afterwards."""
     level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         yield
     finally:
@@ -219,7 +218,7 @@ def measure_importances(config: StudyConfig, past: Sequence[Outcome]) -> list[di
         return []
     study, rows = make_optuna_study(config, complete), []
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    for place, objective in enumerate(OBJECTIVES):
+    for place, objective in enumerate(config.search.objectives):
         with warnings.catch_warnings():
             # It warns that low values count as good; `_cost` makes that true.
             warnings.simplefilter("ignore", UserWarning)
@@ -235,8 +234,7 @@ def measure_importances(config: StudyConfig, past: Sequence[Outcome]) -> list[di
 
 def _cost(place: int, trial: FrozenTrial) -> float:
     """Return an objective as a cost, of which less is better."""
-    direction = list(OBJECTIVES.values())[place]
-    return float(trial.values[place]) * (1.0 if direction == "minimize" else -1.0)
+    return float(trial.values[place]) * (-1.0, 1.0)[place]
 
 
 # ---- the space ---------------------------------------------------------------------------------
@@ -350,8 +348,8 @@ def judge_batch(
     metrics are finite. It is pruned if it was stopped at a rung, and failed otherwise.
     """
     count, lambda_ = find_objective_point(config)
-    constraints = config.search.constraints
-    needed = [*OBJECTIVES, *(condition.name for condition in constraints)]
+    objectives, constraints = config.search.objectives, config.search.constraints
+    needed = [*objectives, *(condition.name for condition in constraints)]
     at = metrics.filter(
         pl.col("method").is_in(FUSIONS),
         pl.col("source") == DECIDING,
@@ -371,29 +369,35 @@ def judge_batch(
         elif kinds == {Status.DONE} and all(map(math.isfinite, measured)):
             state = State.COMPLETE
         complete = state == State.COMPLETE
-        constrained = zip(constraints, measured[len(OBJECTIVES) :], strict=True)
+        constrained = zip(constraints, measured[len(objectives) :], strict=True)
         violations = tuple(condition.excess(value) for condition, value in constrained)
         outcomes.append(
             Outcome(
                 configuration,
                 batch,
                 state,
-                tuple(measured[: len(OBJECTIVES)]) if complete else (),
+                tuple(measured[: len(objectives)]) if complete else (),
                 violations if complete else (),
             )
         )
     return outcomes
 
 
-def measure_hypervolume(past: Sequence[Outcome], farthest: float) -> float:
-    """Area dominated by configurations that meet the constraints, up to z-distance `farthest`."""
+def measure_hypervolume(search: Search, past: Sequence[Outcome]) -> float:
+    """Area within the region that is dominated by configurations that meet the constraints.
+
+    Where `search.region` has no bound, the area is that above 0 of what is maximised, and up to the
+    farthest of these configurations in what is minimised.
+    """
     points = [outcome.objectives for outcome in past if outcome.feasible]
-    coherency, distance = np.array(points, np.float64).reshape(-1, 2).T
-    return hypervolume(distance, coherency, (farthest, 0.0))
+    value, distance = np.array(points, np.float64).reshape(-1, 2).T
+    bounds = {condition.name: condition.bound for condition in search.region}
+    farthest = bounds.get(search.minimise, float(distance.max(initial=0.0)))
+    return hypervolume(distance, value, (farthest, bounds.get(search.maximise, 0.0)))
 
 
 def rank_by_shortfall(
-    points: pl.DataFrame, names: Sequence[str], constraints: Sequence[Condition] = ()
+    search: Search, points: pl.DataFrame, names: Sequence[str]
 ) -> dict[str, float]:
     """Measure by how much each configuration falls short of the front of all others; best first.
 
@@ -405,7 +409,8 @@ def rank_by_shortfall(
     point that counts has an infinite shortfall; of several such, the one that misses the
     constraints least comes first. Equal ones are sorted by name.
     """
-    needed = list(dict.fromkeys([*OBJECTIVES, *(condition.name for condition in constraints)]))
+    objectives, constraints = search.objectives, search.constraints
+    needed = list(dict.fromkeys([*objectives, *(condition.name for condition in constraints)]))
     at = ["configuration", "lambda", "iteration"]
     finite = (
         points.group_by(at)
@@ -417,7 +422,7 @@ def rank_by_shortfall(
     missed = dict(least.iter_rows())
     counting = finite.filter(all_hold(constraints))
     owners = counting["configuration"].to_numpy()
-    value, distance = (counting[name].to_numpy() for name in OBJECTIVES)
+    value, distance = (counting[name].to_numpy() for name in objectives)
     scale = (_range(distance), _range(value))
     short = {}
     for name in names:

@@ -1,6 +1,6 @@
 """How the trials of a study stand, and the best of them as a bundle.
 
-All choices are made on validation songs and by the selection judge.
+All choices are made on validation songs.
 """
 
 import json
@@ -27,6 +27,8 @@ from study.workbench import DECIDING, find_generator
 
 _POINT = ["configuration", "method", "lambda", "style_dim", "iteration"]
 _KEYS = {"lambda": pl.Float64, "style_dim": pl.Int32, "iteration": pl.Int32}
+_NEAREST = "larger_edit_distance"
+"""The metric by which a point is near to the inputs; no half pays for the other."""
 _RUNNERS_UP = 5
 _NORMAL = 1.96
 """Standard errors on either side of a 95 % interval."""
@@ -59,7 +61,7 @@ class Choice:
         """Tell what was chosen and why, and the runners-up with their intervals."""
         chosen = self.ranked.row(0, named=True)
         best = self.ranked.sort(self.metric, descending=True).row(0, named=True)
-        lines = [f"{self.rule}, on validation songs: {self.ranked.height} points meet it"]
+        lines = [f"{self.rule}, on validation songs, among {self.ranked.height} points"]
         if best != chosen:
             lines.append(f"highest: {self._told(best)}")
             lines.append("within one standard error of it, the nearest to the inputs is chosen:")
@@ -79,7 +81,8 @@ class Choice:
         interval = f" (95 % {row['low']:.3f} to {row['high']:.3f})" if row["se"] > 0 else ""
         return (
             f"{row['configuration']}, λ {row['lambda']:g}, iterations {row['iteration']}:"
-            f" {self.metric} {row[self.metric]:.3f}{interval}, z_distance {row['z_distance']:.2f}"
+            f" {self.metric} {row[self.metric]:.3f}{interval},"
+            f" {_NEAREST} {row[_NEAREST]:.1f} tokens"
         )
 
 
@@ -112,9 +115,10 @@ def rank_candidates(store: Store, rule: Selection) -> pl.DataFrame:
     finished seeds. All are taken on validation songs. Points where a metric in question is not
     finite are left out.
 
-    First come those within one standard error of the highest, the nearest (by z-distance) in front,
-    as a simpler model is taken where a better one can't be told from it (Breiman et al. 1984); then
-    all others by their value. Of equals, by configuration, λ and iteration.
+    First come those within one standard error of the highest, the nearest in front (by twice the
+    larger half's edit distance), as a simpler model is taken where a better one can't be told from
+    it (Breiman et al. 1984); then all others by their value. Of equals, by configuration, λ and
+    iteration.
 
     Returned are the columns `configuration`, `method`, `lambda`, `style_dim`, `iteration`, `seeds`
     (how many), one for each metric, and of the one maximised the standard error `se` over songs and
@@ -124,7 +128,7 @@ def rank_candidates(store: Store, rule: Selection) -> pl.DataFrame:
     """
     maximise, conditions = rule.maximise, rule.where
     points = _points(store, maximise)
-    needed = list(dict.fromkeys([maximise, "z_distance", *(c.name for c in conditions)]))
+    needed = list(dict.fromkeys([maximise, _NEAREST, *(c.name for c in conditions)]))
     if absent := [name for name in needed if name not in points.columns]:
         raise SelectionError(f"{store.root}: its trials have no values of {', '.join(absent)}")
     finite = points.filter(pl.all_horizontal(pl.col(needed).is_finite()))
@@ -143,9 +147,9 @@ def rank_candidates(store: Store, rule: Selection) -> pl.DataFrame:
             f" {nearest['iteration']}, with {values}: loosen the conditions"
         )
     ties = ["configuration", "lambda", "iteration"]
-    ranked = met.sort(maximise, "z_distance", *ties, descending=[True, *[False] * 4])
+    ranked = met.sort(maximise, _NEAREST, *ties, descending=[True, *[False] * 4])
     least = ranked[maximise][0] - ranked["se"][0]
-    within = ranked.filter(pl.col(maximise) >= least).sort("z_distance", *ties)
+    within = ranked.filter(pl.col(maximise) >= least).sort(_NEAREST, *ties)
     return pl.concat([within, ranked.filter(pl.col(maximise) < least)])
 
 
@@ -198,7 +202,7 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
         find_generator(store, name),
     )
     shown = ["configuration", "lambda", "iteration", maximise, "low", "high"]
-    runners_up = ranked[1 : 1 + _RUNNERS_UP].select(*dict.fromkeys((*shown, "z_distance")))
+    runners_up = ranked[1 : 1 + _RUNNERS_UP].select(*dict.fromkeys((*shown, _NEAREST)))
     record = {
         "study": store.record["name"],
         "fingerprint": store.record["fingerprint"],
@@ -247,12 +251,13 @@ def _describe(rule: Selection) -> dict[str, Any]:
     return {
         "maximise": rule.maximise,
         "where": list(map(str, rule.where)),
-        "then": "the nearest by z_distance within one standard error of the highest",
+        "then": f"the nearest by {_NEAREST} within one standard error of the highest",
     }
 
 
 def _say_rule(rule: Mapping[str, Any]) -> str:
-    return f"highest {rule['maximise']} with {' and '.join(rule['where']) or 'no condition'}"
+    conditions = f" with {' and '.join(rule['where'])}" if rule["where"] else ""
+    return f"highest {rule['maximise']}{conditions}"
 
 
 def _find_rule(folder: AnyPath) -> dict[str, Any] | None:
@@ -306,7 +311,7 @@ def _points(store: Store, maximise: str) -> pl.DataFrame:
 
 def _choose_seed(store: Store, best: Mapping[str, Any], rule: Selection) -> dict[str, Any]:
     """The seed of a configuration to deploy, and its own values of the metrics in question."""
-    needed = dict.fromkeys((rule.maximise, "z_distance", *(c.name for c in rule.where)))
+    needed = dict.fromkeys((rule.maximise, _NEAREST, *(c.name for c in rule.where)))
     point = pl.DataFrame([{key: best[key] for key in _POINT}], schema_overrides=_KEYS)
     values = (
         _validation_rows(store)

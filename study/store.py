@@ -213,7 +213,7 @@ def open(path: str | AnyPath) -> Store:  # noqa: A001
 
     >>> import study
     >>> store = study.open("results/quickstart")
-    >>> judged = store.metrics.filter(metric="judge", source="test").collect()
+    >>> like = store.metrics.filter(metric="indistinguishable", source="test").collect()
     """
     store = Store(place(path) if isinstance(path, str) else path)
     _ = store.record

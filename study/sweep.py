@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import count, product
+from typing import Any
 
 import polars as pl
 
@@ -36,6 +37,9 @@ from study.workbench import DECIDING, Workbench, find_rung
 
 _SAME = ("corpus", "melody", "core", "seed", "selection_judge", "evaluation")
 """Sections of the config that an earlier study must share with one that learns from it."""
+
+_OBJECTIVES = ("maximise", "minimise")
+"""Settings of the search that it must share, too: by these its weakest were stopped at rungs."""
 
 
 def sweep(
@@ -147,7 +151,7 @@ class _Batch:
             for name, trials in by_name.items()
             if reached.issuperset(trial.id for trial in trials)
         ]
-        short = rank_by_shortfall(points, whole, self._config.search.constraints)
+        short = rank_by_shortfall(self._config.search, points, whole)
         kept = list(short)[: math.ceil(self._config.search.keep * len(by_name))]
         stopped = [trial for trial in going if trial.configuration.id not in kept]
         self._stop(rung, [trial for trial in stopped if trial.id in reached], short)
@@ -211,12 +215,7 @@ def _learn(config: StudyConfig, store: Store, reporter: Reporter) -> list[Outcom
     folder = config.search.warm_start or ""
     other = records.open(folder)
     theirs, ours = other.record["identity"], store.record["identity"]
-    differing = [
-        line
-        for section in _SAME
-        for line in records.find_differences({section: theirs[section]}, {section: ours[section]})
-    ]
-    if differing:
+    if differing := records.find_differences(_shared(theirs), _shared(ours)):
         raise ConfigError(
             f"search.warm_start: {folder}: its objectives can't be compared with this study's"
             f" ({'; '.join(differing[:3])}); use the same settings, or remove search.warm_start"
@@ -241,6 +240,12 @@ def _learn(config: StudyConfig, store: Store, reporter: Reporter) -> list[Outcom
     return kept
 
 
+def _shared(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study and one that learns from it must have in common."""
+    objectives = {key: identity["search"].get(key) for key in _OBJECTIVES}
+    return {section: identity[section] for section in _SAME} | {"search": objectives}
+
+
 def _count_states(past: Sequence[Outcome], batch: int) -> str:
     states = Counter(one.state.name.lower() for one in past if one.batch == batch)
     told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
@@ -257,5 +262,6 @@ def _say_shortfall(short: float) -> str:
 
 
 def _front(config: StudyConfig, past: Sequence[Outcome]) -> str:
-    area = measure_hypervolume(past, config.evaluation.matched.z_distance[1])
-    return f"hypervolume so far {area:.3f}"
+    area = measure_hypervolume(config.search, past)
+    region = " and ".join(map(str, config.search.region))
+    return f"hypervolume so far {area:.3f}" + (f" where {region}" if region else "")

@@ -212,8 +212,12 @@ TABLES: dict[str, Table] = {
             _CONFIGURATION,
             _BATCH,
             _column("state", _TEXT, "`COMPLETE`, `PRUNED` or `FAIL`."),
-            _column("judge", _FLOAT64, "Selection judge, mean over seeds.", null=True),
-            _column("z_distance", _FLOAT64, "z-distance, mean over seeds.", null=True),
+            _column(
+                "maximised", _FLOAT64, "The metric `search.maximise`, mean over seeds.", null=True
+            ),
+            _column(
+                "minimised", _FLOAT64, "The metric `search.minimise`, mean over seeds.", null=True
+            ),
             _column(
                 "violations",
                 pa.list_(pa.field("element", _FLOAT64)),
@@ -237,7 +241,7 @@ TABLES: dict[str, Table] = {
     "importances": Table(
         "How much each searched parameter matters to the objectives (PED-ANOVA).",
         (
-            _column("objective", _TEXT, "`judge` or `z_distance`."),
+            _column("objective", _TEXT, "The metric `search.maximise` or `search.minimise`."),
             _column("parameter", _TEXT, "Name of the parameter."),
             _column("importance", _FLOAT64, "Its share of the importance, 0 to 1."),
         ),

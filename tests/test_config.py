@@ -45,7 +45,7 @@ def leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 DEFAULTS: list[tuple[str, Any]] = leaves(StudyConfig(name="s").model_dump(mode="json"))
-OUTSIDE = ("name", "corpus.", "core_gate.", "selection.", "execution.")
+OUTSIDE = ("name", "corpus.", "core_gate.", "selection.", "execution.", "search.region")
 
 
 def other(key: str, value: Any) -> Any:
@@ -60,6 +60,9 @@ def other(key: str, value: Any) -> Any:
         "search.lambda": [0.5],
         "search.method": "random",
         **{f"search.{name}": [9 if one.kind == "whole" else 0.5] for name, one in SETTINGS.items()},
+        "search.maximise": "judge",
+        "search.minimise": "z_distance",
+        "search.region": ["larger_edit_distance <= 12", "indistinguishable > 0.2"],
         "search.iteration": 2,
         "search.objective_lambda": 0.1,
         "search.constraints": ["novelty > 1"],
@@ -358,6 +361,20 @@ def test_corpus_path_expands_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("name: s\nsearch: {steps: [50], rungs: [60]}", "search.rungs: must be below the 50"),
         ("name: s\nsearch: {iteration: 3}", "search.iteration: must be one of"),
         ("name: s\nsearch: {objective_lambda: 0.2}", "search.objective_lambda: must be one of"),
+        ("name: s\nsearch: {minimise: judge}", "search.minimise: judge: lower is not better"),
+        ("name: s\nsearch: {maximise: z_distance}", "search.maximise: z_distance: lower is better"),
+        (
+            "name: s\nsearch: {region: [edit_distance <= 12]}",
+            'no bound of an objective; there may be one "indistinguishable >= …" and one "larger_',
+        ),
+        (
+            "name: s\nsearch: {minimise: edit_distance, region: [edit_distance > 12]}",
+            'search.region: "edit_distance > 12" is no bound',
+        ),
+        (
+            "name: s\nsearch: {region: [larger_edit_distance < 1, larger_edit_distance < 2]}",
+            'search.region: "larger_edit_distance < 2" is no bound',
+        ),
         (
             "name: s\nsearch: {constraints: [noveltie >= 1]}",
             "search.constraints.0: noveltie: no such name; did you mean novelty?",

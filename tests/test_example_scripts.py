@@ -65,7 +65,7 @@ def test_the_tables_answer(
     told = capsys.readouterr().out
     best = (
         study.open(finished / "small")
-        .metrics.filter(pl.col("metric") == "judge", pl.col("source") == "validation")
+        .metrics.filter(pl.col("metric") == "indistinguishable", pl.col("source") == "validation")
         .filter(pl.col("method") == "fusion")
         .sort("value")
         .collect()["trial"][-1]

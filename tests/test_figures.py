@@ -212,13 +212,14 @@ SEARCHED: list[tuple[int, float | None, int, float, float, bool]] = [
 CONFIGURATIONS = pl.DataFrame(
     SEARCHED,
     schema={"batch": pl.Int32, "lambda": pl.Float64, "hidden": pl.Int32}
-    | {"judge": pl.Float64, "z_distance": pl.Float64, "feasible": pl.Boolean},
+    | {"maximised": pl.Float64, "minimised": pl.Float64, "feasible": pl.Boolean},
     orient="row",
 )
+OBJECTIVES = ("indistinguishable", "larger_edit_distance")
 IMPORTANCES = pl.DataFrame(
     [
         (objective, parameter, share)
-        for objective in ("judge", "z_distance")
+        for objective in OBJECTIVES
         for parameter, share in (("lambda", 0.7), ("hidden", 0.3))
     ],
     schema={"objective": pl.String, "parameter": pl.String, "importance": pl.Float64},
@@ -235,7 +236,7 @@ CASES: dict[str, tuple[Draw, tuple[pl.DataFrame, ...]]] = {
     "transition": (transition_figure, (OUTCOMES, BINS, POINTS)),
     "songs": (song_distance_figure, (SONG_DISTANCES,)),
     "search": (
-        lambda points, shares: search_figure(points, shares, [LAMBDA, HIDDEN]),
+        lambda points, shares: search_figure(points, shares, [LAMBDA, HIDDEN], OBJECTIVES),
         (CONFIGURATIONS, IMPORTANCES),
     ),
     "verdict": (verdict_figure, (VERDICTS,)),
@@ -622,7 +623,7 @@ def test_a_search_is_ringed_where_no_other_that_meets_the_constraints_is_better(
     figures: dict[str, Figure],
 ) -> None:
     figure = figures["search"]
-    panel = next(axes for axes in figure.axes if axes.get_ylabel() == "judge, probability")
+    panel = next(axes for axes in figure.axes if axes.get_ylabel().startswith("indist"))
     met, missed, ringed = (np.asarray(each.get_offsets()).tolist() for each in panel.collections)
     assert len(met) == 4
     assert missed == [[3.0, 0.95]]
@@ -630,7 +631,8 @@ def test_a_search_is_ringed_where_no_other_that_meets_the_constraints_is_better(
     assert sorted(ringed) == [[0.01, 0.9], [0.1, 0.8], [30.0, 0.6]]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()][-1] == "misses a constraint"
-    (first, *_) = search_figure(CONFIGURATIONS.filter("feasible"), IMPORTANCES, [HIDDEN]).legends
+    feasible = CONFIGURATIONS.filter("feasible")
+    (first, *_) = search_figure(feasible, IMPORTANCES, [HIDDEN], OBJECTIVES).legends
     assert len(first.get_texts()) == 1
 
 
@@ -666,7 +668,7 @@ def test_equal_figures_are_saved_as_equal_bytes(tmp_path: Path) -> None:
 @EVERY
 def test_nothing_to_draw_is_said_in_one_line(name: str) -> None:
     draw, frames = CASES[name]
-    numbers = ("value", "coherency", "z_distance", "difference", "judge")
+    numbers = ("value", "coherency", "z_distance", "difference", "maximised")
     hollow = frames[0].with_columns(
         pl.lit(math.nan).alias(column) for column in frames[0].columns if column in numbers
     )

@@ -179,9 +179,9 @@ POINT = st.tuples(
 def slowly_thinned(points: list[Row], count: int) -> list[Row]:
     """Of ranks 0 … last, those nearest to `count` equal steps."""
     ranked = sorted(points, key=lambda row: (row[5], row[1]))
-    if count == 1:
-        return ranked[:1]
-    last = len(ranked) - 1
+    last, count = len(ranked) - 1, min(count, len(ranked))
+    if count <= 1:
+        return ranked[:count]
     return [ranked[round(step * last / (count - 1))] for step in range(count)]
 
 
@@ -206,7 +206,7 @@ def test_matched_similarity_by_definition(points: list[tuple[str, float, float]]
     panel = matched.filter(rival="lp", source="test", metric="judge")
     for method, distance, value in panel.select("method", "distance", "value").iter_rows():
         best, expected = (-math.inf, -math.inf), -1.0
-        for row in slowly_thinned(owned[method], count) if count else []:
+        for row in slowly_thinned(owned[method], count):
             if row[5] <= distance and (row[6], -row[5]) > best:
                 best, expected = (row[6], -row[5]), row[7]
         assert value == expected

@@ -4,6 +4,7 @@ It is long, since all ways to propose share one small space.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +14,13 @@ import numpy as np
 import optuna
 import polars as pl
 import pytest
+import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from cf_core.errors import UserError
-from study.conditions import Condition
+from cf_core.training import limit_threads
 from study.config import StudyConfig
 from study.ledger import Outcome, State, Status
 from study.search import (
@@ -38,6 +40,7 @@ from study.specs import Configuration
 
 LAMBDA = {"low": 0.001, "high": 10.0, "log": True}
 COMPLETE, PRUNED, FAIL = State.COMPLETE, State.PRUNED, State.FAIL
+LIKE, FAR = "indistinguishable", "larger_edit_distance"
 
 Objective = Callable[[Configuration], tuple[float, float]]
 
@@ -167,8 +170,18 @@ def test_quasi_random_draws_fill_the_space_evenly() -> None:
     assert (counts == 1).sum() >= 58
 
 
-@pytest.mark.parametrize("method", ["random", "quasi_random", "tpe", "nsga2"])
-def test_what_is_proposed_lies_in_the_space(method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "count"),
+    # Gaussian processes take a second for each after the first sixteen, which are drawn.
+    [
+        ("random", 40),
+        ("quasi_random", 40),
+        ("tpe", 40),
+        ("nsga2", 40),
+        pytest.param("gp", 18, marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_proposed_lies_in_the_space(method: str, count: int) -> None:
     study = searched(
         method,
         style_dim=[0, 2, 4],
@@ -176,10 +189,10 @@ def test_what_is_proposed_lies_in_the_space(method: str) -> None:
         learning_rate={"low": 1e-4, "high": 0.0123456, "log": True},
         style_weight={"low": 0.0, "high": 2.0},
         when={"style_weight": "style_dim > 0", "learning_rate": "lambda < 1"},
-        configurations=40,
+        configurations=count,
     )
     proposed = [o.configuration for batch in run(study, toy) for o in batch]
-    assert len(set(proposed)) == 40
+    assert len(set(proposed)) == count
     for one in proposed:
         changes = dict(one.changes)
         assert fits(study.search, one)
@@ -237,6 +250,74 @@ def test_a_batch_is_a_function_of_what_was_told(method: str) -> None:
     assert list(propose(study.model_copy(update={"seed": 4}), past)) != list(propose(study, past))
 
 
+def drawn(objective: Objective, violation: Objective | None = None) -> list[Outcome]:
+    """Outcomes of a dozen λ, from which Gaussian processes learn; two more came to nothing."""
+    (batch,) = run(searched("quasi_random", configurations=14, batch=14), objective, violation)
+    lost = [
+        Outcome(o.configuration, 0, state) for o, state in zip(batch, (FAIL, PRUNED), strict=False)
+    ]
+    return [*lost, *batch[2:]]
+
+
+def asked(past: list[Outcome], count: int = 1, **search: Any) -> list[float]:
+    """Where in its range λ lies in the next proposals of Gaussian processes."""
+    study = searched("gp", configurations=len(past) + count, **search)
+    return [place for one in propose(study, past) for place in places(one)]
+
+
+def between(one: Configuration) -> tuple[float, float]:
+    """No other λ is better in both objectives than those from 0.3 to 0.7 of its range."""
+    (place,) = places(one)
+    return -((place - 0.7) ** 2), (place - 0.3) ** 2
+
+
+@pytest.mark.slow
+def test_what_gaussian_processes_propose_follows_from_what_was_told(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    past = drawn(between)
+    with warnings.catch_warnings(), limit_threads(2):
+        warnings.simplefilter("error")
+        first = asked(past, 2)
+        assert torch.get_num_threads() == 2
+    with limit_threads(1):
+        assert asked(past) == first[:1]
+    assert torch.get_default_dtype() == torch.float32
+    assert not any(capfd.readouterr())
+    assert asked(drawn(toy)) != first[:1]
+    # What came to nothing has no values to learn from.
+    assert asked([*past[2:], *past[:2]]) == first[:1]
+
+
+@pytest.mark.slow
+def test_gaussian_processes_learn_which_way_is_better_and_keep_to_constraints() -> None:
+    def outside(one: Configuration) -> tuple[float, float]:
+        value, distance = between(one)
+        return -value, -distance
+
+    def above(one: Configuration) -> tuple[float, float]:
+        return places(one)[0] - 0.5, 0.0
+
+    inside = asked(drawn(between), 2)
+    assert all(0.25 < place < 0.75 for place in inside)
+    assert max(inside) > 0.55
+    assert all(abs(place - 0.5) > 0.35 for place in asked(drawn(outside), 2))
+    held = asked(drawn(between, above), 2, constraints=["style_diversity >= 1"])
+    assert all(0.25 < place < 0.55 for place in held)
+
+
+def test_gaussian_processes_that_repeat_themselves_are_helped_by_chance() -> None:
+    study = config(
+        method="gp", **{"lambda": [0.1, 1, 10]}, style_dim=[0, 1, 2, 4], batch=10, configurations=12
+    )
+    proposed = [
+        o.configuration
+        for batch in run(study, lambda one: (lambda_of(one), one.style_dim))
+        for o in batch
+    ]
+    assert len(set(proposed)) == 12
+
+
 def test_generations_of_nsga2_are_those_of_a_study_that_was_never_interrupted() -> None:
     study = searched("nsga2", configurations=48, batch=8)
     batches = run(study, toy)
@@ -254,7 +335,7 @@ def test_generations_of_nsga2_are_those_of_a_study_that_was_never_interrupted() 
 
 
 def test_a_space_that_is_exhausted_ends_the_search() -> None:
-    for method in ("random", "quasi_random", "tpe", "nsga2"):
+    for method in ("random", "quasi_random", "tpe", "nsga2", "gp"):
         study = config(method=method, **{"lambda": [0.1, "conditional"]}, style_dim=[0, 4], batch=3)
         past: list[Outcome] = []
         for number in range(10):
@@ -305,46 +386,50 @@ def test_states_are_told_as_they_are(tmp_path: Path) -> None:
             theirs.state, theirs.params, theirs.user_attrs, theirs.distributions,
         )  # fmt: skip
         assert mine.state != TrialState.COMPLETE or mine.values == theirs.values
-    assert opened.metric_names == ["judge", "z_distance"]
+    assert opened.metric_names == [LIKE, FAR]
     write_journal(study, past[:1], path)
     storage = JournalStorage(JournalFileBackend(str(path)))
     assert len(optuna.load_study(study_name="s", storage=storage).trials) == 1
 
 
-METRICS = [
-    ("lambda0.1-style0-seed0", 0.1, "fusion", 4, "judge", 0.6),
-    ("lambda0.1-style0-seed1", 0.1, "fusion", 4, "judge", 0.8),
-    ("lambda0.1-style0-seed0", 0.1, "fusion", 4, "z_distance", 1.0),
-    ("lambda0.1-style0-seed1", 0.1, "fusion", 4, "z_distance", 2.0),
+READINGS = [
+    ("lambda0.1-style0-seed0", 0.1, "fusion", 4, LIKE, 0.6),
+    ("lambda0.1-style0-seed1", 0.1, "fusion", 4, LIKE, 0.8),
+    ("lambda0.1-style0-seed0", 0.1, "fusion", 4, FAR, 1.0),
+    ("lambda0.1-style0-seed1", 0.1, "fusion", 4, FAR, 2.0),
     ("lambda0.1-style0-seed0", 0.1, "fusion", 4, "style_diversity", 0.5),
     ("lambda0.1-style0-seed1", 0.1, "fusion", 4, "style_diversity", 1.0),
-    ("lambda0.1-style0-seed0", 0.1, "fusion", 2, "judge", 9.0),
-    ("conditional-style0-seed0", 0.3, "conditional", 4, "judge", 0.5),
-    ("conditional-style0-seed1", 0.3, "conditional", 4, "judge", 0.5),
-    ("conditional-style0-seed0", 0.1, "conditional", 4, "judge", 9.0),
-    ("conditional-style0-seed0", 0.3, "conditional", 4, "z_distance", 3.0),
-    ("conditional-style0-seed1", 0.3, "conditional", 4, "z_distance", 3.0),
+    ("lambda0.1-style0-seed0", 0.1, "fusion", 2, LIKE, 9.0),
+    ("conditional-style0-seed0", 0.3, "conditional", 4, LIKE, 0.5),
+    ("conditional-style0-seed1", 0.3, "conditional", 4, LIKE, 0.5),
+    ("conditional-style0-seed0", 0.1, "conditional", 4, LIKE, 9.0),
+    ("conditional-style0-seed0", 0.3, "conditional", 4, FAR, 3.0),
+    ("conditional-style0-seed1", 0.3, "conditional", 4, FAR, 3.0),
     ("conditional-style0-seed0", 0.3, "conditional", 4, "style_diversity", 3.0),
     ("conditional-style0-seed1", 0.3, "conditional", 4, "style_diversity", 3.0),
-    ("lambda3.0-style0-seed0", 3.0, "fusion", 4, "judge", math.nan),
-    ("lambda3.0-style0-seed1", 3.0, "fusion", 4, "judge", 0.5),
+    ("lambda3.0-style0-seed0", 3.0, "fusion", 4, LIKE, math.nan),
+    ("lambda3.0-style0-seed1", 3.0, "fusion", 4, LIKE, 0.5),
 ]
 
 
-def test_outcomes_are_means_over_seeds_at_the_reading() -> None:
+@pytest.mark.parametrize("objectives", [(LIKE, FAR), ("judge", "z_distance")])
+def test_outcomes_are_means_over_seeds_at_the_reading(objectives: tuple[str, str]) -> None:
     study = config(
         **{"lambda": [0.1, 3, 10, "conditional"]},
         style_dim=[0],
         seeds=[0, 1],
         constraints=["style_diversity >= 1"],
+        maximise=objectives[0],
+        minimise=objectives[1],
     )
     assert find_objective_point(study) == (4, 0.3)
     names = ("trial", "lambda", "method", "iteration", "metric", "value")
-    rows = [dict(zip(names, row, strict=True)) | {"source": "validation"} for row in METRICS]
+    rows = [dict(zip(names, row, strict=True)) | {"source": "validation"} for row in READINGS]
     rows = [row | {"configuration": str(row["trial"]).rpartition("-seed")[0]} for row in rows]
     # Other songs and baselines must not count.
     rows += [row | {"source": "test", "value": 7.0} for row in rows]
-    metrics = pl.DataFrame(rows)
+    named = dict(zip((LIKE, FAR), objectives, strict=True))
+    metrics = pl.DataFrame(rows).with_columns(pl.col("metric").replace(named))
     proposed = list(propose(study, []))
     done = {f"{one.id}-seed{seed}": Status.DONE for one in proposed for seed in (0, 1)}
     stopped = dict.fromkeys((f"lambda10.0-style0-seed{seed}" for seed in (0, 1)), Status.PRUNED)
@@ -371,7 +456,7 @@ def test_importances_name_what_matters_to_either_objective() -> None:
     )
 
     def split(one: Configuration) -> tuple[float, float]:
-        # The judge is high in a narrow band at the low end; what is low says nothing.
+        # Likeness is high in a narrow band at the low end; what is low says nothing.
         rate = dict(one.changes)["learning_rate"]
         return math.exp(-20 * (math.log10(lambda_of(one)) + 2.5) ** 2), rate
 
@@ -380,8 +465,8 @@ def test_importances_name_what_matters_to_either_objective() -> None:
         (row["objective"], row["parameter"]): row["importance"]
         for row in measure_importances(study, past)
     }
-    assert found["judge", "lambda"] > 0.8
-    assert found["z_distance", "learning_rate"] > 0.8
+    assert found[LIKE, "lambda"] > 0.8
+    assert found[FAR, "learning_rate"] > 0.8
     assert measure_importances(study, past[:3]) == []
     mine = [Outcome(o.configuration, WARM_START, o.state, o.objectives) for o in past]
     assert measure_importances(study, mine) == []
@@ -393,19 +478,45 @@ def test_the_hypervolume_so_far_is_that_of_complete_configurations() -> None:
         Outcome(Configuration(0.2, 0), 0, COMPLETE, (0.8, 4.0)),
         Outcome(Configuration(0.3, 0), 0, FAIL),
     ]
-    assert measure_hypervolume(past, 5.0) == pytest.approx(0.5 * 3 + 0.3 * 1)
-    assert measure_hypervolume(past[2:], 5.0) == 0.0
-    areas = [measure_hypervolume(past[:count], 5.0) for count in range(4)]
+    search = config(region=[f"{FAR} <= 5"]).search
+    assert measure_hypervolume(search, past) == pytest.approx(0.5 * 3 + 0.3 * 1)
+    assert measure_hypervolume(search, past[2:]) == 0.0
+    areas = [measure_hypervolume(search, past[:count]) for count in range(4)]
     assert all(one <= other for one, other in pairwise(areas))
     missing = Outcome(Configuration(0.4, 0), 0, COMPLETE, (0.9, 1.0), (-1.0, 0.1))
-    assert measure_hypervolume([*past, missing], 5.0) == areas[-1]
+    assert measure_hypervolume(search, [*past, missing]) == areas[-1]
+
+
+@pytest.mark.parametrize(
+    ("region", "area"),
+    [
+        # Without bounds: above 0, and up to the farthest point.
+        ([], 0.5 * 2),
+        ([f"{FAR} < 5"], 0.5 * 3 + 0.3 * 1),
+        # What lies beyond a bound counts for nothing, not even for what is within.
+        ([f"{FAR} <= 3"], 0.5 * 1),
+        ([f"{FAR} <= 2"], 0.0),
+        ([f"{LIKE} >= 0.6"], 0.0),
+        ([f"{LIKE} > 0.4", f"{FAR} <= 5"], 0.1 * 3 + 0.3 * 1),
+        # Below 0 the points dominate more.
+        ([f"{LIKE} >= -1", f"{FAR} <= 5"], 1.5 * 3 + 0.3 * 1),
+    ],
+)
+def test_a_region_bounds_the_hypervolume(region: list[str], area: float) -> None:
+    past = [
+        Outcome(Configuration(0.1, 0), 0, COMPLETE, (0.5, 2.0)),
+        Outcome(Configuration(0.2, 0), 0, COMPLETE, (0.8, 4.0)),
+    ]
+    assert measure_hypervolume(config(region=region).search, past) == pytest.approx(area)
 
 
 # ---- who goes on ---------------------------------------------------------------------------------
 
+SEARCH = config().search
+
 
 def points(**of: list[tuple[float, ...]]) -> pl.DataFrame:
-    """Rows of (z-distance, judge, novelty), one per iteration count, by configuration; one seed."""
+    """Rows of (distance, likeness, novelty) by configuration, one per iteration count; one seed."""
     rows = [
         {
             "trial": f"{name}-seed0",
@@ -417,7 +528,7 @@ def points(**of: list[tuple[float, ...]]) -> pl.DataFrame:
         }
         for name, own in of.items()
         for count, values in enumerate(own)
-        for metric, value in zip(("z_distance", "judge", "novelty"), values, strict=False)
+        for metric, value in zip((FAR, LIKE, "novelty"), values, strict=False)
     ]
     return pl.DataFrame(rows)
 
@@ -429,27 +540,27 @@ def test_who_falls_furthest_short_of_the_front_comes_last() -> None:
         c=[(4.0, 1.0)],
         d=[(4.0, 0.4), (3.0, 0.3)],
     )
-    short = rank_by_shortfall(frame, ["a", "b", "c", "d"])
+    short = rank_by_shortfall(SEARCH, frame, ["a", "b", "c", "d"])
     # Ranges are 4 and 1. b's first point could lose 1/4 of the distance before a's second bettered
-    # it in both; d's first lacks 0.2 in the judge to b's first, and 3/4 of the distance.
+    # it in both; d's first lacks 0.2 of likeness to b's first, and 3/4 of the distance.
     assert short == pytest.approx({"c": -0.4, "a": -0.25, "b": -0.25, "d": 0.2})
     assert list(short) == ["c", "a", "b", "d"]
 
 
 def test_points_are_means_over_seeds_and_what_is_not_finite_does_not_count() -> None:
     one = points(a=[(1.0, 0.5)], b=[(2.0, 0.4)], c=[(math.nan, 0.9)])
-    better = pl.when(pl.col("metric") == "judge").then(0.2).otherwise(0.0)
+    better = pl.when(pl.col("metric") == LIKE).then(0.2).otherwise(0.0)
     two = one.with_columns(value=pl.col("value") + better, trial=pl.lit("other"))
-    short = rank_by_shortfall(pl.concat([one, two]), ["a", "b", "c"])
-    alone = rank_by_shortfall(one, ["a", "b"])
+    short = rank_by_shortfall(SEARCH, pl.concat([one, two]), ["a", "b", "c"])
+    alone = rank_by_shortfall(SEARCH, one, ["a", "b"])
     assert {name: short[name] for name in "ab"} == pytest.approx(alone)
     assert short["c"] == math.inf
 
 
 def test_a_configuration_is_compared_with_those_of_earlier_batches() -> None:
     frame = points(old=[(1.0, 0.9)], new=[(2.0, 0.5)], newer=[(0.5, 0.1)])
-    assert list(rank_by_shortfall(frame, ["new", "newer"])) == ["newer", "new"]
-    assert rank_by_shortfall(frame, ["new"])["new"] > 0
+    assert list(rank_by_shortfall(SEARCH, frame, ["new", "newer"])) == ["newer", "new"]
+    assert rank_by_shortfall(SEARCH, frame, ["new"])["new"] > 0
 
 
 def test_points_that_miss_a_constraint_do_not_count() -> None:
@@ -465,9 +576,10 @@ def test_points_that_miss_a_constraint_do_not_count() -> None:
     )
     names = ["unknown", "never", "nearly", "c", "b", "a"]
     counted = points(a=[near], b=[(2.0, 0.5)], c=[far])
-    short = rank_by_shortfall(
-        frame, names, [Condition("novelty", ">=", 3.0), Condition("z_distance", "<=", 4.5)]
-    )
+    constrained = config(constraints=["novelty >= 3", f"{FAR} <= 4.5"]).search
+    short = rank_by_shortfall(constrained, frame, names)
     assert list(short) == ["c", "a", "b", "nearly", "never", "unknown"]
-    assert {name: short[name] for name in "abc"} == rank_by_shortfall(counted, ["a", "b", "c"])
+    assert {name: short[name] for name in "abc"} == rank_by_shortfall(
+        SEARCH, counted, ["a", "b", "c"]
+    )
     assert [short[name] for name in names[:3]] == [math.inf] * 3

@@ -52,6 +52,8 @@ POINTS = [
     (C, 2, 0.60, math.nan),
     (D, 1, 0.99, 0.1),
 ]
+TOKENS = 4.0
+"""Edits of the larger half, twice, for each unit of z-distance."""
 DIVERSITY = {A: 0.0, B: 4.0, C: 2.0, D: 9.0}
 
 
@@ -68,6 +70,10 @@ def _metric(trial: str, iteration: int, name: str, value: float, source: str) ->
     interval = {"low": value - 0.1, "high": value + 0.1}
     row = {"source": source, "iteration": iteration, "metric": name, "value": value}
     return {**_label(trial), **row, **interval, "n": 8, "excluded": 0}
+
+
+def _values(judge: float, distance: float) -> dict[str, float]:
+    return {"judge": judge, "z_distance": distance, "larger_edit_distance": TOKENS * distance}
 
 
 def _over(trial: str, state: str, reason: str | None = None) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def store(tmp_path: Path) -> Store:
         rows = [
             _metric(trial, iteration, name, value, "validation")
             for owner, iteration, judge, distance in POINTS
-            for name, value in (("judge", judge), ("z_distance", distance))
+            for name, value in _values(judge, distance).items()
             if owner == trial
         ]
         rows.append(_metric(trial, 1, "style_diversity", DIVERSITY[trial], "validation"))
@@ -205,7 +211,7 @@ def test_the_bundle_holds_the_chosen_weights(trained: Store, tmp_path: Path) -> 
     told = choice.lines()
     assert told[1] == (
         f"chosen: {B.removesuffix('-seed0')}, λ 1, iterations 1: judge 0.700"
-        " (95 % 0.600 to 0.800), z_distance 2.50"
+        " (95 % 0.600 to 0.800), larger_edit_distance 10.0 tokens"
     )
     assert [line.partition(":")[0] for line in told[2:-1]] == ["runner-up"] * 3
     # Nobody ran the setting of LP; D failed, which is an end as well.
@@ -223,13 +229,13 @@ def test_the_bundle_holds_the_chosen_weights(trained: Store, tmp_path: Path) -> 
     assert record["rule"] == {
         "maximise": "judge",
         "where": RULE,
-        "then": "the nearest by z_distance within one standard error of the highest",
+        "then": "the nearest by larger_edit_distance within one standard error of the highest",
     }
     assert record["standard_error"] == pytest.approx(SE)
     assert (record["value"], record["highest"]) == (0.7, 0.7)
     assert record["interval"] == pytest.approx([0.6, 0.8])
     assert record["versions"] == {"torch": "2"}
-    assert record["of_seed"] == {"judge": 0.7, "z_distance": 2.5}
+    assert record["of_seed"] == {"judge": 0.7, "larger_edit_distance": 10.0, "z_distance": 2.5}
     runners_up = [(f"{r['configuration']}-seed0", r["iteration"]) for r in record["runners_up"]]
     assert runners_up == [(A, 2), (B, 2), (A, 1)]
     assert [r["low"] for r in record["runners_up"]] == pytest.approx([0.6, 0.6, 0.4])
@@ -246,6 +252,35 @@ def test_the_nearest_within_one_standard_error_is_chosen(store: Store) -> None:
     ranked = rank_candidates(store, rule(["z_distance <= 3.0", "judge >= 0.7"]))
     assert [count for trial, count in _points(ranked) if trial == A] == [3, 4, 2, 1]
     assert ranked["se"][0] == pytest.approx(SE)
+
+
+def test_near_is_what_changes_neither_half_much(store: Store) -> None:
+    # B after 1 has the least z-distance of the three points of 0.7.
+    store.write(
+        "metrics",
+        B,
+        [
+            _metric(B, 1, name, value, "validation")
+            for name, value in (_values(0.7, 2.5) | {"larger_edit_distance": 11.7}).items()
+        ],
+    )
+    ranked = rank_candidates(store, rule(RULE))
+    assert _points(ranked) == [(A, 2), (B, 1), (A, 1)]
+
+
+def test_the_rule_of_a_study_is_likeness_and_nothing_else_unless_it_says_so(store: Store) -> None:
+    recorded = read_rule(store)
+    assert (recorded.maximise, recorded.where) == ("indistinguishable", ())
+    with pytest.raises(UserError, match="have no values of indistinguishable"):
+        rank_candidates(store, recorded)
+    for trial, value in ((A, 0.7), (B, 0.4), (C, 0.9)):
+        rows = [_metric(trial, 1, "indistinguishable", value, "validation")]
+        store.write("metrics", f"{trial}-more", [row | {"low": None, "high": None} for row in rows])
+    # C is the best, but nobody knows how far it goes.
+    store.write(
+        "metrics", f"{C}-far", [_metric(C, 1, "larger_edit_distance", math.nan, "validation")]
+    )
+    assert _points(rank_candidates(store, recorded)) == [(A, 1), (B, 1)]
 
 
 def test_seeds_are_replicates_of_one_configuration(store: Store) -> None:
@@ -288,9 +323,10 @@ def test_the_deployed_seed_meets_the_rule_itself_where_one_does(
     record = load_bundle(choice.bundle).record
     judge, distance = next(point[2:] for point in points if point[0] == seed)
     assert record["seed"] == seed
-    assert record["of_seed"] == {"judge": judge, "z_distance": distance}
-    told = f"deployed: {choice.trial}, by itself judge {judge:.3f}, z_distance {distance:.3f}"
-    assert told in choice.lines()
+    assert record["of_seed"].items() <= _values(judge, distance).items()
+    far = TOKENS * distance
+    told = f"deployed: {choice.trial}, by itself judge {judge:.3f}, larger_edit_distance {far:.3f}"
+    assert any(line.startswith(told) for line in choice.lines())
 
 
 def test_a_metric_without_interval_is_chosen_by_its_value_alone(store: Store) -> None:
@@ -312,7 +348,7 @@ def _rewrite(store: Store, trial: str, points: list[tuple[int, int, float, float
         rows = [
             _metric(trial, count, metric, value, "validation") | {"trial": name, "seed": seed}
             for own, count, *values in points
-            for metric, value in zip(("judge", "z_distance"), values, strict=True)
+            for metric, value in _values(*values).items()
             if own == seed
         ]
         store.write("metrics", name, rows)
@@ -334,7 +370,7 @@ def test_a_conditional_trial_is_chosen_at_one_of_its_weights(tmp_path: Path) -> 
         [
             {**label, **point, "lambda": weight, "metric": metric, "value": value}
             for weight, values in readings.items()
-            for metric, value in zip(("judge", "z_distance"), values, strict=True)
+            for metric, value in _values(*values).items()
         ],
     )
     over = _over(A, "done") | {**label, "lambda": None}

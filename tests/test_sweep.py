@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import polars as pl
 import pytest
@@ -19,6 +20,7 @@ from study import findings
 from study.config import StudyConfig
 from study.execution import make_trainer
 from study.ledger import Ledger, State
+from study.parameters import PARAMETERS
 from study.prepare import find_corpus, prepare
 from study.run import plan
 from study.search import list_first_trials, measure_hypervolume, propose
@@ -43,6 +45,7 @@ SEARCH: dict[str, Any] = {
     "rungs": [100],
     "keep": 0.5,
     "constraints": ["style_diversity >= 0"],
+    "region": ["larger_edit_distance <= 30"],
 }
 FUSION = {"hidden": 16, "steps": 110, "batch": 8, "d_steps": 1}
 
@@ -76,26 +79,29 @@ def test_each_batch_is_whittled_down_and_told(finished: Study) -> None:
     for batch in (0, 1):
         past = [one for one in told if one.batch < batch]
         assert list(propose(config, past)) == Ledger(store).list_proposed(batch)
-    assert [line for line in lines if "hypervolume so far" in line][-1].startswith("batch 2: ")
+    (last,) = [line for line in lines if "hypervolume so far" in line][-1:]
+    area = measure_hypervolume(config.search, told)
+    assert last.startswith("batch 2: ")
+    assert last.endswith(f"hypervolume so far {area:.3f} where larger_edit_distance <= 30")
     assert "step 100: 2 of 3 configurations go on" in lines
 
 
 def test_objectives_are_those_of_the_tables(finished: Study) -> None:
-    store, _, _ = finished
+    store, config, _ = finished
     metrics = store.scan("metrics").filter(source="validation", iteration=2).collect()
     for one in Ledger(store).list_outcomes():
         rows = metrics.filter(configuration=one.configuration.id)
         if not one.objectives:
             assert rows.is_empty()
             continue
-        for value, metric in zip(one.objectives, ("judge", "z_distance"), strict=True):
+        for value, metric in zip(one.objectives, config.search.objectives, strict=True):
             seeds = rows.filter(metric=metric)["value"]
             assert len(seeds) == 2
             assert value == seeds.mean()
 
 
 def test_what_was_stopped_is_a_row_and_in_no_frontier(finished: Study) -> None:
-    store, _, _ = finished
+    store, config, _ = finished
     trials = store.scan("trials").filter(pl.col("method").is_in(FUSIONS)).collect()
     pruned = trials.filter(status="pruned")
     assert pruned.height == 4
@@ -118,12 +124,13 @@ def test_what_was_stopped_is_a_row_and_in_no_frontier(finished: Study) -> None:
             values="value",
             aggregate_function="mean",
         )
-        spread = [float(means[c].max() - means[c].min()) for c in ("judge", "z_distance")]  # type: ignore[operator, arg-type]
+        objectives = means.select(config.search.objectives)
+        spread = [float(np.ptp(column.to_numpy())) for column in objectives]
         short = {}
         for name in points["configuration"].unique():
-            own = means.filter(configuration=name).select("judge", "z_distance").rows()
+            own = means.filter(configuration=name).select(config.search.objectives).rows()
             others = means.filter(pl.col("configuration") != name)
-            rivals = others.select("judge", "z_distance").rows()
+            rivals = others.select(config.search.objectives).rows()
             short[name] = min(
                 max(min((r - j) / spread[0], (z - d) / spread[1]) for r, d in rivals)
                 for j, z in own
@@ -183,8 +190,8 @@ def test_what_failed_is_made_again_and_told_anew(finished: Study, tmp_path: Path
     told = done.objectives.filter(batch=batch).collect()
     lost = told.with_columns(
         pl.when(failed).then(pl.lit("FAIL")).otherwise("state").alias("state"),
-        pl.when(~failed).then("judge").alias("judge"),
-        pl.when(~failed).then("z_distance").alias("z_distance"),
+        pl.when(~failed).then("maximised").alias("maximised"),
+        pl.when(~failed).then("minimised").alias("minimised"),
     )
     Store(tmp_path / "tiny").write("objectives", f"batch{batch:05d}", lost)
     execution = config.execution.model_copy(update={"results": str(tmp_path)})
@@ -206,11 +213,14 @@ def test_the_search_opens_in_optuna(finished: Study) -> None:
 
 
 def test_the_figure_of_the_search_and_its_bundle_are_made(finished: Study, tmp_path: Path) -> None:
-    store, _, _ = finished
-    figure = findings._search_figure(store)
+    store, config, _ = finished
+    figure = findings._search_figure(store, config.search.objectives)
     assert figure is not None
-    named = {axes.get_xlabel() for axes in figure.axes}
-    assert named >= {"λ", "style dimension", "width"}
+    complete = store.objectives.filter(state="COMPLETE").select("configuration")
+    tried = store.configurations.join(complete, on="configuration").collect()
+    varied = {one.label for name, one in PARAMETERS.items() if tried[name].n_unique() > 1}
+    assert "λ" in varied
+    assert {axes.get_xlabel() for axes in figure.axes} - {""} == varied
     choice = select(store, output=tmp_path / "bundle")
     width = store.scan("trials").filter(trial=choice.trial).collect()["hidden"][0]
     assert f"hidden{width}" in choice.trial
@@ -250,7 +260,7 @@ def test_a_later_study_remembers_which_constraints_were_missed(
         "warm_start": str(done.root),
         "first": [],
         "rungs": [],
-        "constraints": ["halves_distance >= 1000", "z_distance >= 0"],
+        "constraints": ["halves_distance >= 1000", "larger_edit_distance >= 0"],
     }
     config = searching(melodies, tmp_path, search=search)
     store = claim(config, done.record["identity"]["corpus"])
@@ -266,7 +276,7 @@ def test_a_later_study_remembers_which_constraints_were_missed(
         assert one.violations == pytest.approx((far, -one.objectives[1]))
         assert not one.feasible
     # What misses a constraint is in no hypervolume.
-    assert measure_hypervolume(learned, 10.0) == 0.0
+    assert measure_hypervolume(config.search, learned) == 0.0
 
 
 class _Stop(Exception):  # noqa: N818
@@ -282,14 +292,27 @@ class _Stopping(Watch):
             raise _Stop
 
 
-def test_a_study_of_another_core_teaches_nothing(
-    finished: Study, melodies: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "of_search", "differing"),
+    [
+        ({"seed": 5}, {}, "seed: 0 -> 5"),
+        ({}, {"maximise": "judge"}, 'search.maximise: "indistinguishable" -> "judge"'),
+        ({}, {"minimise": "z_distance"}, 'search.minimise: "larger_edit_distance" -> "z_distance"'),
+    ],
+)
+def test_a_study_of_another_core_or_of_other_objectives_teaches_nothing(
+    finished: Study,
+    melodies: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    of_search: dict[str, Any],
+    differing: str,
 ) -> None:
     done, _, _ = finished
-    search = {**SEARCH, "warm_start": str(done.root)}
-    config = searching(melodies, tmp_path, search=search, seed=5)
+    search = {**SEARCH, "warm_start": str(done.root), "region": [], **of_search}
+    config = searching(melodies, tmp_path, search=search, **changes)
     store = claim(config, done.record["identity"]["corpus"])
-    with pytest.raises(UserError, match=r"warm_start: .*can't be compared.*seed: 0 -> 5"):
+    with pytest.raises(UserError, match=rf"warm_start: .*can't be compared.*{differing}"):
         sweep(config, None, store, Watch(), None)  # type: ignore[arg-type]
 
 

@@ -89,7 +89,6 @@ def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
             "slerp": {"iterations": [1, 2]},
             "retrieval": {"iterations": [1, 4]},
         },
-        "selection": {"maximise": "judge", "where": []},
         "execution": {"workers": 2, "pack": 2, "results": str(results)},
     }
     return StudyConfig.model_validate(settings | changes)

@@ -31,38 +31,45 @@ class Axis:
     """Whether its axis is logarithmic."""
 
 
+_OBJECTIVES = ("maximised", "minimised")
+"""Columns of the objectives, by row of the figure."""
+
+
 def search_figure(
-    points: pl.DataFrame, importances: pl.DataFrame, parameters: Sequence[Axis]
+    points: pl.DataFrame,
+    importances: pl.DataFrame,
+    parameters: Sequence[Axis],
+    objectives: tuple[str, str],
 ) -> Figure:
     """Draw a row for each objective: the importances of the parameters, then a slice by each.
 
-    `points` has a row per complete configuration: `batch`, `judge`, `z_distance`, `feasible`
-    (whether it meets the constraints), and the `parameters`, null where one does not apply (for
-    `lambda`: where λ is an input). `importances` is the study's table. Colour shows the batch. A
-    ring marks a feasible configuration that no other betters in both objectives. Raises
-    `FigureError` if no configuration has finite objectives.
+    `points` has a row per complete configuration: `batch`, `maximised` and `minimised` (its values
+    of the two metrics `objectives`), `feasible` (whether it meets the constraints), and the
+    `parameters`, null where one does not apply (for `lambda`: where λ is an input). `importances`
+    is the study's table. Colour shows the batch. A ring marks a feasible configuration that no
+    other betters in both objectives. Raises `FigureError` if no configuration has finite
+    objectives.
     """
-    finite = points.filter(pl.col("judge").is_finite(), pl.col("z_distance").is_finite())
+    finite = points.filter(pl.all_horizontal(pl.col(_OBJECTIVES).is_finite()))
     if finite.is_empty():
         raise FigureError("objectives: no configuration is complete; evaluate some first")
-    finite = finite.sort("batch", *(axis.name for axis in parameters), "judge", "z_distance")
+    finite = finite.sort("batch", *(axis.name for axis in parameters), *_OBJECTIVES)
     feasible = finite["feasible"].to_numpy()
     front = feasible.copy()
-    objectives = (finite[name].to_numpy()[feasible] for name in ("z_distance", "judge"))
-    front[feasible] = non_dominated(*objectives)
-    labels = {"judge": heading("judge").replace("\n", ", "), "z_distance": heading("z_distance")}
+    value, distance = (finite[column].to_numpy()[feasible] for column in _OBJECTIVES)
+    front[feasible] = non_dominated(distance, value)
     names = {axis.name: axis.label for axis in parameters}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         bars = int(not importances.is_empty())
         grid = figure.subplots(2, len(parameters) + bars, sharey=False, squeeze=False)
-        for row, (objective, label) in zip(grid, labels.items(), strict=True):
+        for row, column, objective in zip(grid, _OBJECTIVES, objectives, strict=True):
             if bars:
                 of_objective = importances.filter(pl.col("objective") == objective)
                 _draw_bars(row[0], of_objective, objective, names)
             for panel, parameter in zip(row[bars:], parameters, strict=True):
-                _draw_slice(panel, finite, front, parameter, objective)
-            row[bars].set_ylabel(label)
+                _draw_slice(panel, finite, front, parameter, column)
+            row[bars].set_ylabel(heading(objective))
             for panel in row[bars + 1 :]:
                 panel.sharey(row[bars])
                 panel.tick_params(labelleft=False)
@@ -92,11 +99,11 @@ def _draw_bars(panel: Axes, rows: pl.DataFrame, objective: str, labels: Mapping[
     panel.set_yticks(range(len(names)), names)
     panel.set_xlim(0, 1)
     panel.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
-    panel.set_title(f"importance for\n{objective.replace('_', '-')}")
+    panel.set_title(f"importance for\n{heading(objective).splitlines()[0]}")
 
 
 def _draw_slice(
-    panel: Axes, points: pl.DataFrame, front: np.ndarray, parameter: Axis, objective: str
+    panel: Axes, points: pl.DataFrame, front: np.ndarray, parameter: Axis, column: str
 ) -> None:
     numeric = points[parameter.name].cast(pl.Float64).to_numpy()
     known = np.isfinite(numeric)
@@ -111,7 +118,7 @@ def _draw_slice(
             "λ as\ninput", (place[~known][0], 1.0), xycoords=("data", "axes fraction"),
             ha="center", va="bottom", fontsize=6,
         )  # fmt: skip
-    value, batch = points[objective].to_numpy(), points["batch"].to_numpy() + 1
+    value, batch = points[column].to_numpy(), points["batch"].to_numpy() + 1
     feasible = points["feasible"].to_numpy()
     for drawn, marker, width in ((kept & feasible, "o", 0.0), (kept & ~feasible, "x", 0.8)):
         panel.scatter(

@@ -24,8 +24,8 @@ def write_reference() -> str:
         " study of each is kept in a folder of its name below that of the file's `name`, where"
         " their verdicts are joined.",
         "",
-        "A study's identity is everything but `name`, `core_gate`, `selection` and `execution`,"
-        " with the corpus known by its content and not by its path.",
+        "A study's identity is everything but `name`, `core_gate`, `search.region`, `selection` and"
+        " `execution`, with the corpus known by its content and not by its path.",
         "",
         *_HEADER,
     ]

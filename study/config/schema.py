@@ -85,10 +85,10 @@ class CoreGate(Section):
 class Selection(Section):
     """Which trial is deployed, decided on validation songs."""
 
-    maximise: Annotated[str, AfterValidator(check_maximised)] = "judge"
+    maximise: Annotated[str, AfterValidator(check_maximised)] = "indistinguishable"
     """The metric whose highest value wins."""
-    where: tuple[MetricCondition, ...] = Field(("z_distance <= 3",), validate_default=True)
-    """Conditions that a trial must meet, such as `z_distance <= 3.0`."""
+    where: tuple[MetricCondition, ...] = ()
+    """Conditions that a trial must meet, such as `edit_distance <= 12`."""
 
 
 class Resources(Section):
@@ -233,6 +233,18 @@ class StudyConfig(Section):
             raise ValueError(f"search.rungs: must be below the {least} steps of training")
         return self
 
+    @model_validator(mode="after")
+    def _region_bounds_objectives(self) -> Self:
+        search = self.search
+        signs = {search.maximise: ">", search.minimise: "<"}
+        for condition in search.region:
+            if condition.sign[0] != signs.pop(condition.name, None):
+                raise ValueError(
+                    f'search.region: "{condition}" is no bound of an objective; there may be one'
+                    f' "{search.maximise} >= …" and one "{search.minimise} <= …"'
+                )
+        return self
+
     @classmethod
     def restored(cls, record: Mapping[str, Any]) -> Self:
         """Settings that records belong to, as `study.json` holds them.
@@ -261,9 +273,8 @@ class StudyConfig(Section):
         rival of the user's own by that of its source, not by where they lie. Raises `ConfigError`
         where the earlier study can't be read.
         """
-        identity = self.model_dump(
-            mode="json", exclude={"name", "corpus", "core_gate", "selection", "execution"}
-        )
+        left_out = dict.fromkeys(("name", "corpus", "core_gate", "selection", "execution"), True)
+        identity = self.model_dump(mode="json", exclude={**left_out, "search": {"region"}})
         if self.search.warm_start is not None:
             identity["search"]["warm_start"] = _fingerprint_of(place(self.search.warm_start))
         code = self.evaluation.hash_own()

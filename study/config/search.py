@@ -22,6 +22,8 @@ from study.config.types import (
     Searched,
     Section,
     Seed,
+    check_maximised,
+    check_minimised,
     name_kind,
     sort_lambdas,
 )
@@ -29,9 +31,10 @@ from study.parameters import SETTINGS, Parameter
 
 
 class _SearchedFirst(Section):
-    method: Literal["grid", "random", "quasi_random", "tpe", "nsga2"] = "grid"
+    method: Literal["grid", "random", "quasi_random", "tpe", "nsga2", "gp"] = "grid"
     """How configurations are chosen: all combinations of the values; at random; by a scrambled
-    Sobol sequence; by Optuna's multivariate TPE or NSGA-II, from the objectives of those before."""
+    Sobol sequence; from the objectives of those before, by Optuna's multivariate TPE, its NSGA-II,
+    or its Gaussian processes."""
     lambda_: Annotated[
         Annotated[
             tuple[Lambda, ...], Field(min_length=1), AfterValidator(sort_lambdas), Tag("values")
@@ -77,8 +80,8 @@ class Search(_SearchedSettings):
     """The trials: configurations, each with every seed.
 
     A parameter is given as a list of values or, where the method is no grid, also as a range:
-    `{low: 0.001, high: 10, log: true}`. The objectives are the highest `judge` and the least
-    `z_distance`, means over seeds, on validation songs.
+    `{low: 0.001, high: 10, log: true}`. There are two objectives, means over seeds, on validation
+    songs: the highest `maximise` and the least `minimise`.
     """
 
     when: dict[Annotated[str, AfterValidator(_setting)], ParameterCondition] = {}  # noqa: RUF012
@@ -92,6 +95,14 @@ class Search(_SearchedSettings):
     batch: Count = 8
     """Configurations proposed at one time, from the objectives of all batches before; the
     population of NSGA-II. What is proposed does not depend on how many workers there are."""
+    maximise: Annotated[str, AfterValidator(check_maximised)] = "indistinguishable"
+    """The metric that is to be high: the first objective."""
+    minimise: Annotated[str, AfterValidator(check_minimised)] = "larger_edit_distance"
+    """The metric that is to be low: the second objective, a distance to the inputs."""
+    region: tuple[MetricCondition, ...] = ()
+    """Bounds of the objectives within which points are of interest, such as
+    `larger_edit_distance <= 12`. The hypervolume that a search reports is that within; without
+    bounds, that above 0 and up to the farthest configuration. Not part of the identity."""
     iteration: Count | None = None
     """Iteration count at which the objectives are taken; null takes the middle one of
     `evaluation.iterations`."""
@@ -99,18 +110,24 @@ class Search(_SearchedSettings):
     """λ at which the objectives of conditional trials are taken; null takes the middle one of
     `evaluation.lambda`."""
     constraints: tuple[MetricCondition, ...] = ()
-    """Conditions on metrics, such as `style_diversity >= 1`, taken as the objectives are: TPE and
-    NSGA-II are to meet them, and at rungs points that miss one do not count."""
+    """Conditions on metrics, such as `style_diversity >= 1`, taken as the objectives are: TPE,
+    NSGA-II and Gaussian processes are to meet them, and at rungs points that miss one do not count.
+    """
     first: tuple[dict[str, float | str], ...] = ()
     """Configurations to try before all others, such as `{lambda: 0.1, style_dim: 4}`."""
     warm_start: str | None = None
-    """Folder of an earlier study with the same core, judge and evaluation, whose outcomes TPE and
-    NSGA-II learn from as well."""
+    """Folder of an earlier study with the same objectives, core, judge and evaluation, whose
+    outcomes TPE, NSGA-II and Gaussian processes learn from as well."""
     rungs: tuple[Count, ...] = ()
     """Training steps after which the weakest configurations of a batch are stopped (synchronous
     successive halving): those whose points fall furthest short of the front of all others there."""
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the configurations that goes on after a rung."""
+
+    @property
+    def objectives(self) -> tuple[str, str]:
+        """The metric that is maximised, then the one that is minimised."""
+        return self.maximise, self.minimise
 
     def of(self, name: str) -> "tuple[float | str, ...] | Range | None":
         """Values or range of one of `PARAMETERS`; None where it is not searched."""

@@ -88,6 +88,14 @@ def check_maximised(metric: str) -> str:
     return metric
 
 
+def check_minimised(metric: str) -> str:
+    """Raise `ValueError` for a metric that there is not, or of which lower is not better."""
+    check_name(metric, METRICS)
+    if METRICS[metric].better != Better.LOWER:
+        raise ValueError(f"{metric}: lower is not better, so that it can't be minimised")
+    return metric
+
+
 def or_word(kinds: str) -> WrapValidator:
     """Tell in one line what a number or a word must be."""
 
