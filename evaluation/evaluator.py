@@ -80,6 +80,8 @@ class Source:
     split: Split
     inputs: Pair
     songs: Integer[np.ndarray, "B 2"]
+    rows: Integer[np.ndarray, "B 2"] | None = None
+    """The corpus's segments; None for the prior."""
 
 
 def unpaired(
@@ -121,7 +123,7 @@ def make_sources(
         random, count = np.random.default_rng(derive(seed, "inputs", name)), counts[split]
         rows = unpaired(corpus, split, count, random)
         left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
-        sources.append(Source(name, split, (left, right), corpus.song[rows]))
+        sources.append(Source(name, split, (left, right), corpus.song[rows], rows))
         z_left, z_right = torch.randn(
             (2, *left.shape), generator=make_random(seed, "inputs", prior_name)
         )
@@ -184,10 +186,9 @@ class Evaluator:
         """
         rows = self.corpus.pairs_of(split)
         tokens = self._tokens(rows)
-        left, right = (self.core.encode_mean(half) for half in tokens)
         name = {Split.TEST: "test", Split.VALIDATION: "validation"}[split]
         shared = {"source": name, "iteration": 0}
-        pairs = self._view(tokens, split, (left, right))
+        pairs = self._view(tokens, split, self._encode(rows))
         columns = self._measure(pairs, self.corpus.song[rows])
         return _frame(dict.fromkeys(LABELS, "real") | shared | columns)
 
@@ -216,7 +217,7 @@ class Evaluator:
 
     def _apart(self, rows: Integer[np.ndarray, "P 2"]) -> Float64[np.ndarray, "P"]:
         """Equation 7 between the two segments of each row."""
-        one, other = (self.core.encode_mean(half) for half in self._tokens(rows))
+        one, other = self._encode(rows)
         distances: np.ndarray = z_distance((one, one), (other, one), self.core.sigma_bar).numpy()
         return distances.astype(np.float64)
 
@@ -234,20 +235,20 @@ class Evaluator:
         if source.songs[0, 0] < 0:
             noise = make_random(self.seed, "floor", source.name)
             z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
-            floor, songs = self._decode((z_left, z_right)), source.songs
+            floor, songs = (z_left, z_right), source.songs
         else:
             rows = unpaired(self.corpus, source.split, count, random)
-            floor, songs = self._reconstructed(rows), self.corpus.song[rows]
+            floor, songs = self._encode(rows), self.corpus.song[rows]
         shuffled = random.permutation(self.corpus.pairs_of(source.split))
         half = len(shuffled) // 2
         chosen, others = shuffled[:half][:count], shuffled[half:]
-        ceiling, own_songs = self._reconstructed(chosen), self.corpus.song[chosen]
-        for name, tokens, owners, reference in (
+        ceiling, own_songs = self._encode(chosen), self.corpus.song[chosen]
+        for name, latents, owners, reference in (
             ("floor", floor, songs, self._references[source.split]),
             ("ceiling", ceiling, own_songs, self._reference(others, random)),
         ):
             shared = {"source": source.name, "iteration": 0} | dict.fromkeys(LABELS, name)
-            pairs = self._view(tokens, source.split)
+            pairs = self._view(self._decode(latents), source.split, latents)
             frame = _frame(self._measure(pairs, owners))
             for metric in self._metrics(frame, owners, pairs, reference):
                 yield {**shared, **metric}
@@ -404,8 +405,11 @@ class Evaluator:
 
     def _reconstructed(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
         """Encode and decode pairs, as all inputs are."""
+        return self._decode(self._encode(rows))
+
+    def _encode(self, rows: Integer[np.ndarray, "P 2"]) -> Pair:
         left, right = (self.core.encode_mean(half) for half in self._tokens(rows))
-        return self._decode((left, right))
+        return left, right
 
     def _tokens(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
         return self.corpus.tokens[rows[:, 0]], self.corpus.tokens[rows[:, 1]]

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cf_core.corpus import Split
-from cf_core.seeding import make_random
 from cf_core.training import Progress, measure_peak_memory_mb
-from evaluation.evaluator import Source, song_names
+from evaluation.controls import make_controls
+from evaluation.evaluator import LABELS, Source, song_names
 from evaluation.rivals import Setting
-from evaluation.transforms import Identity, Step
+from evaluation.transforms import Step
 from study.ledger import Failure, Ledger, Status
 from study.parameters import SETTINGS
 from study.provenance import provenance
@@ -183,18 +183,19 @@ def has_references(store: Store) -> bool:
 
 
 def record_references(bench: Workbench, store: Store) -> None:
-    """Record the identity, the floor and the ceiling of each source, and the real pairs."""
+    """Record identity, controls, floor and ceiling of each source, and the real pairs."""
     evaluator = bench.evaluator
-    label = dict.fromkeys(("trial", "configuration", "method"), "identity")
     rows, outcomes = (
         [],
         [evaluator.real_outcomes(split) for split in (Split.VALIDATION, Split.TEST)],
     )
-    random = make_random(bench.seed, "identity")
     for source in bench.sources:
-        measured, pairs = evaluator.evaluate(label, source, Identity()(source.inputs, [0], random))
-        rows += [*measured, *evaluator.references_rows(source)]
-        outcomes.append(pairs)
+        rows += evaluator.references_rows(source)
+        for name, pair in [("identity", source.inputs), *make_controls(evaluator, source)]:
+            label = dict.fromkeys(LABELS, name)
+            measured, pairs = evaluator.evaluate(label, source, [Step(0, pair)])
+            rows += measured
+            outcomes.append(pairs)
     store.write("outcomes", "references", pl.concat(outcomes))
     store.write(
         "song_distances", "references", evaluator.song_distances(Split.TEST, SONG_DISTANCES)
