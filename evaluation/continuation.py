@@ -1,4 +1,4 @@
-"""An autoregressive model of notes: how likely is a right half, after a left one and by itself?
+"""How likely is a right half, after a left one and by itself? An autoregressive model of notes.
 
 It is a second opinion for the judges, of another class: a density, not a classifier. It learns
 from the training songs alone and knows no latents. The log-likelihood ratio log p(right | left) -
@@ -36,8 +36,12 @@ _AROUND = range(-2, 3)
 _WIDEST = 24
 """Widest interval that the network tells from wider ones, in semitones."""
 _INTERVALS = 2 * _WIDEST + 1
-_CHUNK = 512
-"""Pairs that are rated at one time."""
+_SILENT, _ABSENT = 2 * _INTERVALS, 2 * _INTERVALS + 1
+"""Codes of a rest and of a place before the start. Onsets of each interval and holds of each
+interval come first."""
+_CODES = 2 * _INTERVALS + 2
+_CHUNK = 64
+"""Pairs that are rated at one time. What is computed of so few stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +53,13 @@ class ContinuationSettings(Settings):
 
     hidden: int = 128
     """Width."""
-    embedding: int = 12
-    """Width of one step of the window."""
-    depth: int = 1
-    """Residual blocks."""
     dropout: float = 0.1
-    """Share of units dropped in training."""
+    """Share of units, and of places of the window, dropped in training."""
     steps: int = 600
     """Training steps."""
     batch: int = 64
     """Adjacent pairs per step."""
-    learning_rate: float = 6e-3
+    learning_rate: float = 1e-2
     """Peak learning rate of AdamW."""
     transpose_down: int = 5
     """Largest transposition downwards in augmentation, in semitones."""
@@ -82,14 +82,11 @@ class Continuation(nn.Module):
         places = {*range(1, _NEAR + 1)}
         places |= {lag + offset for lag in (bar, form.steps) for offset in _AROUND}
         self.lags = sorted(lag for lag in places if 0 < lag < 2 * form.steps)
-        # An onset or a hold of each interval, a rest, and a place before the start.
-        self.window = nn.Embedding(2 * _INTERVALS + 2, settings.embedding)
-        self.read = nn.Linear(len(self.lags) * settings.embedding, width)
+        # One table for all places: a sum of its rows is a linear map of what is in the window.
+        self.window = nn.Embedding(len(self.lags) * _CODES, width)
         self.place = nn.Embedding(form.steps, width)
         self.pitch = nn.Embedding(form.vocabulary, width)
-        self.body = nn.Sequential(
-            *(ResidualBlock(width) for _ in range(settings.depth)), nn.LayerNorm(width), nn.GELU()
-        )
+        self.body = nn.Sequential(ResidualBlock(width), nn.LayerNorm(width), nn.GELU())
         self.output = nn.Linear(width, FIRST_PITCH + _INTERVALS)
 
     def forward(
@@ -102,8 +99,12 @@ class Continuation(nn.Module):
         """
         window, struck, hangs = self._read(tokens, count)
         steps = torch.arange(tokens.shape[1] - count, tokens.shape[1]) % self.form.steps
-        seen = dropout(self.window(window).flatten(2), self.share, random)
-        inner = self.read(seen) + self.place(steps) + self.pitch(struck)
+        if random is not None:
+            dropped = torch.rand(window.shape, generator=random) < self.share
+            window = torch.where(dropped, _ABSENT, window)
+        rows = (window + torch.arange(len(self.lags)) * _CODES).flatten(0, 1)
+        seen = functional.embedding_bag(rows, self.window.weight, mode="sum")
+        inner = seen.unflatten(0, struck.shape) + (self.place(steps) + self.pitch(struck))
         relative = self.output(dropout(self.body(inner), self.share, random))
         pitches = torch.arange(FIRST_PITCH, self.form.vocabulary)
         column = (pitches - struck[..., None]).clamp(-_WIDEST, _WIDEST) + _WIDEST + FIRST_PITCH
@@ -135,8 +136,8 @@ class Continuation(nn.Module):
         interval = (last_pitch[:, at] - struck[..., None]).clamp(-_WIDEST, _WIDEST) + _WIDEST
         seen = tokens[:, at]
         window = torch.where(seen == HOLD, interval + _INTERVALS, interval)
-        window = torch.where(seen == REST, 2 * _INTERVALS, window)
-        return torch.where(places < 0, 2 * _INTERVALS + 1, window), struck, hangs
+        window = torch.where(seen == REST, _SILENT, window)
+        return torch.where(places < 0, _ABSENT, window), struck, hangs
 
     @torch.no_grad()
     def per_step(
@@ -175,7 +176,8 @@ class Continuation(nn.Module):
                 # The token of the last step is not read.
                 probability = self(tokens[:, : step + 1], 1).squeeze(1).exp()
                 tokens[:, step] = torch.multinomial(probability, 1, generator=random).squeeze(1)
-        return tokens[:, steps:].unflatten(0, (count, -1))
+        drawn: Tensor = tokens[:, steps:].unflatten(0, (count, -1))
+        return drawn
 
 
 def drop_hanging_holds(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
@@ -207,6 +209,8 @@ class ContinuationTrainer(Trainer):
         self.tokens, self.pairs = drop_hanging_holds(tokens.long()), pairs
         self.continuation = Continuation(form, settings)
         initialise(self.continuation, make_random(seed, "continuation", "weights"))
+        with torch.no_grad():  # what is summed over the window is to be as large as one embedding
+            self.continuation.window.weight.mul_(len(self.continuation.lags) ** -0.5)
         self.optimiser = adamw(self.continuation, settings.learning_rate)
         self.networks = {"continuation": self.continuation}
         self.optimisers = {"continuation": self.optimiser}
