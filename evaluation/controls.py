@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _SEARCHED = 200
 """Iterations of the longest search. LP itself takes up to 1,000, but at its largest step size it
-gains little after these, and five times as many would cost a study as much as all else that
+already pleases a judge after these, and five times as many would cost more than all else that
 controls need."""
 _CONTINUATIONS = 8
 """Continuations of a left half, of which the one nearest to the right half is taken."""
@@ -74,9 +74,10 @@ class Inputs:
     def continued(self) -> Pair:
         """The left halves, each with that of several likely continuations nearest to the right."""
         left, right = self.tokens
-        sampled = self.evaluator.continuation.sample(
-            left, _CONTINUATIONS, self.random("continuation")
+        drawn = self.evaluator.continuation.sample(
+            torch.from_numpy(left), _CONTINUATIONS, self.random("continuation")
         )
+        sampled = drawn.numpy().astype(np.uint8)
         nearest = np.stack([edit_distance(right, each) for each in sampled]).argmin(axis=0)
         chosen = sampled[nearest, np.arange(self.count)]
         return self.source.inputs[0], self.evaluator.core.encode_mean(chosen)

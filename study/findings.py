@@ -205,10 +205,12 @@ def _left_out(store: Store) -> list[str]:
 
 def say_controls(store: Store) -> list[str]:
     """Say which tricks each measure rates above real neighbours, on test songs."""
-    rated = store.scan("controls").filter(pl.col("source") == "test", pl.col("pleases")).collect()
+    rated = store.scan("controls").filter(pl.col("source") == "test").collect()
+    if rated.is_empty():
+        return []
     by_tricks: dict[str, list[str]] = {}
     for metric in (*COHERENCY, "indistinguishable", "seam"):
-        tricks = rated.filter(pl.col("metric") == metric)["control"]
+        tricks = rated.filter("pleases", pl.col("metric") == metric)["control"]
         named = ", ".join(CONTROLS[name].label for name in tricks) or "no trick"
         by_tricks.setdefault(named, []).append(metric)
     told = "; ".join(f"{', '.join(metrics)} by {named}" for named, metrics in by_tricks.items())

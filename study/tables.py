@@ -77,8 +77,8 @@ _METHOD = _column(
     "method",
     _TEXT,
     f"`fusion` or `conditional`; a rival: {', '.join(f'`{name}`' for name in list_rivals())},"
-    f" `identity`, or one of the user's own; a control: {', '.join(f'`{name}`' for name in CONTROLS)};"
-    " `floor`, `ceiling`, `real`.",
+    " `identity`, or one of the user's own; a control:"
+    f" {', '.join(f'`{name}`' for name in CONTROLS)}; `floor`, `ceiling`, `real`.",
 )
 _LAMBDA = _column(
     "lambda",

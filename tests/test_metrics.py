@@ -19,6 +19,7 @@ from cf_core.nets import initialise
 from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
+from evaluation.continuation import Continuation, ContinuationSettings
 from evaluation.distance import edit_distance
 from evaluation.evaluator import OUTCOMES, Evaluator, Source, make_sources, unpaired
 from evaluation.judge import Judge, JudgeSettings, ReaderSettings
@@ -80,7 +81,8 @@ def evaluator(corpus: Corpus) -> Evaluator:
     for index, network in enumerate((core, classifier, *judges.values())):
         initialise(network, make_random(index, "weights"))
     core.measure_sigma_bar(corpus.tokens)
-    return Evaluator(corpus, core, classifier, judges, resamples=50, seed=0)
+    continuation = Continuation(FORM, ContinuationSettings(hidden=8))
+    return Evaluator(corpus, core, classifier, judges, 50, 0, continuation)
 
 
 @pytest.fixture(scope="module")

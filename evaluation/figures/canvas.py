@@ -144,7 +144,7 @@ def key(
 
 def letter(text: str) -> Path:
     """Make a marker of a letter."""
-    drawn = TextPath((0, 0), text, prop=FontProperties("DejaVu Sans", weight="bold"))
+    drawn = TextPath((0, 0), text, prop=FontProperties(family="DejaVu Sans", weight="bold"))
     bounds = drawn.get_extents()
     return Path(drawn.vertices - (bounds.min + bounds.max) / 2, drawn.codes)
 
