@@ -185,10 +185,8 @@ def has_references(store: Store) -> bool:
 def record_references(bench: Workbench, store: Store) -> None:
     """Record identity, controls, floor and ceiling of each source, and the real pairs."""
     evaluator = bench.evaluator
-    rows, outcomes = (
-        [],
-        [evaluator.real_outcomes(split) for split in (Split.VALIDATION, Split.TEST)],
-    )
+    rows: list[dict[str, Any]] = []
+    outcomes = [evaluator.real_outcomes(split) for split in (Split.VALIDATION, Split.TEST)]
     for source in bench.sources:
         rows += evaluator.references_rows(source)
         for name, pair in [("identity", source.inputs), *make_controls(evaluator, source)]:

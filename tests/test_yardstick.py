@@ -68,8 +68,9 @@ def evaluator(corpus: Corpus) -> Evaluator:
         Latents(mean, deviation, adjacent, core.sigma_bar), CLASSIFIER, seed=0
     )
     prior = torch.randn(1000, mean.shape[1], generator=make_random(0, "prior"))
-    notes = (torch.from_numpy(core.decode_tokens(z)) for z in (mean, prior))
-    judge = JudgeTrainer(JudgeData(tokens, *notes, adjacent), corpus.form, JUDGE, 0, "judge")
+    rebuilt, sampled = (torch.from_numpy(core.decode_tokens(z)) for z in (mean, prior))
+    notes = JudgeData(tokens, rebuilt, sampled, adjacent)
+    judge = JudgeTrainer(notes, corpus.form, JUDGE, 0, "judge")
     melody = ContinuationTrainer(tokens, adjacent, corpus.form, CONTINUATION, seed=0)
     for trainer in (search, judge, melody):
         train(trainer)

@@ -145,8 +145,8 @@ def key(
 def letter(text: str) -> Path:
     """Make a marker of a letter."""
     drawn = TextPath((0, 0), text, prop=FontProperties(family="DejaVu Sans", weight="bold"))
-    bounds = drawn.get_extents()
-    return Path(drawn.vertices - (bounds.min + bounds.max) / 2, drawn.codes)
+    middle = np.mean(drawn.get_extents().get_points(), axis=0)
+    return Path(np.asarray(drawn.vertices) - middle, drawn.codes)
 
 
 def legend_below(
