@@ -21,6 +21,7 @@ from cf_core.seeding import derive, make_random
 from cf_core.vae import MelodyVAE
 from evaluation.bootstrap import Resamples, has_enough_songs
 from evaluation.classifier import SearchClassifier
+from evaluation.continuation import Continuation
 from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
 from evaluation.judge import Judge
 from evaluation.likeness import SEAMS, RealNeighbours, find_seams
@@ -99,6 +100,7 @@ class Evaluator:
     """By split: the selection judge for validation songs, the reporting judge for test songs."""
     resamples: int
     seed: int
+    continuation: Continuation
 
     @cached_property
     def bins(self) -> Bins:
@@ -143,10 +145,10 @@ class Evaluator:
         """
         rows = self.corpus.pairs_of(split)
         tokens = self._tokens(rows)
-        left, right = (self.core.encode_mean(half) for half in tokens)
         name = {Split.TEST: "test", Split.VALIDATION: "validation"}[split]
         shared = {"source": name, "iteration": 0}
-        pairs = self._view(tokens, self.corpus.song[rows], split, latents=(left, right))
+        songs = self.corpus.song[rows]
+        pairs = self._view(tokens, songs, split, latents=self._encode(rows))
         columns = self._measure(pairs)
         return _frame(dict.fromkeys(LABELS, "real") | shared | columns)
 
@@ -175,7 +177,7 @@ class Evaluator:
 
     def _apart(self, rows: Integer[np.ndarray, "P 2"]) -> Float64[np.ndarray, "P"]:
         """Equation 7 between the two segments of each row."""
-        one, other = (self.core.encode_mean(half) for half in self._tokens(rows))
+        one, other = self._encode(rows)
         distances: np.ndarray = z_distance((one, one), (other, one), self.core.sigma_bar).numpy()
         return distances.astype(np.float64)
 
@@ -193,21 +195,21 @@ class Evaluator:
         if source.songs[0, 0] < 0:
             noise = make_random(self.seed, "floor", source.name)
             z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
-            floor, songs = self._decode((z_left, z_right)), source.songs
+            floor, songs = (z_left, z_right), source.songs
         else:
             folds = deal_songs(self.corpus, source.split, self.seed)
             rows = unpaired(self.corpus, source.split, count, random, folds)
-            floor, songs = self._reconstructed(rows), self.corpus.song[rows]
+            floor, songs = self._encode(rows), self.corpus.song[rows]
         shuffled = random.permutation(self.corpus.pairs_of(source.split))
         half = len(shuffled) // 2
         chosen, others = shuffled[:half][:count], shuffled[half:]
-        ceiling, own_songs = self._reconstructed(chosen), self.corpus.song[chosen]
-        for name, tokens, owners, reference in (
+        ceiling, own_songs = self._encode(chosen), self.corpus.song[chosen]
+        for name, latents, owners, reference in (
             ("floor", floor, songs, self._references[source.split]),
             ("ceiling", ceiling, own_songs, self._reference(others, source.split, random)),
         ):
             shared = {"source": source.name, "iteration": 0} | dict.fromkeys(LABELS, name)
-            pairs = self._view(tokens, owners, source.split, reference)
+            pairs = self._view(self._decode(latents), owners, source.split, reference, latents)
             for metric in self._metrics(_frame(self._measure(pairs)), pairs):
                 yield {**shared, **metric}
 
@@ -401,8 +403,11 @@ class Evaluator:
 
     def _reconstructed(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
         """Encode and decode pairs, as all inputs are."""
+        return self._decode(self._encode(rows))
+
+    def _encode(self, rows: Integer[np.ndarray, "P 2"]) -> Pair:
         left, right = (self.core.encode_mean(half) for half in self._tokens(rows))
-        return self._decode((left, right))
+        return left, right
 
     def _tokens(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
         return self.corpus.tokens[rows[:, 0]], self.corpus.tokens[rows[:, 1]]

@@ -34,6 +34,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float64
 
+from evaluation.controls import CONTROLS
 from evaluation.metrics import COHERENCY, LIKENESS
 
 CHOSEN_ON: dict[str, str] = {"test": "validation", "prior": "validation_prior"}
@@ -172,8 +173,8 @@ def panel_points(metrics: pl.DataFrame, source: str, metric: str, axis: str) -> 
 
 
 def rivals(metrics: pl.DataFrame) -> list[str]:
-    """List all methods that ours is compared with, sorted by name."""
-    apart = (*FUSIONS, *LEVELS, REAL)
+    """List all methods that ours is compared with, sorted by name; controls are none."""
+    apart = (*FUSIONS, *LEVELS, *CONTROLS, REAL)
     return metrics.filter(~pl.col("method").is_in(apart))["method"].unique().sort().to_list()
 
 

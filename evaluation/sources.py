@@ -29,6 +29,8 @@ class Source:
     split: Split
     inputs: Pair
     songs: Integer[np.ndarray, "B 2"]
+    rows: Integer[np.ndarray, "B 2"] | None = None
+    """The corpus's segments; None for the prior."""
 
 
 def deal_songs(corpus: Corpus, split: Split, seed: int) -> Int64[np.ndarray, "S"]:
@@ -96,7 +98,7 @@ def make_sources(
         random, count = np.random.default_rng(derive(seed, "inputs", name)), counts[split]
         rows = unpaired(corpus, split, count, random, deal_songs(corpus, split, seed))
         left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
-        sources.append(Source(name, split, (left, right), corpus.song[rows]))
+        sources.append(Source(name, split, (left, right), corpus.song[rows], rows))
         z_left, z_right = torch.randn(
             (2, *left.shape), generator=make_random(seed, "inputs", prior_name)
         )

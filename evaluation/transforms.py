@@ -1,4 +1,4 @@
-"""Transforms map pairs to pairs. Identity and fusion are here, all others in `evaluation.rivals`.
+"""Transforms map pairs to pairs. Fusion is here, all others are in `evaluation.rivals`.
 
 A transform is called with input latents, ascending iteration counts (1 or more) and a generator of
 random numbers on the latents' device. It yields a `Step` at each count: the outputs so far and what
@@ -63,16 +63,6 @@ class Transform(ABC):
     def _steps(
         self, pair: Pair, counts: Sequence[int], random: torch.Generator, /
     ) -> Iterator[Step]: ...
-
-
-@dataclass(frozen=True)
-class Identity(Transform):
-    """Returns the inputs themselves, as iteration 0, whatever the counts."""
-
-    def _steps(
-        self, pair: Pair, _counts: Sequence[int], _random: torch.Generator, /
-    ) -> Iterator[Step]:
-        yield Step(0, pair)
 
 
 @dataclass(frozen=True)

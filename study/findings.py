@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from cf_core.errors import ConfigError
 from cf_core.files import AnyPath, replacing
 from cf_core.seeding import derive
+from evaluation.controls import CONTROLS, rate_controls
 from evaluation.figures import (
     Axis,
     attainment_difference_figure,
@@ -64,9 +65,11 @@ _SHOWN_DISTANCE = 6
 
 
 def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
-    """Write the tables `frontier`, `matched`, `hypervolumes` and `verdicts`."""
-    used = [*COHERENCY, *LIKENESS, *AXES]
-    metrics = read_finished_metrics(store).filter(pl.col("metric").is_in(used))
+    """Write the tables `controls`, `frontier`, `matched`, `hypervolumes` and `verdicts`."""
+    finished = read_finished_metrics(store)
+    store.write("controls", "all", rate_controls(finished))
+    used = pl.col("metric").is_in([*COHERENCY, *LIKENESS, *AXES])
+    metrics = finished.filter(used, ~pl.col("method").is_in([*CONTROLS]))
     bounds = dict(evaluation.matched)
     fronts = [
         _front(group).with_columns(source=pl.lit(source), metric=pl.lit(metric), axis=pl.lit(axis))
@@ -228,6 +231,20 @@ def _say_limits(plan: EvaluationPlan, method: str) -> str:
     return f" ({limits})" if limits else ""
 
 
+def say_controls(store: Store) -> list[str]:
+    """Say which tricks each measure rates above real neighbours, on test songs."""
+    rated = store.scan("controls").filter(pl.col("source") == "test").collect()
+    if rated.is_empty():
+        return []
+    by_tricks: dict[str, list[str]] = {}
+    for metric in (*COHERENCY, "indistinguishable", "seam"):
+        tricks = rated.filter("pleases", pl.col("metric") == metric)["control"]
+        named = ", ".join(CONTROLS[name].label for name in tricks) or "no trick"
+        by_tricks.setdefault(named, []).append(metric)
+    told = "; ".join(f"{', '.join(metrics)} by {named}" for named, metrics in by_tricks.items())
+    return [f"pleased on test songs (a trick is rated above real neighbours): {told}"]
+
+
 def say_improvements(store: Store) -> list[str]:
     """Say how often a seed's hypervolume is above that of each rival, on average over panels.
 
@@ -340,7 +357,8 @@ def _shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
 def _agreement(metrics: pl.DataFrame) -> list[str]:
     """Say how alike the two judges rank the points, one on validation and one on test songs."""
     point = ["method", "trial", "lambda", "iteration"]
-    judged = metrics.filter(pl.col("metric") == "judge", ~pl.col("method").is_in(LEVELS))
+    apart = pl.col("method").is_in([*LEVELS, *CONTROLS])
+    judged = metrics.filter(pl.col("metric") == "judge", ~apart)
     by_source = [
         judged.filter(pl.col("source") == source).select(*point, pl.col("value").alias(source))
         for source in ("validation", "test")
@@ -358,7 +376,9 @@ def _agreement(metrics: pl.DataFrame) -> list[str]:
 def read_finished_metrics(store: Store) -> pl.DataFrame:
     """Read the metrics without the rows that an unfinished job may have left."""
     done = Ledger(store).list_done()
-    return store.metrics.filter(pl.col("trial").is_in([*done, *LEVELS, "identity"])).collect()
+    return store.metrics.filter(
+        pl.col("trial").is_in([*done, *LEVELS, *CONTROLS, "identity"])
+    ).collect()
 
 
 def count_bins(store: Store) -> dict[str, int]:

@@ -14,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cf_core.corpus import Split
-from cf_core.seeding import make_random
 from cf_core.training import Progress, measure_peak_memory_mb
+from evaluation.controls import make_controls
+from evaluation.evaluator import LABELS
 from evaluation.frontier import CHOSEN_ON
 from evaluation.rivals import Setting
 from evaluation.sources import Source, song_names
-from evaluation.transforms import Identity, Step
+from evaluation.transforms import Step
 from study.ledger import Failure, Ledger, Status
 from study.parameters import SETTINGS
 from study.provenance import provenance
@@ -185,18 +186,19 @@ def has_references(store: Store) -> bool:
 
 
 def record_references(bench: Workbench, store: Store) -> None:
-    """Record the identity, the floor and the ceiling of each source, and the real pairs."""
+    """Record identity, controls, floor and ceiling of each source, and the real pairs."""
     evaluator = bench.evaluator
-    label = dict.fromkeys(("trial", "configuration", "method"), "identity")
-    rows, influences = [], []
+    rows: list[dict[str, Any]] = []
     outcomes = [evaluator.real_outcomes(split) for split in (Split.VALIDATION, Split.TEST)]
-    random = make_random(bench.seed, "identity")
+    influences = []
     for source in bench.sources:
-        measured = evaluator.evaluate(label, source, Identity()(source.inputs, [0], random))
-        rows += [*measured.metrics, *evaluator.references_rows(source)]
-        outcomes.append(measured.outcomes)
-        if source.name in CHOSEN_ON:
-            influences.append(measured.influences)
+        rows += evaluator.references_rows(source)
+        for name, pair in [("identity", source.inputs), *make_controls(evaluator, source)]:
+            measured = evaluator.evaluate(dict.fromkeys(LABELS, name), source, [Step(0, pair)])
+            rows += measured.metrics
+            outcomes.append(measured.outcomes)
+            if source.name in CHOSEN_ON:
+                influences.append(measured.influences)
     store.write("outcomes", "references", pl.concat(outcomes))
     store.write("influences", "references", pl.concat(influences))
     store.write(

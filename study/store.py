@@ -49,6 +49,7 @@ class Store:
     song_distances: pl.LazyFrame
     examples: pl.LazyFrame
     metrics: pl.LazyFrame
+    controls: pl.LazyFrame
     frontier: pl.LazyFrame
     matched: pl.LazyFrame
     verdicts: pl.LazyFrame

@@ -16,6 +16,7 @@ from hashlib import sha256
 import polars as pl
 import pyarrow as pa
 
+from evaluation.controls import CONTROLS
 from evaluation.metrics import AXES, METRICS, OF_PAIRS
 from evaluation.rivals import list_rivals
 from evaluation.statistics import STATISTICS
@@ -76,7 +77,8 @@ _METHOD = _column(
     "method",
     _TEXT,
     f"`fusion` or `conditional`; a rival: {', '.join(f'`{name}`' for name in list_rivals())},"
-    " `identity`, or one of the user's own; `floor`, `ceiling`, `real`.",
+    " `identity`, or one of the user's own; a control:"
+    f" {', '.join(f'`{name}`' for name in CONTROLS)}; `floor`, `ceiling`, `real`.",
 )
 _LAMBDA = _column(
     "lambda",
@@ -407,6 +409,31 @@ TABLES: dict[str, Table] = {
             _column("high", _FLOAT64, "Upper end of its 95 % interval.", null=True),
             _column("n", _INT64, "Number of pairs measured."),
             _column("excluded", _INT64, "Number of pairs left out, as not finite or silent."),
+        ),
+    ),
+    "controls": Table(
+        "Tricks against real neighbours, by every metric: whom it can be pleased by.",
+        (
+            _SOURCE,
+            _METRIC,
+            _column(
+                "control",
+                _TEXT,
+                " ".join(f"`{one.name}`: {one.about}" for one in CONTROLS.values()),
+            ),
+            _column("value", _FLOAT64, "The metric of the control."),
+            _column("low", _FLOAT64, "Lower end of its 95 % interval.", null=True),
+            _column("high", _FLOAT64, "Upper end of its 95 % interval.", null=True),
+            _column(
+                "real", _FLOAT64, "The metric of real neighbours: the method `ceiling`.", null=True
+            ),
+            _column(
+                "pleases",
+                _TRUTH,
+                "Whether the control is rated above real neighbours; null for a metric of which"
+                " higher values are not better.",
+                null=True,
+            ),
         ),
     ),
     "frontier": Table(

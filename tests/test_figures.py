@@ -421,6 +421,36 @@ def test_legend_names_every_level_and_states_the_numbers(figures: dict[str, Figu
     )
 
 
+def test_tricks_are_letters_that_are_never_joined_and_named_where_they_please() -> None:
+    """Of two tricks, one is above the ceiling in the judge's panels, and none elsewhere."""
+    ceiling = METRICS.filter(pl.col("method") == "ceiling")
+    by = pl.when(pl.col("metric") == "judge").then(0.1).otherwise(-0.1)
+    tricks = []
+    for name, distance, shift in (("left_twice", 3.0, by), ("gamble", 1.0, -0.2)):
+        named = {column: pl.lit(name) for column in ("trial", "configuration", "method")}
+        rows = ceiling.filter(pl.col("metric").is_in(COLUMNS)).with_columns(**named)
+        apart = rows.filter(pl.col("metric") == "judge").with_columns(
+            metric=pl.lit("z_distance"), value=pl.lit(distance)
+        )
+        tricks += [rows.with_columns(pl.col("value") + shift), apart]
+    figure = frontier_figure(pl.concat([METRICS, *tricks]))
+    for (source, metric), axes in panels(figure, COLUMNS):
+        level = ceiling.filter(source=source, metric=metric)["value"].item()
+        expected = level + (0.1 if metric == "judge" else -0.1)
+        same_places(curve(axes, "left_twice"), [(3.0, expected)])
+        same_places(curve(axes, "gamble"), [(1.0, level - 0.2)])
+        assert [text.get_text() for text in axes.texts] == [
+            "pleased by L" if metric == "judge" else "pleased by none"
+        ]
+        for line in axes.lines:
+            if line.get_label() in ("left_twice", "gamble"):
+                assert line.get_linestyle() == "None"
+    (legend,) = figure.legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words[words.index("tricks") :][:3] == ["tricks", "left twice", "gamble"]
+    assert "pleased by" in legend.get_title().get_text()
+
+
 def test_what_is_left_out_is_counted_and_not_drawn() -> None:
     spoiled = (
         (pl.col("trial") == "ours-b-seed0")

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation.controls import CONTROLS
 from evaluation.frontier import (
     CHOSEN_ON,
     DISTANCES,
@@ -210,6 +211,16 @@ def test_matched_similarity_by_definition(points: list[tuple[str, float, float]]
             if row[5] <= distance and (row[6], -row[5]) > best:
                 best, expected = (row[6], -row[5]), row[7]
         assert value == expected
+
+
+def test_tricks_are_no_rivals_and_change_nothing() -> None:
+    tricks: list[Row] = [
+        (name, name, None, None, 0, 1.0 + place, 0.99, 0.99) for place, name in enumerate(CONTROLS)
+    ]
+    without, with_them = metrics_of(POINTS_BY_HAND), metrics_of([*POINTS_BY_HAND, *tricks])
+    assert rivals(with_them) == rivals(without)
+    for compare in (matched_similarity, hypervolumes):
+        assert compare(with_them, {AXIS: (0.5, 4.0)}).equals(compare(without, {AXIS: (0.5, 4.0)}))
 
 
 def test_matched_similarity_needs_the_identity() -> None:

@@ -20,6 +20,7 @@ from cf_core.nets import initialise
 from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
+from evaluation.continuation import Continuation, ContinuationSettings
 from evaluation.distance import edit_distance
 from evaluation.evaluator import OUTCOMES, Evaluator
 from evaluation.frechet import RealGaussian
@@ -34,7 +35,7 @@ from evaluation.statistics import (
     overlap_area,
     pair_features,
 )
-from evaluation.transforms import Identity, Step
+from evaluation.transforms import Step
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=83)
 LABEL = {"trial": "x", "method": "fusion", "lambda": 0.5, "style_dim": 2, "seed": 3}
@@ -84,7 +85,8 @@ def evaluator(corpus: Corpus) -> Evaluator:
     for index, network in enumerate((core, classifier, *judges.values())):
         initialise(network, make_random(index, "weights"))
     core.measure_sigma_bar(corpus.tokens)
-    return Evaluator(corpus, core, classifier, judges, resamples=50, seed=0)
+    continuation = Continuation(FORM, ContinuationSettings(hidden=8))
+    return Evaluator(corpus, core, classifier, judges, 50, 0, continuation)
 
 
 @pytest.fixture(scope="module")
@@ -420,6 +422,7 @@ def test_outputs_that_are_not_finite_are_counted_and_left_out(
         source,
         inputs=(source.inputs[0][kept], source.inputs[1][kept]),
         songs=source.songs[kept],
+        rows=None,
     )
     same, _ = evaluated(evaluator, smaller, Step(3, (left[kept], step.outputs[1][kept])))
     for metric, row in rows.items():
@@ -441,8 +444,7 @@ def test_a_step_of_which_nothing_is_finite_has_records_but_no_metrics(
 
 def test_the_identity_is_at_no_distance(evaluator: Evaluator, sources: dict[str, Source]) -> None:
     for source in sources.values():
-        (step,) = Identity()(source.inputs, [1], make_random(0, "none"))
-        rows, _ = evaluated(evaluator, source, step)
+        rows, _ = evaluated(evaluator, source, Step(0, source.inputs))
         for metric in DISTANCES:
             assert rows[metric]["value"] == 0
         assert "balance" not in rows
@@ -473,7 +475,7 @@ def test_floor_and_ceiling_are_given_for_every_panel(
         rows = list(evaluator.references_rows(source))
         for level in ("floor", "ceiling"):
             metrics = {row["metric"] for row in rows if row["trial"] == level}
-            assert metrics >= {*COHERENCY, *SETS, *LIKENESS, *GAPS, "seam"}
+            assert metrics >= {*COHERENCY, *SETS, *LIKENESS, *GAPS, "seam", "search_classifier"}
             assert not metrics & {*DISTANCES, "balance"}
         assert rows == list(evaluator.references_rows(source))
 

@@ -25,9 +25,10 @@ import study
 from cf_core.bundle import load_bundle
 from cf_core.errors import UserError
 from cf_core.fuse import fuse_files
+from evaluation.controls import CONTROLS
 from evaluation.figures import save
 from evaluation.frontier import CHOSEN_ON, DEPLOYED_AXES, PANELS, POSTER_AXES
-from evaluation.metrics import COHERENCY, LIKENESS, METRICS, OF_PAIRS
+from evaluation.metrics import AXES, COHERENCY, LIKENESS, METRICS, OF_PAIRS
 from evaluation.rivals import list_rivals
 from study import findings
 from study.config import StudyConfig
@@ -125,7 +126,7 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
     assert all(count == pairs[source] for _, _, source, _, count in sizes.iter_rows())
     metrics = tables["metrics"]
     assert set(metrics["metric"]) == set(METRICS)
-    references = ["identity", "floor", "ceiling"]
+    references = ["identity", "floor", "ceiling", *CONTROLS]
     for metric in (*COHERENCY, *OF_PAIRS, "novelty", "copied", "overlap_area", "coverage"):
         rows = metrics.filter(pl.col("metric") == metric, ~pl.col("trial").is_in(references))
         found = rows.select("trial", "lambda", "source", "iteration").iter_rows()
@@ -134,7 +135,19 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
     for level in ("floor", "ceiling"):
         rows = metrics.filter(pl.col("method") == level, pl.col("metric").is_in(COHERENCY))
         assert rows.height == len(COHERENCY) * len(SOURCES)
-    outcomes = tables["outcomes"].filter(~pl.col("trial").is_in(["identity", "real"]))
+    for control in CONTROLS:
+        sense = [name for name in SOURCES if control != "same_song" or "prior" not in name]
+        rows = metrics.filter(pl.col("trial") == control)
+        assert set(rows["source"]) == set(sense), control
+        assert {*AXES, *COHERENCY, "seam"} <= set(rows["metric"])
+        assert set(rows.select("method", "configuration").iter_rows()) == {(control, control)}
+    told = tables["controls"].join(
+        metrics, left_on=["source", "metric", "control"], right_on=["source", "metric", "trial"]
+    )
+    assert told.height == tables["controls"].height
+    assert told["value"].equals(told["value_right"], null_equal=True)
+    not_inputs = ~pl.col("trial").is_in(["identity", "real", *CONTROLS])
+    outcomes = tables["outcomes"].filter(not_inputs)
     assert set(outcomes.select("trial", "lambda", "source", "iteration").iter_rows()) == points
     assert outcomes.height == latents.height
     costs = tables["costs"].select("trial", "lambda", "iteration")
@@ -146,6 +159,8 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
     assert (trained["training_seconds"] * config.execution.pack < trained["seconds"]).all()
     panels = set(tables["frontier"].select("source", "metric").unique().iter_rows())
     assert panels == set(product(CHOSEN_ON, (*LIKENESS, *COHERENCY)))
+    for name in ("frontier", "matched", "hypervolumes"):
+        assert not {*CONTROLS} & {*tables[name]["method"]}, f"{name}: a trick is no rival"
     assert set(tables["curves"]["trial"]) == set(trials)
     assert set(tables["curves"]["step"]) == {100, 120}
 

@@ -26,7 +26,7 @@ from evaluation.rivals.retrieval import Retrieval
 from evaluation.rivals.slerp import Slerp
 from evaluation.rivals.transport import Transport, find_transport
 from evaluation.rivals.transpose import Transpose
-from evaluation.transforms import Fusion, Identity, Step, Transform
+from evaluation.transforms import Fusion, Step, Transform
 
 Z, ROWS = 3, 6
 SIGMA = torch.tensor([0.2, 0.5, 1.0])
@@ -148,14 +148,6 @@ def test_inputs_are_left_as_they_were(name: str) -> None:
     run(SEARCHES[name](), (1, 3), start)
     for half, kept in zip(start, pair(), strict=True):
         assert torch.equal(half, kept)
-
-
-def test_identity_is_the_input_itself() -> None:
-    start = pair()
-    (step,) = run(Identity(), (3, 7), start)
-    assert step.iteration == 0
-    assert step.outputs[0] is start[0]
-    assert step.outputs[1] is start[1]
 
 
 def test_fusion_feeds_outputs_back() -> None:

@@ -9,8 +9,11 @@ from jaxtyping import Float
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import ColorType, LineStyleType
 
@@ -83,12 +86,15 @@ def heading(metric: str) -> str:
 
 
 def panel_grid(
-    panels: Collection[tuple[str, str]], distances: Float[np.ndarray, "n"], axis: str
+    panels: Collection[tuple[str, str]],
+    distances: Float[np.ndarray, "n"],
+    axis: str,
+    small_print: int = 1,
 ) -> tuple[Figure, dict[tuple[str, str], Axes]]:
     """Make a row of panels per source and a column per metric, over one distance axis.
 
     `panels` are pairs of source and metric; metrics keep their order. The axis covers the finite
-    ones of `distances`.
+    ones of `distances`. There is room for so many lines of `small_print` above each panel.
     """
     sources = [source for source in CHOSEN_ON if source in {source for source, _ in panels}]
     metrics = list(dict.fromkeys(metric for _, metric in panels))
@@ -98,7 +104,7 @@ def panel_grid(
     for row, source in zip(grid, sources, strict=True):
         row[0].set_ylabel(f"coherency, {source} inputs")
     for column, metric in zip(grid.T, metrics, strict=True):
-        column[0].set_title(heading(metric), pad=9)  # room for a line of small print
+        column[0].set_title(heading(metric), pad=2.5 + 6.5 * small_print)
         column[0].yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         column[-1].set_xlabel(heading(axis))
     _scale_distance(grid[0, 0], distances)
@@ -127,10 +133,20 @@ def _short(number: float) -> str:
 
 
 def key(
-    colour: ColorType, dashes: LineStyleType = "", marker: str = "", size: float = 4.0
+    colour: ColorType, dashes: LineStyleType = "", marker: str | Path = "", size: float = 4.0
 ) -> Line2D:
     """Make the symbol of one legend entry; without dashes it is a marker alone."""
-    return Line2D([], [], color=colour, linestyle=dashes, marker=marker, markersize=size, lw=1.2)
+    symbol = Line2D([], [], color=colour, linestyle=dashes, marker=marker, markersize=size, lw=1.2)
+    if isinstance(marker, Path):
+        symbol.set_markeredgewidth(0)
+    return symbol
+
+
+def letter(text: str) -> Path:
+    """Make a marker of a letter."""
+    drawn = TextPath((0, 0), text, prop=FontProperties(family="DejaVu Sans", weight="bold"))
+    middle = np.mean(drawn.get_extents().get_points(), axis=0)
+    return Path(np.asarray(drawn.vertices) - middle, drawn.codes)
 
 
 def legend_below(

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import ColorType
 
 from cf_core.errors import FigureError
+from evaluation.controls import CONTROLS, Control, rate_controls
 from evaluation.figures.canvas import (
     GREY,
     STYLE,
@@ -20,6 +21,7 @@ from evaluation.figures.canvas import (
     in_order,
     key,
     legend_below,
+    letter,
     look,
     panel_grid,
     thinned,
@@ -37,6 +39,8 @@ from evaluation.metrics import AXES, COHERENCY
 _OURS_KEY = ("frontier", key("black", "-"))
 _MOST_LINES = 32
 """Most configurations at one λ whose iterations are drawn; more are thinned evenly by λ."""
+_LETTER = 4.5
+"""Size of the letter of a trick, in points."""
 _MANY_POINTS = 1000
 """More points than this are drawn as pixels, in an SVG file too."""
 
@@ -74,22 +78,31 @@ class _Panels(dict[tuple[str, str], Panel]):
         found = self.configurations.filter(pl.col("method").is_in(methods))[column]
         return found.drop_nulls().unique().sort().to_list()
 
-    def draw(self, axis: str) -> tuple[Figure, dict[tuple[str, str], Axes]]:
-        """Make the figure and its axes, with levels and with the counts of what is left out."""
-        figure, axes = panel_grid(list(self), self.configurations["distance"].to_numpy(), axis)
+    def draw(
+        self, axis: str, pleased: Mapping[tuple[str, str], str | None] | None = None
+    ) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+        """Make the figure and its axes, with levels and with the counts of what is left out.
+
+        `pleased` holds the letters of the tricks that please a panel's metric.
+        """
+        small = {at: _small_print(panel, (pleased or {}).get(at)) for at, panel in self.items()}
+        figure, axes = panel_grid(
+            list(self), self.configurations["distance"].to_numpy(), axis,
+            small_print=max(1, *map(len, small.values())),
+        )  # fmt: skip
         for at, panel in self.items():
             draw_levels(axes[at], panel.levels)
             axes[at].margins(y=0.08)
-            if panel.missing or panel.excluded:
+            if small[at]:
                 axes[at].annotate(
-                    f"left out {panel.missing} | {panel.excluded}", (1, 1), (0, 1), fontsize=6,
-                    xycoords="axes fraction", textcoords="offset points", ha="right", va="bottom",
+                    "\n".join(small[at]), (1, 1), (0, 1), fontsize=6, xycoords="axes fraction",
+                    textcoords="offset points", ha="right", va="bottom", linespacing=1.1,
                 )  # fmt: skip
         return figure, axes
 
     @property
     def note(self) -> str:
-        """State the numbers of seeds and pairs, and what "left out" counts."""
+        """State the numbers of seeds and pairs, and what the small print counts."""
         seeds = self.configurations.filter(pl.col("method").is_in(FUSIONS))["seeds"]
         counts = sorted({seeds.min(), seeds.max()} - {None})  # type: ignore[type-var]
         several = f"{' to '.join(map(str, counts))} training seeds"
@@ -105,6 +118,14 @@ class _Panels(dict[tuple[str, str], Panel]):
         return note
 
 
+def _small_print(panel: Panel, pleased: str | None) -> list[str]:
+    """Write the lines above a panel."""
+    lines = [] if pleased is None else [f"pleased by {pleased or 'none'}"]
+    if panel.missing or panel.excluded:
+        lines.append(f"left out {panel.missing} | {panel.excluded}")
+    return lines
+
+
 def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
     """Draw coherency against distance, ours and all rivals: figure 4 of the poster.
 
@@ -114,20 +135,25 @@ def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
     every point of LP is a faint cross coloured by iterations. Lines join the points of a method
     that no other point of the method dominates; ours has whiskers there, from the lowest to the
     highest seed. Such a front is chosen by the values that it shows, so it favours the method with
-    the most points. The table `verdicts` compares without this bias. Raises `FigureError` if the
-    table holds nothing to draw.
+    the most points. The table `verdicts` compares without this bias. A grey letter is a trick
+    (`evaluation.controls`); those that the metric rates above real neighbours are named above the
+    panel. Raises `FigureError` if the table holds nothing to draw.
     """
     panels = _Panels.of(metrics, (*COHERENCY, "search_classifier"), axis)
     shade = colours(panels.levels("lambda", FUSIONS), "viridis", 0.0, 0.9)
     lp_shade = colours(panels.levels("iteration", ("lp",)), "YlOrBr", 0.3, 0.9)
     methods = in_order(panels.configurations["method"].unique().to_list())
-    rivals = [method for method in methods if method not in FUSIONS]
+    rivals = [method for method in methods if method not in (*FUSIONS, *CONTROLS)]
+    tricks = [control for name, control in CONTROLS.items() if name in methods]
+    rated = rate_controls(metrics)
     with mpl.rc_context(STYLE):
-        figure, axes = panels.draw(axis)
+        figure, axes = panels.draw(axis, {at: _letters(rated, *at) for at in panels})
         for at, panel in panels.items():
             _draw_points(axes[at], panel.method("lp"), "iteration", lp_shade, 0.45)
             for method in rivals:
                 draw_front(axes[at], panel.method(method), method)
+            for trick in tricks:
+                _draw_trick(axes[at], panel.method(trick.name), trick)
             front = draw_front(axes[at], panel.ours, OURS)
             _draw_whiskers(axes[at], front, "black")
             _draw_points(axes[at], panel.ours, "lambda", shade, 1.0)
@@ -136,9 +162,11 @@ def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
             "ours": [_OURS_KEY, *_method_markers(methods)],
             "frontier of": [(look(m).label, method_key(m)) for m in rivals],
             "LP: iterations": [(f"{x:,}", key(c, "", "x")) for x, c in lp_shade.items()],
+            "tricks": [(x.label, key(GREY, "", letter(x.letter), _LETTER)) for x in tricks],
             "references": LEVEL_KEYS,
         }
-        legend_below(figure, columns, panels.note)
+        meant = "; pleased by: tricks that are rated above real pairs" * bool(tricks)
+        legend_below(figure, columns, panels.note + meant)
     return figure
 
 
@@ -199,6 +227,23 @@ def _draw_points(
             zorder=2.1 if method == "lp" else 3.4,
             linewidths=0.7 if method == "lp" else 0, rasterized=points.height > _MANY_POINTS,
         )  # fmt: skip
+
+
+def _draw_trick(panel: Axes, rows: pl.DataFrame, trick: Control) -> None:
+    panel.plot(
+        rows["distance"], rows["value"], color=GREY, ls="", marker=letter(trick.letter),
+        markersize=_LETTER, markeredgewidth=0, label=trick.name, zorder=3.1,
+    )  # fmt: skip
+
+
+def _letters(rated: pl.DataFrame, source: str, metric: str) -> str | None:
+    """The letters of the tricks that a metric rates above real neighbours; None if unknown."""
+    known = rated.filter(
+        pl.col("pleases").is_not_null(), pl.col("source") == source, pl.col("metric") == metric
+    )
+    if known.is_empty():
+        return None
+    return "".join(CONTROLS[name].letter for name in known.filter("pleases")["control"])
 
 
 def _draw_whiskers(panel: Axes, rows: pl.DataFrame, colour: ColorType) -> None:

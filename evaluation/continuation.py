@@ -1,0 +1,236 @@
+"""How likely is a right half, after a left one and by itself? An autoregressive model of notes.
+
+It is a second opinion for the judges, of another class: a density, not a classifier. It learns
+from the training songs alone and knows no latents. The log-likelihood ratio log p(right | left) -
+log p(right) is the pointwise mutual information of two halves.
+
+One network gives both. It reads a melody token by token, and two adjacent halves are one melody of
+2T steps: p(right | left) is the probability of its second half, and p(right) that of a melody
+which begins with the right half. It predicts each token from a window of earlier ones: the last
+few, and those around the same place one bar and one segment before, where music repeats itself.
+Pitches are given and predicted as intervals from the last pitch struck.
+
+Letters in shapes: `B` pairs, `T` steps of a half, `N` steps of a melody of one or two halves, `n`
+its last steps, `K` places of the window, `V` tokens, `S` segments, `P` adjacent pairs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64, Integer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
+from cf_core.nets import ResidualBlock, dropout, initialise
+from cf_core.seeding import make_random
+from cf_core.settings import Settings
+from cf_core.training import Trainer, limit_threads, warmup_cosine
+from cf_core.vae import transpose
+from evaluation.classifier import adamw
+
+_NEAR = 8
+"""How many of the last steps are in the window."""
+_AROUND = range(-2, 3)
+"""Steps around the same place one bar and one segment before that are in the window."""
+_WIDEST = 24
+"""Widest interval that the network tells from wider ones, in semitones."""
+_INTERVALS = 2 * _WIDEST + 1
+_SILENT, _ABSENT = 2 * _INTERVALS, 2 * _INTERVALS + 1
+"""Codes of a rest and of a place before the start. Onsets of each interval and holds of each
+interval come first."""
+_CODES = 2 * _INTERVALS + 2
+_CHUNK = 64
+"""Pairs that are rated at one time. What is computed of so few stays in the cache."""
+
+
+@dataclass(frozen=True)
+class ContinuationSettings(Settings):
+    """Shape and training of the autoregressive model of notes."""
+
+    may_be_zero = ("transpose_down", "transpose_up")
+    shares = ("dropout",)
+
+    hidden: int = 128
+    """Width."""
+    dropout: float = 0.1
+    """Share of units, and of places of the window, dropped in training."""
+    steps: int = 600
+    """Training steps."""
+    batch: int = 64
+    """Adjacent pairs per step."""
+    learning_rate: float = 1e-2
+    """Peak learning rate of AdamW."""
+    transpose_down: int = 5
+    """Largest transposition downwards in augmentation, in semitones."""
+    transpose_up: int = 6
+    """Largest transposition upwards in augmentation, in semitones."""
+
+
+class Continuation(nn.Module):
+    """Gives the probability of each token of a melody, given those before it.
+
+    A hold at the start of a half or after a rest has no note to hold: such a token counts as a
+    rest, and has no probability of its own. The probabilities of all right halves without such
+    holds sum to 1.
+    """
+
+    def __init__(self, form: MelodyFormat, settings: ContinuationSettings) -> None:
+        super().__init__()
+        self.form, self.share = form, settings.dropout
+        width, bar = settings.hidden, form.steps_per_bar
+        places = {*range(1, _NEAR + 1)}
+        places |= {lag + offset for lag in (bar, form.steps) for offset in _AROUND}
+        self.lags = sorted(lag for lag in places if 0 < lag < 2 * form.steps)
+        # One table for all places: a sum of its rows is a linear map of what is in the window.
+        self.window = nn.Embedding(len(self.lags) * _CODES, width)
+        self.place = nn.Embedding(form.steps, width)
+        self.pitch = nn.Embedding(form.vocabulary, width)
+        self.body = nn.Sequential(ResidualBlock(width), nn.LayerNorm(width), nn.GELU())
+        self.output = nn.Linear(width, FIRST_PITCH + _INTERVALS)
+
+    def forward(
+        self, tokens: Int64[Tensor, "B N"], count: int, random: torch.Generator | None = None
+    ) -> Float[Tensor, "B n V"]:
+        """Log-probabilities of all tokens at each of the last `count` steps.
+
+        The tokens of a step are read only for the steps after it. Units are dropped only if a
+        generator is given (in training).
+        """
+        window, struck, hangs = self._read(tokens, count)
+        steps = torch.arange(tokens.shape[1] - count, tokens.shape[1]) % self.form.steps
+        if random is not None:
+            dropped = torch.rand(window.shape, generator=random) < self.share
+            window = torch.where(dropped, _ABSENT, window)
+        rows = (window + torch.arange(len(self.lags)) * _CODES).flatten(0, 1)
+        seen = functional.embedding_bag(rows, self.window.weight, mode="sum")
+        inner = seen.unflatten(0, struck.shape) + (self.place(steps) + self.pitch(struck))
+        relative = self.output(dropout(self.body(inner), self.share, random))
+        pitches = torch.arange(FIRST_PITCH, self.form.vocabulary)
+        column = (pitches - struck[..., None]).clamp(-_WIDEST, _WIDEST) + _WIDEST + FIRST_PITCH
+        hold = relative[..., HOLD].masked_fill(hangs, -torch.inf)
+        logits = torch.cat(
+            (relative[..., REST, None], hold[..., None], relative.gather(2, column)), dim=2
+        )
+        return logits.log_softmax(-1)
+
+    def _read(
+        self, tokens: Int64[Tensor, "B N"], count: int
+    ) -> tuple[Int64[Tensor, "B n K"], Int64[Tensor, "B n"], Bool[Tensor, "B n"]]:
+        """What is known before each of the last `count` steps.
+
+        That is the window, the token of the last pitch struck (the middle of the vocabulary before
+        the first one), and whether a hold would have no note.
+        """
+        steps = torch.arange(tokens.shape[1])
+        last = torch.where(tokens >= FIRST_PITCH, steps, -1).cummax(1).values
+        last_pitch = torch.where(last >= 0, tokens.gather(1, last.clamp(min=0)), -1)
+        asked = steps[-count:]
+        before = (asked - 1).clamp(min=0)
+        is_first = asked % self.form.steps == 0
+        struck = torch.where(asked == 0, -1, last_pitch[:, before])
+        struck = torch.where(struck < 0, self.form.vocabulary // 2, struck)
+        hangs = is_first | (tokens[:, before] == REST)
+        places = asked[:, None] - torch.tensor(self.lags)
+        at = places.clamp(min=0)
+        interval = (last_pitch[:, at] - struck[..., None]).clamp(-_WIDEST, _WIDEST) + _WIDEST
+        seen = tokens[:, at]
+        window = torch.where(seen == HOLD, interval + _INTERVALS, interval)
+        window = torch.where(seen == REST, _SILENT, window)
+        return torch.where(places < 0, _ABSENT, window), struck, hangs
+
+    @torch.no_grad()
+    def per_step(
+        self, right: Integer[Tensor, "B T"], left: Integer[Tensor, "B T"] | None
+    ) -> Float[Tensor, "B T"]:
+        """Log-probability, in nats, of each token of the right half given all before it.
+
+        `left` is before it too, unless it is None.
+        """
+        halves = [drop_hanging_holds(half.long()) for half in (left, right) if half is not None]
+        parts = torch.cat(halves, dim=1).split(_CHUNK)
+        with limit_threads(1):  # sums are to add up alike in workers and elsewhere
+            return torch.cat([self._rate(part, right.shape[1]) for part in parts])
+
+    def _rate(self, tokens: Int64[Tensor, "B N"], count: int) -> Float[Tensor, "B n"]:
+        rated = self(tokens, count)
+        found: Tensor = rated.gather(2, tokens[:, -count:, None]).squeeze(2)
+        return found
+
+    def log_probability(
+        self, right: Integer[Tensor, "B T"], left: Integer[Tensor, "B T"] | None
+    ) -> Float[Tensor, "B"]:
+        """Log p(right | left) in nats; log p(right) where `left` is None."""
+        return self.per_step(right, left).sum(1)
+
+    @torch.no_grad()
+    def sample(
+        self, left: Integer[Tensor, "B T"], count: int, random: torch.Generator
+    ) -> Int64[Tensor, "count B T"]:
+        """Draw right halves, `count` for each left one. None has a hold without a note."""
+        steps = self.form.steps
+        start = drop_hanging_holds(left.long()).repeat(count, 1)
+        tokens = torch.cat((start, torch.zeros_like(start)), dim=1)
+        with limit_threads(1):
+            for step in range(steps, 2 * steps):
+                # The token of the last step is not read.
+                probability = self(tokens[:, : step + 1], 1).squeeze(1).exp()
+                tokens[:, step] = torch.multinomial(probability, 1, generator=random).squeeze(1)
+        drawn: Tensor = tokens[:, steps:].unflatten(0, (count, -1))
+        return drawn
+
+
+def drop_hanging_holds(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
+    """Replace each hold that has no note, at the start or after a rest, by a rest."""
+    steps = torch.arange(tokens.shape[1])
+    start = torch.where(tokens == HOLD, -1, steps).cummax(1).values
+    begun = tokens.gather(1, start.clamp(min=0))
+    hangs = (tokens == HOLD) & ((start < 0) | (begun == REST))
+    return torch.where(hangs, REST, tokens)
+
+
+class ContinuationTrainer(Trainer):
+    """Maximises the likelihood of adjacent pairs as melodies of two halves.
+
+    Each pair is transposed as a whole, at random. The first halves teach the probability of a half
+    by itself, the second ones that of a half after another.
+    """
+
+    def __init__(
+        self,
+        tokens: Integer[Tensor, "S T"],
+        pairs: Integer[Tensor, "P 2"],
+        form: MelodyFormat,
+        settings: ContinuationSettings,
+        seed: int,
+    ) -> None:
+        super().__init__(settings.steps)
+        self.settings, self.seed, self.form = settings, seed, form
+        self.tokens, self.pairs = drop_hanging_holds(tokens.long()), pairs
+        self.continuation = Continuation(form, settings)
+        initialise(self.continuation, make_random(seed, "continuation", "weights"))
+        with torch.no_grad():  # what is summed over the window is to be as large as one embedding
+            self.continuation.window.weight.mul_(len(self.continuation.lags) ** -0.5)
+        self.optimiser = adamw(self.continuation, settings.learning_rate)
+        self.networks = {"continuation": self.continuation}
+        self.optimisers = {"continuation": self.optimiser}
+
+    def update(self) -> dict[str, Tensor]:
+        """Take one step on a fresh batch."""
+        random = make_random(self.seed, "continuation", self.step)
+        rows = torch.randint(len(self.pairs), (self.settings.batch,), generator=random)
+        down, up = self.settings.transpose_down, self.settings.transpose_up
+        joined = self.tokens[self.pairs[rows]].flatten(1)
+        melodies = transpose(joined, self.form, down, up, random)
+        with limit_threads(1):
+            rated = self.continuation(melodies, melodies.shape[1], random)
+            loss = functional.nll_loss(rated.flatten(0, 1), melodies.flatten())
+            for group in self.optimiser.param_groups:
+                rise = warmup_cosine(self.step, self.steps)
+                group["lr"] = self.settings.learning_rate * rise
+            self.optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.continuation.parameters(), 1.0)
+            self.optimiser.step()
+        # In nats per half, as the log-probabilities are.
+        return {"loss": loss.detach() * self.form.steps}
