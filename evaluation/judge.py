@@ -180,6 +180,8 @@ class JudgeData:
     prior: Integer[Tensor, "M T"]
     """Decoded samples of the prior."""
     pairs: Integer[Tensor, "P 2"]
+    hard: Integer[Tensor, "H 2 T"]
+    """Hard negatives (`evaluation.negatives`)."""
 
 
 class JudgeTrainer(Trainer):
@@ -223,7 +225,8 @@ class JudgeTrainer(Trainer):
     def _posteriors(self) -> tuple[Float[Tensor, "N Z"], Float[Tensor, "N Z"]]:
         """Posteriors of real, reconstructed and prior segments, in order, by the trained reader."""
         data = self.data
-        tokens = torch.cat((data.real, data.reconstructed, data.prior)).numpy()
+        segments = (data.real, data.reconstructed, data.prior, data.hard.flatten(0, 1))
+        tokens = torch.cat(segments).numpy()
         return self.judge.reader.posteriors(tokens)
 
     def _draw(
@@ -237,16 +240,21 @@ class JudgeTrainer(Trainer):
 
     def _rows(self, random: torch.Generator) -> Integer[Tensor, "B 2"]:
         """Draw the segments of a batch, as rows of `_posteriors`; adjacent pairs come first."""
-        batch, third, data = self.settings.batch, self.settings.batch // 3, self.data
-        reconstructed, prior = len(data.real), len(data.real) + len(data.reconstructed)
+        data, batch = self.data, self.settings.batch
+        reconstructed, prior = len(data.real), 2 * len(data.real)
+        hard = prior + len(data.prior)
+        third, half, sixth = batch // 3, batch // 2, batch // 6
         adjacent = data.pairs[torch.randint(len(data.pairs), (batch,), generator=random)]
-        unpaired = torch.randint(len(data.real), (batch - third, 2), generator=random)
-        drawn = torch.randint(len(data.prior), (third, 2), generator=random)
+        unpaired = torch.randint(len(data.real), (half - sixth, 2), generator=random)
+        drawn = torch.randint(len(data.prior), (sixth, 2), generator=random)
+        chosen = torch.randint(len(data.hard), (batch - half, 1), generator=random)
+        own = (half - sixth) // 3
         parts = (
             adjacent[:third],
             adjacent[third:] + reconstructed,
-            unpaired[:third],
-            unpaired[third:] + reconstructed,
+            unpaired[:own],
+            unpaired[own:] + reconstructed,
             drawn + prior,
+            hard + 2 * chosen + torch.arange(2),
         )
         return torch.cat(parts)
