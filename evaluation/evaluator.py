@@ -21,6 +21,7 @@ from cf_core.seeding import derive, make_random
 from cf_core.vae import MelodyVAE
 from evaluation.bootstrap import Resamples, has_enough_songs
 from evaluation.classifier import SearchClassifier
+from evaluation.continuation import Continuation
 from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
 from evaluation.judge import Judge
 from evaluation.likeness import RealNeighbours, count_seams
@@ -140,6 +141,8 @@ class Evaluator:
     """By split: the selection judge for validation songs, the reporting judge for test songs."""
     resamples: int
     seed: int
+    continuation: Continuation
+    """The model of notes that gives both judges their second opinion."""
 
     @cached_property
     def bins(self) -> Bins:

@@ -1,9 +1,9 @@
 """Hard negatives: pairs of halves that look adjacent and are not.
 
 A judge that learns only to tell neighbours from unrelated segments rates a pair the higher, the
-more alike its halves are. These pairs teach it otherwise, and show whether it has learned that.
-They are made of notes alone. No latent, no output of a method and no classifier takes part in
-them, so they favour no method.
+more alike its halves are, or the likelier the right one is after the left one. These pairs teach it
+otherwise, and show whether it has learned that. They are made of notes alone. No latent, no output
+of a method and nothing that a method climbs takes part in them, so they favour no method.
 
 Letters in shapes: `B` pairs, `T` steps.
 """
@@ -16,15 +16,17 @@ from jaxtyping import Integer
 
 from cf_core.corpus import Corpus, Split
 from cf_core.melody import FIRST_PITCH, MelodyFormat
-from evaluation.continuation import drop_hanging_holds
+from cf_core.seeding import make_random
+from evaluation.continuation import Continuation, drop_hanging_holds
 from evaluation.statistics import TokenPairs
 
-KINDS = ("repeat", "near_repeat", "same_song", "transposed", "mixture")
+KINDS = ("repeat", "near_repeat", "same_song", "transposed", "mixture", "continued")
 """`repeat`: a segment and itself. `near_repeat`: a segment, and itself with one to four of its
 steps taken from another segment, or with its beats in another order. `same_song`: two segments of
 one song that neither overlap nor touch. `transposed`: an adjacent pair of which one half is moved
 by 1 to 6 semitones. `mixture`: two unrelated segments, each with steps, beats or bars of the other;
-in half of the pairs both halves are the same mixture."""
+in half of the pairs both halves are the same mixture. `continued`: a segment, and what the
+autoregressive model of notes draws as its continuation."""
 
 _MOST_EXCHANGED = 4
 _FARTHEST = 6
@@ -46,7 +48,11 @@ class LabelledTokens:
 
 
 def draw_hard_pairs(
-    corpus: Corpus, split: Split, count: int, random: np.random.Generator
+    corpus: Corpus,
+    split: Split,
+    count: int,
+    continuation: Continuation,
+    random: np.random.Generator,
 ) -> dict[str, LabelledTokens]:
     """Draw pairs of each of `KINDS` from the songs of a split.
 
@@ -54,17 +60,20 @@ def draw_hard_pairs(
     pairs.
     """
     rows, form = corpus.segments(split), corpus.form
-    drawn = random.choice(rows, (5, count))
-    one, other, third, fourth, fifth = corpus.tokens[drawn]
+    drawn = random.choice(rows, (6, count))
+    one, other, third, fourth, fifth, last = corpus.tokens[drawn]
     adjacent = random.choice(corpus.pairs_of(split), count)
     apart = _draw_apart(corpus, rows, count, random)
     moved = _transpose_one(*(corpus.tokens[half] for half in adjacent.T), form, random)
+    draws = make_random(int(random.integers(2**62)), "continued")
+    continued = continuation.sample(torch.as_tensor(last), 1, draws)[0].numpy().astype(last.dtype)
     made = (
         ((one, one), drawn[[0, 0]].T),
         ((other, _repeat_nearly(other, third, form, random)), drawn[[1, 1]].T),
         ((corpus.tokens[apart[:, 0]], corpus.tokens[apart[:, 1]]), apart),
         (moved, adjacent),
         (_mix(fourth, fifth, form, random), drawn[[3, 4]].T),
+        ((last, continued), drawn[[5, 5]].T),
     )
     return {
         kind: LabelledTokens((_repair(pair[0]), _repair(pair[1])), corpus.song[of])

@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 from cf_core.corpus import Corpus, Split
 from cf_core.seeding import derive
 from evaluation.bootstrap import auc, draw_pigeonhole_weights, resample_auc
+from evaluation.continuation import Continuation
 from evaluation.evaluator import unpaired
 from evaluation.negatives import LabelledTokens, draw_hard_pairs
 from evaluation.statistics import PITCH_CLASSES, TokenPairs, sounding_pitch
@@ -56,14 +57,16 @@ class LabelledPairs:
     `evaluation.negatives`. Kinds without any pair are left out."""
 
     @classmethod
-    def draw(cls, corpus: Corpus, split: Split, seed: int) -> "LabelledPairs":
+    def draw(
+        cls, corpus: Corpus, split: Split, continuation: Continuation, seed: int
+    ) -> "LabelledPairs":
         """Draw the pairs of a split; equal seeds give equal pairs."""
         random = np.random.default_rng(derive(seed, "reliability", split))
         adjacent = corpus.pairs_of(split)
         negatives = unpaired(corpus, split, len(adjacent), random)
         same_key = _same_key_pairs(corpus, split, adjacent, random)
         hard = {"same_key": LabelledTokens.of(corpus, same_key)}
-        hard |= draw_hard_pairs(corpus, split, len(adjacent), random)
+        hard |= draw_hard_pairs(corpus, split, len(adjacent), continuation, random)
         return cls(
             LabelledTokens.of(corpus, adjacent),
             LabelledTokens.of(corpus, negatives),

@@ -173,7 +173,7 @@ COUNT = 400
 
 @pytest.fixture(scope="module")
 def hard() -> dict[str, LabelledTokens]:
-    return draw_hard_pairs(corpus(), Split.TEST, COUNT, np.random.default_rng(0))
+    return draw_hard_pairs(corpus(), Split.TEST, COUNT, network(WIDE), np.random.default_rng(0))
 
 
 def rows_of(tokens: np.ndarray) -> list[int]:
@@ -237,3 +237,17 @@ def test_mixtures_are_of_two_segments_and_often_the_same(hard: dict[str, Labelle
         for half in pairs.tokens:
             found = (segments == half[index]) | (half[index] == REST)
             assert found.any(0).all()
+
+
+def test_continuations_are_drawn_after_a_segment(hard: dict[str, LabelledTokens]) -> None:
+    left, right = hard["continued"].tokens
+    assert -1 not in rows_of(left)
+    net, draws = network(WIDE), make_random(0, "draws")
+    again = net.sample(torch.as_tensor(left), 1, draws)[0]
+    rated = [
+        net.log_probability(torch.as_tensor(half).long(), torch.as_tensor(left)).mean()
+        for half in (right, again.numpy(), left[::-1].copy())
+    ]
+    # As likely as other draws, and likelier than halves that have nothing to do with the left one.
+    assert abs(rated[0] - rated[1]) < 0.5
+    assert rated[0] > rated[2] + 5

@@ -19,6 +19,7 @@ from cf_core.nets import initialise
 from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
+from evaluation.continuation import Continuation, ContinuationSettings
 from evaluation.distance import edit_distance
 from evaluation.evaluator import OUTCOMES, Evaluator, Source, make_sources, unpaired
 from evaluation.judge import Judge, JudgeSettings, ReaderSettings
@@ -76,11 +77,12 @@ JUDGE = JudgeSettings(
 def evaluator(corpus: Corpus) -> Evaluator:
     core = MelodyVAE(FORM, VAESettings(latent_dim=4, hidden=16, embedding=8))
     classifier = SearchClassifier(4, ClassifierSettings(hidden=8))
-    judges = {split: Judge(FORM, JUDGE) for split in (Split.VALIDATION, Split.TEST)}
+    second = Continuation(FORM, ContinuationSettings(hidden=8))
+    judges = {split: Judge(FORM, JUDGE, second) for split in (Split.VALIDATION, Split.TEST)}
     for index, network in enumerate((core, classifier, *judges.values())):
         initialise(network, make_random(index, "weights"))
     core.measure_sigma_bar(corpus.tokens)
-    return Evaluator(corpus, core, classifier, judges, resamples=50, seed=0)
+    return Evaluator(corpus, core, classifier, judges, resamples=50, seed=0, continuation=second)
 
 
 @pytest.fixture(scope="module")

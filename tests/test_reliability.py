@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from cf_core.corpus import Corpus, Split
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
+from cf_core.nets import initialise
+from cf_core.seeding import make_random
 from evaluation.bootstrap import auc, resample_auc
+from evaluation.continuation import Continuation, ContinuationSettings
 from evaluation.reliability import LabelledPairs, calibration_error, find_keys
 from evaluation.statistics import TokenPairs
 
@@ -77,6 +80,12 @@ def corpus(rows: list[list[int]], songs: list[int], pairs: list[tuple[int, int]]
     )
 
 
+def second_opinion() -> Continuation:
+    made = Continuation(FORM, ContinuationSettings(hidden=4))
+    initialise(made, make_random(0, "continuation"))
+    return made
+
+
 MAJOR, MINOR = (2, 4, 5, 7, 9, 11, 7, 4, 0), (2, 3, 5, 7, 8, 11, 7, 3, 0)
 
 
@@ -92,7 +101,10 @@ def test_negatives_of_the_same_key_are_of_another_song_in_that_key() -> None:
     rows = [scale(tonic, steps, 3) for tonic, steps in keys for _ in range(2)]
     songs = [song for song in range(5) for _ in range(2)]
     trial = LabelledPairs.draw(
-        corpus(rows, songs, [(2 * s, 2 * s + 1) for s in range(5)]), Split.TEST, 0
+        corpus(rows, songs, [(2 * s, 2 * s + 1) for s in range(5)]),
+        Split.TEST,
+        second_opinion(),
+        0,
     )
     pairs = {tuple(pair) for pair in trial.hard["same_key"].songs.tolist()}
     assert pairs == {(0, 1), (1, 0), (2, 3), (3, 2)}
@@ -105,7 +117,7 @@ def test_the_error_of_calibration_lies_in_its_interval() -> None:
     songs = [song for song in range(20) for _ in range(3)]
     pairs = [(3 * s + i, 3 * s + i + 1) for s in range(20) for i in range(2)]
     trial, random = (
-        LabelledPairs.draw(corpus(rows, songs, pairs), Split.TEST, 0),
+        LabelledPairs.draw(corpus(rows, songs, pairs), Split.TEST, second_opinion(), 0),
         np.random.default_rng(1),
     )
 
@@ -123,7 +135,7 @@ def test_a_report_of_a_classifier_that_knows_and_of_one_that_guesses() -> None:
     rows = [bar for bar in bars for _ in range(4)]
     songs = [song for song in range(12) for _ in range(4)]
     pairs = [(4 * s + i, 4 * s + i + 1) for s in range(12) for i in range(3)]
-    trial = LabelledPairs.draw(corpus(rows, songs, pairs), Split.TEST, 0)
+    trial = LabelledPairs.draw(corpus(rows, songs, pairs), Split.TEST, second_opinion(), 0)
 
     def knows(pairs: TokenPairs) -> np.ndarray:
         return np.where((pairs[0] == pairs[1]).all(1), 9.0, -9.0).astype(np.float32)
