@@ -22,6 +22,7 @@ from cf_core.seeding import make_random
 from cf_core.training import limit_threads
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
+from evaluation.continuation import Continuation, ContinuationSettings
 from evaluation.evaluator import Evaluator
 from evaluation.frontier import CHOSEN_ON, matched_similarity
 from evaluation.inference import decide_verdicts
@@ -102,12 +103,15 @@ def panels(rounds: Rounds) -> Iterator[Measure]:
     corpus, pairs = _corpus(10_000 // rounds.scale), PAIRS // rounds.scale
     core = MelodyVAE(FORM, VAESettings())
     classifier = SearchClassifier(LATENT_DIM, ClassifierSettings())
-    judges = {split: Judge(FORM, JudgeSettings()) for split in (Split.VALIDATION, Split.TEST)}
+    second = Continuation(FORM, ContinuationSettings())
+    judges = {
+        split: Judge(FORM, JudgeSettings(), second) for split in (Split.VALIDATION, Split.TEST)
+    }
     settings = FusionSettings()
     fusion = settings.make_generator(LATENT_DIM, STYLE_DIM, conditional=True)
     for network in (core, classifier, *judges.values(), fusion):
         initialise(network, make_random(0, "weights"))
-    evaluator = Evaluator(corpus, core, classifier, judges, 200, 0)
+    evaluator = Evaluator(corpus, core, classifier, judges, 200, 0, second)
     sources = make_sources(corpus, core, {Split.TEST: pairs, Split.VALIDATION: pairs}, 0)[:2]
     style = torch.rand(pairs, STYLE_DIM, generator=make_random(0, "style"))
     trainer = _trainer(corpus, core, settings)

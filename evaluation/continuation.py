@@ -55,7 +55,7 @@ class ContinuationSettings(Settings):
     """Width."""
     dropout: float = 0.1
     """Share of units, and of places of the window, dropped in training."""
-    steps: int = 600
+    steps: int = 400
     """Training steps."""
     batch: int = 64
     """Adjacent pairs per step."""

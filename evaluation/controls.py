@@ -24,7 +24,6 @@ from evaluation.distance import edit_distance
 from evaluation.metrics import METRICS, Better
 from evaluation.rivals import Tools
 from evaluation.rivals.lp import LP
-
 from evaluation.sources import Source
 
 if TYPE_CHECKING:

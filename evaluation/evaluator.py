@@ -101,6 +101,7 @@ class Evaluator:
     resamples: int
     seed: int
     continuation: Continuation
+    """The model of notes that gives both judges their second opinion."""
 
     @cached_property
     def bins(self) -> Bins:

@@ -8,12 +8,13 @@ Letters in shapes: `B` pairs, `N` segments, `P` adjacent pairs, `Q` unpaired one
 dimensions of the judge's own latents, `M` members of its committee.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Float64, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +25,8 @@ from cf_core.settings import Settings
 from cf_core.training import Trainer, warmup_cosine
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
 from evaluation.classifier import adamw, logistic_step
+from evaluation.continuation import Continuation
+from evaluation.statistics import TokenPairs
 
 
 @dataclass(frozen=True)
@@ -94,16 +97,21 @@ class _Member(nn.Module):
 class Judge(nn.Module):
     """Gives the logit that two segments are adjacent in one song, from their tokens.
 
-    The encoder of the judge's own VAE reads each half. A committee of networks rates the two
-    posterior means.
+    It joins two opinions. The first is a committee of networks, which rate the posterior means of
+    both halves by the encoder of the judge's own VAE. The second is that of a model of notes: how
+    much likelier the right half is after the left one than by itself, and how likely both are.
     """
 
-    def __init__(self, form: MelodyFormat, settings: JudgeSettings) -> None:
+    def __init__(
+        self, form: MelodyFormat, settings: JudgeSettings, continuation: Continuation
+    ) -> None:
         super().__init__()
         self.reader = MelodyVAE(form, settings.reader)
         latent_dim = settings.reader.latent_dim
         self.members = nn.ModuleList(_Member(latent_dim, settings) for _ in range(settings.members))
-        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
+        self.continuation = continuation
+        # A weight of each of `opinions`, and a shift.
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]).double())
 
     def rate(
         self,
@@ -133,41 +141,92 @@ class Judge(nn.Module):
         self, left: Integer[np.ndarray, "B T"], right: Integer[np.ndarray, "B T"]
     ) -> Float[np.ndarray, "B"]:
         """Logit of `probability`."""
+        weights = self.get_buffer("calibration")
+        found = self.opinions(left, right) @ weights[:-1] + weights[-1]
+        logits: np.ndarray = found.float().numpy()
+        return logits
+
+    @torch.no_grad()
+    def opinions(
+        self, left: Integer[np.ndarray, "B T"], right: Integer[np.ndarray, "B T"]
+    ) -> Float64[Tensor, "B 4"]:
+        """The terms of the logit.
+
+        They are the mean logit of the committee, the log-likelihood ratio log p(right | left) -
+        log p(right), its square, and log p(left) + log p(right). The square is there because a
+        ratio can be too high: that of a repeat is far above that of most real neighbours.
+        """
         halves = [
             self.reader.encode_mean(half).expand(len(self.members), -1, -1)
             for half in (left, right)
         ]
-        scale, shift = self.get_buffer("calibration")
-        logits: np.ndarray = (scale * self.rate(halves[0], halves[1]).mean(0) + shift).numpy()
-        return logits
+        committee = self.rate(halves[0], halves[1]).mean(0)
+        before, after = torch.as_tensor(left), torch.as_tensor(right)
+        rate = self.continuation.log_probability
+        alone = rate(after, None)
+        ratio = rate(after, before) - alone
+        terms = (committee, ratio, ratio**2, rate(before, None) + alone)
+        return torch.stack(terms, dim=1).double()
 
-    def calibrate(self, adjacent: Float[np.ndarray, "P"], unpaired: Float[np.ndarray, "Q"]) -> None:
-        """Fit scale and shift to `logits` of pairs of songs not used in training (Platt 1999).
+    def calibrate(
+        self, adjacent: TokenPairs, unpaired: TokenPairs, hard: Sequence[TokenPairs]
+    ) -> None:
+        """Fit the weights of the opinions to pairs of songs not used in training.
 
-        Prior samples are negatives in training, but not here: a transformed pair should be told
-        from real neighbours by how its halves fit, not by whether it was sampled.
+        Logistic regression of adjacent against unpaired pairs and all kinds of hard negatives finds
+        how much each opinion counts. A scale and a shift of the result are then fitted to adjacent
+        and unpaired pairs (Platt 1999). Prior samples are negatives in training, but not here: a
+        transformed pair should be told from real neighbours by how its halves fit, not by whether
+        it was sampled.
         """
-        logits = torch.as_tensor(np.concatenate((adjacent, unpaired))).double()
-        # Platt's targets lie inside 0 to 1, so that separable pairs have a finite fit.
-        targets = torch.cat(
-            (
-                torch.full((len(adjacent),), (len(adjacent) + 1) / (len(adjacent) + 2)),
-                torch.full((len(unpaired),), 1 / (len(unpaired) + 2)),
-            )
+        real, others = (self.opinions(*pairs) for pairs in (adjacent, unpaired))
+        negatives = [others, *(self.opinions(*pairs) for pairs in hard)]
+        weights = fit_logistic(real, torch.cat(negatives))
+        joined = [(kind @ weights[:-1] + weights[-1])[:, None] for kind in (real, others)]
+        scale, shift = fit_logistic(*joined)
+        self.get_buffer("calibration").copy_(scale * weights)
+        self.get_buffer("calibration")[-1] += shift
+
+
+def fit_logistic(
+    positive: Float64[Tensor, "P F"], negative: Float64[Tensor, "Q F"]
+) -> Float64[Tensor, "_"]:
+    """Fit a weight for each feature, and a shift, that tell two kinds apart by logistic regression.
+
+    Both kinds count alike, however many there are of each.
+    """
+    features = torch.cat((positive, negative))
+    mean, deviation = features.mean(0), features.std(0).clamp(min=1e-9)
+    inputs = nn.functional.pad((features - mean) / deviation, (0, 1), value=1.0)
+    # Platt's targets lie inside 0 to 1, so that separable pairs have a finite fit.
+    sizes = len(positive), len(negative)
+    inside = (sizes[0] + 1) / (sizes[0] + 2), 1 / (sizes[1] + 2)
+    targets, shares = (
+        torch.cat(
+            [torch.full((size,), value) for size, value in zip(sizes, values, strict=True)]
         ).double()
-        fit = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
-        optimiser = torch.optim.LBFGS([fit], max_iter=100, line_search_fn="strong_wolfe")
+        for values in (inside, [0.5 / size for size in sizes])
+    )
+    fit = torch.zeros(inputs.shape[1], dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [fit],
+        max_iter=200,
+        tolerance_grad=1e-9,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
 
-        def loss() -> Tensor:
-            optimiser.zero_grad()
-            mean = functional.binary_cross_entropy_with_logits(fit[0] * logits + fit[1], targets)
-            mean.backward()
-            return mean
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        own = functional.binary_cross_entropy_with_logits(
+            inputs @ fit, targets, weight=shares, reduction="sum"
+        )
+        own.backward()
+        return own
 
-        optimiser.step(loss)
-        scale, shift = self.get_buffer("calibration").double()
-        calibration = torch.stack((fit[0] * scale, fit[0] * shift + fit[1]))
-        self.get_buffer("calibration").copy_(calibration.detach())
+    optimiser.step(loss)
+    weights = fit.detach()[:-1] / deviation
+    return torch.cat((weights, (fit.detach()[-1] - weights @ mean)[None]))
 
 
 @dataclass(frozen=True)
@@ -180,6 +239,8 @@ class JudgeData:
     prior: Integer[Tensor, "M T"]
     """Decoded samples of the prior."""
     pairs: Integer[Tensor, "P 2"]
+    hard: Integer[Tensor, "H 2 T"]
+    """Hard negatives (`evaluation.negatives`)."""
 
 
 class JudgeTrainer(Trainer):
@@ -193,13 +254,19 @@ class JudgeTrainer(Trainer):
     """
 
     def __init__(
-        self, data: JudgeData, form: MelodyFormat, settings: JudgeSettings, seed: int, name: str
+        self,
+        data: JudgeData,
+        continuation: Continuation,
+        form: MelodyFormat,
+        settings: JudgeSettings,
+        seed: int,
+        name: str,
     ) -> None:
         super().__init__(settings.reader.steps + settings.steps)
         self.data, self.settings = data, settings
         self.seed, self.name = seed, name
-        self.judge = Judge(form, settings)
-        initialise(self.judge, make_random(seed, name, "weights"))
+        self.judge = Judge(form, settings, continuation)
+        initialise(self.judge.members, make_random(seed, name, "weights"))
         tokens = data.real.numpy()
         self.reading = VAETrainer(tokens, form, settings.reader, derive(seed, name, "reader"))
         self.judge.reader = self.reading.vae
@@ -223,7 +290,8 @@ class JudgeTrainer(Trainer):
     def _posteriors(self) -> tuple[Float[Tensor, "N Z"], Float[Tensor, "N Z"]]:
         """Posteriors of real, reconstructed and prior segments, in order, by the trained reader."""
         data = self.data
-        tokens = torch.cat((data.real, data.reconstructed, data.prior)).numpy()
+        segments = (data.real, data.reconstructed, data.prior, data.hard.flatten(0, 1))
+        tokens = torch.cat(segments).numpy()
         return self.judge.reader.posteriors(tokens)
 
     def _draw(
@@ -237,16 +305,21 @@ class JudgeTrainer(Trainer):
 
     def _rows(self, random: torch.Generator) -> Integer[Tensor, "B 2"]:
         """Draw the segments of a batch, as rows of `_posteriors`; adjacent pairs come first."""
-        batch, third, data = self.settings.batch, self.settings.batch // 3, self.data
-        reconstructed, prior = len(data.real), len(data.real) + len(data.reconstructed)
+        data, batch = self.data, self.settings.batch
+        reconstructed, prior = len(data.real), 2 * len(data.real)
+        hard = prior + len(data.prior)
+        third, half, sixth = batch // 3, batch // 2, batch // 6
         adjacent = data.pairs[torch.randint(len(data.pairs), (batch,), generator=random)]
-        unpaired = torch.randint(len(data.real), (batch - third, 2), generator=random)
-        drawn = torch.randint(len(data.prior), (third, 2), generator=random)
+        unpaired = torch.randint(len(data.real), (half - sixth, 2), generator=random)
+        drawn = torch.randint(len(data.prior), (sixth, 2), generator=random)
+        chosen = torch.randint(len(data.hard), (batch - half, 1), generator=random)
+        own = (half - sixth) // 3
         parts = (
             adjacent[:third],
             adjacent[third:] + reconstructed,
-            unpaired[:third],
-            unpaired[third:] + reconstructed,
+            unpaired[:own],
+            unpaired[own:] + reconstructed,
             drawn + prior,
+            hard + 2 * chosen + torch.arange(2),
         )
         return torch.cat(parts)

@@ -1,10 +1,10 @@
 """Measures how reliable a classifier of pairs is on songs that it has never seen.
 
-Letters in shapes: `P` adjacent pairs, `N` negatives, `B` pairs of both kinds, `M`
-segments, `S` songs, `R` resamples.
+Letters in shapes: `P` adjacent pairs, `N` negatives, `B` pairs of both kinds, `S` songs, `R`
+resamples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,11 +14,13 @@ from scipy.stats import rankdata
 from cf_core.corpus import Corpus, Split
 from cf_core.seeding import derive
 from evaluation.bootstrap import auc, draw_pigeonhole_weights, resample_auc
+from evaluation.continuation import Continuation
+from evaluation.negatives import LabelledTokens, draw_hard_pairs
 from evaluation.sources import unpaired
-from evaluation.statistics import PITCH_CLASSES, sounding_pitch
+from evaluation.statistics import PITCH_CLASSES, TokenPairs, sounding_pitch
 
-Scorer = Callable[[Integer[np.ndarray, "B 2"]], Float[np.ndarray, "B"]]
-"""Gives the logits of pairs, each given as the rows of two segments."""
+Scorer = Callable[[TokenPairs], Float[np.ndarray, "B"]]
+"""Gives the logits of pairs of notes."""
 
 CALIBRATION_BINS = 10
 """Number of bins of equal width in the calibration error."""
@@ -46,23 +48,30 @@ class Estimate:
 class LabelledPairs:
     """Pairs of unseen songs on which a classifier is tested, by kind."""
 
-    adjacent: Integer[np.ndarray, "P 2"]
-    unpaired: Integer[np.ndarray, "P 2"]
+    adjacent: LabelledTokens
+    unpaired: LabelledTokens
     """Pairs of segments of different songs."""
-    same_key: Integer[np.ndarray, "N 2"]
-    """Left halves of adjacent pairs, each with a segment of another song in the same key. At most
-    `P` pairs: a song that is alone in its key gives none."""
-    song: Integer[np.ndarray, "M"]
-    """The song of each segment of the corpus."""
+    hard: Mapping[str, LabelledTokens]
+    """Other negatives. `same_key` has left halves of adjacent pairs, each with a segment of another
+    song in the same key; a song that is alone in its key gives none. The other kinds are those of
+    `evaluation.negatives`. Kinds without any pair are left out."""
 
     @classmethod
-    def draw(cls, corpus: Corpus, split: Split, seed: int) -> "LabelledPairs":
+    def draw(
+        cls, corpus: Corpus, split: Split, continuation: Continuation, seed: int
+    ) -> "LabelledPairs":
         """Draw the pairs of a split; equal seeds give equal pairs."""
         random = np.random.default_rng(derive(seed, "reliability", split))
         adjacent = corpus.pairs_of(split)
         negatives = unpaired(corpus, split, len(adjacent), random)
         same_key = _same_key_pairs(corpus, split, adjacent, random)
-        return cls(adjacent, negatives, same_key, corpus.song)
+        hard = {"same_key": LabelledTokens.of(corpus, same_key)}
+        hard |= draw_hard_pairs(corpus, split, len(adjacent), continuation, random)
+        return cls(
+            LabelledTokens.of(corpus, adjacent),
+            LabelledTokens.of(corpus, negatives),
+            {kind: pairs for kind, pairs in hard.items() if len(pairs.songs)},
+        )
 
     def report(
         self,
@@ -70,31 +79,30 @@ class LabelledPairs:
         resamples: int,
         seed: int,
     ) -> dict[str, dict[str, float] | int]:
-        """Measure `auc`, `same_key_auc` (if there are such pairs), `calibration_error`, for JSON.
+        """Measure `auc`, `calibration_error`, and an AUC for each kind of `hard`, for JSON.
 
         Intervals resample songs by `evaluation.bootstrap.draw_pigeonhole_weights`, with the
-        classifier held fixed. The numbers of pairs are given as well.
+        classifier held fixed. The number of adjacent pairs is given as well.
         """
-        scores = [logits(rows) for rows in (self.adjacent, self.unpaired, self.same_key)]
-        weights = self._weights(resamples, seed)
+        kinds = {"auc": self.unpaired} | {f"{name}_auc": own for name, own in self.hard.items()}
+        scores = [logits(own.tokens) for own in (self.adjacent, *kinds.values())]
+        positive, weights = (
+            scores[0],
+            self._weights((self.adjacent, *kinds.values()), resamples, seed),
+        )
         both = np.concatenate(scores[:2])
-        is_adjacent = np.arange(len(both)) < len(self.adjacent)
+        is_adjacent = np.arange(len(both)) < len(positive)
         probability = 1 / (1 + np.exp(-both.astype(np.float64)))
         figures = {
-            "auc": _estimate(
-                auc(scores[0], scores[1]), resample_auc(scores[0], scores[1], *weights[:2])
-            ),
             "calibration_error": _centred(
                 float(calibration_error(probability, is_adjacent, np.ones((1, len(both))))[0]),
                 calibration_error(probability, is_adjacent, np.hstack(weights[:2])),
-            ),
-        }
-        if len(self.same_key):
-            figures["same_key_auc"] = _estimate(
-                auc(scores[0], scores[2]), resample_auc(scores[0], scores[2], *weights[::2])
             )
-        counts = {"pairs": len(self.adjacent), "same_key_pairs": len(self.same_key)}
-        return counts | {name: asdict(figure) for name, figure in figures.items()}
+        } | {
+            name: _estimate(auc(positive, own), resample_auc(positive, own, weights[0], drawn))
+            for name, own, drawn in zip(kinds, scores[1:], weights[1:], strict=True)
+        }
+        return {"pairs": len(positive)} | {name: asdict(own) for name, own in figures.items()}
 
     def measure_agreement(
         self,
@@ -107,18 +115,25 @@ class LabelledPairs:
 
         The interval is as in `report`, with the rank of each pair held fixed.
         """
-        rows = np.concatenate((self.adjacent, self.unpaired))
-        a, b = (rankdata(score(rows)) for score in (logits, others))
-        weights = np.hstack(self._weights(resamples, seed)[:2])
-        once = np.ones((1, len(rows)))
-        return _estimate(float(_correlation(a, b, once)[0]), _correlation(a, b, weights))
+        kinds = self.adjacent, self.unpaired
+        a, b = (
+            rankdata(np.concatenate([score(own.tokens) for own in kinds]))
+            for score in (logits, others)
+        )
+        weights = np.hstack(self._weights(kinds, resamples, seed))
+        return _estimate(
+            float(_correlation(a, b, np.ones((1, len(a))))[0]), _correlation(a, b, weights)
+        )
 
-    def _weights(self, resamples: int, seed: int) -> list[Float64[np.ndarray, "R B"]]:
+    @staticmethod
+    def _weights(
+        kinds: Sequence[LabelledTokens], resamples: int, seed: int
+    ) -> list[Float64[np.ndarray, "R B"]]:
         """Draw how often each pair of each kind occurs in each resample."""
         random = np.random.default_rng(derive(seed, "reliability", "resamples"))
-        kinds = self.adjacent, self.unpaired, self.same_key
-        drawn = draw_pigeonhole_weights(self.song[np.concatenate(kinds)], resamples, random)
-        return np.split(drawn, np.cumsum([len(rows) for rows in kinds])[:-1], axis=1)
+        songs = [own.songs for own in kinds]
+        drawn = draw_pigeonhole_weights(np.concatenate(songs), resamples, random)
+        return np.split(drawn, np.cumsum([len(own) for own in songs])[:-1], axis=1)
 
 
 def calibration_error(

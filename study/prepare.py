@@ -23,10 +23,13 @@ from cf_core.seeding import derive, make_random
 from cf_core.training import Trainer, collect_weights, load_tensors, save_tensors, train
 from cf_core.vae import MelodyVAE, VAETrainer, report_prior, report_reconstruction
 from evaluation.classifier import ClassifierTrainer, SearchClassifier
+from evaluation.continuation import Continuation, ContinuationTrainer
 from evaluation.evaluator import Evaluator
 from evaluation.judge import Judge, JudgeData, JudgeTrainer
+from evaluation.negatives import KINDS, LabelledTokens, draw_hard_pairs
 from evaluation.reliability import Estimate, LabelledPairs, Scorer
 from evaluation.sources import make_sources, unpaired
+from evaluation.statistics import TokenPairs
 from study.config import StudyConfig
 from study.progress import Reporter
 from study.reading import ray_tasks
@@ -35,6 +38,11 @@ from study.workbench import REPORT_EVERY, Workbench, find_checkpoint
 
 _PRIOR_SAMPLES = 16384
 """Number of decoded prior samples that judges are trained on."""
+
+_UNSEEN = (("validation", Split.VALIDATION), ("test", Split.TEST))
+
+_HARD_PAIRS = 4096
+"""Hard negatives of each kind that judges are trained on."""
 
 _RESAMPLES = 1000
 """Resamples for the intervals of a classifier's report."""
@@ -58,7 +66,7 @@ def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
             for line in str(report).splitlines():
                 reporter.say(line)
     corpus = load_corpus(path, config.melody, config.seed)
-    for name, split in (("validation", Split.VALIDATION), ("test", Split.TEST)):
+    for name, split in _UNSEEN:
         if (songs := len(np.unique(corpus.song[corpus.segments(split)]))) < 4:
             raise UserError(
                 f"corpus.source: only {songs} songs are left for {name}, but at least 4 are needed"
@@ -87,10 +95,12 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
     reporter.stage("Core: the VAE over melody segments")
     core = _core(config, corpus, store, reporter)
     latents = training_latents(corpus, core)
-    reporter.stage("Classifiers: one to search by, two to judge by")
-    classifier, judges = _classifiers(config, corpus, core, latents, store, reporter)
+    reporter.stage("Classifiers: one to search by, two to judge by, and a model of notes for these")
+    classifier, continuation, judges = _classifiers(config, corpus, core, latents, store, reporter)
     plan = config.evaluation
-    evaluator = Evaluator(corpus, core, classifier, judges, plan.resamples, config.seed)
+    evaluator = Evaluator(
+        corpus, core, classifier, judges, plan.resamples, config.seed, continuation
+    )
     counts = {Split.TEST: plan.pairs, Split.VALIDATION: plan.validation_pairs}
     sources = make_sources(corpus, core, counts, config.seed)
     return Workbench(
@@ -150,7 +160,7 @@ def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter)
         random = make_random(config.seed, "core", "prior")
         return {
             name: report_reconstruction(trainer.vae, corpus.tokens[corpus.segments(split)])
-            for name, split in (("validation", Split.VALIDATION), ("test", Split.TEST))
+            for name, split in _UNSEEN
         } | {"prior": report_prior(trainer.vae, _PRIOR_SAMPLES, random)}
 
     report = _trained("core", trainer, trainer.vae, finish, store, reporter)
@@ -187,17 +197,18 @@ def _classifiers(
     latents: Latents,
     store: Store,
     reporter: Reporter,
-) -> tuple[SearchClassifier, Mapping[Split, Judge]]:
+) -> tuple[SearchClassifier, Continuation, Mapping[Split, Judge]]:
+    continuation = _continuation(config, corpus, latents, store, reporter)
     trials = {
-        name: LabelledPairs.draw(corpus, split, config.seed)
-        for name, split in (("validation", Split.VALIDATION), ("test", Split.TEST))
+        name: LabelledPairs.draw(corpus, split, continuation, config.seed)
+        for name, split in _UNSEEN
     }
     trainer = ClassifierTrainer(latents, config.search_classifier, config.seed)
 
-    def latent_scores(rows: np.ndarray) -> np.ndarray:
-        pair = tuple(core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
+    def latent_scores(pairs: TokenPairs) -> np.ndarray:
+        left, right = (core.encode_mean(half) for half in pairs)
         with torch.no_grad():
-            scores: np.ndarray = trainer.classifier((pair[0], pair[1])).numpy()
+            scores: np.ndarray = trainer.classifier((left, right)).numpy()
         return scores
 
     report = _trained(
@@ -209,48 +220,79 @@ def _classifiers(
         reporter,
     )
     _say_reliability("search classifier", report, reporter)
-    data = _judge_data(corpus, core, latents, config.seed)
+    data = _judge_data(corpus, core, latents, continuation, config.seed)
     judges = {
-        split: _judge(name, data, corpus, trials, config, store, reporter)
+        split: _judge(name, data, continuation, corpus, trials, config, store, reporter)
         for name, split in (("selection_judge", Split.VALIDATION), ("reporting_judge", Split.TEST))
     }
     agreement = trials["test"].measure_agreement(
-        _scorer(judges[Split.VALIDATION], corpus),
-        _scorer(judges[Split.TEST], corpus),
+        _scorer(judges[Split.VALIDATION]),
+        _scorer(judges[Split.TEST]),
         _RESAMPLES,
         config.seed,
     )
     reporter.say(f"the two judges rank pairs of test songs alike: Spearman {agreement}")
-    return trainer.classifier, judges
+    return trainer.classifier, continuation, judges
+
+
+def _continuation(
+    config: StudyConfig, corpus: Corpus, latents: Latents, store: Store, reporter: Reporter
+) -> Continuation:
+    tokens = torch.as_tensor(corpus.tokens[corpus.segments(Split.TRAIN)])
+    settings = config.continuation
+    trainer = ContinuationTrainer(tokens, latents.pairs, config.melody, settings, config.seed)
+    network = trainer.continuation
+
+    def finish() -> dict[str, Any]:
+        return {name: _nats(network, corpus, split) for name, split in _UNSEEN}
+
+    for name, nats in _trained("continuation", trainer, network, finish, store, reporter).items():
+        reporter.say(
+            f"model of notes, {name} songs: {-nats['after']:.1f} nats for a right half after its"
+            f" left one, {-nats['alone']:.1f} for one by itself"
+        )
+    return network
+
+
+def _nats(network: Continuation, corpus: Corpus, split: Split) -> dict[str, float]:
+    """Mean log-probability of the right halves of all adjacent pairs."""
+    left, right = torch.as_tensor(corpus.tokens[corpus.pairs_of(split)]).unbind(1)
+    return {
+        "after": float(network.log_probability(right, left).mean()),
+        "alone": float(network.log_probability(right, None).mean()),
+    }
 
 
 def _judge(
     name: str,
     data: JudgeData,
+    continuation: Continuation,
     corpus: Corpus,
     trials: Mapping[str, LabelledPairs],
     config: StudyConfig,
     store: Store,
     reporter: Reporter,
 ) -> Judge:
-    trainer = JudgeTrainer(data, config.melody, getattr(config, name), config.seed, name)
-    scores = _scorer(trainer.judge, corpus)
+    settings = getattr(config, name)
+    trainer = JudgeTrainer(data, continuation, config.melody, settings, config.seed, name)
 
     def finish() -> dict[str, Any]:
         # Fitted on validation songs, so only the calibration error on test songs is of unseen ones.
         adjacent = corpus.pairs_of(Split.VALIDATION)
         random = np.random.default_rng(derive(config.seed, name, "calibration"))
         negatives = unpaired(corpus, Split.VALIDATION, len(adjacent), random)
-        trainer.judge.calibrate(scores(adjacent), scores(negatives))
-        return _reliability(trials, scores, config)
+        hard = draw_hard_pairs(corpus, Split.VALIDATION, len(adjacent), continuation, random)
+        real, others = (LabelledTokens.of(corpus, rows).tokens for rows in (adjacent, negatives))
+        trainer.judge.calibrate(real, others, [pairs.tokens for pairs in hard.values()])
+        return _reliability(trials, _scorer(trainer.judge), config)
 
     report = _trained(name, trainer, trainer.judge, finish, store, reporter)
     _say_reliability(name.replace("_", " "), report, reporter)
     return trainer.judge
 
 
-def _scorer(judge: Judge, corpus: Corpus) -> Scorer:
-    return lambda rows: judge.logits(corpus.tokens[rows[:, 0]], corpus.tokens[rows[:, 1]])
+def _scorer(judge: Judge) -> Scorer:
+    return lambda pairs: judge.logits(*pairs)
 
 
 def _trained(
@@ -289,14 +331,23 @@ def training_latents(corpus: Corpus, core: MelodyVAE) -> Latents:
     return Latents(mean, deviation, pairs, core.sigma_bar)
 
 
-def _judge_data(corpus: Corpus, core: MelodyVAE, latents: Latents, seed: int) -> JudgeData:
+def _judge_data(
+    corpus: Corpus, core: MelodyVAE, latents: Latents, continuation: Continuation, seed: int
+) -> JudgeData:
     random = make_random(seed, "judge", "prior")
     prior = torch.randn(_PRIOR_SAMPLES, latents.mean.shape[1], generator=random)
+    draws = np.random.default_rng(derive(seed, "judge", "hard"))
+    hard = draw_hard_pairs(corpus, Split.TRAIN, _HARD_PAIRS, continuation, draws).values()
+    left, right = (np.concatenate([pairs.tokens[half] for pairs in hard]) for half in (0, 1))
+    decoded = draws.random(len(left)) < 2 / 3
+    for half in (left, right):
+        half[decoded] = core.decode_tokens(core.encode_mean(half[decoded]))
     return JudgeData(
         real=torch.as_tensor(corpus.tokens[corpus.segments(Split.TRAIN)]),
         reconstructed=torch.as_tensor(core.decode_tokens(latents.mean)),
         prior=torch.as_tensor(core.decode_tokens(prior)),
         pairs=latents.pairs,
+        hard=torch.as_tensor(np.stack((left, right), axis=1)),
     )
 
 
@@ -308,11 +359,13 @@ def _reliability(
 
 def _say_reliability(name: str, report: Mapping[str, Any], reporter: Reporter) -> None:
     for split, figures in report.items():
-        told = {key: Estimate(**value) for key, value in figures.items() if "pairs" not in key}
-        same_key = (
-            f"; {told['same_key_auc']} against the same key" if "same_key_auc" in told else ""
+        told = {key: Estimate(**value) for key, value in figures.items() if key != "pairs"}
+        hard = ", ".join(
+            f"{told[kind + '_auc'].value:.3f} {kind.replace('_', ' ')}"
+            for kind in ("same_key", *KINDS)
+            if kind + "_auc" in told
         )
         reporter.say(
             f"{name}, {split} songs: AUC {told['auc']} over {figures['pairs']:,} pairs of each"
-            f" kind{same_key}; calibration error {told['calibration_error']}"
+            f" kind; against hard negatives: {hard}; calibration error {told['calibration_error']}"
         )

@@ -11,7 +11,15 @@ from cf_core.nets import dropout, initialise
 from cf_core.seeding import make_random
 from cf_core.training import train
 from evaluation.bootstrap import auc
-from evaluation.judge import Judge, JudgeData, JudgeSettings, JudgeTrainer, ReaderSettings
+from evaluation.continuation import Continuation, ContinuationSettings
+from evaluation.judge import (
+    Judge,
+    JudgeData,
+    JudgeSettings,
+    JudgeTrainer,
+    ReaderSettings,
+    fit_logistic,
+)
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=71)
 
@@ -39,27 +47,38 @@ SETTINGS = JudgeSettings(
 )
 
 
+def second_opinion() -> Continuation:
+    made = Continuation(FORM, ContinuationSettings(hidden=16))
+    initialise(made, make_random(0, "continuation"))
+    return made
+
+
+def make_trainer(data: JudgeData, settings: JudgeSettings = SETTINGS) -> JudgeTrainer:
+    return JudgeTrainer(data, second_opinion(), FORM, settings, 0, "judge")
+
+
 @pytest.mark.slow
 def test_each_kind_of_pair_takes_its_part_of_a_batch() -> None:
     real = torch.full((8, FORM.steps), 2)
-    data = JudgeData(real, real + 1, real[:5] + 2, torch.tensor([[0, 1], [6, 7]]))
-    trainer = JudgeTrainer(data, FORM, replace(SETTINGS, batch=6), 0, "judge")
-    rows = trainer._rows(make_random(0, "batch"))
-    kinds = np.digitize(rows.numpy(), [8, 16])  # real, reconstructed, prior
+    hard = torch.full((3, 2, FORM.steps), 5)
+    data = JudgeData(real, real + 1, real[:5] + 2, torch.tensor([[0, 1], [6, 7]]), hard)
+    rows = make_trainer(data, replace(SETTINGS, batch=12))._rows(make_random(0, "batch"))
+    kinds = np.digitize(rows.numpy(), [8, 16, 21])  # real, reconstructed, prior, hard
     assert (kinds[:, 0] == kinds[:, 1]).all()
-    assert kinds[:, 0].tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 1, 1, 2, 2]
-    assert {tuple(row) for row in (rows[:6] % 8).tolist()} <= {(0, 1), (6, 7)}
-    assert rows.max() < 21
+    assert kinds[:, 0].tolist() == [0] * 4 + [1] * 8 + [0] + [1] * 3 + [2] * 2 + [3] * 6
+    assert {tuple(row) for row in (rows[:12] % 8).tolist()} <= {(0, 1), (6, 7)}
+    assert {tuple(row) for row in rows[-6:].tolist()} <= {(21, 22), (23, 24), (25, 26)}
 
 
 @pytest.mark.slow
 def test_a_judge_learns_what_is_adjacent_and_says_so_in_probabilities() -> None:
-    # Real neighbours repeat each other; all else is unrelated.
+    # Real neighbours repeat each other, unless they are moved; all else is unrelated.
     half = tokens(300, 0)
     real = torch.cat((half, half))
     rows = torch.arange(300)
-    data = JudgeData(real, real, tokens(300, 1), torch.stack((rows, rows + 300), 1))
-    trainer = JudgeTrainer(data, FORM, SETTINGS, 0, "judge")
+    hard = torch.stack((half, half.roll(1, 0)), 1)
+    data = JudgeData(real, real, tokens(300, 1), torch.stack((rows, rows + 300), 1), hard)
+    trainer = make_trainer(data)
     list(train(trainer, 350))
     unseen, other = tokens(200, 2).numpy(), tokens(200, 3).numpy()
     same = trainer.judge.probability(unseen, unseen)
@@ -70,9 +89,11 @@ def test_a_judge_learns_what_is_adjacent_and_says_so_in_probabilities() -> None:
 
 def test_the_reader_is_left_alone_once_the_committee_learns() -> None:
     real = tokens(60, 0)
-    data = JudgeData(real, real, real, torch.tensor([[0, 1], [2, 3]]))
-    settings = replace(SETTINGS, reader=replace(SETTINGS.reader, steps=3), steps=3)
-    trainer = JudgeTrainer(data, FORM, settings, 0, "judge")
+    hard = torch.stack((real, real), 1)
+    data = JudgeData(real, real, real, torch.tensor([[0, 1], [2, 3]]), hard)
+    trainer = make_trainer(
+        data, replace(SETTINGS, reader=replace(SETTINGS.reader, steps=3), steps=3)
+    )
     steps = train(trainer, 3)
     next(steps)
     reader = {name: value.clone() for name, value in trainer.judge.reader.state_dict().items()}
@@ -83,31 +104,74 @@ def test_the_reader_is_left_alone_once_the_committee_learns() -> None:
     assert not torch.equal(members[0], next(trainer.judge.members.parameters()))
 
 
-def test_calibration_finds_the_scale_and_shift_that_were_hidden() -> None:
+def test_neither_stage_changes_the_model_of_notes() -> None:
+    real = tokens(60, 0)
+    hard = torch.stack((real, real), 1)
+    data = JudgeData(real, real, real, torch.tensor([[0, 1], [2, 3]]), hard)
+    trainer = make_trainer(
+        data, replace(SETTINGS, reader=replace(SETTINGS.reader, steps=2), steps=2)
+    )
+    list(train(trainer, 4))
+    for name, value in second_opinion().state_dict().items():
+        assert torch.equal(value, trainer.judge.continuation.state_dict()[name])
+
+
+def test_logistic_regression_finds_the_weights_that_were_hidden() -> None:
     random = np.random.default_rng(0)
-    true = random.normal(0, 2, 200_000)
-    adjacent = random.random(200_000) < 1 / (1 + np.exp(-true))
-    shown = ((true - 1.5) / 0.5).astype(np.float32)  # true = 0.5 shown + 1.5
-    judge = Judge(FORM, SETTINGS)
-    judge.calibrate(shown[adjacent], shown[~adjacent])
-    scale, shift = judge.get_buffer("calibration").tolist()
-    assert (scale, shift) == pytest.approx((0.5, 1.5), rel=0.02)
-    # A second calibration starts from what the first one made of the logits.
-    judge.calibrate(true[adjacent].astype(np.float32), true[~adjacent].astype(np.float32))
-    assert judge.get_buffer("calibration").tolist() == pytest.approx([0.5, 1.5], rel=0.03)
+    features = random.normal((1, -20, 3), (2, 5, 0.1), (300_000, 3))
+    logit = features @ (0.5, 0.1, -2.0) + 8.0
+    is_positive = random.random(len(logit)) < 1 / (1 + np.exp(-logit))
+    kinds = [torch.as_tensor(features[of]) for of in (is_positive, ~is_positive)]
+    # As many of each: the odds that the shift tells of are those of equal numbers.
+    shift = 8.0 - np.log(len(kinds[0]) / len(kinds[1]))
+    assert fit_logistic(*kinds).tolist() == pytest.approx([0.5, 0.1, -2.0, shift], rel=0.05)
 
 
-def test_calibration_of_separable_pairs_is_finite() -> None:
-    judge = Judge(FORM, SETTINGS)
-    judge.calibrate(np.full(20, 3.0, np.float32), np.full(20, -3.0, np.float32))
-    scale, shift = judge.get_buffer("calibration").tolist()
+def test_logistic_regression_of_separable_pairs_is_finite() -> None:
+    positive, negative = (torch.full((20, 1), x, dtype=torch.float64) for x in (3.0, -3.0))
     # By hand: both targets are met where σ(3 a + b) = 21/22 and σ(b - 3 a) = 1/22.
-    assert (scale, shift) == pytest.approx((np.log(21) / 3, 0.0), abs=1e-3)
+    assert fit_logistic(positive, negative).tolist() == pytest.approx(
+        (np.log(21) / 3, 0.0), abs=1e-3
+    )
+
+
+def make_judge() -> Judge:
+    judge = Judge(FORM, SETTINGS, second_opinion())
+    initialise(judge.members, make_random(0, "judge"))
+    return judge
+
+
+def test_the_logit_is_a_weighted_sum() -> None:
+    judge, left, right = make_judge(), tokens(30, 0), tokens(30, 1)
+    judge.get_buffer("calibration").copy_(torch.tensor([0.7, 0.2, -0.03, 0.05, 0.4]))
+    mean = [
+        judge.reader.encode_mean(half.numpy()).expand(SETTINGS.members, -1, -1)
+        for half in (left, right)
+    ]
+    committee = judge.rate(mean[0], mean[1]).mean(0).detach()
+    rate = judge.continuation.log_probability
+    ratio = rate(right, left) - rate(right, None)
+    likely = rate(left, None) + rate(right, None)
+    expected = 0.7 * committee + 0.2 * ratio - 0.03 * ratio**2 + 0.05 * likely + 0.4
+    found = judge.logits(left.numpy(), right.numpy())
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4)
+
+
+def test_calibration_makes_probabilities_of_adjacent_among_unpaired() -> None:
+    """Hard negatives say how opinions are weighed, but not how likely a pair is to be adjacent."""
+    judge = make_judge()
+    half, others, more = (tokens(600, seed).numpy() for seed in range(3))
+    adjacent = (half, np.concatenate((half[:300], others[300:])))
+    unpaired, hard = (others, more), (half, half[::-1].copy())
+    judge.calibrate(adjacent, unpaired, [hard])
+    found = [judge.probability(*pairs).mean() for pairs in (adjacent, unpaired)]
+    # The shift of a logistic regression makes mean probabilities equal to shares.
+    assert sum(found) == pytest.approx(1, abs=0.01)
+    assert found[0] > found[1]
 
 
 def test_chunks_change_nothing() -> None:
-    judge = Judge(FORM, SETTINGS)
-    initialise(judge, make_random(0, "judge"))
+    judge = make_judge()
     left, right = tokens(2100, 0).numpy(), tokens(2100, 1).numpy()
     whole = judge.probability(left, right)
     np.testing.assert_allclose(

@@ -18,8 +18,8 @@ from evaluation.continuation import Continuation, ContinuationSettings
 from evaluation.controls import CONTROLS, make_controls, rate_controls
 from evaluation.distance import edit_distance
 from evaluation.evaluator import Evaluator
-from evaluation.sources import Source, make_sources
 from evaluation.judge import Judge, JudgeSettings, ReaderSettings
+from evaluation.sources import Source, make_sources
 
 FORM = MelodyFormat(bars_per_segment=2, steps_per_beat=2, lowest=60, highest=83)
 LENGTHS = [2, 4, 8] * 8
@@ -56,8 +56,8 @@ def corpus() -> Corpus:
 def evaluator(corpus: Corpus) -> Evaluator:
     core = MelodyVAE(FORM, VAESettings(latent_dim=4, hidden=16, embedding=8))
     classifier = SearchClassifier(4, ClassifierSettings(hidden=8))
-    judge = Judge(FORM, JUDGE)
     continuation = Continuation(FORM, ContinuationSettings(hidden=8))
+    judge = Judge(FORM, JUDGE, continuation)
     for index, network in enumerate((core, classifier, judge, continuation)):
         initialise(network, make_random(index, "weights"))
     core.measure_sigma_bar(corpus.tokens)

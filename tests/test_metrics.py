@@ -81,12 +81,12 @@ JUDGE = JudgeSettings(
 def evaluator(corpus: Corpus) -> Evaluator:
     core = MelodyVAE(FORM, VAESettings(latent_dim=4, hidden=16, embedding=8))
     classifier = SearchClassifier(4, ClassifierSettings(hidden=8))
-    judges = {split: Judge(FORM, JUDGE) for split in (Split.VALIDATION, Split.TEST)}
+    second = Continuation(FORM, ContinuationSettings(hidden=8))
+    judges = {split: Judge(FORM, JUDGE, second) for split in (Split.VALIDATION, Split.TEST)}
     for index, network in enumerate((core, classifier, *judges.values())):
         initialise(network, make_random(index, "weights"))
     core.measure_sigma_bar(corpus.tokens)
-    continuation = Continuation(FORM, ContinuationSettings(hidden=8))
-    return Evaluator(corpus, core, classifier, judges, 50, 0, continuation)
+    return Evaluator(corpus, core, classifier, judges, resamples=50, seed=0, continuation=second)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 
 from cf_core.corpus import Corpus, Split
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
+from cf_core.nets import initialise
+from cf_core.seeding import make_random
 from evaluation.bootstrap import auc, resample_auc
+from evaluation.continuation import Continuation, ContinuationSettings
 from evaluation.reliability import LabelledPairs, calibration_error, find_keys
+from evaluation.statistics import TokenPairs
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=48, highest=84)
 scores = st.lists(st.integers(0, 4), min_size=1, max_size=12)
@@ -76,6 +80,12 @@ def corpus(rows: list[list[int]], songs: list[int], pairs: list[tuple[int, int]]
     )
 
 
+def second_opinion() -> Continuation:
+    made = Continuation(FORM, ContinuationSettings(hidden=4))
+    initialise(made, make_random(0, "continuation"))
+    return made
+
+
 MAJOR, MINOR = (2, 4, 5, 7, 9, 11, 7, 4, 0), (2, 3, 5, 7, 8, 11, 7, 3, 0)
 
 
@@ -91,12 +101,14 @@ def test_negatives_of_the_same_key_are_of_another_song_in_that_key() -> None:
     rows = [scale(tonic, steps, 3) for tonic, steps in keys for _ in range(2)]
     songs = [song for song in range(5) for _ in range(2)]
     trial = LabelledPairs.draw(
-        corpus(rows, songs, [(2 * s, 2 * s + 1) for s in range(5)]), Split.TEST, 0
+        corpus(rows, songs, [(2 * s, 2 * s + 1) for s in range(5)]),
+        Split.TEST,
+        second_opinion(),
+        0,
     )
-    song = np.array(songs)
-    pairs = {tuple(pair) for pair in song[trial.same_key].tolist()}
+    pairs = {tuple(pair) for pair in trial.hard["same_key"].songs.tolist()}
     assert pairs == {(0, 1), (1, 0), (2, 3), (3, 2)}
-    assert (song[trial.unpaired[:, 0]] != song[trial.unpaired[:, 1]]).all()
+    assert (trial.unpaired.songs[:, 0] != trial.unpaired.songs[:, 1]).all()
 
 
 def test_the_error_of_calibration_lies_in_its_interval() -> None:
@@ -105,36 +117,43 @@ def test_the_error_of_calibration_lies_in_its_interval() -> None:
     songs = [song for song in range(20) for _ in range(3)]
     pairs = [(3 * s + i, 3 * s + i + 1) for s in range(20) for i in range(2)]
     trial, random = (
-        LabelledPairs.draw(corpus(rows, songs, pairs), Split.TEST, 0),
+        LabelledPairs.draw(corpus(rows, songs, pairs), Split.TEST, second_opinion(), 0),
         np.random.default_rng(1),
     )
-    logits = random.normal(size=len(rows)).astype(np.float32)
-    error = trial.report(lambda of: logits[of[:, 0]] / 4, 400, 0)["calibration_error"]
+
+    def guesses(pairs: TokenPairs) -> np.ndarray:
+        return random.normal(size=len(pairs[0])).astype(np.float32) / 4
+
+    error = trial.report(guesses, 400, 0)["calibration_error"]
     assert isinstance(error, dict)
     assert 0 <= error["low"] < error["value"] < error["high"] < 0.3
 
 
 def test_a_report_of_a_classifier_that_knows_and_of_one_that_guesses() -> None:
-    keys = [0] * 12
-    rows = [scale(tonic, MAJOR, 3) for tonic in keys for _ in range(4)]
+    # All songs are in C, and each has a bar of its own.
+    bars = [scale(12 * (song // 6), MAJOR, 1 + song % 6) for song in range(12)]
+    rows = [bar for bar in bars for _ in range(4)]
     songs = [song for song in range(12) for _ in range(4)]
     pairs = [(4 * s + i, 4 * s + i + 1) for s in range(12) for i in range(3)]
-    trial, song = LabelledPairs.draw(corpus(rows, songs, pairs), Split.TEST, 0), np.array(songs)
+    trial = LabelledPairs.draw(corpus(rows, songs, pairs), Split.TEST, second_opinion(), 0)
 
-    def knows(of: np.ndarray) -> np.ndarray:
-        return np.where(song[of[:, 0]] == song[of[:, 1]], 9.0, -9.0).astype(np.float32)
+    def knows(pairs: TokenPairs) -> np.ndarray:
+        return np.where((pairs[0] == pairs[1]).all(1), 9.0, -9.0).astype(np.float32)
 
-    def guesses(of: np.ndarray) -> np.ndarray:
-        return np.zeros(len(of), np.float32)
+    def guesses(pairs: TokenPairs) -> np.ndarray:
+        return np.zeros(len(pairs[0]), np.float32)
 
     sure, unsure = (trial.report(scores, 200, 0) for scores in (knows, guesses))
     assert sure["pairs"] == 36
     assert sure["auc"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    # It takes every repeat for neighbours, and no pair of which one half was moved.
+    assert sure["repeat_auc"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert sure["transposed_auc"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert unsure["auc"] == {"value": 0.5, "low": 0.5, "high": 0.5}
     assert unsure["same_key_auc"]["value"] == 0.5  # type: ignore[index]
     error = unsure["calibration_error"]
     assert error["value"] == pytest.approx(0.0)  # type: ignore[index]
     assert trial.measure_agreement(knows, knows, 50, 0).low == pytest.approx(1.0)
-    against = trial.measure_agreement(knows, lambda of: -knows(of), 50, 0)
+    against = trial.measure_agreement(knows, lambda pairs: -knows(pairs), 50, 0)
     assert against.value == pytest.approx(-1.0)
     assert trial.report(knows, 200, 0) == sure

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cf_core.fusion import FusionSettings, Latents
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
+from cf_core.nets import initialise
 from cf_core.pack import Member, PackTrainer
 from cf_core.seeding import derive, make_random
 from cf_core.training import (
@@ -26,6 +27,7 @@ from cf_core.training import (
 )
 from cf_core.vae import VAESettings, VAETrainer
 from evaluation.classifier import ClassifierSettings, ClassifierTrainer
+from evaluation.continuation import Continuation, ContinuationSettings, ContinuationTrainer
 from evaluation.judge import JudgeData, JudgeSettings, JudgeTrainer, ReaderSettings
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=72)
@@ -69,13 +71,22 @@ def classifier() -> Trainer:
 def judge() -> Trainer:
     real = torch.as_tensor(tokens(10))
     pairs = torch.tensor([[0, 1], [1, 2], [2, 3]])
-    data = JudgeData(real, real.roll(1, 0), real.roll(2, 0), pairs)
+    hard = torch.stack((real, real), 1)
+    data = JudgeData(real, real.roll(1, 0), real.roll(2, 0), pairs, hard)
     reader = ReaderSettings(latent_dim=4, hidden=8, embedding=4, steps=STEPS // 2, batch=6)
     settings = JudgeSettings(reader=reader, members=2, hidden=8, steps=STEPS - STEPS // 2, batch=6)
-    return JudgeTrainer(data, FORM, settings, 1, "judge")
+    second = Continuation(FORM, ContinuationSettings(hidden=4))
+    initialise(second, make_random(0, "continuation"))
+    return JudgeTrainer(data, second, FORM, settings, 1, "judge")
 
 
-TRAINERS = [vae, fusion, classifier, judge]
+def continuation() -> Trainer:
+    pairs = torch.tensor([[0, 1], [1, 2], [2, 3]])
+    settings = ContinuationSettings(hidden=8, steps=STEPS, batch=4)
+    return ContinuationTrainer(torch.as_tensor(tokens(10)), pairs, FORM, settings, 1)
+
+
+TRAINERS = [vae, fusion, classifier, judge, continuation]
 
 
 def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

@@ -76,6 +76,7 @@ def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
         "core": {"latent_dim": 8, "hidden": 32, "embedding": 8, "steps": 120, "batch": 32},
         "core_gate": dict.fromkeys(GATES, 0),
         "search_classifier": {"hidden": 16, "steps": 30, "batch": 16},
+        "continuation": {"hidden": 16, "steps": 30, "batch": 8},
         "selection_judge": JUDGE,
         "reporting_judge": JUDGE | {"hidden": 24},
         "fusion": {"hidden": 16, "steps": 120, "batch": 8},

@@ -26,6 +26,7 @@ from cf_core.fusion import FusionSettings
 from cf_core.melody import MelodyFormat
 from cf_core.vae import VAESettings
 from evaluation.classifier import ClassifierSettings
+from evaluation.continuation import ContinuationSettings
 from evaluation.judge import JudgeSettings
 from study.config.evaluation import RESTORING, EvaluationPlan
 from study.config.search import NOT_FOR_GRIDS, Search
@@ -153,6 +154,8 @@ class StudyConfig(Section):
     of the identity: it changes no result."""
     search_classifier: ClassifierSettings = ClassifierSettings()
     """The classifier of latents that latent search may climb."""
+    continuation: ContinuationSettings = ContinuationSettings()
+    """The autoregressive model of notes, the second opinion of both judges."""
     selection_judge: JudgeSettings = JudgeSettings()
     """The judge that search and selection may use."""
     reporting_judge: JudgeSettings = JudgeSettings()
