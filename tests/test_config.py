@@ -54,6 +54,8 @@ def other(key: str, value: Any) -> Any:
         "melody.meters": ["3/4"],
         "selection.where": ["judge > 0.5"],
         "evaluation.matched.z_distance": [0.2, 30.0],
+        "evaluation.matched.larger_edit_distance_q90": [2.0, 30.0],
+        "evaluation.matched.larger_z_distance_q90": [0.2, 30.0],
         "evaluation.matched.edit_distance": [0.6, 20.0],
         "fusion.gated": False,
         "fusion.lambda_range": [0.0001, 100.0],
