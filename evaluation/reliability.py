@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Integer
-from scipy.stats import rankdata
 
 from cf_core.corpus import Corpus, Split
 from cf_core.seeding import derive
@@ -107,6 +106,8 @@ class LabelledPairs:
 
         The interval is as in `report`, with the rank of each pair held fixed.
         """
+        from scipy.stats import rankdata  # noqa: PLC0415  (slow, and judges are made once)
+
         rows = np.concatenate((self.adjacent, self.unpaired))
         a, b = (rankdata(score(rows)) for score in (logits, others))
         weights = np.hstack(self._weights(resamples, seed)[:2])

@@ -6,7 +6,6 @@ from itertools import product
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
-from scipy.stats import spearmanr
 
 from cf_core.files import AnyPath, replacing
 from cf_core.seeding import derive
@@ -313,7 +312,7 @@ def _agreement(metrics: pl.DataFrame) -> list[str]:
     both = by_source[0].join(by_source[1], on=point, nulls_equal=True).drop_nulls().drop_nans()
     if both.height < 3:
         return []
-    rank = float(spearmanr(both["validation"], both["test"]).statistic)
+    rank = both.select(pl.corr("validation", "test", method="spearman")).item()
     return [
         f"the selection judge (validation songs) and the reporting judge (test songs) rank"
         f" {both.height} points alike: Spearman {rank:.3f}"
