@@ -1,6 +1,7 @@
 """The scripts of `examples` run as their docstrings say, and say what they promise."""
 
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def run_script(patch: pytest.MonkeyPatch, name: str, *arguments: Path) -> None:
     patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
     patch.syspath_prepend(EXAMPLES)
     patch.setattr("study.run.draw", lambda _store: [])
+    patch.setattr("study.run.save", lambda *_: [])
     runpy.run_path(str(path), run_name="__main__")
 
 
@@ -77,8 +79,12 @@ def test_the_tables_answer(
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_ray")
 def test_a_rival_of_ones_own_is_on_the_frontier(
-    melodies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, melodies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # It begins with the same models.
+    shutil.copytree(finished / ".corpora", tmp_path / ".corpora")
+    for name in ("core", "classifiers"):
+        shutil.copytree(finished / "small" / name, tmp_path / "own-rival" / name)
     run_script(monkeypatch, "own_rival.py", melodies, tmp_path)
     records = study.open(tmp_path / "own-rival")
     shown = records.frontier.filter(pl.col("method") == "shift").collect()
