@@ -1,6 +1,6 @@
 """The findings of a finished study: tables, figures and sentences, made from its tables alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -90,7 +90,7 @@ def draw(store: Store) -> list[AnyPath]:
     """
     return [
         path
-        for name, figure in _figures(store).items()
+        for name, figure in _figures(store)
         for path in save(figure, store.root / "figures" / name)
     ]
 
@@ -215,14 +215,12 @@ def say_improvements(store: Store) -> list[str]:
     return [f"chance of a larger hypervolume, mean over panels and axes: {said}"] if said else []
 
 
-def _figures(store: Store) -> dict[str, Figure]:
+def _figures(store: Store) -> Iterator[tuple[str, Figure]]:
     config = StudyConfig.restored(store.record)
     metrics, found = read_finished_metrics(store), store.scan("verdicts").collect()
-    figures = {
-        f"{name}-{axis}": drawn(metrics, axis)
-        for axis in _AXES
-        for name, drawn in (("frontier", frontier_figure), ("iterations", iteration_figure))
-    }
+    for axis in _AXES:
+        yield f"frontier-{axis}", frontier_figure(metrics, axis)
+        yield f"iterations-{axis}", iteration_figure(metrics, axis)
     methods = [OURS, *(name for name in rivals(metrics) if name in ("lp", "gradient"))]
     surfaces = [
         attainment(metrics, source, metric, "z_distance", methods).with_columns(
@@ -230,26 +228,25 @@ def _figures(store: Store) -> dict[str, Figure]:
         )
         for source, metric in PANELS
     ]
-    figures["attainment"] = attainment_figure(pl.concat(surfaces), "z_distance")
+    yield "attainment", attainment_figure(pl.concat(surfaces), "z_distance")
     differences = _attainment_differences(metrics)
     if differences.height:
-        figures["attainment-difference"] = attainment_difference_figure(differences, "lp")
-    figures["verdicts"] = verdict_figure(found)
+        yield "attainment-difference", attainment_difference_figure(differences, "lp")
+    yield "verdicts", verdict_figure(found)
     shown = _shown_points(store, metrics)
     if not shown.is_empty():
         named = pl.col("trial").is_in([*shown["trial"], "identity", REAL])
         outcomes = store.outcomes.filter(named).collect()
-        figures["transitions"] = transition_figure(outcomes, store.bins.collect(), shown)
-    figures["song-distances"] = song_distance_figure(store.scan("song_distances").collect())
+        yield "transitions", transition_figure(outcomes, store.bins.collect(), shown)
+    yield "song-distances", song_distance_figure(store.scan("song_distances").collect())
     costs, trials = store.scan("costs").collect(), store.scan("trials").collect()
     training = trials.filter(pl.col("method").is_in(FUSIONS))["training_seconds"].mean()
-    figures["cost"] = cost_figure(metrics, costs, float(training or 0.0))  # type: ignore[arg-type]
+    yield "cost", cost_figure(metrics, costs, float(training or 0.0))  # type: ignore[arg-type]
     if search := _search_figure(store):
-        figures["search"] = search
+        yield "search", search
     examples = store.scan("examples").collect()
     if not examples.is_empty():
-        figures["styles"] = style_figure(examples, config.melody)
-    return figures
+        yield "styles", style_figure(examples, config.melody)
 
 
 def _search_figure(store: Store) -> Figure | None:
