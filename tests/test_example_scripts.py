@@ -1,7 +1,6 @@
 """The scripts of `examples` run as their docstrings say, and say what they promise."""
 
 import runpy
-import shutil
 import sys
 from pathlib import Path
 
@@ -79,12 +78,8 @@ def test_the_tables_answer(
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_ray")
 def test_a_rival_of_ones_own_is_on_the_frontier(
-    finished: Path, melodies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    melodies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It begins with the same models.
-    shutil.copytree(finished / ".corpora", tmp_path / ".corpora")
-    for name in ("core", "classifiers"):
-        shutil.copytree(finished / "small" / name, tmp_path / "own-rival" / name)
     run_script(monkeypatch, "own_rival.py", melodies, tmp_path)
     records = study.open(tmp_path / "own-rival")
     shown = records.frontier.filter(pl.col("method") == "shift").collect()
