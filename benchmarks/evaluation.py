@@ -137,7 +137,7 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
     Where it has not been run, made-up tables of its size, against the training of its trials alone
     (on as many workers): that overstates the share.
     """
-    configs = load_configs("poster-small")
+    configs = load_configs("poster-small")[:: rounds.scale]
     stores = [Store(Path(c.execution.results) / c.name) for c in configs]
     if rounds.scale == 1 and all(("all" in store.list_parts("verdicts")) for store in stores):
         tables = [_recorded(store) for store in stores]
@@ -253,7 +253,7 @@ def _made_up(config: StudyConfig, scale: int) -> Tables:
     named = pl.DataFrame({"pair": np.arange(count), "left_song": songs[0], "right_song": songs[1]})
     rows, pairs, influences = [], [], []
     of_song = pl.DataFrame({"song": sorted(map(str, range(50)))})
-    for point, source in product(_points(config), (*CHOSEN_ON, *CHOSEN_ON.values())):
+    for point, source in product(_points(config, scale), (*CHOSEN_ON, *CHOSEN_ON.values())):
         label = dict(zip(_KINDS, point, strict=True))
         labels = [pl.lit(value, _KINDS[name]).alias(name) for name, value in label.items()]
         if point[0] != "real":
@@ -280,18 +280,18 @@ def _made_up(config: StudyConfig, scale: int) -> Tables:
     )
 
 
-def _points(config: StudyConfig) -> list[_Point]:
+def _points(config: StudyConfig, scale: int) -> list[_Point]:
     plan = config.evaluation
     ours: list[_Point] = [
         ("conditional", trial.id, trial.configuration.id, lambda_, trial.seed, iteration)
         for trial, lambda_, iteration in product(
-            list_first_trials(config), plan.lambda_, plan.iterations
+            list_first_trials(config), plan.lambda_[::scale], plan.iterations
         )
     ]
     rivals: list[_Point] = [
         (setting.method, setting.id, setting.id, setting.value("lambda"), None, iteration)
         for rival in map(plan.rival, plan.rivals)
-        for setting in rival.settings()
+        for setting in rival.settings()[::scale]
         for iteration in rival.iterations
     ]
     return [*ours, *rivals, *((name, name, name, None, None, 0) for name in ("identity", "real"))]

@@ -56,7 +56,9 @@ class Rounds:
         """Seconds that one call of each action takes, a row per round: `[repeats, actions]`."""
         for action in actions:
             _timed(action, 1)
-        calls = [max(1, ceil(self.seconds / _timed(action, 1))) for action in actions]
+        calls = [1] * len(actions)
+        if self.seconds:
+            calls = [max(1, ceil(self.seconds / _timed(action, 1))) for action in actions]
         rounds = [
             [_timed(action, count) / count for action, count in zip(actions, calls, strict=True)]
             for _ in range(self.repeats)

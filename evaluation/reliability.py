@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Integer
-from scipy.stats import rankdata
 
 from cf_core.corpus import Corpus, Split
 from cf_core.seeding import derive
@@ -115,6 +114,8 @@ class LabelledPairs:
 
         The interval is as in `report`, with the rank of each pair held fixed.
         """
+        from scipy.stats import rankdata  # noqa: PLC0415  (slow, and judges are made once)
+
         kinds = self.adjacent, self.unpaired
         a, b = (
             rankdata(np.concatenate([score(own.tokens) for own in kinds]))

@@ -1,12 +1,11 @@
 """The findings of a finished study: tables, figures and sentences, made from its tables alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
-from scipy.stats import spearmanr
 
 from cf_core.errors import ConfigError
 from cf_core.files import AnyPath, replacing
@@ -101,7 +100,7 @@ def draw(store: Store) -> list[AnyPath]:
     """
     return [
         path
-        for name, figure in _figures(store).items()
+        for name, figure in _figures(store)
         for path in save(figure, store.root / "figures" / name)
     ]
 
@@ -268,14 +267,12 @@ def say_improvements(store: Store) -> list[str]:
     return [f"chance of a larger hypervolume, mean over panels and axes: {said}"] if said else []
 
 
-def _figures(store: Store) -> dict[str, Figure]:
+def _figures(store: Store) -> Iterator[tuple[str, Figure]]:
     config = StudyConfig.restored(store.record)
     metrics, found = read_finished_metrics(store), store.scan("verdicts").collect()
-    figures = {
-        f"{name}-{axis}": drawn(metrics, axis)
-        for axis in (*DEPLOYED_AXES, *POSTER_AXES)
-        for name, drawn in (("frontier", frontier_figure), ("iterations", iteration_figure))
-    }
+    for axis in (*DEPLOYED_AXES, *POSTER_AXES):
+        yield f"frontier-{axis}", frontier_figure(metrics, axis)
+        yield f"iterations-{axis}", iteration_figure(metrics, axis)
     methods = [OURS, *(name for name in rivals(metrics) if name in ("lp", "gradient"))]
     surfaces = [
         attainment(metrics, source, metric, "z_distance", methods).with_columns(
@@ -283,26 +280,25 @@ def _figures(store: Store) -> dict[str, Figure]:
         )
         for source, metric in PANELS
     ]
-    figures["attainment"] = attainment_figure(pl.concat(surfaces), "z_distance")
+    yield "attainment", attainment_figure(pl.concat(surfaces), "z_distance")
     differences = _attainment_differences(metrics)
     if differences.height:
-        figures["attainment-difference"] = attainment_difference_figure(differences, "lp")
-    figures["verdicts"] = verdict_figure(found)
+        yield "attainment-difference", attainment_difference_figure(differences, "lp")
+    yield "verdicts", verdict_figure(found)
     shown = _shown_points(store, metrics)
     if not shown.is_empty():
         named = pl.col("trial").is_in([*shown["trial"], "identity", REAL])
         outcomes = store.outcomes.filter(named).collect()
-        figures["transitions"] = transition_figure(outcomes, store.bins.collect(), shown)
-    figures["song-distances"] = song_distance_figure(store.scan("song_distances").collect())
+        yield "transitions", transition_figure(outcomes, store.bins.collect(), shown)
+    yield "song-distances", song_distance_figure(store.scan("song_distances").collect())
     costs, trials = store.scan("costs").collect(), store.scan("trials").collect()
     training = trials.filter(pl.col("method").is_in(FUSIONS))["training_seconds"].mean()
-    figures["cost"] = cost_figure(metrics, costs, float(training or 0.0))  # type: ignore[arg-type]
+    yield "cost", cost_figure(metrics, costs, float(training or 0.0))  # type: ignore[arg-type]
     if search := _search_figure(store, config.search.objectives):
-        figures["search"] = search
+        yield "search", search
     examples = store.scan("examples").collect()
     if not examples.is_empty():
-        figures["styles"] = style_figure(examples, config.melody)
-    return figures
+        yield "styles", style_figure(examples, config.melody)
 
 
 def _search_figure(store: Store, objectives: tuple[str, str]) -> Figure | None:
@@ -366,7 +362,7 @@ def _agreement(metrics: pl.DataFrame) -> list[str]:
     both = by_source[0].join(by_source[1], on=point, nulls_equal=True).drop_nulls().drop_nans()
     if both.height < 3:
         return []
-    rank = float(spearmanr(both["validation"], both["test"]).statistic)
+    rank = both.select(pl.corr("validation", "test", method="spearman")).item()
     return [
         f"the selection judge (validation songs) and the reporting judge (test songs) rank"
         f" {both.height} points alike: Spearman {rank:.3f}"

@@ -31,7 +31,8 @@ def ray_tasks(address: str) -> Iterator[Mapper]:
 
 
 def _tasks(function: Callable[[Any], R], items: Iterable[Any], /) -> Iterator[R]:
-    call: Any = ray.remote(_call)
+    # A function without a name that workers could import: they need not know this module.
+    call: Any = ray.remote(lambda function, item: function(item))
     ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending: list[Any] = []
     try:
@@ -46,7 +47,3 @@ def _tasks(function: Callable[[Any], R], items: Iterable[Any], /) -> Iterator[R]
     finally:
         for task in pending:
             ray.cancel(task)
-
-
-def _call(function: Callable[[Any], R], item: Any) -> R:
-    return function(item)

@@ -26,7 +26,6 @@ from optuna.distributions import (
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from scipy.stats import qmc
 
 from cf_core.errors import ConfigError
 from cf_core.files import AnyPath, replacing
@@ -103,6 +102,8 @@ def _drawn(search: Search, seed: int, count: int) -> list[Configuration]:
     if search.method == "random":
         cube = random.random((2**power, len(names)))
     else:
+        from scipy.stats import qmc  # noqa: PLC0415  (slow, and one of many methods needs it)
+
         cube = qmc.Sobol(len(names), rng=random).random_base2(power)
     places = (dict(zip(names, row, strict=True)) for row in cube.tolist())
     found = dict.fromkeys(_chosen(search, partial(_placed, at)) for at in places)

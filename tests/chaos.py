@@ -22,14 +22,16 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pytest
 from ray.cluster_utils import Cluster
 
+from cf_core.errors import StudyBusyError
 from cf_core.files import AnyPath, replacing
 from study import ledger
 from study.config import StudyConfig
 from study.store import Store
 from study.tables import TABLES, drop_volatile
-from tests.tiny import tiny, write_melodies
+from tests.tiny import go, tiny, write_melodies
 
 OUTPUT = Path(__file__).parent.parent / "benchmarks" / "out" / "chaos.json"
 PATIENCE = 600.0
@@ -98,7 +100,8 @@ class Arena:
         """Run it by the command line, as a process (and a group) of its own."""
         file = self.folder / f"{Path(config.execution.results).name}.yaml"
         file.write_text(config.model_dump_json(by_alias=True))
-        code = "import study.run, study.cli; study.run.draw = lambda _: []; study.cli.main()"
+        bare = "study.run.draw = study.run.save = lambda *_: []"
+        code = f"import study.run, study.cli; {bare}; study.cli.main()"
         return subprocess.Popen(
             [sys.executable, "-c", code, "run", str(file)],
             cwd=Path(__file__).parent.parent,
@@ -227,7 +230,7 @@ def wait_for(what: Callable[[], Any], patience: float = PATIENCE) -> Any:
     while not (found := what()):
         if time.monotonic() > until:
             raise AssertionError("waited in vain")
-        time.sleep(0.05)
+        time.sleep(0.2)
     return found
 
 
@@ -284,18 +287,23 @@ def trial_misbehaves(arena: Arena, undisturbed: Store, kind: str, *, alone: bool
 
 
 def everything_at_once(arena: Arena, config: StudyConfig, undisturbed: Store) -> None:
-    """In one run a second driver, a worker killed, the driver killed; Ctrl-C in the next."""
+    """In one run a second driver, a worker killed, the driver killed; Ctrl-C in the next.
+
+    The second driver is this process. One worker goes on where two were stopped.
+    """
     process = arena.start(config)
     wait_for(lambda: list((store_of(config).root / "runs").glob("*.json")))
-    second = arena.start(config)
+    with pytest.raises(StudyBusyError, match=f"is being run by process {process.pid}"):
+        go(config)
     victim, *_ = wait_for(lambda: workers_of(process.pid))
     wait_for(lambda: under_way(config))
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: len(Progress.of(store_of(config)).done) >= 1)
     wait_for(lambda: max(Progress.of(store_of(config)).handed_out.values()) == 2)
-    _refused(second, process)
     kill(process)
     arena.toll.kills += 2
+    alone = config.execution.model_copy(update={"workers": 1})
+    config = config.model_copy(update={"execution": alone})
     before = Progress.of(store_of(config))
     _interrupt(arena, config)
     arena.finish(config)

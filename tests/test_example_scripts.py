@@ -23,6 +23,7 @@ def run_script(patch: pytest.MonkeyPatch, name: str, *arguments: Path) -> None:
     patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
     patch.syspath_prepend(EXAMPLES)
     patch.setattr("study.run.draw", lambda _store: [])
+    patch.setattr("study.run.save", lambda *_: [])
     runpy.run_path(str(path), run_name="__main__")
 
 

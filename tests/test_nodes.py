@@ -12,9 +12,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cf_core.errors import ClusterError
-from study import cluster as ours
-from study.cluster import PACKAGES, code, connected, lacking, prove
+from study import nodes as ours
+from study.cluster import connected, lacking
 from study.config import Execution, StageResources
+from study.nodes import PACKAGES, code, prove
 from tests.tiny import RAY
 
 Join = Callable[..., None]

@@ -21,8 +21,8 @@ from evaluation.figures.canvas import look
 from evaluation.judge import Judge
 from evaluation.rivals import Look, Rival, Setting, Tools, find_rival, list_rivals
 from evaluation.transforms import Step
-from study.cluster import code
 from study.config import StudyConfig, load_config
+from study.nodes import code
 from study.tables import TABLES
 
 Z, ROWS = 4, 5

@@ -96,14 +96,28 @@ def test_a_long_file_says_why(path: Path) -> None:
         assert re.search(r"\blong\b", about), f"{path}: over 450 lines without a reason"
 
 
+IMPORTS = {
+    "what trains without a study": (
+        "cf_core.fusion, cf_core.vae, cf_core.bundle, evaluation.transforms, evaluation.judge",
+        {"matplotlib", "music21", "polars", "ray"},
+    ),
+    "a worker": (
+        "study.ray_executor",
+        {"matplotlib", "music21", "optuna", "scipy.stats", "torch._dynamo", "typer"},
+    ),
+    "a node that answers": ("study.nodes", {"evaluation", "polars", "pydantic", "torch"}),
+}
+"""What some processes import, and what that may not bring along."""
+
+
 @pytest.mark.slow
-def test_what_trains_needs_neither_ray_nor_polars() -> None:
-    code = (
-        "import sys; import cf_core.fusion, cf_core.vae, cf_core.bundle, evaluation.transforms,"
-        " evaluation.judge; sys.exit(bool({'ray', 'polars', 'matplotlib', 'music21'} &"
-        " sys.modules.keys()))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+@pytest.mark.parametrize("process", IMPORTS)
+def test_processes_import_only_what_they_use(process: str) -> None:
+    names, idle = IMPORTS[process]
+    code = f"import sys; import {names}; print({idle} & sys.modules.keys())"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_ruff_looks_at_every_file() -> None:

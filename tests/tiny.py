@@ -79,7 +79,7 @@ def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
         "continuation": {"hidden": 16, "steps": 30, "batch": 8},
         "selection_judge": JUDGE,
         "reporting_judge": JUDGE | {"hidden": 24},
-        "fusion": {"hidden": 16, "steps": 120, "batch": 8},
+        "fusion": {"hidden": 16, "steps": 120, "batch": 8, "d_steps": 1},
         "search": {"lambda": [0.1, "conditional"], "style_dim": [0, 2], "seeds": [0, 1]},
         "evaluation": EVALUATION
         | {
@@ -174,18 +174,23 @@ class Here:
         return measure_packs(trials, self._bench, self._execution.workers)
 
 
-def go(config: StudyConfig, stop: str = "", *, on_ray: bool = False) -> tuple[Store, list[str]]:
+def go(
+    config: StudyConfig, stop: str = "", *, on_ray: bool = False, pictured: bool = False
+) -> tuple[Store, list[str]]:
     """Run a study in this process, or on Ray, where each wave of tasks costs seconds.
 
     What is to run on this machine does so on the Ray that all tests share. Runs that write into a
     bucket don't, for its workers don't know where that is. Figures take long too: none is drawn,
-    and it is said where they would be.
+    and it is said where they would be. The picture of the example is drawn if it is to be
+    `pictured`.
     """
     execution = config.execution
     if on_ray and execution.address is None and isinstance(place(execution.results), Path):
         RAY.start()
     with Watch(stop) as reporter, pytest.MonkeyPatch.context() as patch:
         patch.setattr("study.run.draw", lambda store: [store.root / "figures"])
+        if not pictured:
+            patch.setattr("study.run.save", lambda *_: [])
         if not on_ray:
             patch.setattr("study.sweep.RayExecutor", Here)
         return run(config, reporter), reporter.lines

@@ -1,8 +1,12 @@
 """Types of settings that several sections share: checked numbers, lists, ranges, conditions."""
 
+import ast
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from textwrap import dedent
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -11,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetJsonSchemaHandler,
     Tag,
     ValidationError,
     ValidatorFunctionWrapHandler,
@@ -131,8 +136,35 @@ class Section(BaseModel):
         extra="forbid",
         allow_inf_nan=False,
         serialize_by_alias=True,
-        use_attribute_docstrings=True,
+        defer_build=True,  # a worker is handed checked settings, and checks none
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler.resolve_ref_schema(handler(core))
+        for name, meaning in _read_meanings(cls).items():
+            key = cls.model_fields[name].alias or name
+            schema["properties"][key].setdefault("description", meaning)
+        return schema
+
+
+def _read_meanings(section: type[Section]) -> dict[str, str]:
+    """Read the docstrings under the attributes of a section.
+
+    Pydantic can (`use_attribute_docstrings`), but does so wherever the classes are made: in each
+    process that starts, where it takes half a second. Only the reference page needs them.
+    """
+    found = {}
+    for kind in section.__mro__[: section.__mro__.index(Section)][::-1]:
+        body = ast.parse(dedent(inspect.getsource(kind))).body[0]
+        assert isinstance(body, ast.ClassDef)  # noqa: S101
+        for key, below in pairwise(body.body):
+            match key, below:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(meaning))):
+                    found[name] = inspect.cleandoc(meaning)
+    return found
 
 
 class Range(Section):
