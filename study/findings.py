@@ -18,6 +18,7 @@ from evaluation.figures import (
     cost_figure,
     frontier_figure,
     iteration_figure,
+    likeness_figure,
     save,
     search_figure,
     song_distance_figure,
@@ -270,6 +271,8 @@ def say_improvements(store: Store) -> list[str]:
 def _figures(store: Store) -> Iterator[tuple[str, Figure]]:
     config = StudyConfig.restored(store.record)
     metrics, found = read_finished_metrics(store), store.scan("verdicts").collect()
+    if CHOSEN_BY in metrics["metric"]:
+        yield "likeness", likeness_figure(metrics, _EDITS)
     for axis in (*DEPLOYED_AXES, *POSTER_AXES):
         yield f"frontier-{axis}", frontier_figure(metrics, axis)
         yield f"iterations-{axis}", iteration_figure(metrics, axis)
@@ -284,7 +287,9 @@ def _figures(store: Store) -> Iterator[tuple[str, Figure]]:
     differences = _attainment_differences(metrics)
     if differences.height:
         yield "attainment-difference", attainment_difference_figure(differences, "lp")
-    yield "verdicts", verdict_figure(found)
+    poster = pl.col("axis").is_in(POSTER_AXES)
+    yield "verdicts", verdict_figure(found.filter(~poster))
+    yield "verdicts-poster", verdict_figure(found.filter(poster))
     shown = _shown_points(store, metrics)
     if not shown.is_empty():
         named = pl.col("trial").is_in([*shown["trial"], "identity", REAL])

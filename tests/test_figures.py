@@ -25,6 +25,7 @@ from evaluation.figures import (
     cost_figure,
     frontier_figure,
     iteration_figure,
+    likeness_figure,
     save,
     search_figure,
     song_distance_figure,
@@ -33,13 +34,14 @@ from evaluation.figures import (
 )
 from evaluation.figures.canvas import STYLE
 from evaluation.frontier import CHOSEN_ON, PANELS
-from evaluation.metrics import COHERENCY
+from evaluation.metrics import COHERENCY, LIKENESS
 from evaluation.statistics import STATISTICS
 
 pytestmark = pytest.mark.slow  # all share one drawing of every figure
 
 LAMBDA, HIDDEN = Axis("lambda", "λ", log=True), Axis("hidden", "width", log=False)
-COLUMNS = (*COHERENCY, "search_classifier")
+COLUMNS = (*LIKENESS, *COHERENCY, "search_classifier")
+HALVES = "indistinguishable_halves"
 SCHEMA = {
     "trial": pl.String,
     "method": pl.String,
@@ -81,7 +83,7 @@ def metrics_table() -> pl.DataFrame:
                 if method not in {"floor", "ceiling"}:
                     distance = iteration * generator.uniform(0.1, 0.2)
                     rows.append((*point, "z_distance", distance, None, None, 512, 0))
-                for metric in COLUMNS:
+                for metric in (*COLUMNS, HALVES):
                     value = generator.uniform(0.3, 0.9)
                     rows.append((*point, metric, value, value - 0.02, value + 0.03, 512, 0))
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
@@ -230,6 +232,7 @@ Draw = Callable[..., Figure]
 CASES: dict[str, tuple[Draw, tuple[pl.DataFrame, ...]]] = {
     "frontier": (frontier_figure, (METRICS,)),
     "iteration": (iteration_figure, (METRICS,)),
+    "likeness": (lambda metrics: likeness_figure(metrics, "z_distance"), (METRICS,)),
     "attainment": (attainment_figure, (SURFACES,)),
     "differences": (lambda frame: attainment_difference_figure(frame, "lp"), (DIFFERENCES,)),
     "cost": (lambda metrics, costs: cost_figure(metrics, costs, 100.0), (METRICS, COSTS)),
@@ -387,7 +390,7 @@ def test_floor_and_ceiling_are_at_their_heights(name: str, figures: dict[str, Fi
             assert [y for _, y in curve(panel, level)] == [height, height]
 
 
-@pytest.mark.parametrize(("name", "count"), [("frontier", 7), ("iteration", 6)])
+@pytest.mark.parametrize(("name", "count"), [("frontier", 9), ("iteration", 6)])
 def test_sources_of_one_metric_share_their_scales(
     name: str, count: int, figures: dict[str, Figure]
 ) -> None:
@@ -449,6 +452,40 @@ def test_tricks_are_letters_that_are_never_joined_and_named_where_they_please() 
     words = [text.get_text() for text in legend.get_texts()]
     assert words[words.index("tricks") :][:3] == ["tricks", "left twice", "gamble"]
     assert "pleased by" in legend.get_title().get_text()
+
+
+def test_likeness_is_drawn_through_the_best_point_of_each_stretch(
+    figures: dict[str, Figure],
+) -> None:
+    """By whole pairs in both panels, so that they show the same points."""
+    test = METRICS.filter(pl.col("source") == "test")
+    named = ["trial", "iteration"]
+    points = (
+        test.filter(metric="indistinguishable")
+        .join(test.filter(metric=HALVES).select(*named, halves="value"), on=named)
+        .join(test.filter(metric="z_distance").select(*named, distance="value"), on=named)
+        .with_columns(pl.col("method").replace({"fusion": "ours", "conditional": "ours"}))
+        .group_by("method", "configuration", "iteration")
+        .agg(pl.col("value", "halves", "distance").mean())
+    )
+    width = points["distance"].max() / 14  # type: ignore[operator]
+    for method in ("ours", "lp"):
+        best: dict[int, tuple[float, float, float]] = {}
+        own = points.filter(method=method).select("value", "distance", "halves")
+        for value, distance, halves in own.iter_rows():
+            at = int(distance // width)
+            best[at] = max(best.get(at, (0.0, 0.0, 0.0)), (value, distance, halves))
+        top = max(best.values())
+        for panel, place in zip(figures["likeness"].axes, (0, 2), strict=True):
+            line = sorted((each[1], each[place]) for each in best.values())
+            same_places(curve(panel, method), line)
+            same_places(curve(panel, f"best of {method}"), [(top[1], top[place])])
+            assert len(curve(panel, f"{method} points")) == own.height
+
+
+def test_likeness_needs_points() -> None:
+    with pytest.raises(FigureError, match="no likeness"):
+        likeness_figure(METRICS.filter(pl.col("metric") != "indistinguishable"), "z_distance")
 
 
 def test_what_is_left_out_is_counted_and_not_drawn() -> None:

@@ -318,7 +318,7 @@ def test_figures_come_from_parquet_alone(undisturbed: Study, tmp_path: Path) -> 
     axes = (*DEPLOYED_AXES, *POSTER_AXES)
     named = [f"{kind}-{axis}" for kind in ("frontier", "iterations") for axis in axes]
     named += ["attainment", "attainment-difference", "cost", "search", "song-distances", "styles"]
-    named += ["transitions", "verdicts"]
+    named += ["likeness", "transitions", "verdicts", "verdicts-poster"]
     assert set(drawn) == {f"{name}{suffix}" for name in named for suffix in (".svg", ".png")}
     # A run draws them all from its own records.
     assert str(store.root / "figures") in lines

@@ -9,6 +9,7 @@ from evaluation.figures.attainment import attainment_difference_figure, attainme
 from evaluation.figures.canvas import save
 from evaluation.figures.costs import cost_figure
 from evaluation.figures.frontiers import frontier_figure, iteration_figure
+from evaluation.figures.likeness import likeness_figure
 from evaluation.figures.rolls import piano_roll_figure, style_figure
 from evaluation.figures.search import Axis, search_figure
 from evaluation.figures.statistics import song_distance_figure, transition_figure
@@ -21,6 +22,7 @@ __all__ = [
     "cost_figure",
     "frontier_figure",
     "iteration_figure",
+    "likeness_figure",
     "piano_roll_figure",
     "save",
     "search_figure",

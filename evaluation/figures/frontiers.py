@@ -34,7 +34,7 @@ from evaluation.frontier import (
     OURS,
     panel_points,
 )
-from evaluation.metrics import AXES, COHERENCY
+from evaluation.metrics import AXES, COHERENCY, LIKENESS
 
 _OURS_KEY = ("frontier", key("black", "-"))
 _MOST_LINES = 32
@@ -129,17 +129,17 @@ def _small_print(panel: Panel, pleased: str | None) -> list[str]:
 def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
     """Draw coherency against distance, ours and all rivals: figure 4 of the poster.
 
-    There is a row per source (test, prior) and a column per metric; the last column is the
-    classifier that the searches climb. `metrics` is the study's table, and `axis` is the metric
-    used as distance. Every configuration of ours (mean over its seeds) is a dot coloured by λ, and
-    every point of LP is a faint cross coloured by iterations. Lines join the points of a method
-    that no other point of the method dominates; ours has whiskers there, from the lowest to the
-    highest seed. Such a front is chosen by the values that it shows, so it favours the method with
-    the most points. The table `verdicts` compares without this bias. A grey letter is a trick
-    (`evaluation.controls`); those that the metric rates above real neighbours are named above the
-    panel. Raises `FigureError` if the table holds nothing to draw.
+    There is a row per source (test, prior) and a column per metric. The measures of likeness come
+    first, and the classifier that the searches climb last. `metrics` is the study's table, and
+    `axis` is the metric used as distance. Every configuration of ours (mean over its seeds) is a
+    dot coloured by λ, and every point of LP is a faint cross coloured by iterations. Lines join the
+    points of a method that no other point of the method dominates; ours has whiskers there, from
+    the lowest to the highest seed. Such a front is chosen by the values that it shows, so it
+    favours the method with the most points. The table `verdicts` compares without this bias. A grey
+    letter is a trick (`evaluation.controls`); those that the metric rates above real neighbours are
+    named above the panel. Raises `FigureError` if the table holds nothing to draw.
     """
-    panels = _Panels.of(metrics, (*COHERENCY, "search_classifier"), axis)
+    panels = _Panels.of(metrics, (*LIKENESS, *COHERENCY, "search_classifier"), axis)
     shade = colours(panels.levels("lambda", FUSIONS), "viridis", 0.0, 0.9)
     lp_shade = colours(panels.levels("iteration", ("lp",)), "YlOrBr", 0.3, 0.9)
     methods = in_order(panels.configurations["method"].unique().to_list())
