@@ -40,7 +40,7 @@ _SILENT, _ABSENT = 2 * _INTERVALS, 2 * _INTERVALS + 1
 """Codes of a rest and of a place before the start. Onsets of each interval and holds of each
 interval come first."""
 _CODES = 2 * _INTERVALS + 2
-_CHUNK = 64
+_CHUNK = 256
 """Pairs that are rated at one time. What is computed of so few stays in the cache."""
 
 

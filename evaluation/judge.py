@@ -8,7 +8,7 @@ Letters in shapes: `B` pairs, `N` segments, `P` adjacent pairs, `Q` unpaired one
 dimensions of the judge's own latents, `M` members of its committee.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,6 +27,12 @@ from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
 from evaluation.classifier import adamw, logistic_step
 from evaluation.continuation import Continuation
 from evaluation.statistics import TokenPairs
+
+_USUAL = torch.tensor([0.25, 0.5], dtype=torch.float64)
+"""Quantiles of real neighbours between which their likelihood ratio is usual."""
+
+_SHARES = {"unpaired": 3.0, "continued": 4.0}
+"""How much a kind of negatives counts in the weights of opinions; every other kind has 1."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ class Judge(nn.Module):
 
     It joins two opinions. The first is a committee of networks, which rate the posterior means of
     both halves by the encoder of the judge's own VAE. The second is that of a model of notes: how
-    much likelier the right half is after the left one than by itself, and how likely both are.
+    much likelier the right half is after the left one than by itself, and how likely it is at all.
     """
 
     def __init__(
@@ -112,6 +118,8 @@ class Judge(nn.Module):
         self.continuation = continuation
         # A weight of each of `opinions`, and a shift.
         self.register_buffer("calibration", torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]).double())
+        # Between these, in nats, the likelihood ratio says nothing.
+        self.register_buffer("usual", torch.zeros(2).double())
 
     def rate(
         self,
@@ -142,71 +150,80 @@ class Judge(nn.Module):
     ) -> Float[np.ndarray, "B"]:
         """Logit of `probability`."""
         weights = self.get_buffer("calibration")
-        found = self.opinions(left, right) @ weights[:-1] + weights[-1]
+        found = self._terms(self.opinions(left, right)) @ weights[:-1] + weights[-1]
         logits: np.ndarray = found.float().numpy()
         return logits
 
     @torch.no_grad()
     def opinions(
         self, left: Integer[np.ndarray, "B T"], right: Integer[np.ndarray, "B T"]
-    ) -> Float64[Tensor, "B 4"]:
-        """The terms of the logit.
-
-        They are the mean logit of the committee, the log-likelihood ratio log p(right | left) -
-        log p(right), its square, and log p(left) + log p(right). The square is there because a
-        ratio can be too high: that of a repeat is far above that of most real neighbours.
-        """
+    ) -> Float64[Tensor, "B 3"]:
+        """Mean logit of the committee, log p(right | left) - log p(right), and log p(right)."""
         halves = [
             self.reader.encode_mean(half).expand(len(self.members), -1, -1)
             for half in (left, right)
         ]
         committee = self.rate(halves[0], halves[1]).mean(0)
         before, after = torch.as_tensor(left), torch.as_tensor(right)
-        rate = self.continuation.log_probability
-        alone = rate(after, None)
-        ratio = rate(after, before) - alone
-        terms = (committee, ratio, ratio**2, rate(before, None) + alone)
-        return torch.stack(terms, dim=1).double()
+        alone = self.continuation.log_probability(after, None)
+        ratio = self.continuation.log_probability(after, before) - alone
+        return torch.stack((committee, ratio, alone), dim=1).double()
+
+    def _terms(self, opinions: Float64[Tensor, "B 3"]) -> Float64[Tensor, "B 4"]:
+        """Split the ratio in two: how far it is below what is usual, and how far above.
+
+        A ratio can be too high. That of a repeat is far above that of most real neighbours.
+        """
+        committee, ratio, alone = opinions.unbind(1)
+        low, high = self.get_buffer("usual")
+        below, above = ratio.clamp(max=low) - low, ratio.clamp(min=high) - high
+        return torch.stack((committee, below, above, alone), dim=1)
 
     def calibrate(
-        self, adjacent: TokenPairs, unpaired: TokenPairs, hard: Sequence[TokenPairs]
+        self, adjacent: TokenPairs, unpaired: TokenPairs, hard: Mapping[str, TokenPairs]
     ) -> None:
         """Fit the weights of the opinions to pairs of songs not used in training.
 
-        Logistic regression of adjacent against unpaired pairs and all kinds of hard negatives finds
-        how much each opinion counts. A scale and a shift of the result are then fitted to adjacent
-        and unpaired pairs (Platt 1999). Prior samples are negatives in training, but not here: a
-        transformed pair should be told from real neighbours by how its halves fit, not by whether
-        it was sampled.
+        Logistic regression of adjacent pairs against unpaired ones and all kinds of hard negatives,
+        by `_SHARES`, finds how much each opinion counts. The many continuations limit the weight
+        of the model of notes, which can't tell what it drew itself from what was composed. A
+        scale and a shift are then fitted to adjacent and unpaired pairs alone (Platt 1999). Prior
+        samples are negatives in training, but not here: a transformed pair should be told from real
+        neighbours by how its halves fit, not by whether it was sampled.
         """
-        real, others = (self.opinions(*pairs) for pairs in (adjacent, unpaired))
-        negatives = [others, *(self.opinions(*pairs) for pairs in hard)]
-        weights = fit_logistic(real, torch.cat(negatives))
-        joined = [(kind @ weights[:-1] + weights[-1])[:, None] for kind in (real, others)]
-        scale, shift = fit_logistic(*joined)
+        real = self.opinions(*adjacent)
+        self.get_buffer("usual").copy_(real[:, 1].quantile(_USUAL))
+        neighbours, unrelated = self._terms(real), self._terms(self.opinions(*unpaired))
+        negatives = {"unpaired": unrelated}
+        negatives |= {kind: self._terms(self.opinions(*pairs)) for kind, pairs in hard.items()}
+        weights = fit_logistic(
+            neighbours, [(own, _SHARES.get(kind, 1.0)) for kind, own in negatives.items()]
+        )
+        joined = [(kind @ weights[:-1] + weights[-1])[:, None] for kind in (neighbours, unrelated)]
+        scale, shift = fit_logistic(joined[0], [(joined[1], 1.0)])
         self.get_buffer("calibration").copy_(scale * weights)
         self.get_buffer("calibration")[-1] += shift
 
 
 def fit_logistic(
-    positive: Float64[Tensor, "P F"], negative: Float64[Tensor, "Q F"]
+    positive: Float64[Tensor, "P F"], negatives: Sequence[tuple[Float64[Tensor, "_ F"], float]]
 ) -> Float64[Tensor, "_"]:
-    """Fit a weight for each feature, and a shift, that tell two kinds apart by logistic regression.
+    """Fit a weight for each feature, and a shift, by logistic regression.
 
-    Both kinds count alike, however many there are of each.
+    Negatives of all kinds together count as much as the positives, and each kind in proportion to
+    its share, however many pairs there are of it.
     """
-    features = torch.cat((positive, negative))
+    features = torch.cat((positive, *(kind for kind, _ in negatives)))
     mean, deviation = features.mean(0), features.std(0).clamp(min=1e-9)
-    inputs = nn.functional.pad((features - mean) / deviation, (0, 1), value=1.0)
+    inputs = functional.pad((features - mean) / deviation, (0, 1), value=1.0)
     # Platt's targets lie inside 0 to 1, so that separable pairs have a finite fit.
-    sizes = len(positive), len(negative)
-    inside = (sizes[0] + 1) / (sizes[0] + 2), 1 / (sizes[1] + 2)
-    targets, shares = (
-        torch.cat(
-            [torch.full((size,), value) for size, value in zip(sizes, values, strict=True)]
-        ).double()
-        for values in (inside, [0.5 / size for size in sizes])
-    )
+    other = len(features) - len(positive)
+    targets = torch.full((len(features),), 1 / (other + 2), dtype=torch.float64)
+    targets[: len(positive)] = (len(positive) + 1) / (len(positive) + 2)
+    sizes = torch.tensor([len(positive), *(len(kind) for kind, _ in negatives)])
+    shares = torch.tensor([share for _, share in negatives], dtype=torch.float64)
+    halves = torch.cat((torch.ones(1), shares / shares.sum())) / 2
+    weight = (halves / sizes).repeat_interleave(sizes)
     fit = torch.zeros(inputs.shape[1], dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS(
         [fit],
@@ -219,7 +236,7 @@ def fit_logistic(
     def loss() -> Tensor:
         optimiser.zero_grad()
         own = functional.binary_cross_entropy_with_logits(
-            inputs @ fit, targets, weight=shares, reduction="sum"
+            inputs @ fit, targets, weight=weight, reduction="sum"
         )
         own.backward()
         return own

@@ -64,8 +64,8 @@ def draw_hard_pairs(
     one, other, third, fourth, fifth, last = corpus.tokens[drawn]
     adjacent = random.choice(corpus.pairs_of(split), count)
     apart = _draw_apart(corpus, rows, count, random)
-    before, after = (corpus.tokens[half] for half in adjacent.T)
-    moved = _transpose_one(before, after, form, random)
+    left, right = corpus.tokens[adjacent[:, 0]], corpus.tokens[adjacent[:, 1]]
+    moved = _transpose_one(left, right, form, random)
     draws = make_random(int(random.integers(2**62)), "continued")
     continued = continuation.sample(torch.as_tensor(last), 1, draws)[0].numpy().astype(last.dtype)
     made = (

@@ -283,7 +283,7 @@ def _judge(
         negatives = unpaired(corpus, Split.VALIDATION, len(adjacent), random)
         hard = draw_hard_pairs(corpus, Split.VALIDATION, len(adjacent), continuation, random)
         real, others = (LabelledTokens.of(corpus, rows).tokens for rows in (adjacent, negatives))
-        trainer.judge.calibrate(real, others, [pairs.tokens for pairs in hard.values()])
+        trainer.judge.calibrate(real, others, {kind: pairs.tokens for kind, pairs in hard.items()})
         return _reliability(trials, _scorer(trainer.judge), config)
 
     report = _trained(name, trainer, trainer.judge, finish, store, reporter)

@@ -121,16 +121,20 @@ def test_logistic_regression_finds_the_weights_that_were_hidden() -> None:
     features = random.normal((1, -20, 3), (2, 5, 0.1), (300_000, 3))
     logit = features @ (0.5, 0.1, -2.0) + 8.0
     is_positive = random.random(len(logit)) < 1 / (1 + np.exp(-logit))
-    kinds = [torch.as_tensor(features[of]) for of in (is_positive, ~is_positive)]
+    positive, negative = (torch.as_tensor(features[of]) for of in (is_positive, ~is_positive))
     # As many of each: the odds that the shift tells of are those of equal numbers.
-    shift = 8.0 - np.log(len(kinds[0]) / len(kinds[1]))
-    assert fit_logistic(*kinds).tolist() == pytest.approx([0.5, 0.1, -2.0, shift], rel=0.05)
+    shift = 8.0 - np.log(len(positive) / len(negative))
+    found = fit_logistic(positive, [(negative, 1.0)])
+    assert found.tolist() == pytest.approx([0.5, 0.1, -2.0, shift], rel=0.05)
+    # A kind in two parts whose shares are as their sizes is one kind.
+    parts = [(part, float(len(part))) for part in negative.split(len(negative) // 4 + 1)]
+    assert fit_logistic(positive, parts).tolist() == pytest.approx(found.tolist(), rel=1e-4)
 
 
 def test_logistic_regression_of_separable_pairs_is_finite() -> None:
     positive, negative = (torch.full((20, 1), x, dtype=torch.float64) for x in (3.0, -3.0))
     # By hand: both targets are met where σ(3 a + b) = 21/22 and σ(b - 3 a) = 1/22.
-    assert fit_logistic(positive, negative).tolist() == pytest.approx(
+    assert fit_logistic(positive, [(negative, 1.0)]).tolist() == pytest.approx(
         (np.log(21) / 3, 0.0), abs=1e-3
     )
 
@@ -143,16 +147,20 @@ def make_judge() -> Judge:
 
 def test_the_logit_is_a_weighted_sum() -> None:
     judge, left, right = make_judge(), tokens(30, 0), tokens(30, 1)
-    judge.get_buffer("calibration").copy_(torch.tensor([0.7, 0.2, -0.03, 0.05, 0.4]))
+    judge.get_buffer("calibration").copy_(torch.tensor([0.7, 0.2, -0.3, 0.05, 0.4]))
+    judge.get_buffer("usual").copy_(torch.tensor([1.0, 2.0]))
     mean = [
         judge.reader.encode_mean(half.numpy()).expand(SETTINGS.members, -1, -1)
         for half in (left, right)
     ]
     committee = judge.rate(mean[0], mean[1]).mean(0).detach()
     rate = judge.continuation.log_probability
-    ratio = rate(right, left) - rate(right, None)
-    likely = rate(left, None) + rate(right, None)
-    expected = 0.7 * committee + 0.2 * ratio - 0.03 * ratio**2 + 0.05 * likely + 0.4
+    alone = rate(right, None)
+    ratio = rate(right, left) - alone
+    assert (ratio < 1).any()
+    assert (ratio > 2).any()
+    below, above = (ratio - 1).clamp(max=0), (ratio - 2).clamp(min=0)  # of what is usual
+    expected = 0.7 * committee + 0.2 * below - 0.3 * above + 0.05 * alone + 0.4
     found = judge.logits(left.numpy(), right.numpy())
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4)
 
@@ -163,7 +171,7 @@ def test_calibration_makes_probabilities_of_adjacent_among_unpaired() -> None:
     half, others, more = (tokens(600, seed).numpy() for seed in range(3))
     adjacent = (half, np.concatenate((half[:300], others[300:])))
     unpaired, hard = (others, more), (half, half[::-1].copy())
-    judge.calibrate(adjacent, unpaired, [hard])
+    judge.calibrate(adjacent, unpaired, {"repeat": hard})
     found = [judge.probability(*pairs).mean() for pairs in (adjacent, unpaired)]
     # The shift of a logistic regression makes mean probabilities equal to shares.
     assert sum(found) == pytest.approx(1, abs=0.01)

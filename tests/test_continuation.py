@@ -179,7 +179,7 @@ def hard() -> dict[str, LabelledTokens]:
 def rows_of(tokens: np.ndarray) -> list[int]:
     """The segment that each row is; -1 for none."""
     own = corpus().tokens
-    return [next(iter(np.flatnonzero((own == row).all(1)).tolist()), -1) for row in tokens]
+    return [int(np.append(np.flatnonzero((own == row).all(1)), -1)[0]) for row in tokens]
 
 
 def test_hard_negatives_are_of_songs_of_the_split(hard: dict[str, LabelledTokens]) -> None:
