@@ -109,8 +109,13 @@ class Resamples:
 
     def count_bins(self, bins: Integer[np.ndarray, "n"], k: int) -> Float64[np.ndarray, "R K"]:
         """How many pairs are in each of `k` bins in each resample, without those in bin -1."""
-        by_cluster = self.count_pairs_by_cluster(np.where(bins < 0, -1, 0), bins, k)
-        return np.asarray(self.draws @ by_cluster[:, 0], np.float64)
+        present = bins >= 0
+
+        def count(own: Int64[np.ndarray, "n"], size: int) -> Int64[np.ndarray, "C K"]:
+            cells = own[present] * k + bins[present]
+            return np.bincount(cells, minlength=size * k).reshape(size, k)
+
+        return np.asarray(self.draws @ self._sums(count).astype(np.float32), np.float64)
 
     def count_real(self, by_song: Float[np.ndarray, "S *K"]) -> Float[np.ndarray, "R *K"]:
         """Sum the counts of each song of the reference in each resample."""

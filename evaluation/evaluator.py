@@ -31,6 +31,7 @@ from evaluation.metrics import (
     Estimate,
     Pairs,
     Reference,
+    Resampled,
     Sample,
     Statistics,
 )
@@ -50,6 +51,8 @@ LABELS = ("trial", "configuration", "method")
 """Columns that say what a row describes."""
 DIVERSITY_INPUTS = 64
 """Most input pairs of a source on which style diversity is measured."""
+_KEPT_RESAMPLES = 8
+"""Most resamples that are kept: of all sources, and of the first pairs of each."""
 REAL_PAIRS = 512
 """Most real adjacent pairs with which density and coverage compare."""
 
@@ -368,15 +371,26 @@ class Evaluator:
         columns |= {"song": songs, "influence": influence}
         return pl.DataFrame(columns, schema=INFLUENCES, strict=False)
 
-    def resample(self, songs: Integer[np.ndarray, "B 2"], reference: Reference) -> Resamples | None:
+    def resample(self, songs: Integer[np.ndarray, "B 2"], reference: Reference) -> Resampled | None:
         """Draw bootstrap resamples of pairs of these songs, and of the real ones with them.
 
-        None where there are too few songs.
+        None where there are too few songs. They are kept, for all points of a source have the same.
         """
         if not has_enough_songs(songs):
             return None
-        random = np.random.default_rng(derive(self.seed, "bootstrap"))
-        return Resamples.draw(songs, self.resamples, random, reference.songs)
+        key = id(reference), songs.tobytes()
+        if key not in self._resampled:
+            while len(self._resampled) >= _KEPT_RESAMPLES:
+                self._resampled.pop(next(iter(self._resampled)))
+            random = np.random.default_rng(derive(self.seed, "bootstrap"))
+            drawn = Resamples.draw(songs, self.resamples, random, reference.songs)
+            self._resampled[key] = Resampled(drawn, reference)
+        return self._resampled[key]
+
+    @cached_property
+    def _resampled(self) -> dict[tuple[int, bytes], Resampled]:
+        """The latest resamples; each holds its reference, so that no other can get its number."""
+        return {}
 
     def _view(
         self,

@@ -27,7 +27,7 @@ from cf_core.melody import MelodyFormat
 from evaluation.bootstrap import Resamples
 from evaluation.distance import edit_distance, larger_z_distance, z_distance, z_weighted
 from evaluation.frechet import RealGaussian
-from evaluation.likeness import Ranks, RealNeighbours, describe_pairs
+from evaluation.likeness import SEAMS, Ranks, RealNeighbours, describe_pairs
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
@@ -182,6 +182,29 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Resampled:
+    """Resamples of pairs and real pairs together; all points of one source share them."""
+
+    pairs: Resamples
+    reference: Reference
+
+    @cached_property
+    def counts(self) -> Mapping[str, Float64[np.ndarray, "R K K"]]:
+        """The real pairs' counts from bin to bin, by statistic."""
+        counts = self.reference.counts.items()
+        return {name: self.pairs.count_real(by_song) for name, by_song in counts}
+
+    @cached_property
+    def seams(self) -> Float64[np.ndarray, "R I"]:
+        """The real pairs' counts of the intervals across the seam."""
+        return self.pairs.count_real(self.reference.seams)
+
+
+Counts = tuple[Float64[np.ndarray, "K K"], Float64[np.ndarray, "R K K"] | None]
+"""Counts of pairs from bin to bin, and those of each resample if there are any."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """Input of the metrics of sets: the finite pairs, and the reference to compare with."""
 
@@ -198,9 +221,24 @@ class Sample:
     """Those of the finite pairs."""
 
     @cached_property
-    def resamples(self) -> Resamples | None:
+    def resampled(self) -> Resampled | None:
         """Bootstrap resamples of the pairs; None where there are too few to draw from."""
         return self.evaluator.resample(self.pairs.songs, self.reference)
+
+    @property
+    def resamples(self) -> Resamples | None:
+        """Those of the pairs alone."""
+        return None if self.resampled is None else self.resampled.pairs
+
+    @cached_property
+    def counts(self) -> Mapping[str, Counts]:
+        """How many pairs go from one bin to another, by statistic, in all and in each resample."""
+        found = {}
+        for name in STATISTICS:
+            bins, k = take_bins(self.records, name), self.evaluator.bins.count(name)
+            drawn = None if self.resamples is None else self.resamples.count_pairs(*bins, k)
+            found[name] = count_pairs(*bins, k), drawn
+        return found
 
     @property
     def influences(self) -> Mapping[str, Float64[np.ndarray, "S"]]:
@@ -490,8 +528,8 @@ def _of_nearest(sample: Sample, values: Float64[np.ndarray, "B"]) -> Estimate | 
     first = sample.finite[:NOVELTY_PAIRS]
     if not first.any():
         return None
-    resamples = sample.evaluator.resample(sample.pairs.songs[: first.sum()], sample.reference)
-    return Estimate.of_mean(values, resamples, len(first))
+    drawn = sample.evaluator.resample(sample.pairs.songs[: first.sum()], sample.reference)
+    return Estimate.of_mean(values, None if drawn is None else drawn.pairs, len(first))
 
 
 @_of_sets(
@@ -535,31 +573,31 @@ Matrix = Callable[[Float64[np.ndarray, "*R K K"]], Float64[np.ndarray, "*R K K"]
 
 
 def _correlate(sample: Sample, statistic: str, matrix: Matrix) -> Estimate:
-    left, right = take_bins(sample.records, statistic)
-    by_song = sample.reference.counts[statistic]
-    k = by_song.shape[-1]
-    counts = count_pairs(left, right, k)
-    value = float(correlation(matrix(counts), matrix(by_song.sum(axis=0))))
+    counts, drawn = sample.counts[statistic]
+    real = sample.reference.counts[statistic].sum(axis=0)
+    value = float(correlation(matrix(counts), matrix(real)))
     interval: Interval = (None, None)
-    if (resamples := sample.resamples) is not None:
-        both = resamples.count_pairs(left, right, k), resamples.count_real(by_song)
-        low, high = resamples.interval(value, correlation(*map(matrix, both)))
+    if sample.resampled is not None and drawn is not None:
+        others = sample.resampled.counts[statistic]
+        samples = correlation(matrix(drawn), matrix(others))
+        low, high = sample.resampled.pairs.interval(value, samples)
         interval = max(low, -1.0), min(high, 1.0)
     return Estimate(value, int(counts.sum()), len(sample.finite), interval)
 
 
-def _share_bins(
-    sample: Sample, bins: Int64[np.ndarray, "B"], by_song: Float64[np.ndarray, "S I"]
+def _estimate_share(
+    sample: Sample,
+    counts: Float64[np.ndarray, "I"],
+    real: Float64[np.ndarray, "I"],
+    drawn: tuple[Float64[np.ndarray, "R I"], Float64[np.ndarray, "R I"]] | None,
 ) -> Estimate | None:
-    """Estimate the share that the pairs' bins (-1 for none) have in common with real pairs'."""
-    counts = np.bincount(bins[bins >= 0], minlength=by_song.shape[1]).astype(np.float64)
+    """Estimate the share that counts of pairs and real pairs have in common, and in resamples."""
     if not (n := int(counts.sum())):
         return None
-    value = float(shared_share(counts, by_song.sum(axis=0)))
+    value = float(shared_share(counts, real))
     interval: Interval = (None, None)
-    if (resamples := sample.resamples) is not None:
-        own = resamples.count_bins(bins, by_song.shape[1])
-        low, high = resamples.interval(value, shared_share(own, resamples.count_real(by_song)))
+    if sample.resamples is not None and drawn is not None:
+        low, high = sample.resamples.interval(value, shared_share(*drawn))
         interval = max(low, 0.0), min(high, 1.0)
     return Estimate(value, n, len(sample.finite), interval)
 
@@ -603,11 +641,13 @@ def _declare_correlation(statistic: str) -> None:
         )
     )
     def _shared(sample: Sample) -> Estimate | None:
-        left, right = take_bins(sample.records, statistic)
-        by_song = sample.reference.counts[statistic]
-        k = by_song.shape[-1]
-        cells = np.where((left < 0) | (right < 0), -1, left * k + right)
-        return _share_bins(sample, cells, by_song.reshape(-1, k * k))
+        counts, drawn = sample.counts[statistic]
+        real = sample.reference.counts[statistic].sum(axis=0).ravel()
+        both = None
+        if sample.resampled is not None and drawn is not None:
+            others = sample.resampled.counts[statistic]
+            both = drawn.reshape(len(drawn), -1), others.reshape(len(others), -1)
+        return _estimate_share(sample, counts.ravel(), real, both)
 
 
 for _statistic in STATISTICS:
@@ -715,7 +755,11 @@ def _indistinguishable_halves(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "
 )
 def _seam(sample: Sample) -> Estimate | None:
     bins = sample.records["seam_bin"].to_numpy().astype(np.int64)
-    return _share_bins(sample, bins, sample.reference.seams)
+    counts = np.bincount(bins[bins >= 0], minlength=SEAMS).astype(np.float64)
+    both = None
+    if (resampled := sample.resampled) is not None:
+        both = resampled.pairs.count_bins(bins, SEAMS), resampled.seams
+    return _estimate_share(sample, counts, sample.reference.seams.sum(axis=0), both)
 
 
 def _of_all(sample: Sample, value: float) -> Estimate:
