@@ -111,7 +111,7 @@ def panels(rounds: Rounds) -> Iterator[Measure]:
     fusion = settings.make_generator(LATENT_DIM, STYLE_DIM, conditional=True)
     for network in (core, classifier, *judges.values(), fusion):
         initialise(network, make_random(0, "weights"))
-    evaluator = Evaluator(corpus, core, classifier, judges, 200, 0, second)
+    evaluator = Evaluator(corpus, core, classifier, judges, 0, second)
     sources = make_sources(corpus, core, {Split.TEST: pairs, Split.VALIDATION: pairs}, 0)[:2]
     style = torch.rand(pairs, STYLE_DIM, generator=make_random(0, "style"))
     trainer = _trainer(corpus, core, settings)
@@ -152,10 +152,8 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
     def decide() -> None:
         for metrics, outcomes, influences, bins in tables:
             bounds = dict(plan.matched)
-            resamples = plan.verdict_resamples // rounds.scale
             matched = matched_similarity(metrics, bounds)
-            random = np.random.default_rng(0)
-            decide_verdicts(metrics, matched, outcomes, influences, bins, resamples, random)
+            decide_verdicts(metrics, matched, outcomes, influences, bins)
 
     (seconds,) = Rounds(1, 0.0, rounds.scale).take_turns(decide)
     share = float(seconds[0]) / whole

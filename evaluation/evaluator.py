@@ -19,10 +19,10 @@ from cf_core.fusion import Generator
 from cf_core.losses import Pair
 from cf_core.seeding import derive, make_random
 from cf_core.vae import MelodyVAE
-from evaluation.bootstrap import Resamples, has_enough_songs
 from evaluation.classifier import SearchClassifier
 from evaluation.continuation import Continuation
 from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
+from evaluation.jackknife import Jackknife, has_enough_songs
 from evaluation.judge import Judge
 from evaluation.likeness import SEAMS, RealNeighbours, find_seams
 from evaluation.metrics import (
@@ -31,7 +31,7 @@ from evaluation.metrics import (
     Estimate,
     Pairs,
     Reference,
-    Resampled,
+    Replicates,
     Sample,
     Statistics,
 )
@@ -51,8 +51,8 @@ LABELS = ("trial", "configuration", "method")
 """Columns that say what a row describes."""
 DIVERSITY_INPUTS = 64
 """Most input pairs of a source on which style diversity is measured."""
-_KEPT_RESAMPLES = 8
-"""Most resamples that are kept: of all sources, and of the first pairs of each."""
+_KEPT_REPLICATES = 8
+"""Most replicates that are kept: of all sources, and of the first pairs of each."""
 REAL_PAIRS = 512
 """Most real adjacent pairs with which density and coverage compare."""
 
@@ -101,7 +101,6 @@ class Evaluator:
     classifier: SearchClassifier
     judges: Mapping[Split, Judge]
     """By split: the selection judge for validation songs, the reporting judge for test songs."""
-    resamples: int
     seed: int
     continuation: Continuation
     """The model of notes that gives both judges their second opinion."""
@@ -122,10 +121,10 @@ class Evaluator:
         `label` holds the columns that say what was evaluated. The metrics are those of
         `evaluation.metrics`; they compare with the real adjacent pairs of the source's split.
 
-        Intervals resample songs (pairs, for prior sources). `overlap_area`, `density` and
-        `coverage` have no interval: a resample repeats pairs, so it is less diverse than the set it
-        is drawn from. A pair whose distance is not finite, for instance because a latent is not, is
-        excluded and counted in `excluded`. The correlations and these three metrics also exclude
+        Intervals are for other songs (pairs, for prior sources), by the jackknife. Measures of how
+        two sets overlap have none: a set with a song left out is less diverse than the whole.
+        A pair whose distance is not finite, for instance because a latent is not, is
+        excluded and counted in `excluded`. The correlations and these metrics also exclude
         pairs with a half without notes.
         """
         before = self._view(
@@ -354,7 +353,7 @@ class Evaluator:
             if kept[name].null_count() == 0:
                 yield Estimate.of_mean(
                     kept[name].to_numpy(),
-                    sample.resamples,
+                    sample.jackknife,
                     records.height,
                     sample.influences.get(name),
                 ).row(name)
@@ -371,25 +370,26 @@ class Evaluator:
         columns |= {"song": songs, "influence": influence}
         return pl.DataFrame(columns, schema=INFLUENCES, strict=False)
 
-    def resample(self, songs: Integer[np.ndarray, "B 2"], reference: Reference) -> Resampled | None:
-        """Draw bootstrap resamples of pairs of these songs, and of the real ones with them.
+    def leave_out(
+        self, songs: Integer[np.ndarray, "B 2"], reference: Reference
+    ) -> Replicates | None:
+        """Leave out each song of these pairs, and of the real ones with them; None for few songs.
 
-        None where there are too few songs. They are kept, for all points of a source have the same.
+        The replicates are kept, for all points of a source have the same.
         """
         if not has_enough_songs(songs):
             return None
         key = id(reference), songs.tobytes()
-        if key not in self._resampled:
-            while len(self._resampled) >= _KEPT_RESAMPLES:
-                self._resampled.pop(next(iter(self._resampled)))
-            random = np.random.default_rng(derive(self.seed, "bootstrap"))
-            drawn = Resamples.draw(songs, self.resamples, random, reference.songs)
-            self._resampled[key] = Resampled(drawn, reference)
-        return self._resampled[key]
+        if key not in self._replicates:
+            while len(self._replicates) >= _KEPT_REPLICATES:
+                self._replicates.pop(next(iter(self._replicates)))
+            made = Replicates(Jackknife.of(songs, reference.songs), reference)
+            self._replicates[key] = made
+        return self._replicates[key]
 
     @cached_property
-    def _resampled(self) -> dict[tuple[int, bytes], Resampled]:
-        """The latest resamples; each holds its reference, so that no other can get its number."""
+    def _replicates(self) -> dict[tuple[int, bytes], Replicates]:
+        """The latest replicates; each holds its reference, so that no other gets its number."""
         return {}
 
     def _view(

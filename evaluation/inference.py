@@ -1,7 +1,7 @@
 """Verdicts: whether ours is better than a rival, also for other songs and training seeds.
 
 Letters in shapes: `B` pairs of a source, `C` clusters of them (songs, or blocks of pairs), `P` real
-pairs, `S` their songs, `n` training seeds, `R` resamples, `K` bins, `I` intervals across the seam,
+pairs, `S` their songs, `n` training seeds, `R` replicates, `K` bins, `I` intervals across the seam,
 `N` any number of comparisons.
 """
 
@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float, Float32, Float64, Int64, Integer
+from jaxtyping import Float64, Int64, Integer
 from scipy import special
 
-from evaluation.bootstrap import Resamples, has_enough_songs, satterthwaite
 from evaluation.frontier import CHOSEN_BY, CHOSEN_ON, DISTANCES, FUSIONS, OURS, REAL
+from evaluation.jackknife import Jackknife, has_enough_songs, satterthwaite
 from evaluation.likeness import SEAMS
 from evaluation.metrics import take_bins
 from evaluation.statistics import (
@@ -51,8 +51,6 @@ def decide_verdicts(
     outcomes: pl.LazyFrame,
     influences: pl.LazyFrame,
     bins: Mapping[str, int],
-    resamples: int,
-    random: np.random.Generator,
 ) -> pl.DataFrame:
     """Compare ours with every rival, in every panel and on every axis.
 
@@ -64,9 +62,10 @@ def decide_verdicts(
     of each statistic. Pairs without a value are left out and counted in `excluded`, summed over all
     points that a row compares.
 
-    `low`, `high` (95 %) and `p` (two-sided) come from `crossed_interval`, which resamples songs and
-    seeds together; `songs` is the number of clusters drawn from. The real pairs are resampled with
-    the songs: for `indistinguishable` by `influences`, with the classifiers held fixed. `p_holm` is
+    `low`, `high` (95 %) and `p` (two-sided) come from `crossed_interval`, for other songs and seeds
+    together; `songs` is the number of clusters that are left out in turn. Real pairs are left out
+    with their songs: for `indistinguishable` by `influences`, with the classifiers held fixed.
+    `p_holm` is
     corrected over the panels of one rival, axis and source, for test songs and prior samples are
     different questions. `verdict` is "win" or "loss" where `p_holm` is below
     `SIGNIFICANCE`, else "tie". All five are null with one seed or one song, which say nothing about
@@ -88,7 +87,7 @@ def decide_verdicts(
         )
         contrasts = [_contrast(panel, trials) for panel in panels]
         needed = {point for contrast in contrasts for point in contrast}
-        pairs = _Pairs.of(outcomes, influences, real, source, needed, resamples, random)
+        pairs = _Pairs.of(outcomes, influences, real, source, needed)
         for metric in dict.fromkeys(panel["metric"][0] for panel in panels):
             scores = _Scores(pairs, metric, bins)
             rows += [
@@ -104,21 +103,21 @@ def decide_verdicts(
 
 def crossed_interval(
     by_seed: Float64[np.ndarray, "*N n"],
-    resampled: Float[np.ndarray, "*N n R"],
-    resamples: Resamples,
+    replicates: Float64[np.ndarray, "*N n R"],
+    jackknife: Jackknife,
 ) -> tuple[Float64[np.ndarray, "*N"], Float64[np.ndarray, "*N"], Float64[np.ndarray, "*N"]]:
     """95 % interval (low, high) and two-sided p of a mean over seeds, for other songs and seeds.
 
-    `by_seed` holds the estimate of each of at least two seeds on the same pairs. `resampled` holds
-    the estimates in each of `resamples`, which all seeds share.
+    `by_seed` holds the estimate of each of at least two seeds on the same pairs. `replicates`
+    holds the estimates in each replicate of the jackknife, which all seeds share.
 
     Songs and seeds are crossed: every seed is tested on the same songs. The variance of the mean is
     then the variance due to songs, plus that due to seeds, plus that due to their interaction (with
     the noise of single pairs). Three mean squares estimate it:
 
-    - A, over resamples (`Resamples.variance`), of the mean of all seeds: songs + interaction;
+    - A, over replicates (`Jackknife.variance`), of the mean of all seeds: songs + interaction;
     - S, s²/n over the seeds' own estimates: seeds + interaction;
-    - I, over resamples, of the seeds' deviations from their mean, over n (n - 1): interaction.
+    - I, over replicates, of the seeds' deviations from their mean, over n (n - 1): interaction.
 
     A + S would count the interaction twice. A + S - I is the variance for two-way clusters of
     Cameron, Gelbach & Miller (2011), and Owen's (2007) for crossed effects. It is noisy, so it is
@@ -128,7 +127,7 @@ def crossed_interval(
     If the variance is 0, the interval is the mean itself, and p is 1 where the mean is 0, else 0.
     """
     mean = by_seed.mean(axis=-1)
-    variance, freedom = crossed_variance(by_seed, resampled, resamples)
+    variance, freedom = crossed_variance(by_seed, replicates, jackknife)
     known = variance == 0
     error = np.sqrt(variance)
     reach = special.stdtrit(freedom, 1 - SIGNIFICANCE / 2) * error
@@ -139,15 +138,15 @@ def crossed_interval(
 
 def crossed_variance(
     by_seed: Float64[np.ndarray, "*N n"],
-    resampled: Float[np.ndarray, "*N n R"],
-    resamples: Resamples,
+    replicates: Float64[np.ndarray, "*N n R"],
+    jackknife: Jackknife,
 ) -> tuple[Float64[np.ndarray, "*N"], Float64[np.ndarray, "*N"]]:
     """The variance behind `crossed_interval`, and its degrees of freedom (1 where it is 0)."""
     n = by_seed.shape[-1]
-    shared = np.isfinite(resampled).all(axis=-2, keepdims=True)
-    resampled = np.where(shared, resampled, np.nan)
-    songs, freedom_of_songs = resamples.variance(resampled.mean(axis=-2, dtype=np.float64))
-    each = resamples.variance(resampled)[0].mean(axis=-1)
+    shared = np.isfinite(replicates).all(axis=-2, keepdims=True)
+    replicates = np.where(shared, replicates, np.nan)
+    songs, freedom_of_songs = jackknife.variance(replicates.mean(axis=-2))
+    each = jackknife.variance(replicates)[0].mean(axis=-1)
     seeds = by_seed.var(axis=-1, ddof=1) / n
     interaction = (each - songs) / (n - 1)
     variance = np.asarray(np.maximum(songs + seeds - interaction, np.maximum(songs, seeds)))
@@ -182,24 +181,24 @@ def probability_of_improvement(
     return float((above + 0.5 * equal).mean())
 
 
-_NONE = np.zeros(0, np.float32)
-"""Values of a score without resamples."""
+_NONE = np.zeros(0)
+"""Replicates of a score where there are too few songs."""
 
 
 @dataclass(frozen=True)
 class _Score:
-    """A metric of one point: its value, its value in each resample, and the pairs without one."""
+    """A metric of one point: its value, its value in each replicate, and the pairs without one."""
 
     value: float
-    resampled: Float32[np.ndarray, "R"]
+    replicates: Float64[np.ndarray, "R"]
     excluded: int
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The outcomes of some points of one source, the real pairs, and resamples of both.
+    """The outcomes of some points of one source, the real pairs, and the jackknife of both.
 
-    There are no resamples if there are too few songs.
+    There is no jackknife if there are too few songs.
     """
 
     points: Mapping[_Point, pl.DataFrame]
@@ -208,7 +207,7 @@ class _Pairs:
     real: pl.DataFrame
     song_of_real: Int64[np.ndarray, "P"]
     """The place of each real pair's song among their songs."""
-    resamples: Resamples | None
+    jackknife: Jackknife | None
 
     @classmethod
     def of(
@@ -218,8 +217,6 @@ class _Pairs:
         real: pl.DataFrame,
         source: str,
         points: set[_Point],
-        resamples: int,
-        random: np.random.Generator,
     ) -> "_Pairs":
         found = _take_points(outcomes, "pair", source, points)
         if missing := points - found.keys():
@@ -232,15 +229,13 @@ class _Pairs:
         songs, numbers = _numbered(one, names)
         of_real = names.search_sorted(real["left_song"]).to_numpy().astype(np.int64)
         by_song = _take_points(influences, "song", source, points)
-        drawn = (
-            Resamples.draw(songs, resamples, random, numbers) if has_enough_songs(songs) else None
-        )
+        jackknife = Jackknife.of(songs, numbers) if has_enough_songs(songs) else None
         known = {
             point: own["influence"].to_numpy().astype(np.float64)
             for point, own in by_song.items()
             if own["song"].equals(names)
         }
-        return cls(found, known, real, of_real, drawn)
+        return cls(found, known, real, of_real, jackknife)
 
 
 def _take_points(
@@ -274,11 +269,10 @@ class _Scores(dict[_Point, _Score]):
         if metric in STATISTICS:
             real = take_bins(pairs.real, metric)
             self.real = count_pairs_by_cluster(*real, bins[metric], pairs.song_of_real, songs)
-            if pairs.resamples is not None:
-                drawn = pairs.resamples.count_real(self.real.astype(np.float32))
-                self.drawn = Centred.of(drawn)
         elif metric == "seam":
             self.real = _count_seams(pairs.real, pairs.song_of_real, songs)
+        if pairs.jackknife is not None and self.real.size:
+            self.replicates = pairs.jackknife.count_real(self.real)
 
     def __missing__(self, point: _Point) -> _Score:
         outcomes = self.pairs.points[point]
@@ -295,41 +289,37 @@ class _Scores(dict[_Point, _Score]):
     def _mean(
         self, values: Float64[np.ndarray, "B"], influence: Float64[np.ndarray, "S"] | None
     ) -> _Score:
-        present, resamples = np.isfinite(values), self.pairs.resamples
+        present, jackknife = np.isfinite(values), self.pairs.jackknife
         excluded = int((~present).sum())
         mean = float(values[present].mean()) if present.any() else np.nan
-        if resamples is None:
+        if jackknife is None:
             return _Score(mean, _NONE, excluded)
-        known = np.where(present, values, 0), present.astype(np.float64)
-        sums = np.stack([resamples.sums_by_cluster(part) for part in known], axis=1)
-        total, count = (resamples.draws @ sums.astype(np.float32)).T
-        resampled = np.where(count > 0, total, np.nan) / np.maximum(count, 0.5)
+        replicates = jackknife.ratios(np.where(present, values, 0), present.astype(np.float64))
         if influence is not None:
-            resampled += (resamples.reference - 1) @ influence.astype(np.float32)
-        return _Score(mean, resampled, excluded)
+            replicates += (jackknife.reference - 1) @ influence
+        return _Score(mean, replicates, excluded)
 
     def _correlation(
         self, left: Integer[np.ndarray, "B"], right: Integer[np.ndarray, "B"]
     ) -> _Score:
-        k, resamples = self.real.shape[-1], self.pairs.resamples
-        matrices = (count_pairs(left, right, k), self.real.sum(axis=0))
-        value = float(correlation(*map(row_stochastic, matrices)))
+        k, jackknife = self.real.shape[-1], self.pairs.jackknife
+        both = count_pairs(left, right, k), self.real.sum(axis=0)
+        value = float(correlation(*map(row_stochastic, both)))
         excluded = int(((left < 0) | (right < 0)).sum())
-        if resamples is None:
+        if jackknife is None:
             return _Score(value, _NONE, excluded)
-        counts = resamples.count_pairs_by_cluster(left, right, k).astype(np.float32)
-        drawn = (resamples.draws @ counts.reshape(-1, k * k)).reshape(-1, k, k)
-        return _Score(value, correlate_resamples(drawn, self.drawn), excluded)
+        counts = jackknife.count_pairs(left, right, k), self.replicates
+        return _Score(value, correlation(*map(row_stochastic, counts)), excluded)
 
     def _seam(self, outcomes: pl.DataFrame) -> _Score:
-        bins, resamples = outcomes["seam_bin"].to_numpy().astype(np.int64), self.pairs.resamples
+        bins, jackknife = outcomes["seam_bin"].to_numpy().astype(np.int64), self.pairs.jackknife
         whole = _count_seams(outcomes, np.zeros(len(bins), np.int64), 1)[0]
         value = float(shared_share(whole, self.real.sum(axis=0)))
         excluded = int((bins < 0).sum())
-        if resamples is None:
+        if jackknife is None:
             return _Score(value, _NONE, excluded)
-        drawn = resamples.count_bins(bins, SEAMS), resamples.count_real(self.real)
-        return _Score(value, shared_share(*drawn).astype(np.float32), excluded)
+        counts = jackknife.count_bins(bins, SEAMS), self.replicates
+        return _Score(value, shared_share(*counts), excluded)
 
 
 def _count_seams(
@@ -339,36 +329,6 @@ def _count_seams(
     kept = bins >= 0
     counts = np.bincount(cluster[kept] * SEAMS + bins[kept], minlength=clusters * SEAMS)
     return counts.reshape(clusters, SEAMS).astype(np.float64)
-
-
-@dataclass(frozen=True)
-class Centred:
-    """`row_stochastic` matrices less their mean, which is 1/K whatever the counts; their norms."""
-
-    matrices: Float32[np.ndarray, "R K K"]
-    norms: Float32[np.ndarray, "R"]
-
-    @classmethod
-    def of(cls, counts: Float32[np.ndarray, "R K K"]) -> "Centred":
-        """Make them from counts, which are overwritten."""
-        counts += np.float32(1 / counts.shape[-1])
-        counts /= counts.sum(axis=2, keepdims=True)
-        counts -= np.float32(1 / counts.shape[-1])
-        square = np.einsum("rij,rij->r", counts, counts)
-        constant = square < 1e-5  # 0, but for rounding in single precision
-        return cls(counts, np.where(constant, np.nan, np.sqrt(square)))
-
-
-def correlate_resamples(
-    counts: Float32[np.ndarray, "R K K"], others: Centred
-) -> Float32[np.ndarray, "R"]:
-    """`correlation` of the `row_stochastic` matrices of resamples with those of real pairs.
-
-    The counts are overwritten. NaN where either matrix is constant.
-    """
-    own = Centred.of(counts)
-    product = np.einsum("rij,rij->r", own.matrices, others.matrices)
-    return np.asarray(product / (own.norms * others.norms), np.float32)
 
 
 def _trials(metrics: pl.DataFrame) -> dict[str, list[str]]:
@@ -400,16 +360,16 @@ def _compared(
     weights = np.stack(list(contrast.values()), axis=1) / DISTANCES
     points = [scores[point] for point in contrast]
     by_seed = weights @ np.array([point.value for point in points])
-    resamples = scores.pairs.resamples
+    jackknife = scores.pairs.jackknife
     row: dict[str, Any] = {
         "difference": float(by_seed.mean()),
-        "songs": 1 if resamples is None else resamples.songs,
+        "songs": 1 if jackknife is None else jackknife.songs,
         "seeds": len(by_seed),
         "excluded": sum(point.excluded for point in points),
     }
-    if np.isfinite(row["difference"]) and len(by_seed) > 1 and resamples is not None:
-        resampled = weights.astype(np.float32) @ np.stack([point.resampled for point in points])
-        interval = crossed_interval(by_seed, resampled, resamples)
+    if np.isfinite(row["difference"]) and len(by_seed) > 1 and jackknife is not None:
+        replicates = weights @ np.stack([point.replicates for point in points])
+        interval = crossed_interval(by_seed, replicates, jackknife)
         row |= dict(zip(("low", "high", "p"), map(float, interval), strict=True))
     return row
 

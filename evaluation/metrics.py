@@ -24,9 +24,9 @@ from torch import Tensor
 from cf_core.corpus import Split
 from cf_core.losses import Pair
 from cf_core.melody import MelodyFormat
-from evaluation.bootstrap import Resamples
 from evaluation.distance import edit_distance, larger_z_distance, z_distance, z_weighted
 from evaluation.frechet import RealGaussian
+from evaluation.jackknife import Jackknife
 from evaluation.likeness import SEAMS, Ranks, RealNeighbours, describe_pairs
 from evaluation.statistics import (
     STATISTICS,
@@ -182,10 +182,10 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Resampled:
-    """Resamples of pairs and real pairs together; all points of one source share them."""
+class Replicates:
+    """The jackknife of pairs and real pairs together; all points of one source share it."""
 
-    pairs: Resamples
+    pairs: Jackknife
     reference: Reference
 
     @cached_property
@@ -201,7 +201,7 @@ class Resampled:
 
 
 Counts = tuple[Float64[np.ndarray, "K K"], Float64[np.ndarray, "R K K"] | None]
-"""Counts of pairs from bin to bin, and those of each resample if there are any."""
+"""Counts of pairs from bin to bin, and those of each replicate if there are any."""
 
 
 @dataclass(frozen=True)
@@ -221,22 +221,22 @@ class Sample:
     """Those of the finite pairs."""
 
     @cached_property
-    def resampled(self) -> Resampled | None:
-        """Bootstrap resamples of the pairs; None where there are too few to draw from."""
-        return self.evaluator.resample(self.pairs.songs, self.reference)
+    def replicates(self) -> Replicates | None:
+        """Replicates with one song left out each; None where there are too few songs."""
+        return self.evaluator.leave_out(self.pairs.songs, self.reference)
 
     @property
-    def resamples(self) -> Resamples | None:
+    def jackknife(self) -> Jackknife | None:
         """Those of the pairs alone."""
-        return None if self.resampled is None else self.resampled.pairs
+        return None if self.replicates is None else self.replicates.pairs
 
     @cached_property
     def counts(self) -> Mapping[str, Counts]:
-        """How many pairs go from one bin to another, by statistic, in all and in each resample."""
+        """How many pairs go from one bin to another, by statistic, in all and in each replicate."""
         found = {}
         for name in STATISTICS:
             bins, k = take_bins(self.records, name), self.evaluator.bins.count(name)
-            drawn = None if self.resamples is None else self.resamples.count_pairs(*bins, k)
+            drawn = None if self.jackknife is None else self.jackknife.count_pairs(*bins, k)
             found[name] = count_pairs(*bins, k), drawn
         return found
 
@@ -283,7 +283,7 @@ class Estimate:
     def of_mean(
         cls,
         values: Float[np.ndarray, "B"],
-        resamples: Resamples | None,
+        jackknife: Jackknife | None,
         pairs: int,
         influence: Float64[np.ndarray, "S"] | None = None,
     ) -> "Estimate":
@@ -294,8 +294,8 @@ class Estimate:
         exact = values.astype(np.float64)
         mean = float(exact.mean())
         interval: Interval = (None, None)
-        if resamples is not None and np.ptp(exact) > 0:  # equal values give no estimate of a spread
-            interval = resamples.interval(mean, resamples.means(exact, influence))
+        if jackknife is not None and np.ptp(exact) > 0:  # equal values give no estimate of a spread
+            interval = jackknife.interval(mean, jackknife.means(exact, influence))
         return cls(mean, len(exact), pairs, interval)
 
     def row(self, metric: str) -> dict[str, str | float | int | None]:
@@ -516,10 +516,9 @@ def _of_ratio(
         return None
     value = float(part.sum() / whole.sum())
     interval: Interval = (None, None)
-    if sample.resamples is not None and value > 0:
-        less, all_ = (sample.resamples.means(values) for values in (part, whole))
-        shares = np.divide(less, all_, out=np.full(len(all_), np.nan), where=all_ > 0)
-        low, high = sample.resamples.interval(value, shares)
+    if sample.jackknife is not None and value > 0:
+        shares = sample.jackknife.ratios(part, whole)
+        low, high = sample.jackknife.interval(value, shares)
         interval = max(low, 0.0), min(high, highest)
     return Estimate(value, len(whole), len(sample.finite), interval)
 
@@ -528,7 +527,7 @@ def _of_nearest(sample: Sample, values: Float64[np.ndarray, "B"]) -> Estimate | 
     first = sample.finite[:NOVELTY_PAIRS]
     if not first.any():
         return None
-    drawn = sample.evaluator.resample(sample.pairs.songs[: first.sum()], sample.reference)
+    drawn = sample.evaluator.leave_out(sample.pairs.songs[: first.sum()], sample.reference)
     return Estimate.of_mean(values, None if drawn is None else drawn.pairs, len(first))
 
 
@@ -577,10 +576,10 @@ def _correlate(sample: Sample, statistic: str, matrix: Matrix) -> Estimate:
     real = sample.reference.counts[statistic].sum(axis=0)
     value = float(correlation(matrix(counts), matrix(real)))
     interval: Interval = (None, None)
-    if sample.resampled is not None and drawn is not None:
-        others = sample.resampled.counts[statistic]
+    if sample.replicates is not None and drawn is not None:
+        others = sample.replicates.counts[statistic]
         samples = correlation(matrix(drawn), matrix(others))
-        low, high = sample.resampled.pairs.interval(value, samples)
+        low, high = sample.replicates.pairs.interval(value, samples)
         interval = max(low, -1.0), min(high, 1.0)
     return Estimate(value, int(counts.sum()), len(sample.finite), interval)
 
@@ -591,13 +590,13 @@ def _estimate_share(
     real: Float64[np.ndarray, "I"],
     drawn: tuple[Float64[np.ndarray, "R I"], Float64[np.ndarray, "R I"]] | None,
 ) -> Estimate | None:
-    """Estimate the share that counts of pairs and real pairs have in common, and in resamples."""
+    """Estimate the share that counts of pairs and real pairs have in common, and in replicates."""
     if not (n := int(counts.sum())):
         return None
     value = float(shared_share(counts, real))
     interval: Interval = (None, None)
-    if sample.resamples is not None and drawn is not None:
-        low, high = sample.resamples.interval(value, shared_share(*drawn))
+    if sample.jackknife is not None and drawn is not None:
+        low, high = sample.jackknife.interval(value, shared_share(*drawn))
         interval = max(low, 0.0), min(high, 1.0)
     return Estimate(value, n, len(sample.finite), interval)
 
@@ -644,8 +643,8 @@ def _declare_correlation(statistic: str) -> None:
         counts, drawn = sample.counts[statistic]
         real = sample.reference.counts[statistic].sum(axis=0).ravel()
         both = None
-        if sample.resampled is not None and drawn is not None:
-            others = sample.resampled.counts[statistic]
+        if sample.replicates is not None and drawn is not None:
+            others = sample.replicates.counts[statistic]
             both = drawn.reshape(len(drawn), -1), others.reshape(len(others), -1)
         return _estimate_share(sample, counts.ravel(), real, both)
 
@@ -757,8 +756,8 @@ def _seam(sample: Sample) -> Estimate | None:
     bins = sample.records["seam_bin"].to_numpy().astype(np.int64)
     counts = np.bincount(bins[bins >= 0], minlength=SEAMS).astype(np.float64)
     both = None
-    if (resampled := sample.resampled) is not None:
-        both = resampled.pairs.count_bins(bins, SEAMS), resampled.seams
+    if (replicates := sample.replicates) is not None:
+        both = replicates.pairs.count_bins(bins, SEAMS), replicates.seams
     return _estimate_share(sample, counts, sample.reference.seams.sum(axis=0), both)
 
 

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from cf_core.errors import ConfigError
 from cf_core.files import AnyPath, replacing
-from cf_core.seeding import derive
 from evaluation.controls import CONTROLS, rate_controls
 from evaluation.figures import (
     Axis,
@@ -64,7 +63,7 @@ _SHOWN_DISTANCE = 6
 """Index of the matched distance, of ten, at which the figure of transition matrices compares."""
 
 
-def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
+def tabulate(store: Store, evaluation: EvaluationPlan) -> None:
     """Write the tables `controls`, `frontier`, `matched`, `hypervolumes` and `verdicts`."""
     finished = read_finished_metrics(store)
     store.write("controls", "all", rate_controls(finished))
@@ -88,8 +87,6 @@ def tabulate(store: Store, evaluation: EvaluationPlan, seed: int) -> None:
         store.outcomes,
         store.scan("influences"),
         count_bins(store),
-        evaluation.verdict_resamples,
-        np.random.default_rng(derive(seed, "verdicts")),
     )
     store.write("verdicts", "all", found)
 

@@ -98,9 +98,7 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
     reporter.stage("Classifiers: one to search by, two to judge by, and a model of notes for these")
     classifier, continuation, judges = _classifiers(config, corpus, core, latents, store, reporter)
     plan = config.evaluation
-    evaluator = Evaluator(
-        corpus, core, classifier, judges, plan.resamples, config.seed, continuation
-    )
+    evaluator = Evaluator(corpus, core, classifier, judges, config.seed, continuation)
     counts = {Split.TEST: plan.pairs, Split.VALIDATION: plan.validation_pairs}
     sources = make_sources(corpus, core, counts, config.seed)
     return Workbench(

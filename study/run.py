@@ -159,7 +159,7 @@ def _run(
     if not has_references(store):
         record_references(bench, store)
     with reporter.job("tables", None):
-        tabulate(store, config.evaluation, config.seed)
+        tabulate(store, config.evaluation)
     for path in draw(store):
         reporter.say(str(path))
     write_verdicts([store], store.root / "verdicts.csv")

@@ -499,7 +499,7 @@ TABLES: dict[str, Table] = {
                 "`win`, `tie` or `loss` of fusion; null with one training seed.",
                 null=True,
             ),
-            _column("songs", _INT64, "Number of songs, or blocks of prior pairs, resampled."),
+            _column("songs", _INT64, "Number of songs, or blocks of prior pairs, in intervals."),
             _column("seeds", _INT64, "Number of training seeds."),
             _column("excluded", _INT64, "Number of pairs left out, over the compared points."),
             _column("candidates", _INT64, "Number of points of ours that could be chosen."),

@@ -62,9 +62,7 @@ def evaluator(corpus: Corpus) -> Evaluator:
         initialise(network, make_random(index, "weights"))
     core.measure_sigma_bar(corpus.tokens)
     judges = {Split.VALIDATION: judge, Split.TEST: judge}
-    return Evaluator(
-        corpus, core, classifier, judges, resamples=20, seed=0, continuation=continuation
-    )
+    return Evaluator(corpus, core, classifier, judges, seed=0, continuation=continuation)
 
 
 @pytest.fixture(scope="module")

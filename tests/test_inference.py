@@ -3,26 +3,24 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from evaluation.bootstrap import Resamples
 from evaluation.frontier import CHOSEN_ON, OURS, PANELS, matched_similarity
 from evaluation.inference import (
-    Centred,
-    correlate_resamples,
     crossed_interval,
     crossed_variance,
     decide_verdicts,
     holm,
     probability_of_improvement,
 )
+from evaluation.jackknife import Jackknife
 from evaluation.metrics import COHERENCY, LIKENESS
-from evaluation.statistics import STATISTICS, correlation, row_stochastic, transition_matrix
+from evaluation.statistics import STATISTICS, correlation, transition_matrix
 
 SONGS, SEEDS, PAIRS = 45, 5, 512
 
 
-def single_songs(count: int, resamples: int, random: np.random.Generator) -> Resamples:
-    """Resamples of as many pairs as songs, each of one song alone."""
-    return Resamples.draw(np.repeat(np.arange(count)[:, None], 2, axis=1), resamples, random)
+def single_songs(count: int) -> Jackknife:
+    """Of as many pairs as songs, each of one song alone."""
+    return Jackknife.of(np.repeat(np.arange(count)[:, None], 2, axis=1))
 
 
 @pytest.mark.slow
@@ -56,13 +54,13 @@ def test_intervals_cover_what_they_say(
             + random.normal(0, pair / np.sqrt(2), (1, PAIRS))
             + random.normal(0, pair / np.sqrt(2), (SEEDS, PAIRS))
         )
-        resamples = Resamples.draw(songs, 200, random)
-        resampled = np.stack([resamples.means(own) for own in values])
-        low, high, p = crossed_interval(values.mean(axis=1), resampled, resamples)
+        jackknife = Jackknife.of(songs)
+        replicates = np.stack([jackknife.means(own) for own in values])
+        low, high, p = crossed_interval(values.mean(axis=1), replicates, jackknife)
         covered += int(low <= truth <= high)
         assert bool(low > 0 or high < 0) == bool(p < 0.05)
         rejected += int(
-            crossed_interval(values.mean(axis=1) - truth, resampled, resamples)[2] < 0.05
+            crossed_interval(values.mean(axis=1) - truth, replicates, jackknife)[2] < 0.05
         )
     assert 0.935 <= covered / simulations <= 0.98
     assert rejected == simulations - covered
@@ -83,9 +81,9 @@ def test_the_variance_is_that_of_songs_seeds_and_their_interaction(
             + random.normal(0, seed, (SEEDS, 1))
             + random.normal(0, interaction, (SEEDS, SONGS))
         )
-        resamples = single_songs(SONGS, 100, random)
-        resampled = np.stack([resamples.means(own) for own in values])
-        found.append(crossed_variance(values.mean(axis=1), resampled, resamples)[0])
+        jackknife = single_songs(SONGS)
+        replicates = np.stack([jackknife.means(own) for own in values])
+        found.append(crossed_variance(values.mean(axis=1), replicates, jackknife)[0])
     expected = song**2 / SONGS + seed**2 / SEEDS + interaction**2 / (SONGS * SEEDS)
     # Never below either part: where both are of the interaction alone, a little above on average.
     assert np.mean(found) == pytest.approx(expected, rel=0.4 if song == 0 else 0.1)
@@ -93,32 +91,31 @@ def test_the_variance_is_that_of_songs_seeds_and_their_interaction(
 
 def test_with_no_variance_of_songs_it_is_the_t_test_of_seeds() -> None:
     by_seed = np.array([0.1, 0.3, 0.2, 0.25])
-    resampled = np.repeat(by_seed[:, None], 10, axis=1)
+    replicates = np.repeat(by_seed[:, None], SONGS, axis=1)
     test = stats.ttest_1samp(by_seed, 0)
-    resamples = single_songs(SONGS, 10, np.random.default_rng(0))
-    low, high, p = crossed_interval(by_seed, resampled, resamples)
+    jackknife = single_songs(SONGS)
+    low, high, p = crossed_interval(by_seed, replicates, jackknife)
     assert (low, high) == pytest.approx(tuple(test.confidence_interval(0.95)))
     assert p == pytest.approx(test.pvalue)
 
 
 def test_with_no_variance_of_seeds_it_is_the_t_test_of_songs() -> None:
-    """Resamples of few songs vary too little, by (C - 1)/C."""
     songs = np.random.default_rng(0).normal(0.2, 1, 8)
-    resamples = single_songs(8, 200_000, np.random.default_rng(1))
+    jackknife = single_songs(8)
     test = stats.ttest_1samp(songs, 0)
     low, high, p = crossed_interval(
         np.repeat(songs.mean(), 3),
-        np.repeat(resamples.means(songs)[None], 3, axis=0),
-        resamples,
+        np.repeat(jackknife.means(songs)[None], 3, axis=0),
+        jackknife,
     )
-    assert (low, high) == pytest.approx(tuple(test.confidence_interval(0.95)), rel=0.01)
-    assert p == pytest.approx(test.pvalue, rel=0.01)
+    assert (low, high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert p == pytest.approx(test.pvalue)
 
 
 def test_without_variance_nothing_is_left_to_chance() -> None:
     by_seed = np.array([[0.0, 0.0], [0.5, 0.5]])
-    resamples = single_songs(9, 4, np.random.default_rng(0))
-    low, high, p = crossed_interval(by_seed, np.repeat(by_seed[..., None], 4, axis=2), resamples)
+    jackknife = single_songs(4)
+    low, high, p = crossed_interval(by_seed, np.repeat(by_seed[..., None], 4, axis=2), jackknife)
     assert low.tolist() == high.tolist() == [0, 0.5]
     assert p.tolist() == [1, 0]
 
@@ -135,18 +132,6 @@ def test_probability_of_improvement_worked_by_hand() -> None:
     assert probability_of_improvement(ours, rival) == pytest.approx((1 + 0.5 + 2) / 6)
     assert probability_of_improvement(rival, ours) == pytest.approx(1 - (1 + 0.5 + 2) / 6)
     assert np.isnan(probability_of_improvement(ours, rival[:0]))
-
-
-def test_resampled_correlations_are_those_of_the_matrices() -> None:
-    random, k = np.random.default_rng(0), 5
-    left, right = random.integers(-1, k, (2, 60))
-    real = random.integers(0, 30, (4, k, k)).astype(np.float64)
-    resamples = Resamples.draw(random.integers(0, 7, (60, 2)), 50, random, np.array([2, 3, 5, 9]))
-    counts = resamples.count_pairs(left, right, k), resamples.count_real(real)
-    slow = correlation(*map(row_stochastic, counts))
-    drawn = [each.astype(np.float32) for each in counts]
-    fast = correlate_resamples(drawn[0], Centred.of(drawn[1]))
-    np.testing.assert_allclose(fast, slow, atol=1e-5)
 
 
 BINS = dict.fromkeys(STATISTICS, 4)
@@ -257,8 +242,7 @@ def _matrix(outcomes: pl.DataFrame, name: str) -> np.ndarray:
 
 def judged(metrics: pl.DataFrame, outcomes: pl.DataFrame, influences: pl.DataFrame) -> pl.DataFrame:
     matched = matched_similarity(metrics, BOUNDS)
-    tables, random = (outcomes.lazy(), influences.lazy()), np.random.default_rng(3)
-    return decide_verdicts(metrics, matched, *tables, BINS, 300, random)
+    return decide_verdicts(metrics, matched, outcomes.lazy(), influences.lazy(), BINS)
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def evaluator(corpus: Corpus) -> Evaluator:
     for index, network in enumerate((core, classifier, *judges.values())):
         initialise(network, make_random(index, "weights"))
     core.measure_sigma_bar(corpus.tokens)
-    return Evaluator(corpus, core, classifier, judges, resamples=50, seed=0, continuation=second)
+    return Evaluator(corpus, core, classifier, judges, seed=0, continuation=second)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from cf_core.errors import RecordsError
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, to_notes
-from evaluation.bootstrap import BLOCKS, Resamples, correct_few_clusters, draw_pigeonhole_weights
+from evaluation.bootstrap import draw_pigeonhole_weights
 from evaluation.statistics import (
     CELLS,
     NEIGHBOURS,
@@ -232,197 +232,13 @@ def songs_of(left: list[int], right: list[int]) -> np.ndarray:
     return np.array([left, right]).T
 
 
-def test_of_pairs_of_two_songs_songs_are_drawn_and_then_pairs() -> None:
-    songs = songs_of([7, 7, 2, 9, 2], [2, 9, 9, 7, 7])  # the second and the fourth are alike
-    resamples = Resamples.draw(songs, 400, np.random.default_rng(0))
-    assert resamples.draws.shape == (800, 6)
-    assert resamples.songs == 3
-    expected = [[1, 0, 3], [1, 2, 5], [0, 2, 4], [2, 1, 5], [0, 1, 3]]
-    np.testing.assert_array_equal(resamples.clusters, expected)
-    of_songs, of_pairs = resamples.draws[:400, :3], resamples.draws[400:, 3:]
-    assert not resamples.draws[:400, 3:].any()
-    assert not resamples.draws[400:, :3].any()
-    for drawn in (of_songs, of_pairs):
-        np.testing.assert_array_equal(drawn.sum(axis=1), 3)
-        # Three draws, each a given one with 1/3: mean 1, variance 3 * 1/3 * 2/3.
-        assert drawn[:, 1].mean() == pytest.approx(1, abs=0.15)
-        assert drawn[:, 1].var() == pytest.approx(2 / 3, abs=0.15)
-
-
-def test_pairs_of_one_song_are_drawn_with_it() -> None:
-    resamples = Resamples.draw(songs_of([7, 7, 2], [7, 7, 2]), 9, np.random.default_rng(0))
-    assert resamples.draws.shape == (9, 2)
-    np.testing.assert_array_equal(resamples.clusters, [[1], [1], [0]])
-
-
-def test_pairs_without_songs_are_drawn_in_blocks() -> None:
-    none = np.full((600, 2), -1)
-    resamples = Resamples.draw(none, 10, np.random.default_rng(0))
-    assert resamples.songs == BLOCKS == resamples.draws.shape[1]
-    sizes = np.bincount(resamples.clusters[:, 0])
-    assert set(sizes.tolist()) == {600 // BLOCKS, 600 // BLOCKS + 1}
-    assert Resamples.draw(none[:9], 10, np.random.default_rng(0)).songs == 9
-
-
-def test_too_few_songs_give_no_interval() -> None:
-    random = np.random.default_rng(0)
-    for draw in (Resamples.draw, draw_pigeonhole_weights):
-        with pytest.raises(ValueError, match="too few"):
-            draw(np.zeros((5, 2), np.int64), 10, random)
-    with pytest.raises(ValueError, match="too few"):
-        Resamples.draw(songs_of([0, 1, 0], [1, 0, 1]), 10, random)
-
-
-def test_few_equal_clusters_are_corrected_as_usual_and_unequal_ones_more() -> None:
-    assert correct_few_clusters(np.full(8, 3.0)) == pytest.approx((8 / 7, 7))
-    # Worked by hand: shares 1/2, 1/4, 1/4; squares sum to 3/8, cubes to 5/32.
-    assert correct_few_clusters(np.array([2.0, 1.0, 1.0])) == pytest.approx(
-        (1 / (1 + 3 / 8 - 5 / 6), 5 / 3)
-    )
-
-
-def test_the_correction_makes_the_variance_of_a_mean_unbiased() -> None:
-    """Of unequal songs, to first order, on average over values that differ between songs alone."""
-    random, sizes = np.random.default_rng(8), np.array([1.0, 1, 1, 2, 2, 3, 5, 9])
-    share, counts = sizes / sizes.sum(), random.multinomial(8, np.full(8, 1 / 8), 200_000)
-    # Quadratic in the values: the sum over unit vectors is the expectation for white noise.
-    linear = [((counts * share) @ (unit - unit @ share)).var() for unit in np.eye(8)]
-    expected = np.square(share).sum()
-    assert correct_few_clusters(sizes)[0] * sum(linear) == pytest.approx(expected, rel=0.02)
-
-
-def test_a_resample_counts_pairs_as_often_as_it_draws_them() -> None:
-    """Against pairs weighed one by one: as their songs on average, then as their own block."""
-    generator = np.random.default_rng(6)
-    songs, values = generator.integers(0, 5, (60, 2)), generator.normal(size=60)
-    left, right = generator.integers(-1, 4, (2, 60)).astype(np.int8)
-    resamples = Resamples.draw(songs, 25, np.random.default_rng(1))
-    means, counts = resamples.means(values), resamples.count_pairs(left, right, 4)
-    for row, (drawn, mean, counted) in enumerate(zip(resamples.draws, means, counts, strict=True)):
-        weights = [
-            (drawn[a] + drawn[b]) / 2 if row < 25 else drawn[own]
-            for a, b, own in resamples.clusters
-        ]
-        assert mean == pytest.approx(np.dot(weights, values) / sum(weights))
-        expected = np.zeros((4, 4))
-        for weight, i, j in zip(weights, left, right, strict=True):
-            if i >= 0 and j >= 0:
-                expected[i, j] += weight
-        np.testing.assert_allclose(counted, expected)
-
-
 def test_pigeonhole_weights_are_products_over_different_songs() -> None:
     songs = songs_of([4, 4, 9], [4, 9, 6])
     weights = draw_pigeonhole_weights(songs, 30, np.random.default_rng(2))
-    draws = Resamples.draw(songs, 30, np.random.default_rng(2)).draws[:30, :3]
+    draws = np.random.default_rng(2).multinomial(3, np.full(3, 1 / 3), size=30)
     assert weights.tolist() == [[four, four * nine, nine * six] for four, six, nine in draws]
-
-
-@pytest.mark.parametrize("own", [1.0, 9.0])
-def test_the_variance_is_that_of_dyadic_clusters(own: float) -> None:
-    """Over all pairs of pairs that share a song, what both are off the mean; or over themselves."""
-    generator = np.random.default_rng(3)
-    songs = np.array([generator.choice(12, 2, replace=False) for _ in range(150)])
-    values = generator.normal(size=12)[songs].sum(axis=1) + generator.normal(0, own, 150)
-    resamples = Resamples.draw(songs, 100_000, generator)
-    off, names = values - values.mean(), [set(pair) for pair in songs.tolist()]
-    of_songs = [sum(off[i] for i in range(150) if song in names[i]) ** 2 for song in range(12)]
-    dyads = [sum(off[i] for i in range(150) if names[i] == one) ** 2 for one in _each(names)]
-    song, pair = sum(of_songs) * 12 / 11, sum(dyads) * len(dyads) / (len(dyads) - 1)
-    expected = max(song - pair, pair) / 150**2
-    assert resamples.variance(resamples.means(values))[0] == pytest.approx(expected, rel=0.05)
-
-
-def _each(names: list[set[int]]) -> list[set[int]]:
-    return [one for i, one in enumerate(names) if one not in names[:i]]
-
-
-def test_the_variance_of_single_songs_is_that_of_clusters() -> None:
-    generator = np.random.default_rng(4)
-    song = np.repeat(np.arange(9), 4)
-    values = generator.normal(size=9)[song]
-    resamples = Resamples.draw(np.stack((song, song), 1), 100_000, generator)
-    expected = values[::4].var(ddof=1) / 9
-    assert resamples.variance(resamples.means(values))[0] == pytest.approx(expected, rel=0.05)
-
-
-def test_real_pairs_are_drawn_with_the_songs_that_pairs_share() -> None:
-    songs, real = songs_of([7, 7, 2, 9, 2], [2, 9, 9, 7, 7]), np.array([2, 9, 11, 12, 13])
-    resamples = Resamples.draw(songs, 4000, np.random.default_rng(0), real)
-    of_songs, of_pairs = resamples.reference[:4000], resamples.reference[4000:]
-    # Half as much as their songs, as pairs do; and not at all where pairs are drawn.
-    np.testing.assert_array_equal(of_songs[:, :2], (1 + resamples.draws[:4000, [0, 2]]) / 2)
-    assert (of_pairs == 1).all()
-    # Other songs by themselves: 5 draws of 1/5 each, varied by 5/4, less a little that is cut at 0.
-    assert of_songs[:, 2].var() == pytest.approx(5 / 4 * (1 - 1 / 5) / 4, rel=0.15)
-    assert abs(np.corrcoef(of_songs[:, 2], of_songs[:, 0])[0, 1]) < 0.05
-    none = Resamples.draw(np.full((60, 2), -1), 4000, np.random.default_rng(0), real)
-    assert none.reference.shape == (4000, 5)
-    assert none.reference[:, 0].var() == pytest.approx(5 / 4 * (1 - 1 / 5), rel=0.15)
-    one = Resamples.draw(songs_of([7, 2, 9], [7, 2, 9]), 40, np.random.default_rng(0), real)
-    np.testing.assert_array_equal(one.reference[:, :2], one.draws[:, [0, 2]])
-
-
-def test_counts_of_real_pairs_and_bins_are_those_of_each_draw() -> None:
-    generator = np.random.default_rng(6)
-    songs, bins = generator.integers(0, 5, (60, 2)), generator.integers(-1, 4, 60)
-    resamples = Resamples.draw(songs, 25, generator, np.array([1, 4, 8]))
-    by_song, counts = generator.integers(0, 9, (3, 4)).astype(float), resamples.count_bins(bins, 4)
-    real = resamples.count_real(by_song)
-    values, influence = generator.normal(size=60), generator.normal(size=3)
-    means = resamples.means(values, influence)
-    for row, weight in enumerate(resamples.reference):
-        np.testing.assert_allclose(
-            real[row], sum(w * own for w, own in zip(weight, by_song, strict=True))
-        )
-        expected = np.zeros(4)
-        for pair, (a, b, own) in enumerate(resamples.clusters):
-            drawn = resamples.draws[row]
-            if bins[pair] >= 0:
-                expected[bins[pair]] += (drawn[a] + drawn[b]) / 2 if row < 25 else drawn[own]
-        np.testing.assert_allclose(counts[row], expected)
-        more = means[row] - resamples.means(values)[row]
-        assert more == pytest.approx(np.dot(weight - 1, influence), abs=1e-6)
-
-
-def test_same_seed_same_resamples() -> None:
-    values, songs = np.random.default_rng(0).random(50), np.full((50, 2), -1)
-
-    def interval(seed: int) -> tuple[float, float]:
-        resamples = Resamples.draw(songs, 100, np.random.default_rng(seed))
-        return resamples.interval(0.5, resamples.means(values))
-
-    assert interval(1) == interval(1)
-    assert interval(1) != interval(2)
-
-
-def test_intervals_leave_out_what_is_not_finite() -> None:
-    resamples = Resamples.draw(songs_of([0, 1, 2], [0, 1, 2]), 4, np.random.default_rng(0))
-    low, high = resamples.interval(2.0, np.array([1.0, 3.0, np.nan, np.inf]))
-    # Variance 1, times 3/2; two degrees of freedom.
-    assert (low, high) == pytest.approx((2 - 4.3027 * 1.5**0.5, 2 + 4.3027 * 1.5**0.5), rel=1e-4)
-    assert np.isnan(resamples.interval(2.0, np.full(4, np.nan))).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("song", "pair", "count"),
-    [(1.0, 0.5, 300), (1.0, 3.0, 300), (0.3, 1.0, 2000), (1.0, 1.0, 40), (0.0, 1.0, 1000)],
-)
-def test_intervals_of_means_cover_the_truth_of_pairs_that_share_songs(
-    song: float, pair: float, count: int
-) -> None:
-    """A law with an effect of either half's song, different on the left and on the right."""
-    generator, covered, simulations = np.random.default_rng(5), 0, 400
-    for _ in range(simulations):
-        left, right = (generator.integers(0, 40, count) for _ in range(2))
-        right = np.where(left == right, (right + 1) % 40, right)
-        effects = generator.normal(0, song, (2, 40))
-        values = effects[0][left] + effects[1][right] + generator.normal(0, pair, count)
-        resamples = Resamples.draw(np.stack((left, right), 1), 200, generator)
-        low, high = resamples.interval(values.mean(), resamples.means(values))
-        covered += low <= 0 <= high
-    assert covered / simulations >= 0.93
+    with pytest.raises(ValueError, match="too few"):
+        draw_pigeonhole_weights(np.zeros((5, 2), np.int64), 10, np.random.default_rng(0))
 
 
 Statistics = dict[str, np.ndarray]

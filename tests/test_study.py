@@ -419,7 +419,7 @@ def test_one_seed_gives_no_verdict(undisturbed: Study, tmp_path: Path) -> None:
     for table in ("metrics", "outcomes", "influences", "trials"):
         for part in (copy / table).glob("*-seed1.1.parquet"):
             part.unlink()
-    tabulate(Store(copy), config.evaluation, config.seed)
+    tabulate(Store(copy), config.evaluation)
     found = Store(copy).scan("verdicts").collect()
     assert found["difference"].is_finite().any()
     for column in ("low", "high", "p", "p_holm", "verdict"):

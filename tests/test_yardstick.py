@@ -88,7 +88,6 @@ def evaluator(corpus: Corpus) -> Evaluator:
         core,
         search.classifier,
         {Split.TEST: judge.judge, Split.VALIDATION: judge.judge},
-        resamples=2,
         seed=0,
         continuation=melody.continuation,
     )

@@ -43,10 +43,8 @@ EVALUATION: dict[str, Any] = {
     "iterations": [1, 2],
     "lambda": [0.01, 1.0],
     "styles": 2,
-    "resamples": 20,
     "rivals": ["lp"],
     "lp": {"step_sizes": [0.3], "iterations": [1, 5]},
-    "verdict_resamples": 50,
 }
 """The least that can be measured, with one rival."""
 

@@ -50,10 +50,6 @@ class _Measured(Section):
     latents: Literal["all", "scored", "none"] = "all"
     """Whose latents are kept as a table, by far the largest: `all` sources, only those that are
     `scored` (test songs, prior), or `none`. No figure and no verdict needs them."""
-    resamples: Annotated[int, Field(ge=2)] = 200
-    """Bootstrap resamples behind an interval of a metric."""
-    verdict_resamples: Annotated[int, Field(ge=2)] = 10_000
-    """Bootstrap resamples behind a verdict."""
     rivals: Annotated[tuple[str, ...], AfterValidator(check_each_once)] = ("lp",)
     """What fusion is compared with: names of the built-in rivals, whose options the sections below
     hold, or `package.module:Class` for a subclass of `evaluation.rivals.Rival` of your own, whose
