@@ -339,7 +339,7 @@ def test_all_points_of_ours_and_of_lp_are_behind_their_frontiers(
 
 
 def test_lambda_is_the_colour_of_ours_and_iterations_darken_lp(figures: dict[str, Figure]) -> None:
-    panel = figures["frontier"].axes[0]
+    panel = figures["frontier"].axes[len(LIKENESS)]
     shades = np.asarray(cloud(panel, "fusion points").get_facecolor())
     heights = np.asarray(cloud(panel, "fusion points").get_offsets())[:, 1]
     of_b = np.isin(heights, list(recorded("test", "judge", "ours-b-seed0").values()))
@@ -403,10 +403,10 @@ def test_sources_of_one_metric_share_their_scales(
 
 
 def test_panels_say_what_they_measure(figures: dict[str, Figure]) -> None:
-    titles = [panel.get_title() for panel in figures["frontier"].axes[:7]]
-    assert titles[0] == "judge\nprobability"
-    assert titles[5] == "pitch class\ncorrelation"
-    assert titles[6] == "search\nclassifier\n(LP climbs it)"
+    titles = [panel.get_title() for panel in figures["frontier"].axes[:9]]
+    assert titles[:3] == ["indistinguish-\nable", "interval\nacross the seam", "judge\nprobability"]
+    assert titles[7] == "pitch class\ncorrelation"
+    assert titles[8] == "search\nclassifier\n(LP climbs it)"
 
 
 def test_legend_names_every_level_and_states_the_numbers(figures: dict[str, Figure]) -> None:

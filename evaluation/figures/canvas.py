@@ -50,6 +50,8 @@ WIDTH = 7.0
 """Width of both columns of a paper, in inches; figures are meant to be printed at this size."""
 COLUMN = 3.4
 """Width of one column, in inches."""
+_COLUMNS = 7
+"""Most panels side by side in this width; figures of more are wider."""
 GREY = "0.35"
 
 _LEGEND_ROWS = 8
@@ -99,7 +101,8 @@ def panel_grid(
     sources = [source for source in CHOSEN_ON if source in {source for source, _ in panels}]
     metrics = list(dict.fromkeys(metric for _, metric in panels))
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0)
-    figure = Figure(figsize=(WIDTH, 1.4 + 1.55 * len(sources)), layout=layout)
+    width = WIDTH * max(1.0, len(metrics) / _COLUMNS)
+    figure = Figure(figsize=(width, 1.4 + 1.55 * len(sources)), layout=layout)
     grid = figure.subplots(len(sources), len(metrics), sharex=True, sharey="col", squeeze=False)
     for row, source in zip(grid, sources, strict=True):
         row[0].set_ylabel(f"coherency, {source} inputs")

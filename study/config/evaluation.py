@@ -26,9 +26,9 @@ from study.config.types import Count, Grid, Interval, Positive, Section, check_e
 class MatchedPlan(Section):
     """Smallest and largest distance at which methods are compared at matched similarity."""
 
-    larger_edit_distance_q90: Interval = (4.0, 40.0)
+    larger_edit_distance_q90: Interval = (4.0, 36.0)
     """What nine of ten pairs stay within: twice the larger half's edit distance, in tokens."""
-    larger_z_distance_q90: Interval = (0.5, 9.0)
+    larger_z_distance_q90: Interval = (0.8, 7.5)
     """What nine of ten pairs stay within: twice the larger half's z-distance (equation 7)."""
     edit_distance: Interval = (0.15, 32.0)
     """The poster's way: mean edit distance, tokens of both halves."""
