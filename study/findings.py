@@ -191,11 +191,7 @@ def _left_out(store: Store) -> list[str]:
     config = StudyConfig.restored(store.record)
     planned, plan = len(config.search.seeds), config.evaluation
     seeds = store.scan("verdicts").select(pl.col("seeds").max()).collect().item()
-    matched = (
-        store.scan("matched")
-        .filter(pl.col("rival") != "identity", pl.col("axis") == _EDITS)
-        .collect()
-    )
+    matched = store.scan("matched").filter(pl.col("rival") != "identity").collect()
     stands_in = (
         matched.group_by("method", maintain_order=True)
         .agg(share=DISTANCES * (pl.col("configuration") == "identity").mean())
