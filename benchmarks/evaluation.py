@@ -12,7 +12,7 @@ import polars as pl
 import torch
 
 from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
-from benchmarks.products import bare, forward
+from benchmarks.products import bare, decoding, forward, judging
 from cf_core.corpus import Corpus, Split
 from cf_core.fusion import FusionSettings, Generator
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
@@ -23,7 +23,7 @@ from cf_core.training import limit_threads
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.continuation import Continuation, ContinuationSettings
-from evaluation.evaluator import Evaluator
+from evaluation.evaluator import LABELS, Evaluator
 from evaluation.frontier import CHOSEN_ON, matched_similarity
 from evaluation.inference import decide_verdicts
 from evaluation.judge import Judge, JudgeSettings
@@ -124,11 +124,26 @@ def panels(rounds: Rounds) -> Iterator[Measure]:
                 {"trial": "x", "configuration": "x", "method": "conditional"}, source, steps
             )
 
+    made = [
+        list(Fusion(_held_near(fusion), style, WEIGHT)(each.inputs, COUNTS, make_random(0, "x")))
+        for each in sources
+    ]
+
+    def scored() -> None:
+        for source, steps in zip(sources, made, strict=True):
+            evaluator.evaluate(dict.fromkeys(LABELS, "x"), source, steps)
+
+    judge = judges[Split.TEST]
+    needed = decoding(FORM, VAESettings(), 2 * pairs) + judging(judge, JudgeSettings(), FORM, pairs)
     with limit_threads(1):
-        seconds = rounds.take_turns(measured, trainer.update)
+        seconds = rounds.take_turns(
+            measured, trainer.update, scored, bare(needed * len(sources) * len(COUNTS))
+        )
     seconds[:, 1] *= settings.steps
-    tell(f"{pairs} pairs, {settings.steps} steps, one thread", seconds, ("panels", "training"))
-    yield Measure("panels_share_of_training", ratio(seconds, 0, 1), "share", 0.1, "lower")
+    what = ("panels", "training", "measures alone", "products of decoding and judging")
+    tell(f"{pairs} pairs, {settings.steps} steps, one thread", seconds, what)
+    yield Measure("panels_share_of_training", ratio(seconds, 0, 1), "share", 0.25, "lower")
+    yield Measure("evaluation_vs_products", ratio(seconds, 2, 3), "×", 4.0, "lower")
 
 
 def verdict_table(rounds: Rounds) -> Iterator[Measure]:
@@ -158,7 +173,7 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
     (seconds,) = Rounds(1, 0.0, rounds.scale).take_turns(decide)
     share = float(seconds[0]) / whole
     print(f"verdicts, {what}: {seconds[0]:.1f} s of {whole:.0f} s")
-    yield Measure("bootstrap_share", share, "share", 0.02, "lower")
+    yield Measure("verdict_share", share, "share", 0.02, "lower")
 
 
 Tables = tuple[pl.DataFrame, pl.LazyFrame, pl.LazyFrame, Mapping[str, int]]

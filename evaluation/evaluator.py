@@ -25,16 +25,8 @@ from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weight
 from evaluation.jackknife import Jackknife, has_enough_songs
 from evaluation.judge import Judge
 from evaluation.likeness import SEAMS, RealNeighbours, find_seams
-from evaluation.metrics import (
-    OF_PAIRS,
-    OF_SETS,
-    Estimate,
-    Pairs,
-    Reference,
-    Replicates,
-    Sample,
-    Statistics,
-)
+from evaluation.metrics import OF_PAIRS, OF_SETS
+from evaluation.samples import Estimate, Pairs, Reference, Replicates, Sample, Statistics
 from evaluation.sources import Source, deal_songs, song_names, unpaired
 from evaluation.statistics import (
     STATISTICS,

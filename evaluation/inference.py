@@ -18,7 +18,7 @@ from scipy import special
 from evaluation.frontier import CHOSEN_BY, CHOSEN_ON, DISTANCES, FUSIONS, OURS, REAL
 from evaluation.jackknife import Jackknife, has_enough_songs, satterthwaite
 from evaluation.likeness import SEAMS
-from evaluation.metrics import take_bins
+from evaluation.samples import take_bins
 from evaluation.statistics import (
     STATISTICS,
     correlation,

@@ -186,8 +186,9 @@ def test_the_evaluation_benchmark_names_what_it_promises(
     assert {measure["name"]: (measure["target"], measure["better"]) for measure in measures} == {
         "lp_matmul_share": (0.6, "higher"),
         "statistics_vs_decode": (0.5, "lower"),
-        "panels_share_of_training": (0.1, "lower"),
-        "bootstrap_share": (0.02, "lower"),
+        "panels_share_of_training": (0.25, "lower"),
+        "evaluation_vs_products": (4.0, "lower"),
+        "verdict_share": (0.02, "lower"),
     }
     shown = capsys.readouterr().out
     assert all(measure["value"] > 0 and measure["name"] in shown for measure in measures)

@@ -296,7 +296,7 @@ def test_novelty_looks_the_first_pairs_up_among_the_training_segments(
     sources: dict[str, Source],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("evaluation.metrics.NOVELTY_PAIRS", 15)
+    monkeypatch.setattr("evaluation.samples.NOVELTY_PAIRS", 15)
     source = sources["test"]
     step = moved(source)
     outputs = np.stack([evaluator.core.decode_tokens(half) for half in step.outputs])[:, :15]

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from cf_core.errors import FigureError
 from evaluation.figures.canvas import COLUMN, STYLE, drawable, look
 from evaluation.frontier import FUSIONS
-from evaluation.metrics import take_bins
+from evaluation.samples import take_bins
 from evaluation.statistics import STATISTICS, correlation, transition_matrix
 
 _WHITE_KEYS = {0: "C", 2: "D", 4: "E", 5: "F", 7: "G", 9: "A", 11: "B"}
