@@ -23,7 +23,7 @@ from evaluation.figures.canvas import (
 from evaluation.figures.panels import LEVEL_KEYS, Panel, draw_levels, method_key
 from evaluation.frontier import CHOSEN_BY, FUSIONS, OURS, panel_points
 
-_METRICS = (CHOSEN_BY, "indistinguishable_halves")
+_METRICS = {CHOSEN_BY: "whole pairs", "indistinguishable_halves": "halves alone"}
 _STRETCHES = 14
 """Stretches of the distance axis, in each of which a line passes through a method's best point."""
 _LETTER = 5.0
@@ -50,9 +50,10 @@ def likeness_figure(metrics: pl.DataFrame, axis: str) -> Figure:
     with mpl.rc_context({**STYLE, "font.size": 8, "axes.labelsize": 8, "legend.fontsize": 8}):
         figure = Figure(figsize=(WIDTH, 3.6), layout=ConstrainedLayoutEngine(w_pad=0.05))
         both = figure.subplots(1, 2, sharex=True, sharey=True)
-        for place, (column, panel) in enumerate(zip(("value", "halves"), panels, strict=True)):
+        drawings = zip(("value", "halves"), panels, _METRICS.values(), strict=True)
+        for place, (column, panel, title) in enumerate(drawings):
             draw_levels(both[place], panel.levels)
-            both[place].set_title(heading(_METRICS[place]))
+            both[place].set_title(title)
             both[place].set_xlabel(heading(axis).replace("\n", " "))
             for method in drawn:
                 _draw_method(both[place], points, method, column, edges)
@@ -66,7 +67,7 @@ def likeness_figure(metrics: pl.DataFrame, axis: str) -> Figure:
                     color="black" if name == "identity" else GREY, markeredgewidth=0,
                     label=f"{name} point", zorder=3.5,
                 )  # fmt: skip
-        both[0].set_ylabel("2 (1 - AUC), test songs")
+        both[0].set_ylabel("indistinguishable from real neighbours")
         both[0].set_ylim(-0.03, 1.12)
         both[0].set_xlim(left=-0.02 * edges[-1])
         legend_below(

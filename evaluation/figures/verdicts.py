@@ -83,7 +83,7 @@ def _draw_head(panel: Axes, metrics: Sequence[str]) -> None:
         panel.text(middle, -1.75, f"{source} inputs", ha="center", va="center", weight="bold")
         panel.plot([first + 0.05, first + many - 0.05], [-1.35] * 2, "k-", lw=0.6)
     for column, metric in enumerate((*metrics, *metrics)):
-        name = heading(metric) if metric in LIKENESS else metric.replace("_", "\n")
+        name = metric.replace("_", "\n").replace("indistinguishable", "indistin-\nguishable")
         panel.text(column + 0.5, -0.3, name, ha="center", va="baseline", linespacing=1)
 
 
