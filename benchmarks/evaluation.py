@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from torch import nn
 
 from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
-from benchmarks.products import bare, decoding, forward, judging
+from benchmarks.products import Product, bare, decoding, forward
 from cf_core.corpus import Corpus, Split
 from cf_core.fusion import FusionSettings, Generator
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
@@ -134,7 +135,9 @@ def panels(rounds: Rounds) -> Iterator[Measure]:
             evaluator.evaluate(dict.fromkeys(LABELS, "x"), source, steps)
 
     judge = judges[Split.TEST]
-    needed = decoding(FORM, VAESettings(), 2 * pairs) + judging(judge, JudgeSettings(), FORM, pairs)
+    needed = decoding(FORM, VAESettings(), 2 * pairs) + _judging(
+        judge, JudgeSettings(), FORM, pairs
+    )
     with limit_threads(1):
         seconds = rounds.take_turns(
             measured, trainer.update, scored, bare(needed * len(sources) * len(COUNTS))
@@ -144,6 +147,22 @@ def panels(rounds: Rounds) -> Iterator[Measure]:
     tell(f"{pairs} pairs, {settings.steps} steps, one thread", seconds, what)
     yield Measure("panels_share_of_training", ratio(seconds, 0, 1), "share", 0.25, "lower")
     yield Measure("evaluation_vs_products", ratio(seconds, 2, 3), "×", 4.0, "lower")
+
+
+def _judging(judge: Judge, settings: JudgeSettings, form: MelodyFormat, rows: int) -> list[Product]:
+    """The judge's probabilities of `rows` pairs: its reader, its committee, its model of notes."""
+    reader = settings.reader
+    body = [reader.hidden] * (reader.depth + 1)
+    products = forward([form.steps * reader.embedding, *body, 2 * reader.latent_dim], 2 * rows)
+    for name, module in judge.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith("members"):
+            halves = 2 if ".reader." in name else 1
+            products.append(Product(halves * rows, module.in_features, module.out_features))
+        elif isinstance(module, nn.Linear) and name.startswith("continuation"):
+            # Once after the left half, and once by itself.
+            steps = 2 * rows * form.steps
+            products.append(Product(steps, module.in_features, module.out_features))
+    return products
 
 
 def verdict_table(rounds: Rounds) -> Iterator[Measure]:

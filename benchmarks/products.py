@@ -10,13 +10,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cf_core.fusion import FusionSettings
 from cf_core.melody import MelodyFormat
 from cf_core.pack import COMPARED
 from cf_core.vae import VAESettings
-from evaluation.judge import Judge, JudgeSettings
 
 
 class Product(NamedTuple):
@@ -88,22 +87,6 @@ def decoding(form: MelodyFormat, settings: VAESettings, rows: int) -> list[Produ
     body = [settings.hidden] * (settings.depth + 1)
     write = forward([settings.latent_dim, *body, form.steps * settings.embedding], rows)
     return [*write, Product(rows * form.steps, settings.embedding, form.vocabulary)]
-
-
-def judging(judge: Judge, settings: JudgeSettings, form: MelodyFormat, rows: int) -> list[Product]:
-    """The judge's probabilities of `rows` pairs: its reader, its committee, its model of notes."""
-    reader = settings.reader
-    body = [reader.hidden] * (reader.depth + 1)
-    products = forward([form.steps * reader.embedding, *body, 2 * reader.latent_dim], 2 * rows)
-    for name, module in judge.named_modules():
-        if isinstance(module, nn.Linear) and name.startswith("members"):
-            halves = 2 if ".reader." in name else 1
-            products.append(Product(halves * rows, module.in_features, module.out_features))
-        elif isinstance(module, nn.Linear) and name.startswith("continuation"):
-            # Once after the left half, and once by itself.
-            steps = 2 * rows * form.steps
-            products.append(Product(steps, module.in_features, module.out_features))
-    return products
 
 
 def vae_step(form: MelodyFormat, settings: VAESettings) -> list[Product]:

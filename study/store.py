@@ -44,6 +44,7 @@ class Store:
     curves: pl.LazyFrame
     latents: pl.LazyFrame
     outcomes: pl.LazyFrame
+    influences: pl.LazyFrame
     costs: pl.LazyFrame
     bins: pl.LazyFrame
     song_distances: pl.LazyFrame
