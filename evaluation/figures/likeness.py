@@ -67,7 +67,7 @@ def likeness_figure(metrics: pl.DataFrame, axis: str) -> Figure:
                     color="black" if name == "identity" else GREY, markeredgewidth=0,
                     label=f"{name} point", zorder=3.5,
                 )  # fmt: skip
-        both[0].set_ylabel("indistinguishable from real neighbours")
+        both[0].set_ylabel("indistinguishable")
         both[0].set_ylim(-0.03, 1.12)
         both[0].set_xlim(left=-0.02 * edges[-1])
         legend_below(
