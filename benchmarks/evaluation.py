@@ -100,7 +100,11 @@ def statistics(rounds: Rounds) -> Iterator[Measure]:
 
 
 def panels(rounds: Rounds) -> Iterator[Measure]:
-    """Measuring one trial, two sources after six counts, against its training at the defaults."""
+    """Measuring one conditional trial against its training at the defaults.
+
+    Two sources after six counts are measured, and scaled to all points and pairs of the study
+    `poster`.
+    """
     corpus, pairs = _corpus(10_000 // rounds.scale), PAIRS // rounds.scale
     core = MelodyVAE(FORM, VAESettings())
     classifier = SearchClassifier(LATENT_DIM, ClassifierSettings())
@@ -142,6 +146,9 @@ def panels(rounds: Rounds) -> Iterator[Measure]:
         seconds = rounds.take_turns(
             measured, trainer.update, scored, bare(needed * len(sources) * len(COUNTS))
         )
+    plan = load_configs("poster")[0].evaluation
+    whole = 2 * (plan.pairs + plan.validation_pairs) * len(plan.iterations) * len(plan.lambda_)
+    seconds[:, 0] *= whole / (PAIRS * len(sources) * len(COUNTS))
     seconds[:, 1] *= settings.steps
     what = ("panels", "training", "measures alone", "products of decoding and judging")
     tell(f"{pairs} pairs, {settings.steps} steps, one thread", seconds, what)
