@@ -34,6 +34,7 @@ from evaluation.statistics import (
     Neighbourhoods,
     TokenPairs,
     compute_statistics,
+    count_bins_by_cluster,
     count_pairs_by_cluster,
     pair_features,
 )
@@ -114,10 +115,10 @@ class Evaluator:
         `evaluation.metrics`; they compare with the real adjacent pairs of the source's split.
 
         Intervals are for other songs (pairs, for prior sources), by the jackknife. Measures of how
-        two sets overlap have none: a set with a song left out is less diverse than the whole.
-        A pair whose distance is not finite, for instance because a latent is not, is
-        excluded and counted in `excluded`. The correlations and these metrics also exclude
-        pairs with a half without notes.
+        two sets overlap have none: a set with a song left out is less diverse than the whole. A
+        pair whose distance is not finite, for instance because a latent is not, is excluded and
+        counted in `excluded`. Correlations, `seam` and measures of overlap also exclude pairs with
+        a half without notes.
         """
         before = self._view(
             self._decode(source.inputs), source.songs, source.split, latents=source.inputs
@@ -277,10 +278,7 @@ class Evaluator:
             name: count_pairs_by_cluster(*bins[name], self.bins.count(name), of_pair, len(songs))
             for name in STATISTICS
         }
-        # Pairs of one row: from a bin without a name to the interval's.
-        seams = find_seams(real.tokens, form)
-        start = np.where(seams < 0, -1, 0)
-        seams_of_song = count_pairs_by_cluster(start, seams, SEAMS, of_pair, len(songs))[:, 0]
+        seams = count_bins_by_cluster(find_seams(real.tokens, form), SEAMS, of_pair, len(songs))
         features = pair_features(*real.statistics, self.deviations)
         drawn = random.permutation(len(rows))[:REAL_PAIRS]
         folds, rebuilt = deal_songs(self.corpus, split, self.seed), self._reconstructed(rows)
@@ -289,7 +287,7 @@ class Evaluator:
             of_pair.astype(np.int64),
             folds,
             counts,
-            seams_of_song,
+            seams,
             real.statistics,
             Neighbourhoods.fit(features[drawn]),
             RealNeighbours.describe(rebuilt, folds[songs][of_pair], form),

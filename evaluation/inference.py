@@ -22,6 +22,7 @@ from evaluation.samples import take_bins
 from evaluation.statistics import (
     STATISTICS,
     correlation,
+    count_bins_by_cluster,
     count_pairs,
     count_pairs_by_cluster,
     row_stochastic,
@@ -270,7 +271,8 @@ class _Scores(dict[_Point, _Score]):
             real = take_bins(pairs.real, metric)
             self.real = count_pairs_by_cluster(*real, bins[metric], pairs.song_of_real, songs)
         elif metric == "seam":
-            self.real = _count_seams(pairs.real, pairs.song_of_real, songs)
+            real_bins = _take_seams(pairs.real)
+            self.real = count_bins_by_cluster(real_bins, SEAMS, pairs.song_of_real, songs)
         if pairs.jackknife is not None and self.real.size:
             self.replicates = pairs.jackknife.count_real(self.real)
 
@@ -312,8 +314,8 @@ class _Scores(dict[_Point, _Score]):
         return _Score(value, correlation(*map(row_stochastic, counts)), excluded)
 
     def _seam(self, outcomes: pl.DataFrame) -> _Score:
-        bins, jackknife = outcomes["seam_bin"].to_numpy().astype(np.int64), self.pairs.jackknife
-        whole = _count_seams(outcomes, np.zeros(len(bins), np.int64), 1)[0]
+        bins, jackknife = _take_seams(outcomes), self.pairs.jackknife
+        whole = np.bincount(bins[bins >= 0], minlength=SEAMS).astype(np.float64)
         value = float(shared_share(whole, self.real.sum(axis=0)))
         excluded = int((bins < 0).sum())
         if jackknife is None:
@@ -322,13 +324,9 @@ class _Scores(dict[_Point, _Score]):
         return _Score(value, shared_share(*counts), excluded)
 
 
-def _count_seams(
-    outcomes: pl.DataFrame, cluster: Int64[np.ndarray, "B"], clusters: int
-) -> Float64[np.ndarray, "C I"]:
-    bins = outcomes["seam_bin"].to_numpy().astype(np.int64)
-    kept = bins >= 0
-    counts = np.bincount(cluster[kept] * SEAMS + bins[kept], minlength=clusters * SEAMS)
-    return counts.reshape(clusters, SEAMS).astype(np.float64)
+def _take_seams(outcomes: pl.DataFrame) -> Int64[np.ndarray, "B"]:
+    """The bins of the intervals across the seam; -1 for none."""
+    return outcomes["seam_bin"].to_numpy().astype(np.int64)
 
 
 def _trials(metrics: pl.DataFrame) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, Integer, Num
 from scipy import linalg, special
 
-from evaluation.statistics import count_pairs_by_cluster
+from evaluation.statistics import count_bins_by_cluster, count_pairs_by_cluster
 
 BLOCKS = 256
 """Pairs that share no song are dealt into at most this many blocks, and blocks are left out. This
@@ -119,13 +119,8 @@ class Jackknife:
 
     def count_bins(self, bins: Integer[np.ndarray, "n"], k: int) -> Float64[np.ndarray, "R K"]:
         """How many pairs are in each of `k` bins in each replicate, without those in bin -1."""
-        present = bins >= 0
-
-        def count(own: Int64[np.ndarray, "n"], size: int) -> Int64[np.ndarray, "C K"]:
-            cells = own[present] * k + bins[present]
-            return np.bincount(cells, minlength=size * k).reshape(size, k)
-
-        return np.asarray(self.weights @ self._by_cluster(count))
+        counts = self._by_cluster(lambda own, size: count_bins_by_cluster(bins, k, own, size))
+        return np.asarray(self.weights @ counts)
 
     def count_real(self, by_song: Float64[np.ndarray, "S *K"]) -> Float64[np.ndarray, "R *K"]:
         """Sum the counts of each song of the reference in each replicate."""

@@ -263,9 +263,9 @@ class JudgeData:
 class JudgeTrainer(Trainer):
     """Trains the reader as a VAE of the training segments, then the members on its latents.
 
-    The members learn, by logistic regression, to tell adjacent pairs from unpaired and prior pairs.
-    A third of the negatives are unpaired real segments, a third are unpaired reconstructed ones,
-    and a third are decoded prior samples. Two thirds of the adjacent pairs are reconstructed, so
+    The members learn, by logistic regression, to tell adjacent pairs from all others. Half of the
+    negatives are hard ones, a third are unpaired segments, and a sixth are decoded prior samples.
+    Two thirds of the adjacent, of the hard and of the unpaired ones are encoded and decoded, so
     that a decoded segment is no sign of adjacency. Each member sees its own draws of the
     posteriors.
     """

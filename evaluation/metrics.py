@@ -9,7 +9,7 @@ change. That is why this file is long.
 Letters in shapes: `B` pairs, `T` steps, `K` bins, `P` real pairs, `S` their songs, `I` intervals.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -271,12 +271,23 @@ def _of_ratio(
     if not whole.any():
         return None
     value = float(part.sum() / whole.sum())
-    interval: Interval = (None, None)
-    if sample.jackknife is not None and value > 0:
-        shares = sample.jackknife.ratios(part, whole)
-        low, high = sample.jackknife.interval(value, shares)
-        interval = max(low, 0.0), min(high, highest)
+    shares = sample.jackknife.ratios(part, whole) if sample.jackknife and value > 0 else None
+    interval = _limit(sample, value, shares, 0.0, highest)
     return Estimate(value, len(whole), len(sample.finite), interval)
+
+
+def _limit(
+    sample: Sample,
+    value: float,
+    replicates: Float64[np.ndarray, "R"] | None,
+    lowest: float,
+    highest: float,
+) -> Interval:
+    """The interval of a value that can't be below or above some; none without replicates."""
+    if sample.jackknife is None or replicates is None:
+        return None, None
+    low, high = sample.jackknife.interval(value, replicates)
+    return max(low, lowest), min(high, highest)
 
 
 def _of_nearest(sample: Sample, values: Float64[np.ndarray, "B"]) -> Estimate | None:
@@ -318,15 +329,12 @@ Matrix = Callable[[Float64[np.ndarray, "*R K K"]], Float64[np.ndarray, "*R K K"]
 
 
 def _correlate(sample: Sample, statistic: str, matrix: Matrix) -> Estimate:
-    counts, drawn = sample.counts[statistic]
-    real = sample.reference.counts[statistic].sum(axis=0)
+    counts, real = sample.counts[statistic], sample.reference.counts[statistic].sum(axis=0)
     value = float(correlation(matrix(counts), matrix(real)))
-    interval: Interval = (None, None)
-    if sample.replicates is not None and drawn is not None:
-        others = sample.replicates.counts[statistic]
-        samples = correlation(matrix(drawn), matrix(others))
-        low, high = sample.replicates.pairs.interval(value, samples)
-        interval = max(low, -1.0), min(high, 1.0)
+    drawn = None
+    if sample.drawn is not None:
+        drawn = correlation(*map(matrix, sample.drawn[statistic]))
+    interval = _limit(sample, value, drawn, -1.0, 1.0)
     return Estimate(value, int(counts.sum()), len(sample.finite), interval)
 
 
@@ -334,16 +342,13 @@ def _estimate_share(
     sample: Sample,
     counts: Float64[np.ndarray, "I"],
     real: Float64[np.ndarray, "I"],
-    drawn: tuple[Float64[np.ndarray, "R I"], Float64[np.ndarray, "R I"]] | None,
+    drawn: Sequence[Float64[np.ndarray, "R I"]] | None,
 ) -> Estimate | None:
     """Estimate the share that counts of pairs and real pairs have in common, and in replicates."""
     if not (n := int(counts.sum())):
         return None
     value = float(shared_share(counts, real))
-    interval: Interval = (None, None)
-    if sample.jackknife is not None and drawn is not None:
-        low, high = sample.jackknife.interval(value, shared_share(*drawn))
-        interval = max(low, 0.0), min(high, 1.0)
+    interval = _limit(sample, value, None if drawn is None else shared_share(*drawn), 0.0, 1.0)
     return Estimate(value, n, len(sample.finite), interval)
 
 
@@ -386,13 +391,11 @@ def _declare_correlation(statistic: str) -> None:
         )
     )
     def _shared(sample: Sample) -> Estimate | None:
-        counts, drawn = sample.counts[statistic]
-        real = sample.reference.counts[statistic].sum(axis=0).ravel()
-        both = None
-        if sample.replicates is not None and drawn is not None:
-            others = sample.replicates.counts[statistic]
-            both = drawn.reshape(len(drawn), -1), others.reshape(len(others), -1)
-        return _estimate_share(sample, counts.ravel(), real, both)
+        counts, real = sample.counts[statistic], sample.reference.counts[statistic].sum(axis=0)
+        drawn = None
+        if sample.drawn is not None:
+            drawn = [each.reshape(len(each), -1) for each in sample.drawn[statistic]]
+        return _estimate_share(sample, counts.ravel(), real.ravel(), drawn)
 
 
 for _statistic in STATISTICS:

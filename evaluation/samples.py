@@ -4,7 +4,7 @@ Letters in shapes: `B` pairs, `T` steps, `K` bins, `P` real pairs, `S` their son
 `F` features, `I` intervals across the seam.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -158,10 +158,6 @@ class Replicates:
         return self.pairs.count_real(self.reference.seams)
 
 
-Counts = tuple[Float64[np.ndarray, "K K"], Float64[np.ndarray, "R K K"] | None]
-"""Counts of pairs from bin to bin, and those of each replicate if there are any."""
-
-
 @dataclass(frozen=True)
 class Sample:
     """Input of the metrics of sets: the finite pairs, and the reference to compare with."""
@@ -189,14 +185,23 @@ class Sample:
         return None if self.replicates is None else self.replicates.pairs
 
     @cached_property
-    def counts(self) -> Mapping[str, Counts]:
-        """How many pairs go from one bin to another, by statistic, in all and in each replicate."""
-        found = {}
+    def counts(self) -> Mapping[str, Float64[np.ndarray, "K K"]]:
+        """How many pairs go from one bin to another, by statistic."""
+        return {name: count_pairs(*bins, k) for name, bins, k in self._bins()}
+
+    @cached_property
+    def drawn(self) -> Mapping[str, tuple[Float64[np.ndarray, "R K K"], ...]] | None:
+        """The same in each replicate, of these and of the real pairs; None where there are none."""
+        if (known := self.replicates) is None:
+            return None
+        return {
+            name: (known.pairs.count_pairs(*bins, k), known.counts[name])
+            for name, bins, k in self._bins()
+        }
+
+    def _bins(self) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray], int]]:
         for name in STATISTICS:
-            bins, k = take_bins(self.records, name), self.evaluator.bins.count(name)
-            drawn = None if self.jackknife is None else self.jackknife.count_pairs(*bins, k)
-            found[name] = count_pairs(*bins, k), drawn
-        return found
+            yield name, take_bins(self.records, name), self.evaluator.bins.count(name)
 
     @property
     def influences(self) -> Mapping[str, Float64[np.ndarray, "S"]]:

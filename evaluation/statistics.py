@@ -170,11 +170,18 @@ def count_pairs_by_cluster(
     clusters: int,
 ) -> Float64[np.ndarray, "C K K"]:
     """`count_pairs` for each of `clusters` clusters; `cluster` is the cluster of each pair."""
-    present = (left >= 0) & (right >= 0)
     # Bins may be 8-bit numbers, in which the number of a cell would overflow.
-    cells = (cluster * k + left) * k + right
-    counts = np.bincount(cells[present], minlength=clusters * k * k)
-    return counts.reshape(clusters, k, k).astype(np.float64)
+    cells = np.where((left < 0) | (right < 0), -1, left.astype(np.int64) * k + right)
+    return count_bins_by_cluster(cells, k * k, cluster, clusters).reshape(clusters, k, k)
+
+
+def count_bins_by_cluster(
+    bins: Integer[np.ndarray, "n"], k: int, cluster: Int64[np.ndarray, "n"], clusters: int
+) -> Float64[np.ndarray, "C K"]:
+    """Count what is in each of `k` bins, for each of `clusters` clusters, without bin -1."""
+    present = bins >= 0
+    counts = np.bincount((cluster * k + bins)[present], minlength=clusters * k)
+    return counts.reshape(clusters, k).astype(np.float64)
 
 
 def row_stochastic(counts: Float64[np.ndarray, "*R K K"]) -> Float64[np.ndarray, "*R K K"]:
