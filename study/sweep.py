@@ -35,7 +35,7 @@ from study.specs import Configuration, Job, TrialSpec, group_packs, plan_rivals
 from study.store import Store
 from study.workbench import DECIDING, Workbench, find_rung
 
-_SAME = ("corpus", "melody", "core", "seed", "selection_judge", "evaluation")
+_SAME = ("corpus", "melody", "core", "seed", "continuation", "selection_judge", "evaluation")
 """Sections of the config that an earlier study must share with one that learns from it."""
 
 _OBJECTIVES = ("maximise", "minimise")
