@@ -15,6 +15,7 @@ its last steps, `K` places of the window, `V` tokens, `S` segments, `P` adjacent
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64, Integer
@@ -65,6 +66,15 @@ class ContinuationSettings(Settings):
     """Largest transposition downwards in augmentation, in semitones."""
     transpose_up: int = 6
     """Largest transposition upwards in augmentation, in semitones."""
+
+
+class Likelihoods(NamedTuple):
+    """Log-probability, in nats, of each token of right halves, given all before it."""
+
+    after: Float[Tensor, "B T"]
+    """After the left half: the sum over the steps is log p(right | left)."""
+    alone: Float[Tensor, "B T"]
+    """By itself: the sum over the steps is log p(right)."""
 
 
 class Continuation(nn.Module):
@@ -156,6 +166,10 @@ class Continuation(nn.Module):
         rated = self(tokens, count)
         found: Tensor = rated.gather(2, tokens[:, -count:, None]).squeeze(2)
         return found
+
+    def compare(self, left: Integer[Tensor, "B T"], right: Integer[Tensor, "B T"]) -> Likelihoods:
+        """How likely right halves are after left ones, and by themselves, token by token."""
+        return Likelihoods(self.per_step(right, left), self.per_step(right, None))
 
     def log_probability(
         self, right: Integer[Tensor, "B T"], left: Integer[Tensor, "B T"] | None

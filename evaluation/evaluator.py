@@ -337,7 +337,14 @@ class Evaluator:
         if kept.is_empty() or pairs.reference is None:
             return
         sample = Sample(
-            self, kept, pairs[finite], finite, pairs.reference, pairs.features[finite], pairs.ranks
+            self,
+            kept,
+            pairs[finite],
+            finite,
+            pairs.reference,
+            pairs.features[finite],
+            pairs.ranks,
+            pairs.new_onsets[:, finite],
         )
         for name in OF_PAIRS:
             if kept[name].null_count() == 0:
@@ -393,8 +400,18 @@ class Evaluator:
         finite: Bool[np.ndarray, "B"] | None = None,
     ) -> Pairs:
         left, right = (compute_statistics(half, self.corpus.form) for half in tokens)
-        form = self.corpus.form
-        return Pairs(tokens, (left, right), songs, form, split, reference, latents, inputs, finite)
+        return Pairs(
+            tokens,
+            (left, right),
+            songs,
+            self.corpus.form,
+            split,
+            self.continuation,
+            reference,
+            latents,
+            inputs,
+            finite,
+        )
 
     def _bins(self, pairs: Pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         left, right = pairs.statistics

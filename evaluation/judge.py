@@ -25,7 +25,7 @@ from cf_core.settings import Settings
 from cf_core.training import Trainer, warmup_cosine
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
 from evaluation.classifier import adamw, logistic_step
-from evaluation.continuation import Continuation
+from evaluation.continuation import Continuation, Likelihoods
 from evaluation.statistics import TokenPairs
 
 _USUAL = torch.tensor([0.25, 0.5], dtype=torch.float64)
@@ -136,27 +136,38 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def probability(
-        self, left: Integer[np.ndarray, "B T"], right: Integer[np.ndarray, "B T"]
+        self,
+        left: Integer[np.ndarray, "B T"],
+        right: Integer[np.ndarray, "B T"],
+        likelihoods: Likelihoods | None = None,
     ) -> Float[np.ndarray, "B"]:
         """Probability of adjacency if half of all pairs are adjacent and half are unpaired.
 
-        It is such a probability only after `calibrate`.
+        It is such a probability only after `calibrate`. `likelihoods` are those of the pairs by
+        `continuation`, which are computed where they are not given.
         """
-        return torch.sigmoid(torch.as_tensor(self.logits(left, right))).numpy()
+        return torch.sigmoid(torch.as_tensor(self.logits(left, right, likelihoods))).numpy()
 
     @torch.no_grad()
     def logits(
-        self, left: Integer[np.ndarray, "B T"], right: Integer[np.ndarray, "B T"]
+        self,
+        left: Integer[np.ndarray, "B T"],
+        right: Integer[np.ndarray, "B T"],
+        likelihoods: Likelihoods | None = None,
     ) -> Float[np.ndarray, "B"]:
         """Logit of `probability`."""
         weights = self.get_buffer("calibration")
-        found = self._terms(self.opinions(left, right)) @ weights[:-1] + weights[-1]
+        terms = self._terms(self.opinions(left, right, likelihoods))
+        found = terms @ weights[:-1] + weights[-1]
         logits: np.ndarray = found.float().numpy()
         return logits
 
     @torch.no_grad()
     def opinions(
-        self, left: Integer[np.ndarray, "B T"], right: Integer[np.ndarray, "B T"]
+        self,
+        left: Integer[np.ndarray, "B T"],
+        right: Integer[np.ndarray, "B T"],
+        likelihoods: Likelihoods | None = None,
     ) -> Float64[Tensor, "B 3"]:
         """Mean logit of the committee, log p(right | left) - log p(right), and log p(right)."""
         halves = [
@@ -164,9 +175,10 @@ class Judge(nn.Module):
             for half in (left, right)
         ]
         committee = self.rate(halves[0], halves[1]).mean(0)
-        before, after = torch.as_tensor(left), torch.as_tensor(right)
-        alone = self.continuation.log_probability(after, None)
-        ratio = self.continuation.log_probability(after, before) - alone
+        if likelihoods is None:
+            likelihoods = self.continuation.compare(torch.as_tensor(left), torch.as_tensor(right))
+        after, alone = (each.sum(1) for each in likelihoods)
+        ratio = after - alone
         return torch.stack((committee, ratio, alone), dim=1).double()
 
     def _terms(self, opinions: Float64[Tensor, "B 3"]) -> Float64[Tensor, "B 4"]:

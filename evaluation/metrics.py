@@ -107,7 +107,7 @@ _MEASURED, _NOWHERE = "at the ceiling of each panel", "nowhere: they have no inp
     )
 )
 def _judge(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, "B"]:
-    return evaluator.judges[pairs.split].probability(*pairs.tokens)
+    return evaluator.judges[pairs.split].probability(*pairs.tokens, pairs.likelihoods)
 
 
 @_of_pairs(
@@ -261,18 +261,21 @@ def _balance(sample: Sample) -> Estimate | None:
         records[name].to_numpy().astype(np.float64)
         for name in ("edit_distance", "larger_edit_distance")
     )
-    return _of_ratio(sample, both - larger / 2, both, highest=0.5)
+    return _of_ratio(sample, both - larger / 2, both, limits=(0.0, 0.5))
 
 
 def _of_ratio(
-    sample: Sample, part: Float64[np.ndarray, "B"], whole: Float64[np.ndarray, "B"], highest: float
+    sample: Sample,
+    part: Float64[np.ndarray, "B"],
+    whole: Float64[np.ndarray, "B"],
+    limits: tuple[float, float],
 ) -> Estimate | None:
-    """Estimate what share `part` is of `whole`, summed over the pairs, from 0 to `highest`."""
+    """Estimate the sum of `part` over that of `whole`, which can't be outside some limits."""
     if not whole.any():
         return None
     value = float(part.sum() / whole.sum())
-    shares = sample.jackknife.ratios(part, whole) if sample.jackknife and value > 0 else None
-    interval = _limit(sample, value, shares, 0.0, highest)
+    shares = sample.jackknife.ratios(part, whole) if sample.jackknife and part.any() else None
+    interval = _limit(sample, value, shares, *limits)
     return Estimate(value, len(whole), len(sample.finite), interval)
 
 
@@ -490,6 +493,40 @@ def _indistinguishable_halves(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "
     return None if pairs.ranks is None else _spread(pairs, pairs.ranks.halves)
 
 
+_STRATA = ((1, 4), (5, 8), (9, 16), (17, None))
+"""Fewest and most edited tokens of a pair in each stratum."""
+
+
+def _declare_stratum(fewest: int, most: int | None) -> None:
+    name, words = (f"{fewest}_up", f"{fewest} or more")
+    if most is not None:
+        name, words = f"{fewest}_to_{most}", f"{fewest} to {most}"
+
+    @_of_sets(
+        Metric(
+            f"indistinguishable_{name}",
+            f"`indistinguishable` of the pairs with {words} edited tokens, without an interval: a"
+            " mean over all pairs can hide that much edited ones are no music.",
+            f"indistinguishable,\n{words} edits",
+            Better.HIGHER,
+            "near 1",
+        )
+    )
+    def _stratum(sample: Sample) -> Estimate | None:
+        records = sample.records
+        edits = records["edit_distance"]
+        kept = records["indistinguishable"].filter(
+            (edits >= fewest) & (edits <= (np.inf if most is None else most))
+        )
+        if not kept.len() or kept.null_count():
+            return None
+        return Estimate.of_mean(kept.to_numpy(), None, len(sample.finite))
+
+
+for _fewest, _most in _STRATA:
+    _declare_stratum(_fewest, _most)
+
+
 @_of_sets(
     Metric(
         "seam",
@@ -571,7 +608,24 @@ def _frechet(sample: Sample) -> Estimate | None:
 )
 def _leaps(sample: Sample) -> Estimate | None:
     leaps, intervals = (each.astype(np.float64) for each in count_leaps(sample.pairs.tokens))
-    return _of_ratio(sample, leaps, intervals, highest=1.0)
+    return _of_ratio(sample, leaps, intervals, limits=(0.0, 1.0))
+
+
+@_of_sets(
+    Metric(
+        "new_onset_pmi",
+        "Pointwise mutual information of each new onset of the right half and all that stands"
+        " before it in the left one, in nats, by the model of notes: log p(onset | left, right so"
+        " far) - log p(onset | right so far). Without inputs all onsets are new. It is near 0 where"
+        " new notes have nothing to do with the left half, and too high where they repeat it.",
+        "information of\nnew onsets (nats)",
+        Better.LIKE_REAL,
+        _MEASURED,
+    )
+)
+def _new_onset_pmi(sample: Sample) -> Estimate | None:
+    information, count = sample.new_onsets
+    return _of_ratio(sample, information, count, limits=(-np.inf, np.inf))
 
 
 METRICS["style_diversity"] = Metric(

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Float64, Int, Int64, Integer
 
 from cf_core.corpus import Split
 from cf_core.losses import Pair
-from cf_core.melody import MelodyFormat
+from cf_core.melody import FIRST_PITCH, MelodyFormat
+from evaluation.continuation import Continuation, Likelihoods
 from evaluation.distance import edit_distance
 from evaluation.frechet import RealGaussian
 from evaluation.jackknife import Jackknife
@@ -51,6 +52,8 @@ class Pairs:
     form: MelodyFormat
     split: Split
     """The split whose songs and whose judge they are measured by."""
+    continuation: Continuation
+    """The model of notes by which they are measured."""
     reference: "Reference | None" = None
     """The real pairs to compare with; None for these themselves."""
     latents: Pair | None = None
@@ -63,6 +66,26 @@ class Pairs:
     def features(self) -> Float64[np.ndarray, "B F"]:
         """Musical features of the pairs (`describe_pairs`)."""
         return describe_pairs(self.tokens, self.form)[0]
+
+    @cached_property
+    def likelihoods(self) -> Likelihoods:
+        """How likely each token of the right halves is."""
+        left, right = map(torch.as_tensor, self.tokens)
+        return self.continuation.compare(left, right)
+
+    @cached_property
+    def new_onsets(self) -> Float64[np.ndarray, "2 B"]:
+        """Pointwise mutual information of the right half's new onsets, summed; and their number.
+
+        An onset is new if the input has another token at its step. Without inputs all are new.
+        """
+        right = self.tokens[1]
+        is_new = right >= FIRST_PITCH
+        if self.inputs is not None:
+            is_new &= right != self.inputs.tokens[1]
+        after, alone = (each.double().numpy() for each in self.likelihoods)
+        information = np.where(is_new, after - alone, 0.0)
+        return np.stack((information.sum(axis=1), is_new.sum(axis=1)))
 
     @cached_property
     def ranks(self) -> Ranks | None:
@@ -92,8 +115,15 @@ class Pairs:
         """Select pairs by a mask, as notes alone."""
         left, right = ({n: v[kept] for n, v in half.items()} for half in self.statistics)
         tokens = self.tokens[0][kept], self.tokens[1][kept]
-        songs = self.songs[kept]
-        return Pairs(tokens, (left, right), songs, self.form, self.split, self.reference)
+        return Pairs(
+            tokens,
+            (left, right),
+            self.songs[kept],
+            self.form,
+            self.split,
+            self.continuation,
+            self.reference,
+        )
 
 
 @dataclass(frozen=True)
@@ -173,6 +203,8 @@ class Sample:
     """Musical features of the finite pairs (`describe_pairs`)."""
     ranks: Ranks | None
     """Those of the finite pairs."""
+    new_onsets: Float64[np.ndarray, "2 B"]
+    """Those of the finite pairs (`Pairs.new_onsets`)."""
 
     @cached_property
     def replicates(self) -> Replicates | None:

@@ -44,6 +44,7 @@ DISTANCES = (
     "z_distance", "z_weighted", "edit_distance", "larger_z_distance", "larger_edit_distance"
 )  # fmt: skip
 LIKENESS = ("indistinguishable", "indistinguishable_halves")
+STRATA = tuple(f"indistinguishable_{edits}" for edits in ("1_to_4", "5_to_8", "9_to_16", "17_up"))
 GAPS = ("judge_gap", "halves_distance_gap", "frechet", "leaps")
 
 
@@ -195,8 +196,9 @@ def test_means_are_those_of_each_pair_by_itself(
         reach = ordered[35] + 0.1 * (ordered[36] - ordered[35])
         assert rows[f"{name}_q90"]["value"] == pytest.approx(reach, rel=1e-5)
     assert "classifier_calls" not in rows
-    for row in rows.values():
-        assert (row["trial"], row["source"], row["iteration"], row["n"]) == ("x", "test", 3, 40)
+    for name, row in rows.items():
+        assert (row["trial"], row["source"], row["iteration"]) == ("x", "test", 3)
+        assert row["n"] == 40 or name in STRATA
 
 
 def test_records_name_pairs_and_what_was_evaluated(
@@ -399,6 +401,54 @@ def test_gaps_are_from_real_pairs_that_were_decoded_and_judged_alike(
         share = np.mean([step > 12 for step in steps])
         assert rows["leaps"]["value"] == pytest.approx(share)
         assert 0 <= rows["leaps"]["low"] < share < rows["leaps"]["high"]
+
+
+def test_information_of_new_onsets_is_summed_one_by_one(
+    evaluator: Evaluator, sources: dict[str, Source]
+) -> None:
+    """The floor has no inputs, so that all of its onsets count."""
+    core, source = evaluator.core, sources["validation"]
+    step = moved(source)
+    rows, _ = evaluated(evaluator, source, step)
+    left, right = (core.decode_tokens(half) for half in step.outputs)
+    before = core.decode_tokens(source.inputs[1])
+    found, every = [], []
+    for one, other, old in zip(left, right, before, strict=True):
+        tokens = torch.as_tensor(other)[None]
+        after = evaluator.continuation.per_step(tokens, torch.as_tensor(one)[None])[0]
+        alone = evaluator.continuation.per_step(tokens, None)[0]
+        for place, token in enumerate(other):
+            if token >= FIRST_PITCH:
+                every.append(token != old[place])
+            if token >= FIRST_PITCH and token != old[place]:
+                found.append(float(after[place] - alone[place]))
+    assert 0 < len(found) < len(every)
+    row = rows["new_onset_pmi"]
+    assert row["value"] == pytest.approx(np.mean(found), rel=1e-4)
+    assert row["low"] < row["value"] < row["high"]
+    floor = {
+        row["metric"]: row for row in evaluator.references_rows(source) if row["method"] == "floor"
+    }
+    assert np.isfinite(floor["new_onset_pmi"]["value"])
+    unmoved, _ = evaluated(evaluator, source, Step(1, source.inputs))
+    assert "new_onset_pmi" not in unmoved
+
+
+def test_strata_of_edits_part_the_pairs(evaluator: Evaluator, sources: dict[str, Source]) -> None:
+    rows, records = evaluated(evaluator, sources["test"], moved(sources["test"]))
+    counted = 0
+    for name, fewest, most in (("1_to_4", 1, 4), ("5_to_8", 5, 8), ("9_to_16", 9, 16)):
+        own = records.filter(pl.col("edit_distance").is_between(fewest, most))
+        counted += own.height
+        assert (f"indistinguishable_{name}" in rows) == (own.height > 0)
+        if own.height:
+            row = rows[f"indistinguishable_{name}"]
+            assert row["value"] == pytest.approx(own["indistinguishable"].mean())
+            assert (row["n"], row["low"]) == (own.height, None)
+    assert counted > 0
+    row, largest = rows["indistinguishable_17_up"], records.filter(pl.col("edit_distance") >= 17)
+    assert row["value"] == pytest.approx(largest["indistinguishable"].mean())
+    assert counted + row["n"] + records.filter(edit_distance=0).height == records.height
 
 
 def test_outputs_that_are_not_finite_are_counted_and_left_out(
