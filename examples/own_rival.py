@@ -8,16 +8,14 @@
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
-import torch
 
 import study
-from cf_core.losses import Pair
-from evaluation.rivals import Look, Rival, Setting, Tools
+from evaluation.rivals import Batch, Look, Rival, Setting
 from evaluation.transforms import Step
 
 
@@ -36,14 +34,12 @@ class Shift(Rival):
         """One for each amount."""
         return [Setting(self.name, (("amount", amount),)) for amount in self.amounts]
 
-    def steps(
-        self, pair: Pair, counts: Sequence[int], _random: torch.Generator,
-        own: Mapping[str, torch.Tensor], tools: Tools, /,
-    ) -> Iterator[Step]:  # fmt: skip
-        """Yield the outputs: `own` has the amount of each row, for all settings share a batch."""
-        for count in counts:
-            by = count * own["amount"][:, None] * tools.sigma_bar
-            yield Step(count, (pair[0] + by, pair[1] + by))
+    def steps(self, batch: Batch, /) -> Iterator[Step]:
+        """Yield the outputs. All settings share a batch, which has the amount of each row."""
+        left, right = batch.pair
+        for count in batch.counts:
+            by = count * batch.own["amount"][:, None] * batch.tools.sigma_bar
+            yield Step(count, (left + by, right + by))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What every rival promises, and rivals of the user's own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.evaluator import Evaluator
 from evaluation.figures.canvas import look
 from evaluation.judge import Judge
-from evaluation.rivals import Look, Rival, Setting, Tools, find_rival, list_rivals
+from evaluation.rivals import Batch, Look, Rival, Setting, Tools, find_rival, list_rivals
 from evaluation.transforms import Step
 from study.config import StudyConfig, load_config
 from study.nodes import code
@@ -44,18 +44,10 @@ class Shift(Rival):
     def settings(self) -> list[Setting]:
         return [Setting(self.name, (("amount", amount),)) for amount in self.amounts]
 
-    def steps(
-        self,
-        pair: Pair,
-        counts: Sequence[int],
-        _random: torch.Generator,
-        own: Mapping[str, Tensor],
-        _tools: Tools,
-        /,
-    ) -> Iterator[Step]:
-        for count in counts:
-            by = count * own["amount"][:, None]
-            yield Step(count, (pair[0] + by, pair[1] + by))
+    def steps(self, batch: Batch, /) -> Iterator[Step]:
+        for count in batch.counts:
+            by = count * batch.own["amount"][:, None]
+            yield Step(count, (batch.pair[0] + by, batch.pair[1] + by))
 
 
 def pairs(rows: int, name: str) -> Pair:

@@ -13,9 +13,9 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from cf_core.errors import ConfigError
-from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.rivals.base import Batch, Look, Rival, Setting, Tools
 
-__all__ = ["Look", "Rival", "Setting", "Tools", "find_rival", "hash_source", "list_rivals"]
+__all__ = ["Batch", "Look", "Rival", "Setting", "Tools", "find_rival", "hash_source", "list_rivals"]
 
 
 @cache

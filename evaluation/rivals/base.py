@@ -41,6 +41,21 @@ class Tools:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """What a rival is to transform, and what it may use for that."""
+
+    pair: Pair
+    """Latents of both halves, with B rows each. They must not be changed."""
+    counts: Sequence[int]
+    """Numbers of iterations after which outputs are asked for: ascending, 1 or more."""
+    random: torch.Generator
+    """Where all random draws must come from. It is on the latents' device."""
+    own: Mapping[str, Float[Tensor, "B"]]
+    """By name, the value of each row's setting."""
+    tools: Tools
+
+
+@dataclass(frozen=True)
 class Setting:
     """One setting of a rival. It is recorded in the same way as a trial."""
 
@@ -87,10 +102,11 @@ class Rival(Settings, ABC):
             def settings(self):
                 return [Setting(self.name, (("amount", x),)) for x in self.amounts]
 
-            def steps(self, pair, counts, random, own, tools):
-                for count in counts:
-                    by = count * own["amount"][:, None]
-                    yield Step(count, (pair[0] + by, pair[1] + by))
+            def steps(self, batch):
+                left, right = batch.pair
+                for count in batch.counts:
+                    by = count * batch.own["amount"][:, None]
+                    yield Step(count, (left + by, right + by))
 
     A list of numbers must not be empty. Its values must be finite, above 0 and different from each
     other; they are sorted. Raises `ValueError`, which names the option, for any other list.
@@ -133,20 +149,10 @@ class Rival(Settings, ABC):
         return [Setting(self.name)]
 
     @abstractmethod
-    def steps(
-        self,
-        pair: Pair,
-        counts: Sequence[int],
-        random: torch.Generator,
-        own: Mapping[str, Float[Tensor, "B"]],
-        tools: Tools,
-        /,
-    ) -> Iterator[Step]:
-        """Yield the outputs after each of `counts` iterations (ascending, 1 or more).
+    def steps(self, batch: Batch, /) -> Iterator[Step]:
+        """Yield the outputs after each of the batch's counts.
 
-        `own` holds, by name, the values of each row's setting. Rows must be independent of each
-        other, and `pair` must not be changed. All random draws must come from `random`, which is on
-        the latents' device. Gradients are off.
+        Rows must be independent of each other. Gradients are off.
         """
 
     def transform(self, settings: Sequence[Setting], rows: int, tools: Tools) -> Transform:
@@ -170,4 +176,4 @@ class Bound(Transform):
     def _steps(
         self, pair: Pair, counts: Sequence[int], random: torch.Generator, /
     ) -> Iterator[Step]:
-        return self.rival.steps(pair, counts, random, self.own, self.tools)
+        return self.rival.steps(Batch(pair, counts, random, self.own, self.tools))

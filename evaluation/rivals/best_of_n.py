@@ -1,14 +1,11 @@
 """The best of many draws."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from cf_core.losses import Pair
-from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.rivals.base import Batch, Look, Rival, Setting
 from evaluation.rivals.climbing import search_randomly
 from evaluation.transforms import Step
 
@@ -32,16 +29,8 @@ class BestOfN(Rival):
         """List one setting for each η."""
         return [Setting(self.name, (("step_size", size),)) for size in self.step_sizes]
 
-    def steps(
-        self,
-        pair: Pair,
-        counts: Sequence[int],
-        random: torch.Generator,
-        own: Mapping[str, Float[Tensor, "B"]],
-        tools: Tools,
-        /,
-    ) -> Iterator[Step]:
+    def steps(self, batch: Batch, /) -> Iterator[Step]:
         """As `Rival.steps` says."""
-        start = torch.cat(pair, 1)
-        spread = own["step_size"][:, None].expand_as(start)
-        return search_randomly(tools.classifier, start.clone(), start, spread, 1, counts, random)
+        start = torch.cat(batch.pair, 1)
+        spread = batch.own["step_size"][:, None].expand_as(start)
+        return search_randomly(batch, start.clone(), start, spread)

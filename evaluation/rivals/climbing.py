@@ -1,31 +1,29 @@
 """Functions shared by the rivals that climb the search classifier."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cf_core.losses import Pair, distance, positive
-from evaluation.classifier import SearchClassifier
-from evaluation.rivals.base import Tools
+from evaluation.rivals.base import Batch, Tools
 from evaluation.transforms import Step
 
 
 def search_randomly(
-    classifier: SearchClassifier,
+    batch: Batch,
     best: Float[Tensor, "B Z2"],
     centre: Float[Tensor, "B Z2"],
     spread: Float[Tensor, "B Z2"],
-    proposals: int,
-    counts: Sequence[int],
-    random: torch.Generator,
+    proposals: int = 1,
 ) -> Iterator[Step]:
     """Draw proposals around `centre`, and keep the best in `best`, which may be the same tensor."""
+    classifier, counts = batch.tools.classifier, batch.counts
     score, rate = classifier(split_halves(best)), classifier.scorer(proposals * len(best))
     proposed = best.new_empty(proposals, *best.shape)
     for count in range(1, counts[-1] + 1):
-        proposed.normal_(generator=random)
+        proposed.normal_(generator=batch.random)
         torch.addcmul(centre, proposed, spread, out=proposed)
         keep_best(best, score, proposed, rate(proposed.flatten(0, 1)).view(proposals, -1))
         if count in counts:

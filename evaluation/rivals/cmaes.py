@@ -1,6 +1,6 @@
 """CMA-ES, an evolution strategy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cf_core.losses import Pair
-from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.rivals.base import Batch, Look, Rival, Setting
 from evaluation.rivals.climbing import keep_best, measure_objective, split_halves
 from evaluation.transforms import Step
 
@@ -42,35 +41,27 @@ class CMAES(Rival):
         """List one setting for each λ."""
         return [Setting(self.name, (("lambda", x),)) for x in self.lambda_]
 
-    def steps(
-        self,
-        pair: Pair,
-        counts: Sequence[int],
-        random: torch.Generator,
-        own: Mapping[str, Float[Tensor, "B"]],
-        tools: Tools,
-        /,
-    ) -> Iterator[Step]:
+    def steps(self, batch: Batch, /) -> Iterator[Step]:
         """As `Rival.steps` says."""
-        best, score = torch.cat(pair, 1), -measure_objective(pair, pair, own["lambda"], tools)
-        running = self._optimisers(best, random)
+        pair, lambda_, tools = batch.pair, batch.own["lambda"], batch.tools
+        best, score = torch.cat(pair, 1), -measure_objective(pair, pair, lambda_, tools)
+        running = self._optimisers(best, batch.random)
         population = running[0].population_size
         inputs = split_halves(best.repeat_interleave(population, 0))
-        lambda_ = own["lambda"].repeat_interleave(population)
+        lambda_ = lambda_.repeat_interleave(population)
         asked = np.repeat(best.cpu().numpy()[:, None], population, 1).astype(np.float64)
-        for count in range(1, counts[-1] + 1):
+        for count in range(1, batch.counts[-1] + 1):
             running = {row: each for row, each in running.items() if not each.should_stop()}
             for row, each in running.items():
                 asked[row] = [each.ask() for _ in range(population)]
             z = torch.from_numpy(asked).to(best)
-            values = measure_objective(inputs, split_halves(z.flatten(0, 1)), lambda_, tools).view(
-                z.shape[:2]
-            )
+            sampled = split_halves(z.flatten(0, 1))
+            values = measure_objective(inputs, sampled, lambda_, tools).view(z.shape[:2])
             told = values.tolist()
             for row, each in running.items():
                 each.tell(list(zip(asked[row], told[row], strict=True)))
             keep_best(best, score, z.transpose(0, 1), -values.T)
-            if count in counts:
+            if count in batch.counts:
                 yield Step(count, split_halves(best.clone()), 1 + population * count)
 
     def _optimisers(self, z: Float[Tensor, "B Z2"], random: torch.Generator) -> "dict[int, SepCMA]":

@@ -1,14 +1,11 @@
 """Gradient search, after Latent Constraints."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from cf_core.losses import Pair
-from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.rivals.base import Batch, Look, Rival, Setting
 from evaluation.rivals.climbing import measure_objective, split_halves
 from evaluation.transforms import Step
 
@@ -36,22 +33,14 @@ class Gradient(Rival):
         """List one setting for each λ."""
         return [Setting(self.name, (("lambda", x),)) for x in self.lambda_]
 
-    def steps(
-        self,
-        pair: Pair,
-        counts: Sequence[int],
-        _random: torch.Generator,
-        own: Mapping[str, Float[Tensor, "B"]],
-        tools: Tools,
-        /,
-    ) -> Iterator[Step]:
+    def steps(self, batch: Batch, /) -> Iterator[Step]:
         """As `Rival.steps` says."""
-        z = torch.cat(pair, 1).requires_grad_()
+        z, lambda_ = torch.cat(batch.pair, 1).requires_grad_(), batch.own["lambda"]
         optimiser = torch.optim.Adam([z], self.learning_rate)  # elementwise: rows are independent
-        for count in range(1, counts[-1] + 1):
+        for count in range(1, batch.counts[-1] + 1):
             with torch.enable_grad():
-                total = measure_objective(pair, split_halves(z), own["lambda"], tools).sum()
-            (z.grad,) = torch.autograd.grad(total, z)
+                objective = measure_objective(batch.pair, split_halves(z), lambda_, batch.tools)
+                (z.grad,) = torch.autograd.grad(objective.sum(), z)
             optimiser.step()
-            if count in counts:
+            if count in batch.counts:
                 yield Step(count, split_halves(z.detach().clone()), 3 * count)

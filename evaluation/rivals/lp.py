@@ -1,14 +1,11 @@
 """LP, the latent search with which the poster compares fusion."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from cf_core.losses import Pair
-from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.rivals.base import Batch, Look, Rival, Setting
 from evaluation.rivals.climbing import search_randomly
 from evaluation.transforms import Step
 
@@ -36,18 +33,10 @@ class LP(Rival):
         """List one setting for each η."""
         return [Setting(self.name, (("step_size", size),)) for size in self.step_sizes]
 
-    def steps(
-        self,
-        pair: Pair,
-        counts: Sequence[int],
-        random: torch.Generator,
-        own: Mapping[str, Float[Tensor, "B"]],
-        tools: Tools,
-        /,
-    ) -> Iterator[Step]:
+    def steps(self, batch: Batch, /) -> Iterator[Step]:
         """As `Rival.steps` says."""
-        start = torch.cat(pair, 1)
-        scale = tools.sigma_bar.repeat(2) if self.scaled else start.new_ones(start.shape[1])
-        spread = torch.outer(own["step_size"], scale)
+        start = torch.cat(batch.pair, 1)
+        scale = batch.tools.sigma_bar.repeat(2) if self.scaled else start.new_ones(start.shape[1])
+        spread = torch.outer(batch.own["step_size"], scale)
         best = start.clone()
-        return search_randomly(tools.classifier, best, best, spread, self.proposals, counts, random)
+        return search_randomly(batch, best, best, spread, self.proposals)

@@ -1,14 +1,14 @@
 """Real neighbours of the training songs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from cf_core.losses import Pair, distance
-from evaluation.rivals.base import Look, Rival, Tools
+from evaluation.rivals.base import Batch, Look, Rival, Tools
 from evaluation.rivals.climbing import split_halves
 from evaluation.transforms import Step
 
@@ -31,20 +31,13 @@ class Retrieval(Rival):
     iterations: tuple[int, ...] = (*range(1, 21), *range(25, 125, 5))
     """Numbers of nearest pairs, of which the best by the search classifier is taken."""
 
-    def steps(
-        self,
-        pair: Pair,
-        counts: Sequence[int],
-        _random: torch.Generator,
-        _own: Mapping[str, Float[Tensor, "B"]],
-        tools: Tools,
-        /,
-    ) -> Iterator[Step]:
+    def steps(self, batch: Batch, /) -> Iterator[Step]:
         """As `Rival.steps` says."""
-        bank, (left, right) = torch.cat(tools.neighbours, 1), tools.neighbours
-        nearest = _find_nearest(pair, min(counts[-1], len(left)), tools)
-        ratings = tools.classifier((left, right))[nearest]
-        for count in counts:
+        tools = batch.tools
+        bank = torch.cat(tools.neighbours, 1)
+        nearest = _find_nearest(batch.pair, min(batch.counts[-1], len(bank)), tools)
+        ratings = tools.classifier(tools.neighbours)[nearest]
+        for count in batch.counts:
             best = ratings[:, :count].argmax(1, keepdim=True)
             chosen = nearest.gather(1, best).squeeze(1)
             yield Step(count, split_halves(bank[chosen]), min(count, len(bank)))

@@ -1,6 +1,6 @@
 """Interpolation between the two halves."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from cf_core.losses import Pair
-from evaluation.rivals.base import Look, Rival, Setting, Tools
+from evaluation.rivals.base import Batch, Look, Rival, Setting
 from evaluation.transforms import Step
 
 
@@ -33,19 +32,11 @@ class Slerp(Rival):
         """List two settings: on the sphere, and straight."""
         return [Setting(self.name, (("straight", straight),)) for straight in (False, True)]
 
-    def steps(
-        self,
-        pair: Pair,
-        counts: Sequence[int],
-        _random: torch.Generator,
-        own: Mapping[str, Float[Tensor, "B"]],
-        _tools: Tools,
-        /,
-    ) -> Iterator[Step]:
+    def steps(self, batch: Batch, /) -> Iterator[Step]:
         """As `Rival.steps` says."""
-        left, right = pair
-        straight = own["straight"][:, None] > 0
-        for count in counts:
+        left, right = batch.pair
+        straight = batch.own["straight"][:, None] > 0
+        for count in batch.counts:
             share = count / (2 * max(self.iterations))
             moved = [
                 torch.where(straight, torch.lerp(one, other, share), _slerp(one, other, share))

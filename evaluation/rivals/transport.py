@@ -1,6 +1,6 @@
 """Linear transport: the optimal map between two Gaussians, in closed form."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cf_core.losses import Pair
-from evaluation.rivals.base import Look, Rival, Tools
+from evaluation.rivals.base import Batch, Look, Rival
 from evaluation.rivals.climbing import split_halves
 from evaluation.transforms import Step
 
@@ -35,20 +35,12 @@ class Transport(Rival):
     iterations: tuple[int, ...] = tuple(range(4, 41))
     """Numbers of iterations after which outputs are kept."""
 
-    def steps(
-        self,
-        pair: Pair,
-        counts: Sequence[int],
-        _random: torch.Generator,
-        _own: Mapping[str, Float[Tensor, "B"]],
-        tools: Tools,
-        /,
-    ) -> Iterator[Step]:
+    def steps(self, batch: Batch, /) -> Iterator[Step]:
         """As `Rival.steps` says."""
-        mean, matrix = find_transport(tools.neighbours)
-        joined = torch.cat(pair, 1)
+        mean, matrix = find_transport(batch.tools.neighbours)
+        joined = torch.cat(batch.pair, 1)
         moved = (joined - mean) @ (matrix.T - torch.eye(len(mean)))
-        for count in counts:
+        for count in batch.counts:
             yield Step(count, split_halves(joined + count * self.step * moved))
 
 

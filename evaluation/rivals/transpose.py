@@ -1,16 +1,14 @@
 """Transposition: the right half is moved to the left one's key."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
+from jaxtyping import Int64
 
-from cf_core.losses import Pair
 from cf_core.melody import FIRST_PITCH, MelodyFormat
-from evaluation.rivals.base import Look, Rival, Tools
+from evaluation.rivals.base import Batch, Look, Rival
 from evaluation.statistics import DIATONIC, TokenPairs, count_classes, sounding_pitch
 from evaluation.transforms import Step
 
@@ -32,23 +30,15 @@ class Transpose(Rival):
     look = Look("transposition", "#999933", "h", (0.0, (1.0, 1.0)))
     limits = "it has one setting, so one distance"
 
-    def steps(
-        self,
-        pair: Pair,
-        counts: Sequence[int],
-        _random: torch.Generator,
-        _own: Mapping[str, Float[Tensor, "B"]],
-        tools: Tools,
-        /,
-    ) -> Iterator[Step]:
+    def steps(self, batch: Batch, /) -> Iterator[Step]:
         """As `Rival.steps` says."""
-        core = tools.core
+        core, pair = batch.tools.core, batch.pair
         left, right = (core.decode_tokens(half) for half in pair)
         shifts = find_shifts((left, right), core.form)[:, None]
         moved = np.where(right >= FIRST_PITCH, right + shifts, right)
         encoded = core.encode_mean(moved).to(pair[1])
         outputs = pair[0].clone(), torch.where(torch.from_numpy(shifts != 0), encoded, pair[1])
-        for count in counts:
+        for count in batch.counts:
             yield Step(count, outputs, decoder_calls=2)
 
 
