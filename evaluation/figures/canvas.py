@@ -54,6 +54,10 @@ _COLUMNS = 7
 """Most panels side by side in this width; figures of more are wider."""
 GREY = "0.35"
 
+_DPI = 200
+"""Pixels of an inch."""
+_RECT = (0.0, 0.0, 0.99, 1.0)
+"""Where panels may be: layouts leave no room for labels that are wider than their panel."""
 _LEGEND_ROWS = 8
 """Most levels of one scale that the legend names; more are thinned evenly to this number."""
 
@@ -198,7 +202,17 @@ def save(figure: Figure, stem: AnyPath) -> list[AnyPath]:
     file can't be written.
     """
     paths = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png")]
+    _lay_out(figure)
     for path, metadata in zip(paths, ({"Date": None}, {"Software": None}), strict=True):
         with replacing(path, FigureError) as temporary, mpl.rc_context(STYLE):
-            figure.savefig(temporary, format=path.suffix[1:], dpi=200, metadata=metadata)
+            figure.savefig(temporary, format=path.suffix[1:], dpi=_DPI, metadata=metadata)
     return paths
+
+
+def _lay_out(figure: Figure) -> None:
+    """Place all parts for good: Matplotlib would do so again, and draw twice, for every file."""
+    if (engine := figure.get_layout_engine()) is not None:
+        figure.set_dpi(_DPI)
+        with mpl.rc_context(STYLE):
+            engine.execute(figure)
+        figure.set_layout_engine(None)
