@@ -19,7 +19,7 @@ from matplotlib.typing import ColorType, LineStyleType
 
 from cf_core.errors import FigureError
 from cf_core.files import AnyPath, replacing
-from evaluation.frontier import CHOSEN_ON
+from evaluation.frontier import CHOSEN_ON, POSTER_AXES
 from evaluation.metrics import METRICS
 from evaluation.rivals import Look, list_rivals
 
@@ -104,7 +104,7 @@ def panel_grid(
     """
     sources = [source for source in CHOSEN_ON if source in {source for source, _ in panels}]
     metrics = list(dict.fromkeys(metric for _, metric in panels))
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0)
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0, rect=_RECT)
     width = WIDTH * max(1.0, len(metrics) / _COLUMNS)
     figure = Figure(figsize=(width, 1.4 + 1.55 * len(sources)), layout=layout)
     grid = figure.subplots(len(sources), len(metrics), sharex=True, sharey="col", squeeze=False)
@@ -114,7 +114,10 @@ def panel_grid(
         column[0].set_title(heading(metric), pad=2.5 + 6.5 * small_print)
         column[0].yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         column[-1].set_xlabel(heading(axis))
-    _scale_distance(grid[0, 0], distances)
+    if axis in POSTER_AXES:
+        _scale_distance(grid[0, 0], distances)
+    else:
+        _start_at_zero(grid[0, 0], distances)
     places = [(source, metric) for source in sources for metric in metrics]
     return figure, dict(zip(places, grid.flat, strict=True))
 
@@ -131,6 +134,15 @@ def _scale_distance(panel: Axes, distances: Float[np.ndarray, "n"]) -> None:
     panel.set_xticks([0, *decades], ["0", *(_short(decade) for decade in decades)])
     panel.set_xticks([], minor=True)
     panel.set_xlim(-0.4 * 10**lowest_decade, 1.5 * largest)
+
+
+def _start_at_zero(panel: Axes, distances: Float[np.ndarray, "n"]) -> None:
+    """Make the shared axis linear, since methods are compared at even steps of it."""
+    finite = distances[np.isfinite(distances)]
+    if finite.size == 0 or finite.max() <= 0:
+        return
+    panel.set_xlim(-0.04 * finite.max(), 1.04 * finite.max())
+    panel.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
 
 
 def _short(number: float) -> str:
