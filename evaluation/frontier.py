@@ -70,6 +70,11 @@ class Comparison:
     chosen_metric: str
 
     @property
+    def choice(self) -> tuple[str, str, str]:
+        """The axis, source and metric of the choice: where they are equal, the choice is, too."""
+        return self.axis, self.chosen_source, self.chosen_metric
+
+    @property
     def columns(self) -> dict[str, pl.Expr]:
         """The columns of tables that name it."""
         return {name: pl.lit(getattr(self, name)) for name in ("axis", "source", "metric")}
@@ -100,8 +105,13 @@ def space_distances(axis: str, limits: tuple[float, float]) -> Float64[np.ndarra
 
 _ROW = ["method", "trial", "lambda", "iteration"]
 """Columns that identify a point of one seed."""
+_SEEDED = [*_ROW, "configuration", "seed"]
 _POINT = ["method", "configuration", "lambda", "iteration"]
 """Columns that identify a point of all seeds."""
+_POOLED = (
+    pl.when(pl.col("method").is_in(FUSIONS)).then(pl.lit(OURS)).otherwise("method").alias("method")
+)
+"""The column `method`, with one name for all of ours."""
 _SCORES = ["validation_value", "value", "candidates", "excluded"]
 _FEWEST = 5
 """A method with fewer candidates than this does not cause the others to be thinned."""
@@ -198,14 +208,19 @@ def matched_similarity(
     after thinning, and how many were `excluded` as unfinished or not finite. Raises `ValueError`
     unless each panel has exactly one identity.
     """
+    chosen: dict[tuple[str, str, str], tuple[pl.DataFrame, pl.DataFrame]] = {}
     compared = []
-    for comparison in _measured(metrics, bounds):
-        configurations = _configurations(_seeded_points(metrics, comparison))
-        distances = space_distances(comparison.axis, bounds[comparison.axis])
-        compared += [
-            _compared(configurations, rival, distances).with_columns(**comparison.columns)
-            for rival in rivals(metrics)
-        ]
+    for one in _measured(metrics, bounds):
+        if one.choice not in chosen:
+            points = _seeded_points(metrics, *one.choice)
+            configurations = _configurations(points)
+            distances = space_distances(one.axis, bounds[one.axis])
+            sides = [_compared(configurations, rival, distances) for rival in rivals(metrics)]
+            chosen[one.choice] = points, pl.concat(sides)
+        points, rows = chosen[one.choice]
+        scores = _scores(points, metrics, one.source, one.metric, one.axis)
+        value = _values(points, scores)[rows["place"]]
+        compared.append(rows.with_columns(value, **one.columns))
     return pl.concat(compared).select(
         "rival", "axis", "source", "metric", "distance", *_POINT, *_SCORES
     )
@@ -224,13 +239,19 @@ def hypervolumes(metrics: pl.DataFrame, bounds: Mapping[str, tuple[float, float]
     `seed` (null for a method that is not trained), `hypervolume`, `candidates`.
     """
     methods = [OURS, *rivals(metrics)]
+    chosen: dict[tuple[str, str, str], tuple[pl.DataFrame, list[pl.DataFrame]]] = {}
     rows = []
-    for comparison in _measured(metrics, bounds):
-        for front in _fronts(metrics, comparison, methods):
-            distance, coherency = _reached(front).T
+    for one in _measured(metrics, bounds):
+        if one.choice not in chosen:
+            points = _seeded_points(metrics, *one.choice)
+            chosen[one.choice] = points, _fronts(points, methods)
+        points, fronts = chosen[one.choice]
+        panel = one.source, one.metric, one.axis
+        scores = _scores(points, metrics, *panel)
+        for front in fronts:
+            distance, coherency = _reached(front, scores).T
             method, seed, candidates = front.select("method", "seed", "candidates").row(0)
-            area = hypervolume(distance, coherency, (bounds[comparison.axis][1], 0.0))
-            panel = comparison.source, comparison.metric, comparison.axis
+            area = hypervolume(distance, coherency, (bounds[one.axis][1], 0.0))
             rows.append((*panel, method, seed, area, candidates))
     names = dict.fromkeys(("source", "metric", "axis", "method"), pl.String)
     numbers = {"seed": pl.Int64, "hypervolume": pl.Float64, "candidates": pl.Int64}
@@ -285,42 +306,60 @@ def attainment_difference(
     return frame.filter(pl.col("difference") != 0).with_columns(pl.col("difference") / shared)
 
 
-def _seeded_points(metrics: pl.DataFrame, comparison: Comparison) -> pl.DataFrame:
-    """The points of one comparison, one row per seed, on validation and on test songs.
+def _seeded_points(metrics: pl.DataFrame, axis: str, source: str, metric: str) -> pl.DataFrame:
+    """The points among which is chosen, one row per seed, with their `place` in this frame.
 
     `method` is "ours" for our own; missing numbers are NaN.
     """
-    one = comparison
-    keys = [*_ROW, "configuration", "seed"]
-    chosen = panel_points(metrics, one.chosen_source, one.chosen_metric, one.axis).select(
-        *keys, validation_distance="distance", validation_value="value"
-    )
-    scored = panel_points(metrics, one.source, one.metric, one.axis).select(
-        *keys, "distance", "value"
-    )
-    numbers = pl.col("validation_distance", "validation_value", "distance", "value")
-    ours = pl.col("method").is_in(FUSIONS)
+    ours = metrics.filter(pl.col("method").is_in(FUSIONS))
     return (
-        chosen.filter(~pl.col("method").is_in((*LEVELS, REAL)))
-        .join(scored, on=keys, how="left", nulls_equal=True, maintain_order="left")
-        .with_columns(
-            numbers.fill_null(np.nan),
-            method=pl.when(ours).then(pl.lit(OURS)).otherwise("method"),
-            seeds=pl.lit(metrics.filter(ours)["seed"].n_unique()),
+        panel_points(metrics, source, metric, axis)
+        .filter(~pl.col("method").is_in((*LEVELS, REAL)))
+        .select(
+            *_SEEDED,
+            validation_distance=pl.col("distance").fill_null(np.nan),
+            validation_value=pl.col("value").fill_null(np.nan),
+            seeds=pl.lit(ours["seed"].n_unique()),
         )
+        .with_columns(_POOLED)
+        .with_row_index("place")
+    )
+
+
+def _scores(
+    points: pl.DataFrame, metrics: pl.DataFrame, source: str, metric: str, axis: str
+) -> pl.DataFrame:
+    """The `distance` and `value` of each of `_seeded_points` in a panel; missing ones are NaN."""
+    scored = panel_points(metrics, source, metric, axis).with_columns(_POOLED)
+    return (
+        points.select(_SEEDED)
+        .join(
+            scored.select(*_SEEDED, "distance", "value"),
+            on=_SEEDED,
+            how="left",
+            nulls_equal=True,
+            maintain_order="left",
+        )
+        .select(pl.col("distance", "value").fill_null(np.nan))
     )
 
 
 def _configurations(points: pl.DataFrame) -> pl.DataFrame:
-    """The means over seeds of `_seeded_points`, and whether each `is_candidate`."""
-    numbers = pl.col("validation_distance", "validation_value", "value")
+    """The means over seeds of `_seeded_points`, their `place`, and whether each `is_candidate`."""
+    numbers = pl.col("validation_distance", "validation_value")
     finished = (pl.col("method") != OURS) | (pl.col("seed").n_unique() == pl.col("seeds"))
-    finite = pl.all_horizontal(pl.col("validation_distance", "validation_value").is_finite())
     return (
         points.group_by(_POINT, maintain_order=True)
         .agg(numbers.mean(), finished=finished.all())
-        .with_columns(is_candidate=finite & pl.col("finished"))
+        .with_columns(is_candidate=pl.all_horizontal(numbers.is_finite(), "finished"))
+        .with_row_index("place")
     )
+
+
+def _values(points: pl.DataFrame, scores: pl.DataFrame) -> pl.Series:
+    """The mean value over seeds of each of `_configurations(points)`; NaN if any is missing."""
+    by_seed = points.select(_POINT).with_columns(scores["value"])
+    return by_seed.group_by(_POINT, maintain_order=True).agg(pl.col("value").mean())["value"]
 
 
 def _thinned(candidates: pl.DataFrame, count: int) -> pl.DataFrame:
@@ -333,7 +372,7 @@ def _thinned(candidates: pl.DataFrame, count: int) -> pl.DataFrame:
 def _compared(
     configurations: pl.DataFrame, rival: str, distances: Float64[np.ndarray, "d"]
 ) -> pl.DataFrame:
-    """The rows of `matched_similarity` for one rival in one panel, without the panel's name."""
+    """What is chosen for ours and one rival: their rows in every panel, but for its `value`."""
     identity = configurations.filter(pl.col("method") == "identity")
     if identity.height != 1:
         raise ValueError(f"metrics: a panel needs one point of identity, got {identity.height}")
@@ -376,15 +415,12 @@ def _chosen(
     )  # fmt: skip
 
 
-def _fronts(
-    metrics: pl.DataFrame, comparison: Comparison, methods: Sequence[str]
-) -> list[pl.DataFrame]:
-    """Return, by method and seed, the points that no other dominates on validation songs.
+def _fronts(points: pl.DataFrame, methods: Sequence[str]) -> list[pl.DataFrame]:
+    """Return, by method and seed, those of `_seeded_points` that no other dominates.
 
     All methods are thinned equally. The identity, from which all methods start, is a candidate for
     every front. Methods without a candidate have no front.
     """
-    points = _seeded_points(metrics, comparison)
     candidates = _configurations(points).filter("is_candidate", pl.col("method").is_in(methods))
     pools = [candidates.filter(pl.col("method") == method) for method in methods]
     count = min((pool.height for pool in pools if pool.height >= _FEWEST), default=_FEWEST)
@@ -411,13 +447,14 @@ def _sets(
 ) -> dict[str, Float64[np.ndarray, "n 3"]]:
     """The fronts of each method in moocore's form: distance, coherency, number of the seed."""
     sets: dict[str, list[Float64[np.ndarray, "n 3"]]] = {}
-    comparison = Comparison(axis, source, metric, CHOSEN_ON[source], metric)
-    for front in _fronts(metrics, comparison, methods):
+    points = _seeded_points(metrics, axis, CHOSEN_ON[source], metric)
+    scores = _scores(points, metrics, source, metric, axis)
+    for front in _fronts(points, methods):
         own = sets.setdefault(front["method"][0], [])
-        points = _reached(front)
-        own.append(np.column_stack([points, np.full(len(points), len(own) + 1.0)]))
+        reached = _reached(front, scores)
+        own.append(np.column_stack([reached, np.full(len(reached), len(own) + 1.0)]))
     found = {method: np.concatenate(own) for method, own in sets.items()}
-    return {method: points for method, points in found.items() if len(points)}
+    return {method: reached for method, reached in found.items() if len(reached)}
 
 
 def _repeated(points: Float64[np.ndarray, "n 3"], sets: int) -> Float64[np.ndarray, "m 3"]:
@@ -427,10 +464,9 @@ def _repeated(points: Float64[np.ndarray, "n 3"], sets: int) -> Float64[np.ndarr
     return np.concatenate([points + turn * shift for turn in range(turns)])
 
 
-def _reached(front: pl.DataFrame) -> Float64[np.ndarray, "n 2"]:
-    """The finite distances and values of a front on test songs."""
-    finite = front.filter(pl.all_horizontal(pl.col("distance", "value").is_finite()))
-    return finite.select("distance", "value").to_numpy()
+def _reached(front: pl.DataFrame, scores: pl.DataFrame) -> Float64[np.ndarray, "n 2"]:
+    """The finite distances and values that a front has among the `_scores` of its points."""
+    return scores[front["place"]].filter(pl.all_horizontal(pl.all().is_finite())).to_numpy()
 
 
 def _finite_points(

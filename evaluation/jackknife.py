@@ -6,10 +6,11 @@ songs of the real pairs.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer, Num
-from scipy import linalg, special
+from jaxtyping import Bool, Float64, Int64, Integer, Num
+from scipy import linalg, sparse, special
 
 from evaluation.statistics import count_bins_by_cluster, count_pairs_by_cluster
 
@@ -115,16 +116,38 @@ class Jackknife:
         counts = self._by_cluster(
             lambda own, size: count_pairs_by_cluster(left, right, k, own, size)
         )
-        return np.tensordot(self.weights, counts, 1)
+        return self._leave_out(counts)
 
     def count_bins(self, bins: Integer[np.ndarray, "n"], k: int) -> Float64[np.ndarray, "R K"]:
         """How many pairs are in each of `k` bins in each replicate, without those in bin -1."""
         counts = self._by_cluster(lambda own, size: count_bins_by_cluster(bins, k, own, size))
-        return np.asarray(self.weights @ counts)
+        return self._leave_out(counts)
 
     def count_real(self, by_song: Float64[np.ndarray, "S *K"]) -> Float64[np.ndarray, "R *K"]:
         """Sum the counts of each song of the reference in each replicate."""
         return np.tensordot(self.reference, by_song, 1)
+
+    def _leave_out(self, counts: Float64[np.ndarray, "C *K"]) -> Float64[np.ndarray, "R *K"]:
+        """`weights` times counts: all of them less what is left out, which is far quicker.
+
+        Sums of counts, and of halves of them, are exact in whatever order.
+        """
+        flat = counts.reshape(len(counts), -1)
+        kept: np.ndarray = self._keep_all(flat) - self._left_out @ flat
+        return kept.reshape(-1, *counts.shape[1:])
+
+    def _keep_all(self, counts: Float64[np.ndarray, "C K"]) -> Float64[np.ndarray, "R K"]:
+        """What each replicate would count if it left nothing out: the songs, or the blocks."""
+        songs, blocks = counts[: self.songs], counts[self.songs :]
+        rest = blocks if self.is_dyadic else songs
+        times = self.first, len(self.weights) - self.first
+        return np.repeat([songs.sum(axis=0), rest.sum(axis=0)], times, axis=0)
+
+    @cached_property
+    def _left_out(self) -> sparse.csr_array:
+        """The weight that each replicate takes from each cluster, mostly 0."""
+        every = np.eye(self.weights.shape[1])
+        return sparse.csr_array(self._keep_all(every) - self.weights)
 
     def _by_cluster(self, sums: Callable[[Int64[np.ndarray, "n"], int], np.ndarray]) -> np.ndarray:
         """Share of each cluster in a sum over the pairs; of a pair, each of two songs has half."""
@@ -206,12 +229,25 @@ def _variance(
     alike, about twice as many as there are songs that matter where few do; at least 1, and at most
     `most`. NaN where no replicate is finite.
     """
-    finite = np.ma.masked_invalid(replicates)
-    number = finite.count(axis=-1)
-    parts = (finite - finite.mean(axis=-1, keepdims=True)) ** 2
-    total = np.ma.filled(parts.sum(axis=-1), np.nan)
-    spread = np.ma.filled(parts.var(axis=-1), np.nan) * number**2 / np.maximum(number - 1, 1)
+    finite = np.isfinite(replicates)
+    number = finite.sum(axis=-1)
+    parts = np.square(_centred(replicates, finite))
+    total = np.where(number > 0, parts.sum(axis=-1), np.nan)
+    spread = np.square(_centred(parts, finite)).sum(axis=-1) / np.maximum(number, 1)
+    spread = spread * number**2 / np.maximum(number - 1, 1)
     known = spread > 0
     freedom = np.where(known, 2 * total**2 / np.where(known, spread, 1), np.inf)
     variance = total * (number - 1) / np.maximum(number, 1)
     return np.asarray(variance), np.asarray(freedom.clip(1, np.minimum(most, number - 1).clip(1)))
+
+
+def _centred(
+    values: Float64[np.ndarray, "*N R"], finite: Bool[np.ndarray, "*N R"]
+) -> Float64[np.ndarray, "*N R"]:
+    """The finite values less their mean, and 0 for the others, which so add nothing to a sum.
+
+    This is what a masked array would give, in a fraction of its time.
+    """
+    number = np.maximum(finite.sum(axis=-1, keepdims=True), 1)
+    mean = np.where(finite, values, 0).sum(axis=-1, keepdims=True) / number
+    return np.where(finite, values - mean, 0)

@@ -59,6 +59,10 @@ CSV_COLUMNS = (
 )  # fmt: skip
 """Columns of `verdicts.csv`."""
 
+_ENDS = 2.0
+"""Linear axes end at so many times the largest matched distance: the farthest points lie so far
+out that the others could not be told apart."""
+
 _SHOWN_DISTANCE = 6
 """Index of the matched distance, of ten, at which the figure of transition matrices compares."""
 
@@ -263,12 +267,14 @@ def say_improvements(store: Store) -> list[str]:
 
 def _figures(store: Store) -> Iterator[tuple[str, Figure]]:
     config = StudyConfig.restored(store.record)
+    bounds = dict(config.evaluation.matched)
     metrics, found = read_finished_metrics(store), store.scan("verdicts").collect()
     if CHOSEN_BY in metrics["metric"]:
         yield "likeness", likeness_figure(metrics, _EDITS)
     for axis in (*DEPLOYED_AXES, *POSTER_AXES):
-        yield f"frontier-{axis}", frontier_figure(metrics, axis)
-        yield f"iterations-{axis}", iteration_figure(metrics, axis)
+        end = _ENDS * bounds[axis][1] if axis in DEPLOYED_AXES and axis in bounds else None
+        yield f"frontier-{axis}", frontier_figure(metrics, axis, end)
+        yield f"iterations-{axis}", iteration_figure(metrics, axis, end)
     methods = [OURS, *(name for name in rivals(metrics) if name in ("lp", "gradient"))]
     surfaces = [
         attainment(metrics, source, metric, "z_distance", methods).with_columns(

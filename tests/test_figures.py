@@ -381,6 +381,19 @@ def test_iterated_lines_are_the_means_in_the_order_of_iteration(
         assert all(np.all(np.diff(each) > 0) for each in by_count)
 
 
+def test_axes_with_even_distances_are_linear_and_tell_what_lies_beyond_their_end() -> None:
+    axis = "larger_z_distance_q90"
+    renamed = METRICS.with_columns(pl.col("metric").replace("z_distance", axis))
+    figure = frontier_figure(renamed, axis, end=5.0)
+    assert {panel.get_xscale() for panel in figure.axes} == {"linear"}
+    assert 5 < figure.axes[0].get_xlim()[1] < 6
+    (legend,) = figure.legends
+    assert "marks are farther than 5" in legend.get_title().get_text()
+    whole = frontier_figure(renamed, axis)
+    assert whole.axes[0].get_xlim()[1] > 10
+    assert "farther" not in whole.legends[0].get_title().get_text()
+
+
 @pytest.mark.parametrize("name", ["frontier", "iteration"])
 def test_floor_and_ceiling_are_at_their_heights(name: str, figures: dict[str, Figure]) -> None:
     columns = COLUMNS if name == "frontier" else COHERENCY

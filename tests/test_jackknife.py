@@ -168,3 +168,25 @@ def test_intervals_of_means_cover_the_truth_of_pairs_that_share_songs(
         low, high = jackknife.interval(values.mean(), jackknife.means(values))
         covered += low <= 0 <= high
     assert covered / simulations >= 0.93
+
+
+@pytest.mark.parametrize("kind", ["two songs", "one song", "no songs"])
+def test_counts_of_replicates_are_their_weights_times_the_counts_of_clusters(kind: str) -> None:
+    generator = np.random.default_rng(3)
+    songs = generator.integers(0, 30, (400, 2))
+    songs = {"two songs": songs, "one song": songs[:, [0, 0]], "no songs": 0 * songs - 1}[kind]
+    jackknife = Jackknife.of(songs, np.arange(20, 40))
+    bins = generator.integers(-1, 5, 400)
+    each = [jackknife.ratios((bins == one).astype(np.float64), np.ones(400)) for one in range(5)]
+    whole = jackknife._sum(np.ones(400))
+    counts = jackknife.count_bins(bins, 5)
+    np.testing.assert_allclose(counts, np.stack(each, axis=1) * whole[:, None], atol=1e-9)
+
+
+def test_replicates_that_are_not_finite_are_left_out_of_a_variance() -> None:
+    jackknife = Jackknife.of(np.repeat(np.arange(6), 2).reshape(6, 2))
+    replicates = np.array([1.0, np.nan, 2.0, 4.0, np.inf, 3.0])
+    variance, _ = jackknife.variance(np.stack([replicates, np.full(6, np.nan)]))
+    kept = replicates[np.isfinite(replicates)]
+    assert variance[0] == pytest.approx(kept.var() * 3)
+    assert np.isnan(variance[1])

@@ -19,7 +19,7 @@ from matplotlib.typing import ColorType, LineStyleType
 
 from cf_core.errors import FigureError
 from cf_core.files import AnyPath, replacing
-from evaluation.frontier import CHOSEN_ON
+from evaluation.frontier import CHOSEN_ON, POSTER_AXES
 from evaluation.metrics import METRICS
 from evaluation.rivals import Look, list_rivals
 
@@ -54,6 +54,10 @@ _COLUMNS = 7
 """Most panels side by side in this width; figures of more are wider."""
 GREY = "0.35"
 
+_DPI = 200
+"""Pixels of an inch."""
+_RECT = (0.0, 0.0, 0.99, 1.0)
+"""Where panels may be: layouts leave no room for labels that are wider than their panel."""
 _LEGEND_ROWS = 8
 """Most levels of one scale that the legend names; more are thinned evenly to this number."""
 
@@ -100,7 +104,7 @@ def panel_grid(
     """
     sources = [source for source in CHOSEN_ON if source in {source for source, _ in panels}]
     metrics = list(dict.fromkeys(metric for _, metric in panels))
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0)
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0, rect=_RECT)
     width = WIDTH * max(1.0, len(metrics) / _COLUMNS)
     figure = Figure(figsize=(width, 1.4 + 1.55 * len(sources)), layout=layout)
     grid = figure.subplots(len(sources), len(metrics), sharex=True, sharey="col", squeeze=False)
@@ -110,7 +114,10 @@ def panel_grid(
         column[0].set_title(heading(metric), pad=2.5 + 6.5 * small_print)
         column[0].yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         column[-1].set_xlabel(heading(axis))
-    _scale_distance(grid[0, 0], distances)
+    if axis in POSTER_AXES:
+        _scale_distance(grid[0, 0], distances)
+    else:
+        _start_at_zero(grid[0, 0], distances)
     places = [(source, metric) for source in sources for metric in metrics]
     return figure, dict(zip(places, grid.flat, strict=True))
 
@@ -127,6 +134,15 @@ def _scale_distance(panel: Axes, distances: Float[np.ndarray, "n"]) -> None:
     panel.set_xticks([0, *decades], ["0", *(_short(decade) for decade in decades)])
     panel.set_xticks([], minor=True)
     panel.set_xlim(-0.4 * 10**lowest_decade, 1.5 * largest)
+
+
+def _start_at_zero(panel: Axes, distances: Float[np.ndarray, "n"]) -> None:
+    """Make the shared axis linear, since methods are compared at even steps of it."""
+    finite = distances[np.isfinite(distances)]
+    if finite.size == 0 or finite.max() <= 0:
+        return
+    panel.set_xlim(-0.04 * finite.max(), 1.04 * finite.max())
+    panel.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
 
 
 def _short(number: float) -> str:
@@ -198,7 +214,17 @@ def save(figure: Figure, stem: AnyPath) -> list[AnyPath]:
     file can't be written.
     """
     paths = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png")]
+    _lay_out(figure)
     for path, metadata in zip(paths, ({"Date": None}, {"Software": None}), strict=True):
         with replacing(path, FigureError) as temporary, mpl.rc_context(STYLE):
-            figure.savefig(temporary, format=path.suffix[1:], dpi=200, metadata=metadata)
+            figure.savefig(temporary, format=path.suffix[1:], dpi=_DPI, metadata=metadata)
     return paths
+
+
+def _lay_out(figure: Figure) -> None:
+    """Place all parts for good: Matplotlib would do so again, and draw twice, for every file."""
+    if (engine := figure.get_layout_engine()) is not None:
+        figure.set_dpi(_DPI)
+        with mpl.rc_context(STYLE):
+            engine.execute(figure)
+        figure.set_layout_engine(None)

@@ -79,15 +79,20 @@ class _Panels(dict[tuple[str, str], Panel]):
         return found.drop_nulls().unique().sort().to_list()
 
     def draw(
-        self, axis: str, pleased: Mapping[tuple[str, str], str | None] | None = None
+        self,
+        axis: str,
+        end: float | None,
+        pleased: Mapping[tuple[str, str], str | None] | None = None,
     ) -> tuple[Figure, dict[tuple[str, str], Axes]]:
         """Make the figure and its axes, with levels and with the counts of what is left out.
 
-        `pleased` holds the letters of the tricks that please a panel's metric.
+        The axis ends at `end`, if that is given and there are points beyond. `pleased` holds the
+        letters of the tricks that please a panel's metric.
         """
         small = {at: _small_print(panel, (pleased or {}).get(at)) for at, panel in self.items()}
+        distances = self.configurations["distance"].to_numpy()
         figure, axes = panel_grid(
-            list(self), self.configurations["distance"].to_numpy(), axis,
+            list(self), distances if end is None else np.minimum(distances, end), axis,
             small_print=max(1, *map(len, small.values())),
         )  # fmt: skip
         for at, panel in self.items():
@@ -100,9 +105,8 @@ class _Panels(dict[tuple[str, str], Panel]):
                 )  # fmt: skip
         return figure, axes
 
-    @property
-    def note(self) -> str:
-        """State the numbers of seeds and pairs, and what the small print counts."""
+    def note(self, end: float | None) -> str:
+        """State the numbers of seeds and pairs, what the small print counts, and what is beyond."""
         seeds = self.configurations.filter(pl.col("method").is_in(FUSIONS))["seeds"]
         counts = sorted({seeds.min(), seeds.max()} - {None})  # type: ignore[type-var]
         several = f"{' to '.join(map(str, counts))} training seeds"
@@ -115,6 +119,9 @@ class _Panels(dict[tuple[str, str], Panel]):
             note = f"{pairs} pairs a point"
         if any(panel.missing or panel.excluded for panel in self.values()):
             note += "; left out: points not finite | pairs, at most of one point"
+        drawn = self.configurations["distance"]
+        if end is not None and (beyond := (drawn > end).sum()):
+            note += f"; {beyond:,} of {len(drawn):,} marks are farther than {end:g}"
         return note
 
 
@@ -126,18 +133,21 @@ def _small_print(panel: Panel, pleased: str | None) -> list[str]:
     return lines
 
 
-def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
+def frontier_figure(
+    metrics: pl.DataFrame, axis: str = "z_distance", end: float | None = None
+) -> Figure:
     """Draw coherency against distance, ours and all rivals: figure 4 of the poster.
 
     There is a row per source (test, prior) and a column per metric. The measures of likeness come
     first, and the classifier that the searches climb last. `metrics` is the study's table, and
-    `axis` is the metric used as distance. Every configuration of ours (mean over its seeds) is a
-    dot coloured by λ, and every point of LP is a faint cross coloured by iterations. Lines join the
-    points of a method that no other point of the method dominates; ours has whiskers there, from
-    the lowest to the highest seed. Such a front is chosen by the values that it shows, so it
-    favours the method with the most points. The table `verdicts` compares without this bias. A grey
-    letter is a trick (`evaluation.controls`); those that the metric rates above real neighbours are
-    named above the panel. Raises `FigureError` if the table holds nothing to draw.
+    `axis` is the metric used as distance. It is drawn up to `end`, if that is given, and the legend
+    counts what is beyond. Every configuration of ours (mean over its seeds) is a dot coloured by λ,
+    and every point of LP is a faint cross coloured by iterations. Lines join the points of a method
+    that no other point of the method dominates; ours has whiskers there, from the lowest to the
+    highest seed. Such a front is chosen by the values that it shows, so it favours the method with
+    the most points. The table `verdicts` compares without this bias. A grey letter is a trick
+    (`evaluation.controls`); those that the metric rates above real neighbours are named above the
+    panel. Raises `FigureError` if the table holds nothing to draw.
     """
     panels = _Panels.of(metrics, (*LIKENESS, *COHERENCY, "search_classifier"), axis)
     shade = colours(panels.levels("lambda", FUSIONS), "viridis", 0.0, 0.9)
@@ -147,7 +157,7 @@ def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
     tricks = [control for name, control in CONTROLS.items() if name in methods]
     rated = rate_controls(metrics)
     with mpl.rc_context(STYLE):
-        figure, axes = panels.draw(axis, {at: _letters(rated, *at) for at in panels})
+        figure, axes = panels.draw(axis, end, {at: _letters(rated, *at) for at in panels})
         for at, panel in panels.items():
             _draw_points(axes[at], panel.method("lp"), "iteration", lp_shade, 0.45)
             for method in rivals:
@@ -166,11 +176,13 @@ def frontier_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
             "references": LEVEL_KEYS,
         }
         meant = "; pleased by: tricks that are rated above real pairs" * bool(tricks)
-        legend_below(figure, columns, panels.note + meant)
+        legend_below(figure, columns, panels.note(end) + meant)
     return figure
 
 
-def iteration_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
+def iteration_figure(
+    metrics: pl.DataFrame, axis: str = "z_distance", end: float | None = None
+) -> Figure:
     """Draw how coherency and distance grow with iteration: figure 5 of the poster.
 
     Panels and arguments are as in `frontier_figure`. A line follows one configuration of ours (mean
@@ -191,7 +203,7 @@ def iteration_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
     sizes = dict(zip(counts, np.linspace(1.6, 4.6, len(counts)).tolist(), strict=True))
     methods = in_order(panels.configurations["method"].unique().to_list())
     with mpl.rc_context(STYLE):
-        figure, axes = panels.draw(axis)
+        figure, axes = panels.draw(axis, end)
         for at, panel in panels.items():
             by_line = panel.ours.partition_by(POINT[1:-1], maintain_order=True, as_dict=True)
             for line in (by_line[name] for name in drawn if name in by_line):
@@ -213,7 +225,7 @@ def iteration_figure(metrics: pl.DataFrame, axis: str = "z_distance") -> Figure:
             "method": [(look(m).label, method_key(m)) for m in methods],
             "references": LEVEL_KEYS,
         }
-        legend_below(figure, columns, panels.note + some)
+        legend_below(figure, columns, panels.note(end) + some)
     return figure
 
 

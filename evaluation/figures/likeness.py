@@ -68,7 +68,8 @@ def likeness_figure(metrics: pl.DataFrame, axis: str) -> Figure:
                     label=f"{name} point", zorder=3.5,
                 )  # fmt: skip
         both[0].set_ylabel("indistinguishable")
-        both[0].set_ylim(-0.03, 1.12)
+        # With few pairs, an AUC can be below one half, and likeness above 1.
+        both[0].set_ylim(-0.03, max(1.12, both[0].get_ylim()[1]))
         both[0].set_xlim(left=-0.02 * edges[-1])
         legend_below(
             figure,

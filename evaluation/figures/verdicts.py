@@ -84,7 +84,9 @@ def _draw_head(panel: Axes, metrics: Sequence[str]) -> None:
         panel.plot([first + 0.05, first + many - 0.05], [-1.35] * 2, "k-", lw=0.6)
     for column, metric in enumerate((*metrics, *metrics)):
         name = metric.replace("_", "\n").replace("indistinguishable", "indistin-\nguishable")
-        panel.text(column + 0.5, -0.3, name, ha="center", va="baseline", linespacing=1)
+        # Line by line, for a line with descenders would lift the one above it.
+        for line, word in enumerate(reversed(name.split("\n"))):
+            panel.text(column + 0.5, -0.3 - 0.5 * line, word, ha="center", va="baseline")
 
 
 def _draw_cell(panel: Axes, left: int, top: int, difference: float, verdict: str | None) -> None:
