@@ -329,7 +329,7 @@ def _points(config: StudyConfig, scale: int) -> list[_Point]:
     ]
     rivals: list[_Point] = [
         (setting.method, setting.id, setting.id, setting.value("lambda"), None, iteration)
-        for rival in map(plan.rival, plan.rivals)
+        for rival in map(plan.rival, plan.rivals[::scale])
         for setting in rival.settings()[::scale]
         for iteration in rival.iterations
     ]
