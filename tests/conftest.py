@@ -1,5 +1,7 @@
 """Fixtures of all tests. Imports take seconds, so each fixture has its own."""
 
+import fcntl
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,10 @@ if TYPE_CHECKING:
     from cf_core.bundle import Bundle
     from cf_core.melody import MelodyFormat
     from study.store import Store
+
+# Set before the processes of tests are started. BLAS would start a thread for each core in every
+# one of them, and those that wait for each other cost many times what the products do.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _STUDIES = ("test_study.py", "test_sweep.py", "test_chaos.py", "test_example_scripts.py")
 """Files of tests that run whole studies. They take longest, so they come first: no process should
@@ -43,22 +49,38 @@ def folder(store: "Store") -> Path:
     return store.root
 
 
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first process of this session makes, and the others wait for."""
+    place = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    folder = place / name
+    with (place / f"{name}.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.fstat(lock.fileno()).st_size:  # as it is now, not as it was when opened
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            lock.write("made")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def melodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tunes."""
     from tests.tiny import write_melodies
 
-    made = tmp_path_factory.mktemp("melodies")
-    write_melodies(made)
-    return made
+    return make_once(tmp_path_factory, "melodies", write_melodies)
 
 
 @pytest.fixture(scope="session")
 def shared(melodies: Path, tmp_path_factory: pytest.TempPathFactory) -> "Store":
     """What all trials of the tiny study share, and no trial yet."""
+    from study.run import root
+    from study.store import Store
     from tests.tiny import models, tiny
 
-    return models(tiny(melodies, tmp_path_factory.mktemp("shared")))
+    made = make_once(tmp_path_factory, "shared", lambda results: models(tiny(melodies, results)))
+    return Store(root(tiny(melodies, made)))
 
 
 @pytest.fixture(scope="session", autouse=True)
