@@ -31,7 +31,7 @@ from study import ledger
 from study.config import StudyConfig
 from study.store import Store
 from study.tables import TABLES, drop_volatile
-from tests.tiny import go, tiny, write_melodies
+from tests.tiny import HEAD, go, tiny, write_melodies
 
 OUTPUT = Path(__file__).parent.parent / "benchmarks" / "out" / "chaos.json"
 PATIENCE = 600.0
@@ -368,7 +368,7 @@ def _refused(second: "subprocess.Popen[str]", first: "subprocess.Popen[str]") ->
 @contextmanager
 def nodes(count: int) -> Iterator[Cluster]:
     """A cluster of one head that does nothing and some nodes with one CPU each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD | {"num_cpus": 0})
     try:
         for _ in range(count):
             cluster.add_node(num_cpus=1)

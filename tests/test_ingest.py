@@ -24,6 +24,7 @@ from cf_core.melody import Note
 from cf_core.render import write_midi
 from study.reading import ray_tasks
 from tests.test_corpus import tune
+from tests.tiny import HEAD
 
 ROOT = Path(__file__).parent.parent
 BATCHES = 6
@@ -165,7 +166,7 @@ def test_a_song_that_takes_too_much_is_rejected_alone(
 def test_it_is_the_same_as_ray_tasks_within_the_same_limits(
     tunes: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD | {"num_cpus": 2})
 
     def outcome(call: Callable[[], Any]) -> str:
         try:

@@ -16,7 +16,7 @@ from study import nodes as ours
 from study.cluster import connected, lacking
 from study.config import Execution, StageResources
 from study.nodes import PACKAGES, code, prove
-from tests.tiny import RAY
+from tests.tiny import HEAD, RAY
 
 Join = Callable[..., None]
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 def cluster() -> Iterator[Cluster]:
     """Two nodes; each costs seconds to start."""
     RAY.stop()
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    made = Cluster(initialize_head=True, head_node_args=HEAD | {"num_cpus": 1})
     made.add_node(num_cpus=3, num_gpus=1)
     yield made
     made.shutdown()

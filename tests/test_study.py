@@ -48,6 +48,7 @@ from tests.conftest import folder
 from tests.tiny import (
     EVALUATION,
     GATES,
+    HEAD,
     Watch,
     assert_same_tables,
     furnish,
@@ -252,7 +253,7 @@ def test_a_study_on_two_and_three_nodes_is_that_of_one_machine(
     undisturbed_store, config, _ = undisturbed
     # A GPU that is only declared: half of it for each of two workers.
     node: dict[str, Any] = {"num_cpus": 2}
-    cluster = Cluster(initialize_head=True, head_node_args=node | {"num_gpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD | node | {"num_gpus": 1})
     lost = "lp-eta0.3"
     try:
         cluster.add_node(**node)

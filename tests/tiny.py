@@ -32,6 +32,8 @@ from study.store import Store
 from study.tables import TABLES, drop_volatile
 from study.workbench import Workbench
 
+HEAD: dict[str, Any] = {"include_dashboard": False}
+"""The head of a cluster in tests: a dashboard that nobody looks at takes seconds to start."""
 GATES = ("token_accuracy", "onset_pitch_recall", "exact_segments", "valid_prior")
 JUDGE = {
     "reader": {"latent_dim": 8, "hidden": 16, "embedding": 8, "steps": 40, "batch": 16},
