@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import jaxtyping
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from cf_core.bundle import Bundle
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 # Set before the processes of tests are started. BLAS would start a thread for each core in every
 # one of them, and those that wait for each other cost many times what the products do.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# The same examples everywhere, and no deadline: a busy machine is no fault of what is tested.
+settings.load_profile("ci")
 
 _STUDIES = ("test_study.py", "test_sweep.py", "test_chaos.py", "test_example_scripts.py")
 """Files of tests that run whole studies. They take longest, so they come first: no process should
