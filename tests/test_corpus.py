@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cf_core import corpus
@@ -249,7 +249,6 @@ def slow_groups(songs: list[set[bytes]]) -> list[set[int]]:
     return sorted(groups, key=min)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sets(st.integers(0, 12), min_size=1, max_size=6), min_size=2, max_size=9))
 def test_near_duplicates_are_those_of_the_definition(songs: list[set[int]]) -> None:
     """Phrase `p` is a first note and one `p + 1` semitones higher, in any transposition."""

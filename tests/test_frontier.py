@@ -187,7 +187,7 @@ def slowly_thinned(points: list[Row], count: int) -> list[Row]:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(POINT, max_size=12))
 def test_matched_similarity_by_definition(points: list[tuple[str, float, float]]) -> None:
     rows: list[Row] = [("identity", "identity", None, None, 0, 0.0, 2.0, -1.0)]
@@ -310,7 +310,6 @@ def attains(front: Sequence[tuple[float, float]], distance: float, coherency: fl
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(SEEDS, FRONT)
 def test_attainment_by_definition(
     fronts: list[list[tuple[int, int]]], rival: list[tuple[int, int]]

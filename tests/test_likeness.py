@@ -65,7 +65,7 @@ def slowly(row: np.ndarray) -> list[float]:
     ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(TOKENS, TOKENS)
 def test_features_of_halves_written_out(left: np.ndarray, right: np.ndarray) -> None:
     features, halves = describe_pairs((left, right), FORM)
@@ -75,7 +75,7 @@ def test_features_of_halves_written_out(left: np.ndarray, right: np.ndarray) -> 
     assert np.isfinite(features).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(TOKENS, TOKENS)
 def test_seams_written_out(left: np.ndarray, right: np.ndarray) -> None:
     expected = []

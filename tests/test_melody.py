@@ -112,7 +112,7 @@ def segments(draw: st.DrawFn) -> np.ndarray:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(segments(), st.lists(st.fractions(-TOLERANCE / 2, TOLERANCE / 2), min_size=32, max_size=32))
 def test_tokens_to_notes_to_grid_and_back(tokens: np.ndarray, errors: list[Fraction]) -> None:
     notes = [
@@ -123,7 +123,7 @@ def test_tokens_to_notes_to_grid_and_back(tokens: np.ndarray, errors: list[Fract
     assert make_segment(bars, FORM).tolist() == tokens.tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(segments())
 def test_join_leaves_its_input_as_it_was(tokens: np.ndarray) -> None:
     absolute = np.where(tokens >= FIRST_PITCH, tokens + FORM.lowest, tokens).astype(np.uint8)

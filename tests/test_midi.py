@@ -329,7 +329,7 @@ def test_absurd_midi_files_are_refused() -> None:
     assert rejection("a.txt", b"X:1").reason == "unreadable"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_damaged_midi_never_raises(data: st.DataObject) -> None:
     content = bytearray(accented(1, 105))

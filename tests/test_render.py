@@ -16,9 +16,7 @@ from cf_core.readers import read_file
 from cf_core.render import write_midi, write_wav
 
 CONCERT_A = [Note(Fraction(0), Fraction(1), 69)]
-anywhere = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+anywhere = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def test_midi_events_worked_by_hand(tmp_path: Path) -> None:
