@@ -22,6 +22,9 @@ similarity, a configuration beyond the largest distance is not a candidate eithe
 More candidates can only help, so methods that are compared have equal numbers of them: each is
 thinned to the smaller number, evenly by rank of validation distance. The nearest and the farthest
 are kept; if only one is kept, it is the nearest.
+
+This file is long, because matched similarity, hypervolumes and attainment rest on the same few
+steps.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -32,7 +32,7 @@ from evaluation.figures import (
     transition_figure,
     verdict_figure,
 )
-from evaluation.figures.canvas import STYLE
+from evaluation.figures.canvas import STYLE, key, legend_below
 from evaluation.frontier import CHOSEN_ON, PANELS
 from evaluation.metrics import COHERENCY, LIKENESS
 from evaluation.statistics import STATISTICS
@@ -435,6 +435,13 @@ def test_legend_names_every_level_and_states_the_numbers(figures: dict[str, Figu
     assert legend.get_title().get_text() == (
         "mean over 1 to 2 training seeds (whiskers: lowest and highest), 512 pairs a point"
     )
+
+
+def test_legend_names_all_of_many_methods() -> None:
+    names, figure = [f"method {number}" for number in range(11)], Figure()
+    legend_below(figure, {"methods": [(name, key("black")) for name in names]}, "note")
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [text for text in texts if text] == ["methods", *names]
 
 
 def test_tricks_are_letters_that_are_never_joined_and_named_where_they_please() -> None:

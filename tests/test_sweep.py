@@ -115,7 +115,9 @@ def test_what_was_stopped_is_a_row_and_in_no_frontier(finished: Study) -> None:
         assert not set(names) & set(pruned["trial"])
     # At a rung all is measured that a constraint may be about.
     measured = store.metrics.filter(pl.col("method").is_in(FUSIONS)).collect()
-    assert set(rungs["metric"]) == set(measured["metric"])
+    # Strata of edits are measured where there are such pairs.
+    strata = pl.col("metric").str.contains(r"^indistinguishable_\d")
+    assert set(rungs.filter(~strata)["metric"]) == set(measured.filter(~strata)["metric"])
     # The weakest by the recorded points, by a definition written out.
     for (_, batch), points in rungs.group_by("rung", "batch"):
         means = rungs.filter(pl.col("batch") <= batch).pivot(

@@ -58,8 +58,8 @@ _DPI = 200
 """Pixels of an inch."""
 _RECT = (0.0, 0.0, 0.99, 1.0)
 """Where panels may be: layouts leave no room for labels that are wider than their panel."""
-_LEGEND_ROWS = 8
-"""Most levels of one scale that the legend names; more are thinned evenly to this number."""
+LEGEND_ROWS = 8
+"""Most rows of a legend. Longer columns are continued in another, and scales are thinned evenly."""
 
 
 _LOOKS = {
@@ -172,13 +172,16 @@ def legend_below(
     figure: Figure, columns: Mapping[str, Sequence[tuple[str, Artist]]], note: str
 ) -> None:
     """Draw one legend below the panels, under `note`, with a headed column for each scale."""
-    named = {heading: thinned(entries, _LEGEND_ROWS) for heading, entries in columns.items()}
-    filled = {heading: entries for heading, entries in named.items() if entries}
-    height = max(len(entries) for entries in filled.values())
+    filled = [
+        (heading if first == 0 else "", entries[first : first + LEGEND_ROWS])
+        for heading, entries in columns.items()
+        for first in range(0, len(entries), LEGEND_ROWS)
+    ]
+    height = max(len(entries) for _, entries in filled)
     blank: Artist = key(GREY)
     padded = [
         [(heading, blank), *entries, *[("", blank)] * (height - len(entries))]
-        for heading, entries in filled.items()
+        for heading, entries in filled
     ]
     labels, keys = zip(*(entry for column in padded for entry in column), strict=True)
     figure.legend(

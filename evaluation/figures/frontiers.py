@@ -15,6 +15,7 @@ from cf_core.errors import FigureError
 from evaluation.controls import CONTROLS, Control, rate_controls
 from evaluation.figures.canvas import (
     GREY,
+    LEGEND_ROWS,
     STYLE,
     colours,
     drawable,
@@ -125,6 +126,11 @@ class _Panels(dict[tuple[str, str], Panel]):
         return note
 
 
+def _name(levels: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """List the levels of a scale that the legend names."""
+    return thinned([*levels.items()], LEGEND_ROWS)
+
+
 def _small_print(panel: Panel, pleased: str | None) -> list[str]:
     """Write the lines above a panel."""
     lines = [] if pleased is None else [f"pleased by {pleased or 'none'}"]
@@ -168,10 +174,10 @@ def frontier_figure(
             _draw_whiskers(axes[at], front, "black")
             _draw_points(axes[at], panel.ours, "lambda", shade, 1.0)
         columns = {
-            "ours: λ": [(f"{x:.3g}", key(c, "", "o")) for x, c in shade.items()],
+            "ours: λ": [(f"{x:.3g}", key(c, "", "o")) for x, c in _name(shade)],
             "ours": [_OURS_KEY, *_method_markers(methods)],
             "frontier of": [(look(m).label, method_key(m)) for m in rivals],
-            "LP: iterations": [(f"{x:,}", key(c, "", "x")) for x, c in lp_shade.items()],
+            "LP: iterations": [(f"{x:,}", key(c, "", "x")) for x, c in _name(lp_shade)],
             "tricks": [(x.label, key(GREY, "", letter(x.letter), _LETTER)) for x in tricks],
             "references": LEVEL_KEYS,
         }
@@ -220,8 +226,8 @@ def iteration_figure(
                 )  # fmt: skip
             draw_front(axes[at], panel.method("identity"), "identity")
         columns = {
-            "λ": [(f"{x:.3g}", key(c, "-")) for x, c in shade.items()],
-            "iterations": [(f"{x}", key(GREY, "", "o", size)) for x, size in sizes.items()],
+            "λ": [(f"{x:.3g}", key(c, "-")) for x, c in _name(shade)],
+            "iterations": [(f"{x}", key(GREY, "", "o", size)) for x, size in _name(sizes)],
             "method": [(look(m).label, method_key(m)) for m in methods],
             "references": LEVEL_KEYS,
         }
