@@ -99,7 +99,10 @@ class Jackknife:
     def ratios(
         self, part: Float64[np.ndarray, "n"], whole: Float64[np.ndarray, "n"]
     ) -> Float64[np.ndarray, "R"]:
-        """Sum of `part` over that of `whole`, none below 0, in each replicate; NaN for 0 / 0."""
+        """Sum of `part` over that of `whole`, which is never below 0, in each replicate.
+
+        NaN where the sum of `whole` is 0.
+        """
         less, all_ = (self._sum(each) for each in (part, whole))
         least = 1e-9 * whole.sum()  # 0, but for rounding
         ratios = np.divide(less, all_, out=np.full(len(all_), np.nan), where=all_ > least)

@@ -493,15 +493,7 @@ def _indistinguishable_halves(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "
     return None if pairs.ranks is None else _spread(pairs, pairs.ranks.halves)
 
 
-_STRATA = ((1, 4), (5, 8), (9, 16), (17, None))
-"""Fewest and most edited tokens of a pair in each stratum."""
-
-
-def _declare_stratum(fewest: int, most: int | None) -> None:
-    name, words = (f"{fewest}_up", f"{fewest} or more")
-    if most is not None:
-        name, words = f"{fewest}_to_{most}", f"{fewest} to {most}"
-
+def _declare_stratum(name: str, words: str, fewest: int, most: float) -> None:
     @_of_sets(
         Metric(
             f"indistinguishable_{name}",
@@ -513,18 +505,17 @@ def _declare_stratum(fewest: int, most: int | None) -> None:
         )
     )
     def _stratum(sample: Sample) -> Estimate | None:
-        records = sample.records
-        edits = records["edit_distance"]
-        kept = records["indistinguishable"].filter(
-            (edits >= fewest) & (edits <= (np.inf if most is None else most))
-        )
+        inside = sample.records["edit_distance"].is_between(fewest, most)
+        kept = sample.records["indistinguishable"].filter(inside)
         if not kept.len() or kept.null_count():
             return None
         return Estimate.of_mean(kept.to_numpy(), None, len(sample.finite))
 
 
-for _fewest, _most in _STRATA:
-    _declare_stratum(_fewest, _most)
+_declare_stratum("1_to_4", "1 to 4", 1, 4.0)
+_declare_stratum("5_to_8", "5 to 8", 5, 8.0)
+_declare_stratum("9_to_16", "9 to 16", 9, 16.0)
+_declare_stratum("17_up", "17 or more", 17, np.inf)
 
 
 @_of_sets(
