@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# Threads that wait for each other let go of the core: several processes of tests share two.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15
+# Threads that wait for each other let go of the core: several processes of tests share two. What
+# these import is compiled once, even where the environment says that nothing is to be kept.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 .PHONY: quickstart test test-fast docs bundle fuzz chaos bench-core bench-evaluation bench-ingest bench-study clean
 

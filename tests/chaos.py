@@ -293,7 +293,8 @@ def trial_misbehaves(arena: Arena, undisturbed: Store, kind: str, *, alone: bool
 def everything_at_once(arena: Arena, config: StudyConfig, undisturbed: Store) -> None:
     """In one run a second driver, a worker killed, the driver killed; Ctrl-C in the next.
 
-    The second driver is this process. One worker goes on where two were stopped.
+    The second driver is this process, which also does what is left in the end. One worker goes on
+    where two were stopped.
     """
     process = arena.start(config)
     wait_for(lambda: list((store_of(config).root / "runs").glob("*.json")))
@@ -310,7 +311,7 @@ def everything_at_once(arena: Arena, config: StudyConfig, undisturbed: Store) ->
     config = config.model_copy(update={"execution": alone})
     before = Progress.of(store_of(config))
     _interrupt(arena, config)
-    arena.finish(config)
+    go(config)
     arena.settle("worker and driver killed", config, undisturbed, before)
 
 
