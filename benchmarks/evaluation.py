@@ -14,6 +14,7 @@ from torch import nn
 
 from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
 from benchmarks.products import Product, bare, decoding, forward
+from cf_core.continuation import Continuation, ContinuationSettings
 from cf_core.corpus import Corpus, Split
 from cf_core.fusion import FusionSettings, Generator
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
@@ -23,7 +24,6 @@ from cf_core.seeding import make_random
 from cf_core.training import limit_threads
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
-from evaluation.continuation import Continuation, ContinuationSettings
 from evaluation.evaluator import LABELS, Evaluator
 from evaluation.frontier import CHOSEN_ON, matched_similarity
 from evaluation.inference import decide_verdicts

@@ -192,6 +192,11 @@ def collect_weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().contiguous() for name, value in network.state_dict().items()}
 
 
+def adamw(network: nn.Module, learning_rate: float) -> torch.optim.AdamW:
+    """Make the optimiser of classifiers, judges and models of notes."""
+    return torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.05, fused=True)
+
+
 def warmup_cosine(step: int, steps: int, warmup: int = 50) -> float:
     """Learning-rate factor: a linear rise over `warmup` steps, then half a cosine down to 2 %."""
     rise = min(1.0, (step + 1) / warmup)

@@ -17,7 +17,7 @@ from cf_core.losses import Pair
 from cf_core.nets import ResidualBlock, dropout, initialise
 from cf_core.seeding import make_random
 from cf_core.settings import Settings
-from cf_core.training import Trainer, warmup_cosine
+from cf_core.training import Trainer, adamw, warmup_cosine
 
 gelu_ = torch.ops.aten.gelu_
 """GELU in place, for which PyTorch has no public name."""
@@ -119,11 +119,6 @@ class ClassifierTrainer(Trainer):
         logits = self.classifier(pair, random)
         rate = self.settings.learning_rate * warmup_cosine(self.step, self.steps)
         return logistic_step(logits, batch, self.optimiser, rate)
-
-
-def adamw(network: nn.Module, learning_rate: float) -> torch.optim.AdamW:
-    """Make the optimiser that all classifiers and judges use."""
-    return torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.05, fused=True)
 
 
 def logistic_step(

@@ -14,13 +14,13 @@ import polars as pl
 import torch
 from jaxtyping import Bool, Float64, Integer
 
+from cf_core.continuation import Continuation
 from cf_core.corpus import Corpus, Split
 from cf_core.fusion import Generator
 from cf_core.losses import Pair
 from cf_core.seeding import derive, make_random
 from cf_core.vae import MelodyVAE
 from evaluation.classifier import SearchClassifier
-from evaluation.continuation import Continuation
 from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
 from evaluation.jackknife import Jackknife, has_enough_songs
 from evaluation.judge import Judge

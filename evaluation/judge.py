@@ -18,14 +18,14 @@ from jaxtyping import Float, Float64, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cf_core.continuation import Continuation, Likelihoods
 from cf_core.melody import MelodyFormat
 from cf_core.nets import ResidualBlock, dropout, initialise
 from cf_core.seeding import derive, make_random
 from cf_core.settings import Settings
-from cf_core.training import Trainer, warmup_cosine
+from cf_core.training import Trainer, adamw, warmup_cosine
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
-from evaluation.classifier import adamw, logistic_step
-from evaluation.continuation import Continuation, Likelihoods
+from evaluation.classifier import logistic_step
 from evaluation.statistics import TokenPairs
 
 _USUAL = torch.tensor([0.25, 0.5], dtype=torch.float64)

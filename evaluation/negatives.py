@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from jaxtyping import Integer
 
+from cf_core.continuation import Continuation, drop_hanging_holds
 from cf_core.corpus import Corpus, Split
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 from cf_core.seeding import make_random
-from evaluation.continuation import Continuation, drop_hanging_holds
 from evaluation.statistics import TokenPairs
 
 KINDS = ("repeat", "near_repeat", "same_song", "transposed", "mixture", "continued")

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Integer
 
+from cf_core.continuation import Continuation
 from cf_core.corpus import Corpus, Split
 from cf_core.seeding import derive
 from evaluation.bootstrap import auc, draw_pigeonhole_weights, resample_auc
-from evaluation.continuation import Continuation
 from evaluation.negatives import LabelledTokens, draw_hard_pairs
 from evaluation.sources import unpaired
 from evaluation.statistics import PITCH_CLASSES, TokenPairs, sounding_pitch

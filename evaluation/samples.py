@@ -14,10 +14,10 @@ import polars as pl
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64, Integer
 
+from cf_core.continuation import Continuation, Likelihoods
 from cf_core.corpus import Split
 from cf_core.losses import Pair
 from cf_core.melody import FIRST_PITCH, MelodyFormat
-from evaluation.continuation import Continuation, Likelihoods
 from evaluation.distance import edit_distance
 from evaluation.frechet import RealGaussian
 from evaluation.jackknife import Jackknife

@@ -12,6 +12,12 @@ import numpy as np
 import torch
 
 from cf_core import readers
+from cf_core.continuation import (
+    Continuation,
+    ContinuationTrainer,
+    drop_hanging_holds,
+    reverse,
+)
 from cf_core.corpus import Corpus, Split, load_corpus
 from cf_core.errors import UserError
 from cf_core.files import place, replacing
@@ -22,8 +28,8 @@ from cf_core.isolation import processes
 from cf_core.seeding import derive, make_random
 from cf_core.training import Trainer, collect_weights, load_tensors, save_tensors, train
 from cf_core.vae import MelodyVAE, VAETrainer, report_prior, report_reconstruction
+from cf_core.writer import Writer, make_trainers
 from evaluation.classifier import ClassifierTrainer, SearchClassifier
-from evaluation.continuation import Continuation, ContinuationTrainer
 from evaluation.evaluator import Evaluator
 from evaluation.judge import Judge, JudgeData, JudgeTrainer
 from evaluation.negatives import KINDS, LabelledTokens, draw_hard_pairs
@@ -101,8 +107,10 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
     evaluator = Evaluator(corpus, core, classifier, judges, config.seed, continuation)
     counts = {Split.TEST: plan.pairs, Split.VALIDATION: plan.validation_pairs}
     sources = make_sources(corpus, core, counts, config.seed)
+    writer = _writer(config, corpus, latents, store, reporter) if plan.writes else None
+    fingerprint = store.record["fingerprint"]
     return Workbench(
-        latents, evaluator, sources, config.fusion, plan, config.seed, store.record["fingerprint"]
+        latents, evaluator, sources, config.fusion, plan, config.seed, fingerprint, writer
     )
 
 
@@ -242,9 +250,10 @@ def _continuation(
     network = trainer.continuation
 
     def finish() -> dict[str, Any]:
-        return {name: _nats(network, corpus, split) for name, split in _UNSEEN}
+        return {name: _nats(network, _adjacent(corpus, split)) for name, split in _UNSEEN}
 
-    for name, nats in _trained("continuation", trainer, network, finish, store, reporter).items():
+    report = _trained("continuation", trainer, network, finish, store, reporter)
+    for name, nats in report.items():
         reporter.say(
             f"model of notes, {name} songs: {-nats['after']:.1f} nats for a right half after its"
             f" left one, {-nats['alone']:.1f} for one by itself"
@@ -252,9 +261,41 @@ def _continuation(
     return network
 
 
-def _nats(network: Continuation, corpus: Corpus, split: Split) -> dict[str, float]:
-    """Mean log-probability of the right halves of all adjacent pairs."""
-    left, right = torch.as_tensor(corpus.tokens[corpus.pairs_of(split)]).unbind(1)
+def _writer(
+    config: StudyConfig, corpus: Corpus, latents: Latents, store: Store, reporter: Reporter
+) -> Writer:
+    tokens = torch.as_tensor(corpus.tokens[corpus.segments(Split.TRAIN)])
+    writer = Writer(config.melody, config.writer)
+    trainers = make_trainers(
+        writer, tokens, latents.pairs, config.melody, config.writer, config.seed
+    )
+    for name, trainer in trainers.items():
+        network = trainer.continuation
+
+        def finish(name: str = name, network: Continuation = network) -> dict[str, Any]:
+            unseen = _adjacent(corpus, Split.VALIDATION)
+            if name == "backwards":
+                unseen = reverse(unseen[1]), reverse(unseen[0])
+            return _nats(network, unseen)
+
+        report = _trained(f"writer_{name}", trainer, network, finish, store, reporter)
+        reporter.say(
+            f"writer, {name}, validation songs: {-report['after']:.1f} nats for a half beside the"
+            f" other, {-report['alone']:.1f} for one by itself"
+        )
+    return writer
+
+
+def _adjacent(corpus: Corpus, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens of all adjacent pairs of a split."""
+    tokens = torch.as_tensor(corpus.tokens[corpus.pairs_of(split)])
+    left, right = (drop_hanging_holds(half.long()) for half in tokens.unbind(1))
+    return left, right
+
+
+def _nats(network: Continuation, pairs: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
+    """Mean log-probability of the right halves."""
+    left, right = pairs
     return {
         "after": float(network.log_probability(right, left).mean()),
         "alone": float(network.log_probability(right, None).mean()),

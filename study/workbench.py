@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cf_core.files import AnyPath
 from cf_core.fusion import FusionSettings, Latents
+from cf_core.writer import Writer
 from evaluation.evaluator import Evaluator
 from evaluation.rivals import Tools
 from evaluation.sources import Source
@@ -29,13 +30,15 @@ class Workbench:
     plan: EvaluationPlan
     seed: int
     fingerprint: str
+    writer: Writer | None = None
+    """Trained if a rival `writes`."""
 
     @property
     def tools(self) -> Tools:
         """What rivals may use."""
         left, right = self.latents.mean[self.latents.pairs].unbind(1)
-        evaluator = self.evaluator
-        return Tools(evaluator.classifier, self.latents.sigma_bar, (left, right), evaluator.core)
+        classifier, core = self.evaluator.classifier, self.evaluator.core
+        return Tools(classifier, self.latents.sigma_bar, (left, right), core, self.writer)
 
 
 def find_generator(store: Store, trial: str) -> AnyPath:

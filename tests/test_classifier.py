@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from cf_core.continuation import Continuation, ContinuationSettings
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 from cf_core.nets import dropout, initialise
 from cf_core.seeding import make_random
 from cf_core.training import train
 from evaluation.bootstrap import auc
-from evaluation.continuation import Continuation, ContinuationSettings
 from evaluation.judge import (
     Judge,
     JudgeData,

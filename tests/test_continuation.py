@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cf_core.corpus import Corpus, Split
-from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
-from cf_core.nets import initialise
-from cf_core.seeding import make_random
-from cf_core.training import limit_threads, train
-from evaluation.continuation import (
+from cf_core.continuation import (
     Continuation,
     ContinuationSettings,
     ContinuationTrainer,
     drop_hanging_holds,
 )
+from cf_core.corpus import Corpus, Split
+from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
+from cf_core.nets import initialise
+from cf_core.seeding import make_random
+from cf_core.training import limit_threads, train
 from evaluation.negatives import KINDS, LabelledTokens, draw_hard_pairs
 
 FORM = MelodyFormat(meters=("2/4",), steps_per_beat=2, bars_per_segment=1, lowest=60, highest=61)

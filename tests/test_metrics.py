@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 
+from cf_core.continuation import Continuation, ContinuationSettings
 from cf_core.corpus import Corpus, Split
 from cf_core.fusion import Generator
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
@@ -20,7 +21,6 @@ from cf_core.nets import initialise
 from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
-from evaluation.continuation import Continuation, ContinuationSettings
 from evaluation.distance import edit_distance
 from evaluation.evaluator import OUTCOMES, Evaluator
 from evaluation.frechet import RealGaussian

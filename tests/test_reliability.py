@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cf_core.continuation import Continuation, ContinuationSettings
 from cf_core.corpus import Corpus, Split
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import initialise
 from cf_core.seeding import make_random
 from evaluation.bootstrap import auc, resample_auc
-from evaluation.continuation import Continuation, ContinuationSettings
 from evaluation.reliability import LabelledPairs, calibration_error, find_keys
 from evaluation.statistics import TokenPairs
 

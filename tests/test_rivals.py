@@ -15,6 +15,7 @@ from cf_core.melody import MelodyFormat
 from cf_core.nets import initialise
 from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings
+from cf_core.writer import Writer, WriterSettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.evaluator import Evaluator
 from evaluation.figures.canvas import look
@@ -60,7 +61,9 @@ def tools() -> Tools:
     initialise(classifier, make_random(0, "classifier"))
     core = MelodyVAE(MelodyFormat(), VAESettings(latent_dim=Z, hidden=8, embedding=4))
     initialise(core, make_random(0, "core"))
-    return Tools(classifier, torch.full((Z,), 0.5), pairs(30, "bank"), core)
+    writer = Writer(core.form, WriterSettings(hidden=8))
+    initialise(writer, make_random(0, "writer"))
+    return Tools(classifier, torch.full((Z,), 0.5), pairs(30, "bank"), core, writer)
 
 
 TOOLS = tools()

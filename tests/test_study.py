@@ -72,6 +72,7 @@ RIVALS: dict[str, tuple[float | None, tuple[int, ...]]] = {
     "slerp": (None, (1, 2)),
     "slerp-straight": (None, (1, 2)),
     "retrieval": (None, (1, 4)),
+    "rewriting-price3.0": (None, (1,)),
 }
 """λ and iteration counts of each setting."""
 RECORDS = 8 + len(RIVALS)
@@ -331,7 +332,7 @@ def test_figures_come_from_parquet_alone(undisturbed: Study, tmp_path: Path) -> 
 def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:
     store, _, lines = undisturbed
     found = store.scan("verdicts").collect()
-    rivals = {"identity", "lp", "gradient", "cmaes", "best_of_n", "slerp", "retrieval"}
+    rivals = {"identity", "lp", "gradient", "cmaes", "best_of_n", "slerp", "retrieval", "rewriting"}
     keys = found.select("rival", "axis", "source", "metric")
     panels = [(axis, *panel) for axis in POSTER_AXES for panel in PANELS]
     panels += list(product(DEPLOYED_AXES, CHOSEN_ON, (*COHERENCY, *LIKENESS)))

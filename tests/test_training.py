@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cf_core.continuation import Continuation, ContinuationSettings, ContinuationTrainer
 from cf_core.fusion import FusionSettings, Latents
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 from cf_core.nets import initialise
@@ -27,7 +28,6 @@ from cf_core.training import (
 )
 from cf_core.vae import VAESettings, VAETrainer
 from evaluation.classifier import ClassifierSettings, ClassifierTrainer
-from evaluation.continuation import Continuation, ContinuationSettings, ContinuationTrainer
 from evaluation.judge import JudgeData, JudgeSettings, JudgeTrainer, ReaderSettings
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=72)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cf_core.bundle import load_bundle
+from cf_core.continuation import ContinuationSettings, ContinuationTrainer
 from cf_core.corpus import Corpus, Split, load_corpus
 from cf_core.fusion import Latents
 from cf_core.ingest import ingest_builtin
@@ -15,7 +16,6 @@ from cf_core.melody import FIRST_PITCH
 from cf_core.seeding import make_random
 from cf_core.training import Trainer
 from evaluation.classifier import ClassifierSettings, ClassifierTrainer
-from evaluation.continuation import ContinuationSettings, ContinuationTrainer
 from evaluation.controls import CONTROLS, make_controls, rate_controls
 from evaluation.evaluator import LABELS, Evaluator
 from evaluation.judge import JudgeData, JudgeSettings, JudgeTrainer, ReaderSettings

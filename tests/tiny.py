@@ -77,18 +77,20 @@ def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
         "core_gate": dict.fromkeys(GATES, 0),
         "search_classifier": {"hidden": 16, "steps": 30, "batch": 16},
         "continuation": {"hidden": 16, "steps": 30, "batch": 8},
+        "writer": {"hidden": 16, "steps": 30, "batch": 8},
         "selection_judge": JUDGE,
         "reporting_judge": JUDGE | {"hidden": 24},
         "fusion": {"hidden": 16, "steps": 120, "batch": 8, "d_steps": 1},
         "search": {"lambda": [0.1, "conditional"], "style_dim": [0, 2], "seeds": [0, 1]},
         "evaluation": EVALUATION
         | {
-            "rivals": ["lp", "gradient", "cmaes", "best_of_n", "slerp", "retrieval"],
+            "rivals": ["lp", "gradient", "cmaes", "best_of_n", "slerp", "retrieval", "rewriting"],
             "gradient": {"lambda": [0.1, 1.0], "iterations": [1, 3]},
             "cmaes": {"lambda": [0.1], "iterations": [1, 2]},
             "best_of_n": {"step_sizes": [0.1, 0.3], "iterations": [2]},
             "slerp": {"iterations": [1, 2]},
             "retrieval": {"iterations": [1, 4]},
+            "rewriting": {"prices": [3.0]},
         },
         "execution": {"workers": 2, "pack": 2, "results": str(results)},
     }

@@ -12,6 +12,7 @@ from torch import Tensor
 from cf_core.losses import Pair
 from cf_core.settings import Settings
 from cf_core.vae import MelodyVAE
+from cf_core.writer import Writer
 from evaluation.classifier import SearchClassifier
 from evaluation.transforms import Step, Transform
 
@@ -38,6 +39,8 @@ class Tools:
     """Latents of all adjacent pairs of the training songs, with P rows in each half."""
     core: MelodyVAE
     """The frozen VAE to which all latents belong."""
+    writer: Writer | None = None
+    """Models of notes of the training songs, if a rival of the study `writes`."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class Rival(Settings, ABC):
     """How figures draw it."""
     limits: ClassVar[str] = ""
     """Why it has no points at some distances, in a few words; "" for a method that reaches all."""
+    writes: ClassVar[bool] = False
+    """Whether it needs `Tools.writer`, which a study trains only then."""
     together: ClassVar[bool] = True
     """Whether all settings run as one batch that shares random draws; otherwise each is a job."""
     __pydantic_config__: ClassVar[dict[str, Any]] = {

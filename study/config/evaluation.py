@@ -133,6 +133,11 @@ class EvaluationPlan(_RivalSections):
             raise ConfigError(f"{name}: the study has no such rival")
         return found
 
+    @property
+    def writes(self) -> bool:
+        """Whether a rival needs the study's writer."""
+        return any(self.rival(name).writes for name in self.rivals)
+
     def settings(self, *, known_only: bool = False) -> list[Setting]:
         """List every setting of every rival.
 

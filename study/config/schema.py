@@ -20,13 +20,14 @@ from pydantic import (
     model_validator,
 )
 
+from cf_core.continuation import ContinuationSettings
 from cf_core.errors import ConfigError, RecordsError
 from cf_core.files import AnyPath, place
 from cf_core.fusion import FusionSettings
 from cf_core.melody import MelodyFormat
 from cf_core.vae import VAESettings
+from cf_core.writer import WriterSettings
 from evaluation.classifier import ClassifierSettings
-from evaluation.continuation import ContinuationSettings
 from evaluation.judge import JudgeSettings
 from study.config.evaluation import RESTORING, EvaluationPlan
 from study.config.search import NOT_FOR_GRIDS, Search
@@ -156,6 +157,8 @@ class StudyConfig(Section):
     """The classifier of latents that latent search may climb."""
     continuation: ContinuationSettings = ContinuationSettings()
     """The autoregressive model of notes, the second opinion of both judges."""
+    writer: WriterSettings = WriterSettings()
+    """The models of notes that write, trained only for rivals that need them."""
     selection_judge: JudgeSettings = JudgeSettings()
     """The judge that search and selection may use."""
     reporting_judge: JudgeSettings = JudgeSettings()

@@ -1,8 +1,9 @@
 """How likely is a right half, after a left one and by itself? An autoregressive model of notes.
 
-It is a second opinion for the judges, of another class: a density, not a classifier. It learns
-from the training songs alone and knows no latents. The log-likelihood ratio log p(right | left) -
-log p(right) is the pointwise mutual information of two halves.
+It learns from the training songs alone and knows no latents. One such model is a second opinion for
+the judges, of another class: a density, not a classifier. Others write notes (`cf_core.writer`).
+The log-likelihood ratio log p(right | left) - log p(right) is the pointwise mutual information of
+two halves.
 
 One network gives both. It reads a melody token by token, and two adjacent halves are one melody of
 2T steps: p(right | left) is the probability of its second half, and p(right) that of a melody
@@ -26,9 +27,8 @@ from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import ResidualBlock, dropout, initialise
 from cf_core.seeding import make_random
 from cf_core.settings import Settings
-from cf_core.training import Trainer, limit_threads, warmup_cosine
+from cf_core.training import Trainer, adamw, limit_threads, warmup_cosine
 from cf_core.vae import transpose
-from evaluation.classifier import adamw
 
 _NEAR = 8
 """How many of the last steps are in the window."""
@@ -182,16 +182,47 @@ class Continuation(nn.Module):
         self, left: Integer[Tensor, "B T"], count: int, random: torch.Generator
     ) -> Int64[Tensor, "count B T"]:
         """Draw right halves, `count` for each left one. None has a hold without a note."""
-        steps = self.form.steps
-        start = drop_hanging_holds(left.long()).repeat(count, 1)
+        none = left.new_zeros(count * len(left), self.form.steps), torch.zeros(count * len(left))
+        drawn: Tensor = self._draw(left.repeat(count, 1), *none, 1.0, random)
+        return drawn.reshape(count, *left.shape)
+
+    @torch.no_grad()
+    def rewrite(
+        self,
+        left: Integer[Tensor, "B T"],
+        right: Integer[Tensor, "B T"],
+        price: Float[Tensor, "B"],
+        temperature: float,
+        random: torch.Generator,
+    ) -> Int64[Tensor, "B T"]:
+        """Draw right halves after the left ones, which stay near given right halves.
+
+        At each step the token of `right` counts e^price times as much as by the model. The
+        probabilities are taken to the power of 1 / `temperature` (above 0). The higher the price,
+        in nats, the fewer tokens change. None has a hold without a note.
+        """
+        return self._draw(left, drop_hanging_holds(right.long()), price, temperature, random)
+
+    def _draw(
+        self,
+        left: Integer[Tensor, "B T"],
+        favoured: Integer[Tensor, "B T"],
+        price: Float[Tensor, "B"],
+        temperature: float,
+        random: torch.Generator,
+    ) -> Int64[Tensor, "B T"]:
+        steps, rows = self.form.steps, torch.arange(len(left))
+        start = drop_hanging_holds(left.long())
         tokens = torch.cat((start, torch.zeros_like(start)), dim=1)
         with limit_threads(1):
-            for step in range(steps, 2 * steps):
+            for step in range(steps):
                 # The token of the last step is not read.
-                probability = self(tokens[:, : step + 1], 1).squeeze(1).exp()
-                tokens[:, step] = torch.multinomial(probability, 1, generator=random).squeeze(1)
-        drawn: Tensor = tokens[:, steps:].unflatten(0, (count, -1))
-        return drawn
+                logits = self(tokens[:, : steps + step + 1], 1).squeeze(1)
+                logits[rows, favoured[:, step].long()] += price
+                probability = (logits / temperature).softmax(1)
+                drawn = torch.multinomial(probability, 1, generator=random)
+                tokens[:, steps + step] = drawn.squeeze(1)
+        return tokens[:, steps:]
 
 
 def drop_hanging_holds(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
@@ -203,11 +234,25 @@ def drop_hanging_holds(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
     return torch.where(hangs, REST, tokens)
 
 
+def reverse(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
+    """Play melodies backwards: each note begins where it ended. Twice gives the melody back.
+
+    No hold may be without a note (`drop_hanging_holds`).
+    """
+    steps = torch.arange(tokens.shape[1])
+    struck = torch.where(tokens >= FIRST_PITCH, steps, -1).cummax(1).values
+    pitch = tokens.gather(1, struck.clamp(min=0))
+    goes_on = functional.pad(tokens[:, 1:] == HOLD, (0, 1))
+    sounding = torch.where(goes_on, HOLD, pitch)
+    return torch.where(tokens == REST, REST, sounding).flip(1)
+
+
 class ContinuationTrainer(Trainer):
     """Maximises the likelihood of adjacent pairs as melodies of two halves.
 
     Each pair is transposed as a whole, at random. The first halves teach the probability of a half
-    by itself, the second ones that of a half after another.
+    by itself, the second ones that of a half after another. All draws come from `seed` and
+    `purpose`.
     """
 
     def __init__(
@@ -217,12 +262,13 @@ class ContinuationTrainer(Trainer):
         form: MelodyFormat,
         settings: ContinuationSettings,
         seed: int,
+        purpose: str = "continuation",
     ) -> None:
         super().__init__(settings.steps)
-        self.settings, self.seed, self.form = settings, seed, form
+        self.settings, self.seed, self.form, self.purpose = settings, seed, form, purpose
         self.tokens, self.pairs = drop_hanging_holds(tokens.long()), pairs
         self.continuation = Continuation(form, settings)
-        initialise(self.continuation, make_random(seed, "continuation", "weights"))
+        initialise(self.continuation, make_random(seed, purpose, "weights"))
         with torch.no_grad():  # what is summed over the window is to be as large as one embedding
             self.continuation.window.weight.mul_(len(self.continuation.lags) ** -0.5)
         self.optimiser = adamw(self.continuation, settings.learning_rate)
@@ -231,7 +277,7 @@ class ContinuationTrainer(Trainer):
 
     def update(self) -> dict[str, Tensor]:
         """Take one step on a fresh batch."""
-        random = make_random(self.seed, "continuation", self.step)
+        random = make_random(self.seed, self.purpose, self.step)
         rows = torch.randint(len(self.pairs), (self.settings.batch,), generator=random)
         down, up = self.settings.transpose_down, self.settings.transpose_up
         joined = self.tokens[self.pairs[rows]].flatten(1)

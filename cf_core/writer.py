@@ -1,0 +1,101 @@
+"""Writes both halves of a pair down anew, as notes that are likely beside each other.
+
+A decoder gives each step its likeliest token, whatever stands around it. What it makes of latents
+that no melody has is therefore often no melody: outlines without a motif, notes that lead nowhere.
+The writer draws each token from a model of notes instead, which knows what came before and what the
+other half has, and which pays a price for every token that it changes.
+
+Two models of notes do that (`cf_core.continuation`): one reads forwards and writes the right half
+after the left one, one reads backwards and writes the left half before the right one.
+
+Letters in shapes: `B` pairs, `T` steps of a half, `S` segments, `P` adjacent pairs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64, Integer
+from torch import Tensor, nn
+
+from cf_core.continuation import (
+    Continuation,
+    ContinuationSettings,
+    ContinuationTrainer,
+    drop_hanging_holds,
+    reverse,
+)
+from cf_core.melody import MelodyFormat
+
+
+@dataclass(frozen=True)
+class WriterSettings(ContinuationSettings):
+    """Shape and training of the two models of notes that write."""
+
+    steps: int = 1000
+    """Training steps of each model."""
+    temperature: float = 0.7
+    """Probabilities are taken to the power of one over this. Below 1, likely tokens gain."""
+
+
+Tokens = tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]
+"""A left and a right half."""
+
+
+class Writer(nn.Module):
+    """Draws pairs near given ones from two models of notes.
+
+    >>> import torch
+    >>> from cf_core.melody import MelodyFormat
+    >>> from cf_core.writer import Writer, WriterSettings
+    >>> writer = Writer(MelodyFormat(), WriterSettings(hidden=8))  # not trained
+    >>> halves = torch.full((3, 32), 26), torch.full((3, 32), 28)
+    >>> left, right = writer.rewrite(halves, torch.full((3,), 100.0), torch.Generator())
+    >>> torch.equal(left, halves[0]), torch.equal(right, halves[1])
+    (True, True)
+    """
+
+    def __init__(self, form: MelodyFormat, settings: WriterSettings) -> None:
+        super().__init__()
+        self.temperature = settings.temperature
+        self.forwards = Continuation(form, settings)
+        self.backwards = Continuation(form, settings)
+
+    def rewrite(
+        self,
+        halves: tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]],
+        price: Float[Tensor, "B"],
+        random: torch.Generator,
+    ) -> Tokens:
+        """Draw the right half after the left one, then the left half before the new right one.
+
+        `price`, in nats, is what each changed token costs: each half is drawn as
+        `Continuation.rewrite` says. Rows are independent of each other.
+        """
+        left, right = (drop_hanging_holds(half.long()) for half in halves)
+        right = self.forwards.rewrite(left, right, price, self.temperature, random)
+        turned = reverse(right), reverse(left)
+        left = reverse(self.backwards.rewrite(*turned, price, self.temperature, random))
+        return left, right
+
+
+def make_trainers(
+    writer: Writer,
+    tokens: Integer[Tensor, "S T"],
+    pairs: Integer[Tensor, "P 2"],
+    form: MelodyFormat,
+    settings: WriterSettings,
+    seed: int,
+) -> dict[str, ContinuationTrainer]:
+    """Make the trainers of both models, by name; once trained, the writer has their weights.
+
+    `tokens` are the training segments, `pairs` the rows of adjacent ones.
+    """
+    turned = reverse(drop_hanging_holds(tokens.long()))
+    made = {
+        "forwards": ContinuationTrainer(tokens, pairs, form, settings, seed, "writer forwards"),
+        "backwards": ContinuationTrainer(
+            turned, pairs.flip(1), form, settings, seed, "writer backwards"
+        ),
+    }
+    writer.forwards, writer.backwards = (trainer.continuation for trainer in made.values())
+    return made

@@ -1,0 +1,160 @@
+"""Melodies played backwards, and the writer, against enumeration."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cf_core.continuation import drop_hanging_holds, reverse
+from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, to_notes
+from cf_core.nets import initialise
+from cf_core.seeding import make_random
+from cf_core.training import train
+from cf_core.writer import Writer, WriterSettings, make_trainers
+
+FORM = MelodyFormat(meters=("2/4",), steps_per_beat=2, bars_per_segment=1, lowest=60, highest=61)
+WIDE = MelodyFormat(meters=("2/4",), bars_per_segment=2, lowest=55, highest=80)
+HALVES = st.lists(st.integers(0, FORM.vocabulary - 1), min_size=1, max_size=9)
+
+
+def made(form: MelodyFormat, temperature: float = 1.0) -> Writer:
+    writer = Writer(form, WriterSettings(hidden=16, temperature=temperature))
+    initialise(writer, make_random(0, "writer"))
+    return writer
+
+
+def melodies(count: int, form: MelodyFormat, seed: int = 0) -> Tensor:
+    drawn = torch.randint(form.vocabulary, (count, form.steps), generator=make_random(seed, "m"))
+    return drop_hanging_holds(drawn)
+
+
+# ---- backwards -----------------------------------------------------------------------------------
+
+
+@given(HALVES)
+def test_backwards_each_note_sounds_at_the_mirrored_time(tokens: list[int]) -> None:
+    melody = drop_hanging_holds(torch.tensor([tokens]))
+    length = len(tokens) * 1 / FORM.steps_per_beat
+    found = to_notes(reverse(melody)[0].numpy(), FORM)
+    mirrored = [
+        (length - note.onset - note.duration, note.duration, note.pitch)
+        for note in to_notes(melody[0].numpy(), FORM)
+    ]
+    assert [tuple(note) for note in found] == mirrored[::-1]
+
+
+@given(HALVES)
+def test_twice_backwards_is_forwards(tokens: list[int]) -> None:
+    melody = drop_hanging_holds(torch.tensor([tokens]))
+    assert torch.equal(reverse(reverse(melody)), melody)
+
+
+def test_backwards_by_hand() -> None:
+    a, b = FIRST_PITCH, FIRST_PITCH + 1
+    assert reverse(torch.tensor([[a, HOLD, b, REST]])).tolist() == [[REST, b, a, HOLD]]
+    assert reverse(torch.tensor([[a, a, HOLD, HOLD]])).tolist() == [[a, HOLD, HOLD, a]]
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("price", "temperature"), [(0.0, 1.0), (1.5, 1.0), (0.7, 0.5)])
+def test_halves_are_drawn_as_often_as_models_and_price_say(
+    price: float, temperature: float
+) -> None:
+    """Each token in turn, by the definition written out; all pairs of halves of two steps."""
+    form, count = replace(FORM, meters=("1/4",)), 40_000
+    writer = made(form, temperature)
+    every = sorted(
+        {
+            tuple(drop_hanging_holds(torch.tensor([half]))[0].tolist())
+            for half in product(range(form.vocabulary), repeat=form.steps)
+        }
+    )
+    left, right = (3, HOLD), (2, 3)
+
+    def chance(model: str, before: tuple[int, ...], near: tuple[int, ...], new: Tensor) -> float:
+        network, found = getattr(writer, model), 1.0
+        for step in range(form.steps):
+            seen = torch.tensor([[*before, *new.tolist()[: step + 1]]])
+            scores = network(seen, 1)[0, 0].tolist()
+            scores[near[step]] += price
+            weights = torch.tensor(scores).div(temperature).softmax(0)
+            found *= float(weights[int(new[step])])
+        return found
+
+    def turned(half: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(reverse(torch.tensor([half]))[0].tolist())
+
+    expected = {}
+    for new_right in every:
+        first = chance("forwards", left, right, torch.tensor(new_right))
+        for new_left in every:
+            second = chance(
+                "backwards", turned(new_right), turned(left), torch.tensor(turned(new_left))
+            )
+            expected[new_left + new_right] = first * second
+    assert sum(expected.values()) == pytest.approx(1, abs=1e-4)
+    halves = torch.tensor(left).expand(count, -1), torch.tensor(right).expand(count, -1)
+    drawn = torch.cat(
+        writer.rewrite(halves, torch.full((count,), price), make_random(0, "draws")), dim=1
+    )
+    for pair, likely in expected.items():
+        share = float((drawn == torch.tensor(pair)).all(1).double().mean())
+        assert abs(share - likely) < 5 * (likely * (1 - likely) / count) ** 0.5 + 1e-6
+
+
+def test_what_is_dear_stays_and_what_is_written_is_a_melody() -> None:
+    halves = melodies(40, WIDE), melodies(40, WIDE, 1)
+    writer = made(WIDE)
+    kept = writer.rewrite(halves, torch.full((40,), 200.0), make_random(0, "draws"))
+    assert all(torch.equal(one, other) for one, other in zip(kept, halves, strict=True))
+    changed = [
+        int(sum((new != old).sum() for new, old in zip(written, halves, strict=True)))
+        for price in (6.0, 3.0, 0.0)
+        for written in [writer.rewrite(halves, torch.full((40,), price), make_random(0, "draws"))]
+    ]
+    assert changed == sorted(changed)
+    assert changed[0] < changed[2]
+    for half in writer.rewrite(halves, torch.zeros(40), make_random(0, "draws")):
+        assert torch.equal(drop_hanging_holds(half), half)
+
+
+def test_each_row_has_its_own_price_and_sees_no_other() -> None:
+    halves, price = (melodies(6, WIDE), melodies(6, WIDE, 1)), torch.tensor([0.0, 200.0] * 3)
+    written = made(WIDE).rewrite(halves, price, make_random(0, "draws"))
+    for new, old in zip(written, halves, strict=True):
+        assert torch.equal(new[1::2], old[1::2])
+    other = halves[0].clone(), halves[1].clone()
+    other[0][2], other[1][2] = melodies(1, WIDE, 2)[0], melodies(1, WIDE, 3)[0]
+    again = made(WIDE).rewrite(other, price, make_random(0, "draws"))
+    rows = [0, 1, 3, 4, 5]
+    for one, two in zip(written, again, strict=True):
+        assert torch.equal(one[rows], two[rows])
+
+
+@pytest.mark.slow
+def test_both_directions_learn_what_follows_and_what_precedes() -> None:
+    """Right halves repeat left ones, which are random; so each side tells the other."""
+    rows = 400
+    lefts = melodies(rows, WIDE)
+    tokens, pairs = torch.cat((lefts, lefts)), torch.stack((torch.arange(rows),) * 2, 1)
+    pairs[:, 1] += rows
+    settings = WriterSettings(hidden=64, steps=150, batch=32)
+    writer = Writer(WIDE, settings)
+    trainers = make_trainers(writer, tokens, pairs, WIDE, settings, 0)
+    for trainer in trainers.values():
+        list(train(trainer, 50))
+    assert writer.forwards is trainers["forwards"].continuation
+    unseen, other = melodies(60, WIDE, 5), melodies(60, WIDE, 6)
+    for network, melody in ((writer.forwards, unseen), (writer.backwards, reverse(unseen))):
+        told = network.log_probability(melody, melody) - network.log_probability(melody, None)
+        assert float(told.mean()) > 10
+    # Left and right halves start out unrelated, and end up more alike.
+    left, right = writer.rewrite((other, unseen), torch.full((60,), 3.0), make_random(0, "draws"))
+    before = float((other == unseen).double().mean())
+    assert float((left == right).double().mean()) > before + 0.1
