@@ -182,8 +182,8 @@ class Continuation(nn.Module):
         self, left: Integer[Tensor, "B T"], count: int, random: torch.Generator
     ) -> Int64[Tensor, "count B T"]:
         """Draw right halves, `count` for each left one. None has a hold without a note."""
-        none = left.new_zeros(count * len(left), self.form.steps), torch.zeros(count * len(left))
-        drawn: Tensor = self._draw(left.repeat(count, 1), *none, 1.0, random)
+        lefts = left.repeat(count, 1)
+        drawn: Tensor = self._draw(lefts, lefts, torch.zeros(len(lefts)), random)
         return drawn.reshape(count, *left.shape)
 
     @torch.no_grad()
@@ -192,23 +192,21 @@ class Continuation(nn.Module):
         left: Integer[Tensor, "B T"],
         right: Integer[Tensor, "B T"],
         price: Float[Tensor, "B"],
-        temperature: float,
         random: torch.Generator,
     ) -> Int64[Tensor, "B T"]:
         """Draw right halves after the left ones, which stay near given right halves.
 
-        At each step the token of `right` counts e^price times as much as by the model. The
-        probabilities are taken to the power of 1 / `temperature` (above 0). The higher the price,
-        in nats, the fewer tokens change. None has a hold without a note.
+        At each step, the token of `right` is e^price times as likely, against every other token, as
+        by the model. The higher the price, in nats, the fewer tokens change. None has a hold
+        without a note.
         """
-        return self._draw(left, drop_hanging_holds(right.long()), price, temperature, random)
+        return self._draw(left, drop_hanging_holds(right.long()), price, random)
 
     def _draw(
         self,
         left: Integer[Tensor, "B T"],
         favoured: Integer[Tensor, "B T"],
         price: Float[Tensor, "B"],
-        temperature: float,
         random: torch.Generator,
     ) -> Int64[Tensor, "B T"]:
         steps, rows = self.form.steps, torch.arange(len(left))
@@ -219,8 +217,7 @@ class Continuation(nn.Module):
                 # The token of the last step is not read.
                 logits = self(tokens[:, : steps + step + 1], 1).squeeze(1)
                 logits[rows, favoured[:, step].long()] += price
-                probability = (logits / temperature).softmax(1)
-                drawn = torch.multinomial(probability, 1, generator=random)
+                drawn = torch.multinomial(logits.softmax(1), 1, generator=random)
                 tokens[:, steps + step] = drawn.squeeze(1)
         return tokens[:, steps:]
 

@@ -33,8 +33,8 @@ class WriterSettings(ContinuationSettings):
 
     steps: int = 1000
     """Training steps of each model."""
-    temperature: float = 0.7
-    """Probabilities are taken to the power of one over this. Below 1, likely tokens gain."""
+    dropout: float = 0.2
+    """Share of units, and of places of the window, dropped in training."""
 
 
 Tokens = tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]
@@ -56,7 +56,6 @@ class Writer(nn.Module):
 
     def __init__(self, form: MelodyFormat, settings: WriterSettings) -> None:
         super().__init__()
-        self.temperature = settings.temperature
         self.forwards = Continuation(form, settings)
         self.backwards = Continuation(form, settings)
 
@@ -72,9 +71,9 @@ class Writer(nn.Module):
         `Continuation.rewrite` says. Rows are independent of each other.
         """
         left, right = (drop_hanging_holds(half.long()) for half in halves)
-        right = self.forwards.rewrite(left, right, price, self.temperature, random)
+        right = self.forwards.rewrite(left, right, price, random)
         turned = reverse(right), reverse(left)
-        left = reverse(self.backwards.rewrite(*turned, price, self.temperature, random))
+        left = reverse(self.backwards.rewrite(*turned, price, random))
         return left, right
 
 
