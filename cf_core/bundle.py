@@ -1,4 +1,4 @@
-"""A trained fusion as a folder to hand over: two safetensors files and a JSON manifest.
+"""A trained fusion as a folder to hand over: safetensors files and a JSON manifest.
 
 Nothing in a bundle is ever unpickled, and no name in it is ever used as a path.
 """
@@ -31,13 +31,14 @@ from cf_core.melody import MelodyFormat
 from cf_core.seeding import make_random
 from cf_core.training import collect_weights
 from cf_core.vae import MelodyVAE, VAESettings
+from cf_core.writer import Writer, WriterSettings, find_price
 
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 """The ready-made bundle that comes with this package."""
 
-VERSION = 2
+VERSION = 3
 _KIND = "connective-fusion bundle"
-_FILES = ("core.safetensors", "generator.safetensors")
+_CORE, _GENERATOR, _WRITER = "core.safetensors", "generator.safetensors", "writer.safetensors"
 _MANIFEST = "manifest.json"
 _MAX_MANIFEST, _MAX_FILE = 1 << 20, 1 << 30
 """Largest manifest and largest file of weights that are read, in bytes."""
@@ -93,6 +94,11 @@ class Bundle:
     """Smallest and largest λ that the generator was trained for. None where it takes no λ."""
     record: Mapping[str, Any]
     """Where the bundle comes from: study, trial, selection, training figures, versions."""
+    writer: Writer | None = None
+    """What writes the outputs down; None where they are decoded as they are."""
+    price: float = 0.0
+    """What each token that the writer changes costs, in nats: at λ = 1, or at the one λ of a
+    generator that takes none."""
 
     def __post_init__(self) -> None:
         if not self.generator.conditional:
@@ -148,6 +154,11 @@ class Bundle:
         latents = self.core.encode_mean(np.stack((left, right)))
         pair = (latents[:1], latents[1:])
         outputs = self.generator.iterate(pair, chosen, [iterations], lambda_)[iterations]
+        if self.writer is not None:
+            price = self.price if lambda_ is None else find_price(self.price, lambda_)
+            # Always the same draws, so that style and λ alone decide what comes out.
+            random = make_random(0, "fuse", "writing")
+            outputs = self.writer.write(self.core, outputs, torch.tensor([price]), random)
         tokens = self.core.decode_tokens(torch.cat(outputs))
         return tokens[0], tokens[1]
 
@@ -169,7 +180,7 @@ def save_bundle(bundle: Bundle, path: AnyPath) -> None:
             raise BundleError(f"{path}: exists and is not a bundle; choose another place")
         temporary.mkdir(parents=True)
         checksums = {}
-        for name, network in zip(_FILES, (bundle.core, bundle.generator), strict=True):
+        for name, network in _networks(bundle).items():
             content = serialise(collect_weights(network))
             (temporary / name).write_bytes(content)
             checksums[name] = sha256(content).hexdigest()
@@ -198,9 +209,15 @@ def _upload(bundle: Bundle, path: RemotePath) -> None:
         save_bundle(bundle, whole)
         # The manifest goes first: its checksums fit only the new weights, so a reader refuses a
         # bundle that is half uploaded.
-        for name in (_MANIFEST, *_FILES):
+        for name in (_MANIFEST, *_networks(bundle)):
             with replacing(path / name, BundleError) as temporary:
                 shutil.copyfile(whole / name, temporary)
+
+
+def _networks(bundle: Bundle) -> dict[str, nn.Module]:
+    """The networks by the names of their files."""
+    named = {_CORE: bundle.core, _GENERATOR: bundle.generator}
+    return named if bundle.writer is None else {**named, _WRITER: bundle.writer}
 
 
 def load_bundle(path: AnyPath | None = None) -> Bundle:
@@ -243,14 +260,21 @@ def _checked(path: AnyPath) -> Bundle:
         core = partial(MelodyVAE, form, settings)
         fusion = partial(Generator, settings.latent_dim, trials=None, **manifest["generator"])
         lambda_, lambda_range = _read_lambdas(manifest)
+        writer, price = None, 0.0
+        if (writing := manifest["writer"]) is not None:
+            writes = partial(Writer, form, WriterSettings(hidden=writing["hidden"]))
+            writer = _filled(writes, path / _WRITER, manifest["sha256"])
+            price = _read_price(writing["price"])
         return Bundle(
             form=form,
-            core=_filled(core, path / _FILES[0], manifest["sha256"]),
-            generator=_filled(fusion, path / _FILES[1], manifest["sha256"]),
+            core=_filled(core, path / _CORE, manifest["sha256"]),
+            generator=_filled(fusion, path / _GENERATOR, manifest["sha256"]),
             iterations=manifest["iterations"],
             lambda_=lambda_,
             lambda_range=lambda_range,
             record=dict(manifest["record"]),
+            writer=writer,
+            price=price,
         )
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
@@ -262,6 +286,7 @@ def _checked(path: AnyPath) -> Bundle:
 def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
     """Make the manifest."""
     generator, layers = bundle.generator, bundle.generator.net.weights
+    writer = bundle.writer and {"hidden": bundle.writer.hidden, "price": bundle.price}
     return {
         "kind": _KIND,
         "version": VERSION,
@@ -274,6 +299,7 @@ def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
             "gated": generator.gated,
             "conditional": generator.conditional,
         },
+        "writer": writer,
         "iterations": bundle.iterations,
         "weight": bundle.lambda_,
         "lambda_range": bundle.lambda_range,
@@ -288,7 +314,7 @@ def _is_bundle(path: AnyPath) -> bool:
         _manifest(path)
     except BundleError:
         return False
-    return {entry.name for entry in path.glob("*")} <= {_MANIFEST, *_FILES}
+    return {entry.name for entry in path.glob("*")} <= {_MANIFEST, _CORE, _GENERATOR, _WRITER}
 
 
 def _manifest(path: AnyPath) -> dict[str, Any]:
@@ -324,7 +350,8 @@ def _content(file: AnyPath, checksums: Mapping[str, Any]) -> bytes:
 
 def _check_numbers(manifest: Mapping[str, Any]) -> None:
     """Refuse numbers out of range before anything is built from them."""
-    for place, allowed in _SIZES.items():
+    sizes = _SIZES if manifest["writer"] is None else {**_SIZES, ("writer", "hidden"): _WIDTHS}
+    for place, allowed in sizes.items():
         value: Any = manifest
         for key in place:
             value = value[key]
@@ -342,6 +369,12 @@ def _read_lambdas(manifest: Mapping[str, Any]) -> tuple[float | None, tuple[floa
         if type(number) not in (int, float):
             raise ValueError(f"weight {number!r} is not a number")
     return float(lambda_), (float(low), float(high))
+
+
+def _read_price(price: Any) -> float:
+    if type(price) not in (int, float) or not 0 <= price < math.inf:
+        raise ValueError(f"price {price!r} is not a number of 0 or more")
+    return float(price)
 
 
 def _filled(build: Callable[[], Network], file: AnyPath, checksums: Mapping[str, Any]) -> Network:

@@ -7,6 +7,7 @@ style dimensions, `C` conditions (1 where λ is an input, else 0), `P` adjacent 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Integer
@@ -24,6 +25,11 @@ class FusionSettings(Settings):
     may_be_zero = ("gradient_penalty", "style_weight")
     shares = ("ema", "style_share")
 
+    scheme: Literal["poster", "heard"] = "poster"
+    """Whether outputs are decoded as they are, as on the poster, or written down by a model of
+    notes (`cf_core.writer`)."""
+    price: float = 7.0
+    """In the scheme `heard`, what each token that the writer changes costs at λ = 1, in nats."""
     hidden: int = 384
     """Width of G and D."""
     depth: int = 2

@@ -11,8 +11,10 @@ after the left one, one reads backwards and writes the left half before the righ
 Letters in shapes: `B` pairs, `T` steps of a half, `S` segments, `P` adjacent pairs.
 """
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor, nn
@@ -24,7 +26,9 @@ from cf_core.continuation import (
     drop_hanging_holds,
     reverse,
 )
+from cf_core.losses import Pair
 from cf_core.melody import MelodyFormat
+from cf_core.vae import MelodyVAE
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ class Writer(nn.Module):
     """Draws pairs near given ones from two models of notes.
 
     >>> import torch
-    >>> from cf_core.melody import MelodyFormat
+    >>> from cf_core.losses import Pair
+    from cf_core.melody import MelodyFormat
+    from cf_core.vae import MelodyVAE
     >>> from cf_core.writer import Writer, WriterSettings
     >>> writer = Writer(MelodyFormat(), WriterSettings(hidden=8))  # not trained
     >>> halves = torch.full((3, 32), 26), torch.full((3, 32), 28)
@@ -56,6 +62,7 @@ class Writer(nn.Module):
 
     def __init__(self, form: MelodyFormat, settings: WriterSettings) -> None:
         super().__init__()
+        self.hidden = settings.hidden
         self.forwards = Continuation(form, settings)
         self.backwards = Continuation(form, settings)
 
@@ -75,6 +82,30 @@ class Writer(nn.Module):
         turned = reverse(right), reverse(left)
         left = reverse(self.backwards.rewrite(*turned, price, random))
         return left, right
+
+    def write(
+        self, core: MelodyVAE, pair: Pair, price: Float[Tensor, "B"], random: torch.Generator
+    ) -> Pair:
+        """Rewrite pairs of latents: decoded by `core`, rewritten, encoded to posterior means.
+
+        A half of which no token changes keeps its latent.
+        """
+        before = [core.decode_tokens(half) for half in pair]
+        tokens = torch.from_numpy(before[0]), torch.from_numpy(before[1])
+        outputs = []
+        for z, old, new in zip(pair, before, self.rewrite(tokens, price, random), strict=True):
+            after = new.numpy().astype(np.uint8)
+            changed = torch.from_numpy((after != old).any(axis=1))[:, None]
+            outputs.append(torch.where(changed, core.encode_mean(after).to(z), z))
+        return outputs[0], outputs[1]
+
+
+def find_price(at_one: float, lambda_: float) -> float:
+    """The price at λ, in nats: it rises by one for every factor of ten, and is `at_one` at λ = 1.
+
+    So λ holds back both the map of latents and the writer. Prices below 0 are 0.
+    """
+    return max(0.0, at_one + math.log10(lambda_))
 
 
 def make_trainers(

@@ -4,7 +4,7 @@ Letters in shapes: `B` pairs, `Z` latent dimensions, `T` steps, `P` adjacent pai
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float64, Integer
 
 from cf_core.continuation import Continuation
 from cf_core.corpus import Corpus, Split
-from cf_core.fusion import Generator
 from cf_core.losses import Pair
 from cf_core.seeding import derive, make_random
 from cf_core.vae import MelodyVAE
@@ -210,28 +209,26 @@ class Evaluator:
                 yield {**shared, **metric}
 
     def style_diversity(
-        self,
-        generator: Generator,
-        source: Source,
-        styles: int,
-        counts: Sequence[int],
-        lambda_: float | None = None,
+        self, fusion: Fusion, source: Source, styles: int, counts: Sequence[int]
     ) -> dict[int, float]:
         """Measure the mean edit distance between decoded outputs of one input in different styles.
 
         It is in tokens per segment, after each of `counts` applications. The mean is over all pairs
         of `styles` styles (at least 2) and the first `DIVERSITY_INPUTS` pairs of the source. It is
-        0 for a generator without style.
+        0 for a generator without style. Outputs that are written down are written with the same
+        draws in every style.
         """
+        generator = fusion.generator
         if generator.style_dim == 0:
             return dict.fromkeys(counts, 0.0)
         pair = source.inputs[0][:DIVERSITY_INPUTS], source.inputs[1][:DIVERSITY_INPUTS]
-        random = make_random(self.seed, "diversity")
-        drawn = torch.rand(styles, generator.style_dim, generator=random)
+        drawn = torch.rand(
+            styles, generator.style_dim, generator=make_random(self.seed, "diversity")
+        )
         outputs = []
         for style in drawn:
-            fusion = Fusion(generator, style.expand(len(pair[0]), -1), lambda_)
-            steps = fusion(pair, counts, random)
+            styled = replace(fusion, style=style.expand(len(pair[0]), -1))
+            steps = styled(pair, counts, make_random(self.seed, "diversity", "writing"))
             outputs.append({step.iteration: self._decode(step.outputs) for step in steps})
         return {
             count: float(

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from cf_core.fusion import Generator
 from cf_core.losses import Pair
+from cf_core.vae import MelodyVAE
+from cf_core.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -66,22 +68,38 @@ class Transform(ABC):
 
 
 @dataclass(frozen=True)
+class Writing:
+    """How outputs are written down: by which writer, and at which price in nats."""
+
+    core: MelodyVAE
+    writer: Writer
+    price: float
+
+
+@dataclass(frozen=True)
 class Fusion(Transform):
     """Iterated fusion: outputs are fed back in with the same style.
 
-    A conditional generator is used at λ = `lambda_`.
+    A conditional generator is used at λ = `lambda_`. With `writing`, outputs are written down; what
+    is fed back in is not. All counts are written with the same draws.
     """
 
     generator: Generator
     style: Float[Tensor, "B S"]
     lambda_: float | None = None
+    writing: Writing | None = None
 
     def _steps(
-        self, pair: Pair, counts: Sequence[int], _random: torch.Generator, /
+        self, pair: Pair, counts: Sequence[int], random: torch.Generator, /
     ) -> Iterator[Step]:
-        done = 0
+        done, state = 0, random.get_state()
         for count in counts:
             more = count - done
             pair = self.generator.iterate(pair, self.style, [more], self.lambda_)[more]
             done = count
-            yield Step(count, pair)
+            if (writing := self.writing) is None:
+                yield Step(count, pair)
+                continue
+            price = pair[0].new_full((len(pair[0]),), writing.price)
+            written = writing.writer.write(writing.core, pair, price, random.set_state(state))
+            yield Step(count, written, decoder_calls=2)

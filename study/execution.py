@@ -15,10 +15,11 @@ from cf_core.fusion import Generator
 from cf_core.pack import Member, PackTrainer
 from cf_core.seeding import make_random
 from cf_core.training import collect_weights, load_tensors, save_tensors, train
+from cf_core.writer import find_price
 from evaluation.evaluator import DIVERSITY_INPUTS
 from evaluation.rivals import Setting
 from evaluation.sources import Source
-from evaluation.transforms import Fusion, Step
+from evaluation.transforms import Fusion, Step, Writing
 from study.ledger import Failure, Status
 from study.recording import Outputs, Recorder
 from study.specs import Job, PackSpec, RivalJob, TrialSpec, label_setting
@@ -216,16 +217,26 @@ def _apply(
     sources: Sequence[Source],
 ) -> Outputs:
     """A trial's outputs at one λ."""
-    random = torch.Generator()  # the map draws nothing
     steps = {
         source.name: list(
-            Fusion(generator, styles[source.name], lambda_)(
-                source.inputs, bench.plan.iterations, random
+            _make_fusion(generator, styles[source.name], lambda_, bench)(
+                source.inputs,
+                bench.plan.iterations,
+                make_random(bench.seed, "writing", source.name),
             )
         )
         for source in sources
     }
     return Outputs({**trial.label, "lambda": lambda_}, steps, styles)
+
+
+def _make_fusion(
+    generator: Generator, style: Float[Tensor, "B S"], lambda_: float, bench: Workbench
+) -> Fusion:
+    if bench.fusion.scheme == "poster" or bench.writer is None:
+        return Fusion(generator, style, lambda_)
+    price = find_price(bench.fusion.price, lambda_)
+    return Fusion(generator, style, lambda_, Writing(bench.evaluator.core, bench.writer, price))
 
 
 def _diversity_rows(
@@ -245,7 +256,10 @@ def _diversity_rows(
         for source in bench.sources
         if source.name in outputs.steps
         for count, value in bench.evaluator.style_diversity(
-            generator, source, plan.styles, plan.iterations, lambda_
+            _make_fusion(generator, outputs.styles[source.name], lambda_, bench),
+            source,
+            plan.styles,
+            plan.iterations,
         ).items()
     ]
 

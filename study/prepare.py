@@ -107,7 +107,8 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
     evaluator = Evaluator(corpus, core, classifier, judges, config.seed, continuation)
     counts = {Split.TEST: plan.pairs, Split.VALIDATION: plan.validation_pairs}
     sources = make_sources(corpus, core, counts, config.seed)
-    writer = _writer(config, corpus, latents, store, reporter) if plan.writes else None
+    writes = plan.writes or config.fusion.scheme == "heard"
+    writer = _writer(config, corpus, latents, store, reporter) if writes else None
     fingerprint = store.record["fingerprint"]
     return Workbench(
         latents, evaluator, sources, config.fusion, plan, config.seed, fingerprint, writer

@@ -17,6 +17,7 @@ from cf_core.errors import BundleError, RecordsError, SelectionError
 from cf_core.files import AnyPath
 from cf_core.training import load_tensors
 from cf_core.vae import MelodyVAE
+from cf_core.writer import Writer, find_price
 from evaluation.frontier import FUSIONS
 from study.conditions import all_hold, total_miss
 from study.config import Selection, StudyConfig
@@ -201,6 +202,10 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
         settings.make_generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
         find_generator(store, name),
     )
+    writer, price = None, config.fusion.price
+    if config.fusion.scheme == "heard":
+        writer = _read_writer(config, store)
+        price = price if conditional else find_price(price, best["lambda"])
     shown = ["configuration", "lambda", "iteration", maximise, "low", "high"]
     runners_up = ranked[1 : 1 + _RUNNERS_UP].select(*dict.fromkeys((*shown, _NEAREST)))
     record = {
@@ -228,6 +233,8 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
         lambda_=best["lambda"] if conditional else None,
         lambda_range=config.fusion.lambda_range if conditional else None,
         record=record,
+        writer=writer,
+        price=price if writer else 0.0,
     )
     earlier = _find_rule(output)
     save_bundle(bundle, output)
@@ -335,6 +342,13 @@ def _validation_rows(store: Store) -> pl.DataFrame:
         )
         .collect()
     )
+
+
+def _read_writer(config: StudyConfig, store: Store) -> Writer:
+    writer = Writer(config.melody, config.writer)
+    for name, network in (("forwards", writer.forwards), ("backwards", writer.backwards)):
+        _fill(network, store.root / "classifiers" / f"writer_{name}.safetensors")
+    return writer
 
 
 def _fill(network: Network, path: AnyPath) -> Network:

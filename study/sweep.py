@@ -38,6 +38,9 @@ from study.workbench import DECIDING, Workbench, find_rung
 _SAME = ("corpus", "melody", "core", "seed", "continuation", "selection_judge", "evaluation")
 """Sections of the config that an earlier study must share with one that learns from it."""
 
+_SCHEME = ("scheme", "price")
+"""Settings of fusion that it must share, too: another writing gives other values."""
+
 _OBJECTIVES = ("maximise", "minimise")
 """Settings of the search that it must share, too: by these its weakest were stopped at rungs."""
 
@@ -243,7 +246,11 @@ def _learn(config: StudyConfig, store: Store, reporter: Reporter) -> list[Outcom
 def _shared(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What a study and one that learns from it must have in common."""
     objectives = {key: identity["search"].get(key) for key in _OBJECTIVES}
-    return {section: identity[section] for section in _SAME} | {"search": objectives}
+    fusion = {name: identity["fusion"].get(name) for name in _SCHEME}
+    return {section: identity[section] for section in _SAME} | {
+        "search": objectives,
+        "fusion": fusion,
+    }
 
 
 def _count_states(past: Sequence[Outcome], batch: int) -> str:

@@ -136,7 +136,7 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def make_bundle() -> MakeBundle:
     """A small bundle with random weights: what it makes is no music, but always the same.
 
-    A conditional one chose λ = 0.1 of 0.001…10.
+    A conditional one chose λ = 0.1 of 0.001…10. A `heard` one has a writer.
     """
     import torch
 
@@ -145,6 +145,7 @@ def make_bundle() -> MakeBundle:
     from cf_core.melody import MelodyFormat
     from cf_core.nets import initialise
     from cf_core.vae import MelodyVAE, VAESettings
+    from cf_core.writer import Writer, WriterSettings
 
     def make(
         form: "MelodyFormat | None" = None,
@@ -152,6 +153,7 @@ def make_bundle() -> MakeBundle:
         *,
         gated: bool = True,
         conditional: bool = False,
+        heard: bool = False,
     ) -> "Bundle":
         form = form or MelodyFormat()
         core = MelodyVAE(form, VAESettings(latent_dim=8, hidden=16, embedding=8, depth=1))
@@ -159,6 +161,9 @@ def make_bundle() -> MakeBundle:
         initialise(core, torch.Generator().manual_seed(1))
         initialise(generator, torch.Generator().manual_seed(2))
         core.sigma_bar.uniform_(generator=torch.Generator().manual_seed(3))
+        writer = Writer(form, WriterSettings(hidden=8)) if heard else None
+        if writer is not None:
+            initialise(writer, torch.Generator().manual_seed(4))
         return Bundle(
             form,
             core,
@@ -167,6 +172,8 @@ def make_bundle() -> MakeBundle:
             lambda_=0.1 if conditional else None,
             lambda_range=(1e-3, 10.0) if conditional else None,
             record={"study": "tiny"},
+            writer=writer,
+            price=1.5 if heard else 0.0,
         )
 
     return make

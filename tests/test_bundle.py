@@ -18,6 +18,7 @@ from cf_core import bundle as bundles
 from cf_core.bundle import DEFAULT_BUNDLE, load_bundle, save_bundle
 from cf_core.errors import BundleError
 from cf_core.melody import MelodyFormat, is_melody
+from cf_core.seeding import make_random
 from cf_core.training import load_tensors, save_tensors
 from study.config import load_config
 from study.search import list_first_trials
@@ -45,11 +46,12 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], Any], *, resign: bool
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("heard", [False, True])
 def test_round_trip(
-    tmp_path: Path, make_bundle: MakeBundle, *, gated: bool, conditional: bool
+    tmp_path: Path, make_bundle: MakeBundle, *, gated: bool, conditional: bool, heard: bool
 ) -> None:
     form = MelodyFormat(meters=("3/4", "6/8"), lowest=40)
-    bundle = make_bundle(form, gated=gated, conditional=conditional)
+    bundle = make_bundle(form, gated=gated, conditional=conditional, heard=heard)
     save_bundle(bundle, tmp_path / "deep" / "bundle")
     loaded = load_bundle(tmp_path / "deep" / "bundle")
     assert loaded.form == bundle.form
@@ -59,7 +61,11 @@ def test_round_trip(
         (0.1, (1e-3, 10.0)) if conditional else (None, None)
     )
     assert (loaded.generator.gated, loaded.generator.conditional) == (gated, conditional)
-    for before, after in ((bundle.core, loaded.core), (bundle.generator, loaded.generator)):
+    assert (loaded.writer is not None, loaded.price) == (heard, bundle.price)
+    networks = [(bundle.core, loaded.core), (bundle.generator, loaded.generator)]
+    if bundle.writer is not None and loaded.writer is not None:
+        networks.append((bundle.writer, loaded.writer))
+    for before, after in networks:
         assert before.state_dict().keys() == after.state_dict().keys()
         for name, tensor in before.state_dict().items():
             assert torch.equal(tensor, after.state_dict()[name]), name
@@ -94,6 +100,59 @@ def test_no_weight_is_drawn_that_a_file_replaces(
     loaded = load_bundle(folder)
     for network in (loaded.core, loaded.generator):
         assert not any(tensor.is_meta for tensor in network.state_dict().values())
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_what_a_heard_bundle_fuses_is_written_at_its_price(
+    make_bundle: MakeBundle, *, conditional: bool
+) -> None:
+    bundle = make_bundle(conditional=conditional, heard=True)
+    plain = make_bundle(conditional=conditional)
+    weight = 10.0 if conditional else None
+    price = bundle.price + (1.0 if conditional else 0.0)
+    halves = plain.fuse(LEFT, RIGHT, [0.25, 0.75], 2, weight)
+    assert bundle.writer is not None
+    written = bundle.writer.rewrite(
+        (torch.from_numpy(halves[0][None]), torch.from_numpy(halves[1][None])),
+        torch.tensor([price]),
+        make_random(0, "fuse", "writing"),
+    )
+    found = bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 2, weight)
+    for half, tokens, before in zip(found, written, halves, strict=True):
+        heard = bundle.core.decode_tokens(bundle.core.encode_mean(tokens.numpy().astype(np.uint8)))
+        changed = bool((tokens[0].numpy() != before).any())
+        assert np.array_equal(half, heard[0] if changed else before)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda m: m["writer"].update(price=-1.0), "price -1.0 is not a number of 0 or more"),
+        (lambda m: m["writer"].update(price="7"), "price '7' is not a number"),
+        (lambda m: m["writer"].update(price=math.nan), "price nan is not a number"),
+        (lambda m: m["writer"].update(hidden=9), "other names, shapes or types"),
+        (lambda m: m["writer"].update(hidden=True), "writer hidden True"),
+        (lambda m: m.update(writer=[]), "do not fit"),
+        (lambda m: m["sha256"].pop("writer.safetensors"), "writer.safetensors: altered"),
+    ],
+)
+def test_a_writer_that_is_not_right_is_refused(
+    tmp_path: Path, make_bundle: MakeBundle, change: Callable[[dict[str, Any]], Any], problem: str
+) -> None:
+    folder = tmp_path / "bundle"
+    save_bundle(make_bundle(heard=True), folder)
+    _edit(folder, change)
+    with pytest.raises(BundleError, match=problem):
+        load_bundle(folder)
+
+
+def test_a_bundle_without_a_writer_replaces_one_that_has_it(
+    tmp_path: Path, make_bundle: MakeBundle
+) -> None:
+    for heard in (True, False):
+        save_bundle(make_bundle(heard=heard), tmp_path / "bundle")
+        assert (tmp_path / "bundle" / "writer.safetensors").exists() is heard
+        assert (load_bundle(tmp_path / "bundle").writer is not None) is heard
 
 
 @pytest.mark.parametrize("weight", [1e-3, 0.1, 10.0])
@@ -310,8 +369,8 @@ def test_a_missing_file(folder: Path, name: str) -> None:
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "later version": (
-        lambda m: m.update(version=3),
-        "has version 3, but this program reads version 2",
+        lambda m: m.update(version=4),
+        "has version 4, but this program reads version 3",
     ),
     "earlier version": (lambda m: m.update(version=1), "has version 1, .*; get a newer bundle"),
     "no version": (lambda m: m.pop("version"), "has version None"),

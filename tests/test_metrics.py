@@ -20,6 +20,7 @@ from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import initialise
 from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings
+from cf_core.writer import Writer, WriterSettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.distance import edit_distance
 from evaluation.evaluator import OUTCOMES, Evaluator
@@ -35,7 +36,7 @@ from evaluation.statistics import (
     overlap_area,
     pair_features,
 )
-from evaluation.transforms import Step
+from evaluation.transforms import Fusion, Step, Writing
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=83)
 LABEL = {"trial": "x", "method": "fusion", "lambda": 0.5, "style_dim": 2, "seed": 3}
@@ -584,8 +585,23 @@ def test_style_diversity_is_the_mean_over_pairs_of_styles(
                 for half in (0, 1):
                     one, other = (evaluator.core.decode_tokens(outputs[k][half]) for k in (a, b))
                     total, count = total + int(edit_distance(one, other)[0]), count + 1
-    measured = evaluator.style_diversity(made, source, styles, (1, 2))
+    fusion = Fusion(made, torch.empty(0, 2))
+    measured = evaluator.style_diversity(fusion, source, styles, (1, 2))
     assert measured[2] == pytest.approx(total / count)
     assert 0 < measured[1] != measured[2]
-    without = evaluator.style_diversity(Generator(4, 0, 16, 2), source, styles, (1, 2))
+    plain = Fusion(Generator(4, 0, 16, 2), torch.empty(0, 0))
+    without = evaluator.style_diversity(plain, source, styles, (1, 2))
     assert without == {1: 0.0, 2: 0.0}
+
+
+@pytest.mark.slow
+def test_what_a_writer_draws_is_no_style(evaluator: Evaluator, sources: dict[str, Source]) -> None:
+    """A map that does nothing with its style: outputs are written, but alike in all styles."""
+    same = Generator(4, 2, 16, 2)
+    initialise(same, make_random(0, "g"))
+    with torch.no_grad():
+        same.net.weights[0][8:] = 0
+    writer = Writer(evaluator.core.form, WriterSettings(hidden=8))
+    initialise(writer, make_random(0, "writer"))
+    fusion = Fusion(same, torch.empty(0, 2), None, Writing(evaluator.core, writer, 0.5))
+    assert evaluator.style_diversity(fusion, sources["test"], 3, (1, 2)) == {1: 0.0, 2: 0.0}

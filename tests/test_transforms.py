@@ -15,6 +15,7 @@ from cf_core.melody import MelodyFormat
 from cf_core.nets import initialise
 from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings
+from cf_core.writer import Writer, WriterSettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.rivals import Rival, Tools
 from evaluation.rivals.base import Bound
@@ -26,7 +27,7 @@ from evaluation.rivals.retrieval import Retrieval
 from evaluation.rivals.slerp import Slerp
 from evaluation.rivals.transport import Transport, find_transport
 from evaluation.rivals.transpose import Transpose
-from evaluation.transforms import Fusion, Step, Transform
+from evaluation.transforms import Fusion, Step, Transform, Writing
 
 Z, ROWS = 3, 6
 SIGMA = torch.tensor([0.2, 0.5, 1.0])
@@ -65,6 +66,12 @@ def style() -> Tensor:
 def fused() -> Generator:
     made = Generator(Z, 2, 8, 2)
     initialise(made, make_random(0, "G"))
+    return made
+
+
+def written() -> Writer:
+    made = Writer(CORE.form, WriterSettings(hidden=8))
+    initialise(made, make_random(0, "writer"))
     return made
 
 
@@ -109,6 +116,7 @@ def slerp(steps: int, rows: int = ROWS, *, straight: bool) -> Transform:
 
 SEARCHES: dict[str, Callable[[], Transform]] = {
     "fusion": lambda: Fusion(fused(), style()),
+    "written fusion": lambda: Fusion(fused(), style(), None, Writing(CORE, written(), 1.0)),
     "lp": lambda: bound(LP(proposals=2, scaled=True), step_size=SIZES),
     "best_of_n": lambda: bound(BestOfN(), step_size=SIZES),
     "gradient": lambda: bound(Gradient(learning_rate=0.1), lambda_=WEIGHTS),
@@ -158,6 +166,18 @@ def test_fusion_feeds_outputs_back() -> None:
             expected = made(expected, style(), none)
             if count in steps:
                 assert torch.equal(joined(steps[count]), torch.cat(expected, 1))
+
+
+def test_what_is_written_is_not_fed_back() -> None:
+    plain = run(Fusion(fused(), style()), (1, 3))
+    steps = run(Fusion(fused(), style(), None, Writing(CORE, written(), 1.5)), (1, 3))
+    for step, bare in zip(steps, plain, strict=True):
+        outputs = written().write(
+            CORE, bare.outputs, torch.full((ROWS,), 1.5), make_random(0, "search")
+        )
+        assert torch.equal(joined(step), torch.cat(outputs, 1))
+        assert not torch.equal(joined(step), joined(bare))
+        assert step.decoder_calls == 2
 
 
 @pytest.mark.parametrize("proposals", [1, 3])

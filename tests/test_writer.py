@@ -14,7 +14,8 @@ from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, to_notes
 from cf_core.nets import initialise
 from cf_core.seeding import make_random
 from cf_core.training import train
-from cf_core.writer import Writer, WriterSettings, make_trainers
+from cf_core.vae import MelodyVAE, VAESettings
+from cf_core.writer import Writer, WriterSettings, find_price, make_trainers
 
 FORM = MelodyFormat(meters=("2/4",), steps_per_beat=2, bars_per_segment=1, lowest=60, highest=61)
 WIDE = MelodyFormat(meters=("2/4",), bars_per_segment=2, lowest=55, highest=80)
@@ -133,6 +134,30 @@ def test_each_row_has_its_own_price_and_sees_no_other() -> None:
     rows = [0, 1, 3, 4, 5]
     for one, two in zip(written, again, strict=True):
         assert torch.equal(one[rows], two[rows])
+
+
+def test_latents_are_rewritten_as_notes_and_kept_where_none_changes() -> None:
+    core = MelodyVAE(WIDE, VAESettings(latent_dim=4, hidden=16, embedding=8))
+    initialise(core, make_random(0, "core"))
+    pair = tuple(torch.randn(2, 30, 4, generator=make_random(0, "z")))
+    price = torch.tensor([0.0, 200.0]).repeat(15)
+    left, right = made(WIDE).write(core, (pair[0], pair[1]), price, make_random(0, "draws"))
+    tokens = [torch.from_numpy(core.decode_tokens(z)) for z in pair]
+    drawn = made(WIDE).rewrite((tokens[0], tokens[1]), price, make_random(0, "draws"))
+    for z, new, after, old in zip(pair, drawn, (left, right), tokens, strict=True):
+        assert torch.equal(after[1::2], z[1::2])
+        for row in range(0, 30, 2):
+            changed = bool((new[row] != old[row]).any())
+            encoded = core.encode_mean(new[row : row + 1].numpy().astype("uint8"))[0]
+            torch.testing.assert_close(after[row], encoded if changed else z[row])
+        assert not torch.equal(after[::2], z[::2])
+
+
+def test_the_price_rises_by_one_for_each_factor_of_ten() -> None:
+    assert find_price(7.0, 1.0) == 7.0
+    assert find_price(7.0, 0.01) == pytest.approx(5.0)
+    assert find_price(7.0, 10.0) == pytest.approx(8.0)
+    assert find_price(1.0, 1e-3) == 0.0
 
 
 @pytest.mark.slow

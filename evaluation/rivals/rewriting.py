@@ -3,9 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from evaluation.rivals.base import Batch, Look, Rival, Setting
 from evaluation.transforms import Step
 
@@ -37,13 +34,6 @@ class Rewriting(Rival):
         core, writer = batch.tools.core, batch.tools.writer
         if writer is None:
             raise ValueError("tools.writer: rewriting needs one")
-        before = [core.decode_tokens(half) for half in batch.pair]
-        left, right = (torch.from_numpy(tokens) for tokens in before)
-        written = writer.rewrite((left, right), batch.own["price"], batch.random)
-        outputs = []
-        for z, old, new in zip(batch.pair, before, written, strict=True):
-            tokens = new.numpy().astype(np.uint8)
-            changed = torch.from_numpy((tokens != old).any(axis=1))[:, None]
-            outputs.append(torch.where(changed, core.encode_mean(tokens).to(z), z))
+        outputs = writer.write(core, batch.pair, batch.own["price"], batch.random)
         for count in batch.counts:
-            yield Step(count, (outputs[0], outputs[1]), decoder_calls=2)
+            yield Step(count, outputs, decoder_calls=2)

@@ -1,0 +1,102 @@
+"""A study whose outputs are written down by a model of notes, from trials to bundle."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from cf_core.bundle import load_bundle
+from cf_core.seeding import make_random
+from cf_core.training import load_tensors
+from cf_core.writer import find_price
+from evaluation.transforms import Fusion
+from study.prepare import find_corpus, prepare
+from study.select import rank_candidates, read_rule, select
+from study.store import Store
+from tests.conftest import folder
+from tests.tiny import EVALUATION, Watch, assert_same_tables, furnish, go, tiny
+
+pytestmark = pytest.mark.slow
+
+HEARD: dict[str, Any] = {
+    "fusion": {
+        "hidden": 16,
+        "steps": 60,
+        "batch": 8,
+        "d_steps": 1,
+        "scheme": "heard",
+        "price": 3.0,
+    },
+    "search": {"lambda": [0.1, "conditional"], "style_dim": [2], "seeds": [0]},
+    "selection": {"maximise": "indistinguishable"},
+    "evaluation": EVALUATION,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(melodies: Path, shared: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store, _ = go(furnish(tiny(melodies, tmp_path_factory.mktemp("heard"), **HEARD), shared))
+    return store
+
+
+def test_recorded_outputs_are_what_the_writer_makes_of_the_maps(
+    finished: Store, melodies: Path
+) -> None:
+    config = tiny(melodies, folder(finished).parent, **HEARD)
+    bench = prepare(config, find_corpus(config, Watch()), finished, Watch())
+    assert bench.writer is not None
+    bundle = load_bundle(finished.root / "bundle")
+    (source,) = (one for one in bench.sources if one.name == "validation")
+    trial = bundle.record["trial"]
+    lambda_ = bundle.record["lambda"]
+    style = torch.rand(len(source.songs), 2, generator=make_random(0, "styles", "validation"))
+    plain = Fusion(bundle.generator, style, bundle.lambda_)
+    (step,) = plain(source.inputs, [2], torch.Generator())
+    price = torch.full((len(style),), find_price(3.0, lambda_))
+    random = make_random(0, "writing", "validation")
+    left, right = bench.writer.write(bench.evaluator.core, step.outputs, price, random)
+    rows = (
+        finished.latents.filter(trial=trial, source="validation", iteration=2)
+        .filter(pl.col("lambda") == lambda_)
+        .sort("pair")
+        .collect()
+    )
+    for name, half in (("z_left", left), ("z_right", right)):
+        np.testing.assert_allclose(np.stack(rows[name].to_list()), half.numpy(), atol=1e-6)
+    assert not torch.equal(left, step.outputs[0])
+
+
+@pytest.mark.parametrize("method", ["fusion", "conditional"])
+def test_the_bundle_writes_at_the_price_of_its_trial(
+    finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    rule = read_rule(finished)
+    ranked = rank_candidates(finished, rule).filter(method=method)
+    monkeypatch.setattr("study.select.rank_candidates", lambda *_: ranked)
+    chosen = select(finished, rule, tmp_path / "chosen")
+    bundle = load_bundle(chosen.bundle)
+    assert bundle.writer is not None
+    assert bundle.generator.conditional is (method == "conditional")
+    # A conditional map's λ comes with each call, and with it the rest of the price.
+    expected = 3.0 if method == "conditional" else find_price(3.0, 0.1)
+    assert bundle.price == pytest.approx(expected)
+    for name, network in (
+        ("forwards", bundle.writer.forwards),
+        ("backwards", bundle.writer.backwards),
+    ):
+        weights = load_tensors(finished.root / "classifiers" / f"writer_{name}.safetensors")
+        assert weights is not None
+        assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+
+
+def test_written_studies_end_alike_however_often_they_are_stopped(
+    finished: Store, melodies: Path, shared: Store, tmp_path: Path
+) -> None:
+    config = furnish(tiny(melodies, tmp_path, **HEARD), shared)
+    with pytest.raises(KeyboardInterrupt):
+        go(config, ": finished (1 of")
+    store, _ = go(config)
+    assert_same_tables(store, finished)
