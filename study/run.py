@@ -88,6 +88,11 @@ def plan(config: StudyConfig) -> str:
             f" ({search.method}: {space}) × seed {', '.join(map(str, search.seeds))};"
             f" up to {config.fusion.steps} steps each, iteration counts"
             f" {', '.join(map(str, evaluation.iterations))}",
+            *(
+                [f"outputs: written down by models of notes, price {config.fusion.price:g} at λ 1"]
+                if config.fusion.scheme == "heard"
+                else []
+            ),
             f"rivals: {', '.join(evaluation.rivals) or 'none'}, in {settings} settings with"
             f" {compared} points",
             f"inputs: {evaluation.pairs} pairs of each source (test, prior) and"

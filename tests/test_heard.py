@@ -14,6 +14,7 @@ from cf_core.training import load_tensors
 from cf_core.writer import find_price
 from evaluation.transforms import Fusion
 from study.prepare import find_corpus, prepare
+from study.run import plan
 from study.select import rank_candidates, read_rule, select
 from study.store import Store
 from tests.conftest import folder
@@ -40,6 +41,12 @@ HEARD: dict[str, Any] = {
 def finished(melodies: Path, shared: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
     store, _ = go(furnish(tiny(melodies, tmp_path_factory.mktemp("heard"), **HEARD), shared))
     return store
+
+
+def test_the_plan_says_that_outputs_are_written(melodies: Path, tmp_path: Path) -> None:
+    line = "outputs: written down by models of notes, price 3 at λ 1"
+    assert line in plan(tiny(melodies, tmp_path, **HEARD)).splitlines()
+    assert "outputs: " not in plan(tiny(melodies, tmp_path))
 
 
 def test_recorded_outputs_are_what_the_writer_makes_of_the_maps(
