@@ -23,7 +23,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # The same examples everywhere, and no deadline: a busy machine is no fault of what is tested.
 settings.load_profile("ci")
 
-_STUDIES = ("test_study.py", "test_sweep.py", "test_chaos.py", "test_example_scripts.py")
+_STUDIES = (
+    "test_study.py",
+    "test_sweep.py",
+    "test_chaos.py",
+    "test_example_scripts.py",
+    "test_heard.py",
+)
 """Files of tests that run whole studies. They take longest, so they come first: no process should
 wait for another at the end."""
 

@@ -80,6 +80,7 @@ def other(key: str, value: Any) -> Any:
         "evaluation.lp.scaled": True,
         "execution.pack": 3,
         "evaluation.latents": "none",
+        "fusion.scheme": "heard",
     }
     if key in special:
         return special[key]
