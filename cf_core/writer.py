@@ -49,9 +49,7 @@ class Writer(nn.Module):
     """Draws pairs near given ones from two models of notes.
 
     >>> import torch
-    >>> from cf_core.losses import Pair
-    from cf_core.melody import MelodyFormat
-    from cf_core.vae import MelodyVAE
+    >>> from cf_core.melody import MelodyFormat
     >>> from cf_core.writer import Writer, WriterSettings
     >>> writer = Writer(MelodyFormat(), WriterSettings(hidden=8))  # not trained
     >>> halves = torch.full((3, 32), 26), torch.full((3, 32), 28)
