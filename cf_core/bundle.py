@@ -286,7 +286,10 @@ def _checked(path: AnyPath) -> Bundle:
 def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
     """Make the manifest."""
     generator, layers = bundle.generator, bundle.generator.net.weights
-    writer = bundle.writer and {"hidden": bundle.writer.hidden, "price": bundle.price}
+    writer = None
+    if bundle.writer is not None:
+        hidden = bundle.writer.forwards.window.embedding_dim
+        writer = {"hidden": hidden, "price": bundle.price}
     return {
         "kind": _KIND,
         "version": VERSION,

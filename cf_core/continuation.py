@@ -183,7 +183,7 @@ class Continuation(nn.Module):
     ) -> Int64[Tensor, "count B T"]:
         """Draw right halves, `count` for each left one. None has a hold without a note."""
         lefts = left.repeat(count, 1)
-        drawn: Tensor = self._draw(lefts, lefts, torch.zeros(len(lefts)), random)
+        drawn = self.rewrite(lefts, lefts, torch.zeros(len(lefts)), random)  # nothing is favoured
         return drawn.reshape(count, *left.shape)
 
     @torch.no_grad()
@@ -200,23 +200,14 @@ class Continuation(nn.Module):
         by the model. The higher the price, in nats, the fewer tokens change. None has a hold
         without a note.
         """
-        return self._draw(left, drop_hanging_holds(right.long()), price, random)
-
-    def _draw(
-        self,
-        left: Integer[Tensor, "B T"],
-        favoured: Integer[Tensor, "B T"],
-        price: Float[Tensor, "B"],
-        random: torch.Generator,
-    ) -> Int64[Tensor, "B T"]:
+        start, favoured = (drop_hanging_holds(half.long()) for half in (left, right))
         steps, rows = self.form.steps, torch.arange(len(left))
-        start = drop_hanging_holds(left.long())
         tokens = torch.cat((start, torch.zeros_like(start)), dim=1)
         with limit_threads(1):
             for step in range(steps):
                 # The token of the last step is not read.
                 logits = self(tokens[:, : steps + step + 1], 1).squeeze(1)
-                logits[rows, favoured[:, step].long()] += price
+                logits[rows, favoured[:, step]] += price
                 drawn = torch.multinomial(logits.softmax(1), 1, generator=random)
                 tokens[:, steps + step] = drawn.squeeze(1)
         return tokens[:, steps:]

@@ -60,7 +60,6 @@ class Writer(nn.Module):
 
     def __init__(self, form: MelodyFormat, settings: WriterSettings) -> None:
         super().__init__()
-        self.hidden = settings.hidden
         self.forwards = Continuation(form, settings)
         self.backwards = Continuation(form, settings)
 

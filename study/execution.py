@@ -233,8 +233,10 @@ def _apply(
 def _make_fusion(
     generator: Generator, style: Float[Tensor, "B S"], lambda_: float, bench: Workbench
 ) -> Fusion:
-    if bench.fusion.scheme == "poster" or bench.writer is None:
+    if bench.fusion.scheme == "poster":
         return Fusion(generator, style, lambda_)
+    if bench.writer is None:
+        raise ValueError("bench.writer: the scheme heard needs one")
     price = find_price(bench.fusion.price, lambda_)
     return Fusion(generator, style, lambda_, Writing(bench.evaluator.core, bench.writer, price))
 

@@ -202,10 +202,11 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
         settings.make_generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
         find_generator(store, name),
     )
-    writer, price = None, config.fusion.price
+    writer, price = None, 0.0
     if config.fusion.scheme == "heard":
-        writer = _read_writer(config, store)
-        price = price if conditional else find_price(price, best["lambda"])
+        writer, price = _read_writer(config, store), config.fusion.price
+        if not conditional:
+            price = find_price(price, best["lambda"])
     shown = ["configuration", "lambda", "iteration", maximise, "low", "high"]
     runners_up = ranked[1 : 1 + _RUNNERS_UP].select(*dict.fromkeys((*shown, _NEAREST)))
     record = {
@@ -234,7 +235,7 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
         lambda_range=config.fusion.lambda_range if conditional else None,
         record=record,
         writer=writer,
-        price=price if writer else 0.0,
+        price=price,
     )
     earlier = _find_rule(output)
     save_bundle(bundle, output)
@@ -346,7 +347,7 @@ def _validation_rows(store: Store) -> pl.DataFrame:
 
 def _read_writer(config: StudyConfig, store: Store) -> Writer:
     writer = Writer(config.melody, config.writer)
-    for name, network in (("forwards", writer.forwards), ("backwards", writer.backwards)):
+    for name, network in writer.named_children():
         _fill(network, store.root / "classifiers" / f"writer_{name}.safetensors")
     return writer
 

@@ -31,7 +31,7 @@ class Workbench:
     seed: int
     fingerprint: str
     writer: Writer | None = None
-    """Trained if a rival `writes`."""
+    """Trained if a rival `writes`, or the scheme is `heard`."""
 
     @property
     def tools(self) -> Tools:

@@ -158,7 +158,7 @@ class StudyConfig(Section):
     continuation: ContinuationSettings = ContinuationSettings()
     """The autoregressive model of notes, the second opinion of both judges."""
     writer: WriterSettings = WriterSettings()
-    """The models of notes that write, trained only for rivals that need them."""
+    """The models of notes that write, trained only where a rival or the scheme needs them."""
     selection_judge: JudgeSettings = JudgeSettings()
     """The judge that search and selection may use."""
     reporting_judge: JudgeSettings = JudgeSettings()
