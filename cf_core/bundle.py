@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -24,19 +24,21 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
+from cf_core.distance import edit_distance
 from cf_core.errors import BundleError
 from cf_core.files import AnyPath, RemotePath, replacing
 from cf_core.fusion import Generator
+from cf_core.heard import Heard, share_step
 from cf_core.melody import MelodyFormat
 from cf_core.seeding import make_random
 from cf_core.training import collect_weights
 from cf_core.vae import MelodyVAE, VAESettings
-from cf_core.writer import Writer, WriterSettings, find_price
+from cf_core.writer import Writer, WriterSettings
 
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 """The ready-made bundle that comes with this package."""
 
-VERSION = 3
+VERSION = 4
 _KIND = "connective-fusion bundle"
 _CORE, _GENERATOR, _WRITER = "core.safetensors", "generator.safetensors", "writer.safetensors"
 _MANIFEST = "manifest.json"
@@ -60,6 +62,13 @@ _SIZES: dict[tuple[str, ...], Sequence[int]] = {
     ("iterations",): _WIDTHS,
 }
 """Allowed values of the manifest's numbers, by their path in the manifest."""
+_HEARD_SIZES: dict[tuple[str, ...], Sequence[int]] = {
+    ("heard", "hidden"): _WIDTHS,
+    ("heard", "drafts"): range(1, 1 << 10),
+}
+"""The same, of a bundle in the scheme `heard`."""
+_TRIED = 33
+"""Number of λ that are tried for a number of edits."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -94,11 +103,9 @@ class Bundle:
     """Smallest and largest λ that the generator was trained for. None where it takes no λ."""
     record: Mapping[str, Any]
     """Where the bundle comes from: study, trial, selection, training figures, versions."""
-    writer: Writer | None = None
-    """What writes the outputs down; None where they are decoded as they are."""
-    price: float = 0.0
-    """What each token that the writer changes costs, in nats: at λ = 1, or at the one λ of a
-    generator that takes none."""
+    heard: Heard | None = None
+    """How outputs become notes; None where they are decoded as they are. Where the generator takes
+    no λ, the price is that of its one λ."""
 
     def __post_init__(self) -> None:
         if not self.generator.conditional:
@@ -114,13 +121,17 @@ class Bundle:
                 f"λ {self.lambda_} in range {self.lambda_range} does not fit {kind} generator"
             )
 
+    @property
+    def lead(self) -> float | None:
+        """Which half gives way unless a call says otherwise; None where it can't be chosen."""
+        return None if self.heard is None else self.heard.lead
+
     def draw_style(self, seed: int) -> tuple[float, ...]:
         """Draw a style from `seed`, in steps of 1/10,000 so that it can be written down."""
         random = make_random(seed, "fuse", "style")
         drawn = torch.randint(10_001, (self.generator.style_dim,), generator=random)
         return tuple(step / 10_000 for step in drawn.tolist())
 
-    @torch.no_grad()
     def fuse(
         self,
         left: Integer[np.ndarray, "T"],
@@ -128,16 +139,20 @@ class Bundle:
         style: Sequence[float],
         iterations: int,
         lambda_: float | None = None,
+        lead: float | None = None,
     ) -> tuple[Integer[np.ndarray, "T"], Integer[np.ndarray, "T"]]:
         """Transform two segments' tokens so that they join.
 
         `style` holds one number in 0…1 per style dimension. Only a bundle with a `lambda_range`
         accepts `lambda_`; the default is the bundle's own. A small λ goes far from the inputs, a
-        large one stays near. Raises `BundleError` for a style of the wrong length or out of range,
-        for iterations below 1, and for a λ that the generator was not trained for.
+        large one stays near. `lead` says which half gives way: at 0 the left half stays, at 1 the
+        right one, at 0.5 both may change; the default is the bundle's own, and a bundle that is not
+        `heard` accepts none. Raises `BundleError` for a style of the wrong length or out of range,
+        for iterations below 1, for a λ that the generator was not trained for, and for a lead that
+        the bundle can't take.
         """
         if lambda_ is None:
-            lambda_ = self.lambda_
+            lambda_ = self.lambda_ or 1.0
         elif self.lambda_range is None:
             raise BundleError(
                 "λ: this bundle has one λ, fixed in training; give none, or another bundle"
@@ -148,19 +163,82 @@ class Bundle:
                 f"λ: this bundle was trained for {low:g} to {high:g}, not {lambda_}; give a λ in"
                 " this range"
             )
-        chosen = _style(style, self.generator.style_dim)
+        fused = self._fuse_at(left, right, style, iterations, (lambda_,), lead)
+        return fused[0, 0], fused[1, 0]
+
+    def find_lambda(
+        self,
+        left: Integer[np.ndarray, "T"],
+        right: Integer[np.ndarray, "T"],
+        style: Sequence[float],
+        iterations: int,
+        edits: int,
+        lead: float | None = None,
+    ) -> float:
+        """The λ at which about `edits` grid steps of this pair change, both halves together.
+
+        Of the λ that are tried, evenly over the logarithm of the bundle's range, it is the one
+        whose outputs come nearest; of equal ones the largest. Where even the smallest λ changes
+        fewer steps, or the largest one more, it is the one that comes nearest still. Raises
+        `BundleError` as `fuse` does, for edits below 0, and where the bundle has one λ.
+        """
+        if self.lambda_range is None:
+            raise BundleError(
+                "edits: this bundle has one λ, fixed in training, and so can't go as far as asked;"
+                " leave edits out, or give another bundle"
+            )
+        if edits < 0:
+            raise BundleError(f"edits: {edits} is too few; give 0 or more")
+        high, low = reversed(self.lambda_range)
+        # Rounded, so that what is told can be typed in again.
+        tried = [
+            min(max(float(f"{each:.3g}"), low), high) for each in np.geomspace(high, low, _TRIED)
+        ]
+        fused = self._fuse_at(left, right, style, iterations, tried, lead)
+        inputs = np.stack((left, right))[:, None].repeat(len(tried), 1)
+        changed = sum(edit_distance(*halves) for halves in zip(inputs, fused, strict=True))
+        return float(tried[int(np.abs(changed - edits).argmin())])
+
+    @torch.no_grad()
+    def _fuse_at(
+        self,
+        left: Integer[np.ndarray, "T"],
+        right: Integer[np.ndarray, "T"],
+        style: Sequence[float],
+        iterations: int,
+        lambdas: Sequence[float],
+        lead: float | None,
+    ) -> Integer[np.ndarray, "2 L T"]:
+        """Fuse one pair at `L` λ, side by side."""
+        count, chosen = len(lambdas), _style(style, self.generator.style_dim)
         if iterations < 1:
             raise BundleError(f"iterations: {iterations} is too few; give 1 or more")
         latents = self.core.encode_mean(np.stack((left, right)))
-        pair = (latents[:1], latents[1:])
-        outputs = self.generator.iterate(pair, chosen, [iterations], lambda_)[iterations]
-        if self.writer is not None:
-            price = self.price if lambda_ is None else find_price(self.price, lambda_)
-            # Always the same draws, so that style and λ alone decide what comes out.
-            random = make_random(0, "fuse", "writing")
-            outputs = self.writer.write(self.core, outputs, torch.tensor([price]), random)
-        tokens = self.core.decode_tokens(torch.cat(outputs))
-        return tokens[0], tokens[1]
+        pair = latents[:1].repeat(count, 1), latents[1:].repeat(count, 1)
+        styles, lambda_ = chosen.repeat(count, 1), torch.tensor(lambdas)
+        if (heard := self._lead(lead)) is None:
+            outputs = self.generator.iterate(pair, styles, [iterations], lambda_)[iterations]
+        else:
+            # Always the same draws, so that style, λ and lead alone decide what comes out.
+            chance = heard.draw_chance(1, make_random(0, "fuse", "writing"))
+            chance = chance.expand(-1, count, -1, -1)
+            ((_, outputs),) = heard.fuse(
+                self.generator, pair, styles, [iterations], lambda_, chance
+            )
+        return np.stack([self.core.decode_tokens(half) for half in outputs])
+
+    def _lead(self, lead: float | None) -> Heard | None:
+        """How outputs are heard, with another lead if one is given."""
+        if lead is None:
+            return self.heard
+        if self.heard is None:
+            raise BundleError(
+                "lead: in this bundle both halves change, as on the poster; give no lead, or a"
+                " bundle of the scheme heard"
+            )
+        if not 0 <= lead <= 1:
+            raise BundleError(f"lead: {lead:g} is out of range; give a number in 0…1")
+        return replace(self.heard, lead=lead)
 
 
 def save_bundle(bundle: Bundle, path: AnyPath) -> None:
@@ -217,7 +295,7 @@ def _upload(bundle: Bundle, path: RemotePath) -> None:
 def _networks(bundle: Bundle) -> dict[str, nn.Module]:
     """The networks by the names of their files."""
     named = {_CORE: bundle.core, _GENERATOR: bundle.generator}
-    return named if bundle.writer is None else {**named, _WRITER: bundle.writer}
+    return named if bundle.heard is None else {**named, _WRITER: bundle.heard.writer}
 
 
 def load_bundle(path: AnyPath | None = None) -> Bundle:
@@ -260,21 +338,22 @@ def _checked(path: AnyPath) -> Bundle:
         core = partial(MelodyVAE, form, settings)
         fusion = partial(Generator, settings.latent_dim, trials=None, **manifest["generator"])
         lambda_, lambda_range = _read_lambdas(manifest)
-        writer, price = None, 0.0
-        if (writing := manifest["writer"]) is not None:
-            writes = partial(Writer, form, WriterSettings(hidden=writing["hidden"]))
+        network, heard = _filled(core, path / _CORE, manifest["sha256"]), None
+        if (how := manifest["heard"]) is not None:
+            writes = partial(Writer, form, WriterSettings(hidden=how["hidden"]))
             writer = _filled(writes, path / _WRITER, manifest["sha256"])
-            price = _read_price(writing["price"])
+            price, lead = (_read_number(name, how[name]) for name in ("price", "lead"))
+            share_step(lead)  # raises for what is no lead
+            heard = Heard(network, writer, price, how["drafts"], lead)
         return Bundle(
             form=form,
-            core=_filled(core, path / _CORE, manifest["sha256"]),
+            core=network,
             generator=_filled(fusion, path / _GENERATOR, manifest["sha256"]),
             iterations=manifest["iterations"],
             lambda_=lambda_,
             lambda_range=lambda_range,
             record=dict(manifest["record"]),
-            writer=writer,
-            price=price,
+            heard=heard,
         )
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
@@ -286,10 +365,10 @@ def _checked(path: AnyPath) -> Bundle:
 def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
     """Make the manifest."""
     generator, layers = bundle.generator, bundle.generator.net.weights
-    writer = None
-    if bundle.writer is not None:
-        hidden = bundle.writer.forwards.window.embedding_dim
-        writer = {"hidden": hidden, "price": bundle.price}
+    heard = None
+    if (how := bundle.heard) is not None:
+        hidden = how.writer.forwards.window.embedding_dim
+        heard = {"hidden": hidden, "price": how.price, "drafts": how.drafts, "lead": how.lead}
     return {
         "kind": _KIND,
         "version": VERSION,
@@ -302,7 +381,7 @@ def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
             "gated": generator.gated,
             "conditional": generator.conditional,
         },
-        "writer": writer,
+        "heard": heard,
         "iterations": bundle.iterations,
         "weight": bundle.lambda_,
         "lambda_range": bundle.lambda_range,
@@ -353,7 +432,7 @@ def _content(file: AnyPath, checksums: Mapping[str, Any]) -> bytes:
 
 def _check_numbers(manifest: Mapping[str, Any]) -> None:
     """Refuse numbers out of range before anything is built from them."""
-    sizes = _SIZES if manifest["writer"] is None else {**_SIZES, ("writer", "hidden"): _WIDTHS}
+    sizes = _SIZES if manifest["heard"] is None else {**_SIZES, **_HEARD_SIZES}
     for place, allowed in sizes.items():
         value: Any = manifest
         for key in place:
@@ -374,10 +453,10 @@ def _read_lambdas(manifest: Mapping[str, Any]) -> tuple[float | None, tuple[floa
     return float(lambda_), (float(low), float(high))
 
 
-def _read_price(price: Any) -> float:
-    if type(price) not in (int, float) or not 0 <= price < math.inf:
-        raise ValueError(f"price {price!r} is not a number of 0 or more")
-    return float(price)
+def _read_number(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} {value!r} is not a number of 0 or more")
+    return float(value)
 
 
 def _filled(build: Callable[[], Network], file: AnyPath, checksums: Mapping[str, Any]) -> Network:

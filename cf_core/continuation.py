@@ -183,7 +183,8 @@ class Continuation(nn.Module):
     ) -> Int64[Tensor, "count B T"]:
         """Draw right halves, `count` for each left one. None has a hold without a note."""
         lefts = left.repeat(count, 1)
-        drawn = self.rewrite(lefts, lefts, torch.zeros(len(lefts)), random)  # nothing is favoured
+        chance = torch.rand(lefts.shape, generator=random)
+        drawn = self.rewrite(lefts, lefts, torch.zeros(len(lefts)), chance)  # nothing is favoured
         return drawn.reshape(count, *left.shape)
 
     @torch.no_grad()
@@ -192,13 +193,17 @@ class Continuation(nn.Module):
         left: Integer[Tensor, "B T"],
         right: Integer[Tensor, "B T"],
         price: Float[Tensor, "B"],
-        random: torch.Generator,
+        chance: Float[Tensor, "B T"],
     ) -> Int64[Tensor, "B T"]:
         """Draw right halves after the left ones, which stay near given right halves.
 
         At each step, the token of `right` is e^price times as likely, against every other token, as
         by the model. The higher the price, in nats, the fewer tokens change. None has a hold
         without a note.
+
+        `chance`, uniform in 0…1, decides each draw: the token is the first with which the
+        probability of it and all before it in the vocabulary exceeds `chance`. What is drawn for a
+        row thus depends on no other row.
         """
         start, favoured = (drop_hanging_holds(half.long()) for half in (left, right))
         steps, rows = self.form.steps, torch.arange(len(left))
@@ -208,8 +213,9 @@ class Continuation(nn.Module):
                 # The token of the last step is not read.
                 logits = self(tokens[:, : steps + step + 1], 1).squeeze(1)
                 logits[rows, favoured[:, step]] += price
-                drawn = torch.multinomial(logits.softmax(1), 1, generator=random)
-                tokens[:, steps + step] = drawn.squeeze(1)
+                up_to = logits.softmax(1).cumsum(1)
+                drawn = torch.searchsorted(up_to, chance[:, step, None] * up_to[:, -1:], right=True)
+                tokens[:, steps + step] = drawn.squeeze(1).clamp(max=logits.shape[1] - 1)
         return tokens[:, steps:]
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Integer
 
 from cf_core.bundle import Bundle
-from cf_core.errors import MelodyError
+from cf_core.distance import edit_distance
+from cf_core.errors import BundleError, MelodyError
 from cf_core.grid import GridBar, make_segment, to_grid
 from cf_core.melody import FIRST_PITCH, MelodyFormat, Note, bar_length, to_notes
 from cf_core.readers import read_file
@@ -42,6 +43,14 @@ class Fused:
     lambda_: float | None
     """λ; None where it is not an input of the bundle's generator."""
     iterations: int
+    lead: float | None
+    """Which half gave way: 0 the right one, 1 the left one; None in a bundle that knows none."""
+
+    @property
+    def edits(self) -> tuple[int, int]:
+        """How many grid steps of the left and of the right segment were edited."""
+        left, right = edit_distance(self.inputs, self.outputs).tolist()
+        return left, right
 
     @property
     def input_notes(self) -> list[Note]:
@@ -70,6 +79,8 @@ def fuse_files(
     right_part: str | None = None,
     style: Sequence[float] | None = None,
     lambda_: float | None = None,
+    edits: int | None = None,
+    lead: float | None = None,
     iterations: int | None = None,
     seed: int = 0,
     tempo: float | None = None,
@@ -79,12 +90,15 @@ def fuse_files(
     Files are MIDI, MusicXML or ABC. `left_bars` and `right_bars` choose other segments. `left_part`
     and `right_part` choose a part of a file that has several, by name or by number from 1. `style`
     holds one number in 0…1 per style dimension; without it, a style is drawn from `seed`. `lambda_`
-    (a small one goes far from the inputs, a large one stays near) and `iterations` default to the
-    bundle's. `tempo` (quarter notes per minute, 10…500) defaults to the tempo at the left segment.
+    (a small one goes far from the inputs, a large one stays near), `lead` (0: the left segment
+    stays, 1: the right one stays) and `iterations` default to the bundle's. `edits`, in place of
+    `lambda_`, is the number of grid steps to edit, about (`Bundle.find_lambda`). `tempo` (quarter
+    notes per minute, 10…500) defaults to the tempo at the left segment.
 
     Raises `MelodyError` where a file can't be read, where it has no segment that the bundle can
     take, where the chosen bars are not such a segment, and for a tempo out of range. Raises
-    `BundleError` for a style, a λ or an iteration count that the bundle can't take.
+    `BundleError` for a style, a λ, a lead, an iteration count or a number of edits that the bundle
+    can't take, and where both `lambda_` and `edits` are given.
 
     >>> from pathlib import Path
     >>> from cf_core.bundle import load_bundle
@@ -105,7 +119,11 @@ def fuse_files(
         )
     chosen = bundle.draw_style(seed) if style is None else tuple(style)
     count = bundle.iterations if iterations is None else iterations
-    outputs = bundle.fuse(last.tokens, first.tokens, chosen, count, lambda_)
+    if edits is not None:
+        if lambda_ is not None:
+            raise BundleError("edits: λ is given, too, and each says how far to go; give one")
+        lambda_ = bundle.find_lambda(last.tokens, first.tokens, chosen, count, edits, lead)
+    outputs = bundle.fuse(last.tokens, first.tokens, chosen, count, lambda_, lead)
     return Fused(
         form=bundle.form,
         inputs=np.stack((last.tokens, first.tokens)),
@@ -116,6 +134,7 @@ def fuse_files(
         style=chosen,
         lambda_=bundle.lambda_ if lambda_ is None else lambda_,
         iterations=count,
+        lead=bundle.lead if lead is None else lead,
     )
 
 

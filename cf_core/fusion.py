@@ -22,14 +22,19 @@ from cf_core.settings import Settings
 class FusionSettings(Settings):
     """Shape and training of G and D: the settings that the trials of a study share."""
 
-    may_be_zero = ("gradient_penalty", "style_weight")
+    may_be_zero = ("gradient_penalty", "style_weight", "lead")
     shares = ("ema", "style_share")
 
-    scheme: Literal["poster", "heard"] = "poster"
-    """Whether outputs are decoded as they are, as on the poster, or written down by a model of
-    notes (`cf_core.writer`)."""
+    scheme: Literal["poster", "heard"] = "heard"
+    """Whether every application is kept and its outputs are decoded as they are, as on the poster,
+    or a model of notes decides what is kept and writes the notes (`cf_core.heard`)."""
     price: float = 7.0
     """In the scheme `heard`, what each token that the writer changes costs at λ = 1, in nats."""
+    drafts: int = 4
+    """In the scheme `heard`, how many drafts the writer makes of each pair."""
+    lead: float = 0.5
+    """In the scheme `heard`, which half gives way: from 0, where the left half stays, over 0.5,
+    where both may change, to 1, where the right half stays."""
     hidden: int = 384
     """Width of G and D."""
     depth: int = 2
@@ -60,6 +65,8 @@ class FusionSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.lead > 1:
+            raise ValueError(f"lead: must be in 0…1, got {self.lead}")
         low, high = self.lambda_range
         if not 0 < low < high < math.inf:
             raise ValueError(
@@ -133,18 +140,19 @@ class Generator(nn.Module):
         pair: Pair,
         style: Float[Tensor, "B S"],
         counts: Sequence[int],
-        lambda_: float | None = None,
+        lambda_: float | Float[Tensor, "B"] | None = None,
     ) -> dict[int, Pair]:
         """Apply the map repeatedly with one style; return the outputs after each of `counts`.
 
-        A conditional map needs `lambda_`; others ignore it. Raises `ValueError` where a conditional
-        map gets no λ, or a λ that is not above 0.
+        A conditional map needs `lambda_`, one for all pairs or one for each; others ignore it.
+        Raises `ValueError` where a conditional map gets no λ, or a λ that is not above 0.
         """
         condition = style.new_empty(*style.shape[:-1], 0)
         if self.conditional:
-            if lambda_ is None or lambda_ <= 0:
+            lambdas = torch.as_tensor(0.0 if lambda_ is None else lambda_).to(style)
+            if not bool((lambdas > 0).all()):
                 raise ValueError("lambda_: a conditional generator needs a λ above 0")
-            condition = condition_on(style.new_full(style.shape[:-1], lambda_))
+            condition = condition_on(lambdas.expand(style.shape[:-1]))
         kept: dict[int, Pair] = {}
         for count in range(1, max(counts) + 1):
             pair = self(pair, style, condition)

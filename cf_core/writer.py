@@ -11,7 +11,6 @@ after the left one, one reads backwards and writes the left half before the righ
 Letters in shapes: `B` pairs, `T` steps of a half, `S` segments, `P` adjacent pairs.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +52,8 @@ class Writer(nn.Module):
     >>> from cf_core.writer import Writer, WriterSettings
     >>> writer = Writer(MelodyFormat(), WriterSettings(hidden=8))  # not trained
     >>> halves = torch.full((3, 32), 26), torch.full((3, 32), 28)
-    >>> left, right = writer.rewrite(halves, torch.full((3,), 100.0), torch.Generator())
+    >>> price, chance = torch.full((3, 2), 100.0), torch.rand(3, 2, 32)
+    >>> left, right = writer.rewrite(halves, price, chance)
     >>> torch.equal(left, halves[0]), torch.equal(right, halves[1])
     (True, True)
     """
@@ -66,22 +66,33 @@ class Writer(nn.Module):
     def rewrite(
         self,
         halves: tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]],
-        price: Float[Tensor, "B"],
-        random: torch.Generator,
+        price: Float[Tensor, "B 2"],
+        chance: Float[Tensor, "B 2 T"],
     ) -> Tokens:
         """Draw the right half after the left one, then the left half before the new right one.
 
-        `price`, in nats, is what each changed token costs: each half is drawn as
-        `Continuation.rewrite` says. Rows are independent of each other.
+        `price`, in nats, is what each changed token of the left and of the right half costs. Each
+        half is drawn as `Continuation.rewrite` says, by its own `chance`.
         """
         left, right = (drop_hanging_holds(half.long()) for half in halves)
-        right = self.forwards.rewrite(left, right, price, random)
+        right = self.forwards.rewrite(left, right, price[:, 1], chance[:, 1])
         turned = reverse(right), reverse(left)
-        left = reverse(self.backwards.rewrite(*turned, price, random))
+        left = reverse(self.backwards.rewrite(*turned, price[:, 0], chance[:, 0]))
         return left, right
 
+    def rate(
+        self, halves: tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]
+    ) -> Float[Tensor, "B"]:
+        """How much two halves tell of each other: log p(right | left) - log p(right), in nats."""
+        rated = self.forwards.compare(*halves)
+        return rated.after.sum(1) - rated.alone.sum(1)
+
     def write(
-        self, core: MelodyVAE, pair: Pair, price: Float[Tensor, "B"], random: torch.Generator
+        self,
+        core: MelodyVAE,
+        pair: Pair,
+        price: Float[Tensor, "B 2"],
+        chance: Float[Tensor, "B 2 T"],
     ) -> Pair:
         """Rewrite pairs of latents: decoded by `core`, rewritten, encoded to posterior means.
 
@@ -90,19 +101,11 @@ class Writer(nn.Module):
         before = [core.decode_tokens(half) for half in pair]
         tokens = torch.from_numpy(before[0]), torch.from_numpy(before[1])
         outputs = []
-        for z, old, new in zip(pair, before, self.rewrite(tokens, price, random), strict=True):
+        for z, old, new in zip(pair, before, self.rewrite(tokens, price, chance), strict=True):
             after = new.numpy().astype(np.uint8)
             changed = torch.from_numpy((after != old).any(axis=1))[:, None]
             outputs.append(torch.where(changed, core.encode_mean(after).to(z), z))
         return outputs[0], outputs[1]
-
-
-def find_price(at_one: float, lambda_: float) -> float:
-    """The price at λ, in nats: it rises by one for every factor of ten, and is `at_one` at λ = 1.
-
-    So λ holds back both the map of latents and the writer. Prices below 0 are 0.
-    """
-    return max(0.0, at_one + math.log10(lambda_))
 
 
 def make_trainers(

@@ -18,9 +18,9 @@ import polars as pl
 import torch
 from jaxtyping import Integer
 
+from cf_core.distance import edit_distance
 from cf_core.losses import Pair
 from cf_core.seeding import derive, make_random
-from evaluation.distance import edit_distance
 from evaluation.metrics import METRICS, Better
 from evaluation.rivals import Tools
 from evaluation.rivals.lp import LP

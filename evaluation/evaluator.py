@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float64, Integer
 
 from cf_core.continuation import Continuation
 from cf_core.corpus import Corpus, Split
+from cf_core.distance import SegmentBank, edit_distance, z_distance, z_weighted
 from cf_core.losses import Pair
 from cf_core.seeding import derive, make_random
 from cf_core.vae import MelodyVAE
 from evaluation.classifier import SearchClassifier
-from evaluation.distance import SegmentBank, edit_distance, z_distance, z_weighted
 from evaluation.jackknife import Jackknife, has_enough_songs
 from evaluation.judge import Judge
 from evaluation.likeness import SEAMS, RealNeighbours, find_seams

@@ -52,6 +52,8 @@ CHOSEN_BY = "indistinguishable"
 """The metric by which that point is chosen."""
 FUSIONS: tuple[str, ...] = ("fusion", "conditional")
 """Methods that are trained trials: with one λ each, and with λ as an input."""
+POSTER = "poster"
+"""Method of a trained trial of the scheme `heard` as the scheme `poster` has it."""
 OURS = "ours"
 """Name of all `FUSIONS` together where methods are compared."""
 LEVELS: tuple[str, ...] = ("floor", "ceiling")

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float64, Num
 from torch import Tensor
 
+from cf_core.distance import edit_distance, larger_z_distance, z_distance, z_weighted
 from cf_core.losses import Pair
-from evaluation.distance import edit_distance, larger_z_distance, z_distance, z_weighted
 from evaluation.likeness import SEAMS
 from evaluation.samples import NOVELTY_PAIRS, Estimate, Interval, Pairs, Sample
 from evaluation.statistics import (

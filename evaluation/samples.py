@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Float64, Int, Int64, Integer
 
 from cf_core.continuation import Continuation, Likelihoods
 from cf_core.corpus import Split
+from cf_core.distance import edit_distance
 from cf_core.losses import Pair
 from cf_core.melody import FIRST_PITCH, MelodyFormat
-from evaluation.distance import edit_distance
 from evaluation.frechet import RealGaussian
 from evaluation.jackknife import Jackknife
 from evaluation.likeness import Ranks, RealNeighbours, describe_pairs

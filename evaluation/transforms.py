@@ -19,9 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cf_core.fusion import Generator
+from cf_core.heard import Heard
 from cf_core.losses import Pair
-from cf_core.vae import MelodyVAE
-from cf_core.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -68,38 +67,39 @@ class Transform(ABC):
 
 
 @dataclass(frozen=True)
-class Writing:
-    """How outputs are written down: by which writer, and at which price in nats."""
-
-    core: MelodyVAE
-    writer: Writer
-    price: float
-
-
-@dataclass(frozen=True)
 class Fusion(Transform):
     """Iterated fusion: outputs are fed back in with the same style.
 
-    A conditional generator is used at λ = `lambda_`. With `writing`, outputs are written down; what
-    is fed back in is not. All counts are written with the same draws.
+    A conditional generator is used at λ = `lambda_`. With `heard`, which needs λ for every
+    generator, what is fed back in and what becomes of the outputs is as `Heard.fuse` says.
     """
 
     generator: Generator
     style: Float[Tensor, "B S"]
     lambda_: float | None = None
-    writing: Writing | None = None
+    heard: Heard | None = None
 
     def _steps(
         self, pair: Pair, counts: Sequence[int], random: torch.Generator, /
     ) -> Iterator[Step]:
-        done, state = 0, random.get_state()
+        if self.heard is not None:
+            yield from self._hear(self.heard, pair, counts, random)
+            return
+        done = 0
         for count in counts:
             more = count - done
             pair = self.generator.iterate(pair, self.style, [more], self.lambda_)[more]
             done = count
-            if (writing := self.writing) is None:
-                yield Step(count, pair)
-                continue
-            price = pair[0].new_full((len(pair[0]),), writing.price)
-            written = writing.writer.write(writing.core, pair, price, random.set_state(state))
-            yield Step(count, written, decoder_calls=2)
+            yield Step(count, pair)
+
+    def _hear(
+        self, heard: Heard, pair: Pair, counts: Sequence[int], random: torch.Generator
+    ) -> Iterator[Step]:
+        if self.lambda_ is None:
+            raise ValueError("lambda_: the scheme heard needs λ")
+        lambda_ = self.style.new_full((len(self.style),), self.lambda_)
+        chance = heard.draw_chance(len(self.style), random)
+        outputs = heard.fuse(self.generator, pair, self.style, counts, lambda_, chance)
+        for count, after in outputs:
+            # The inputs, each proposal, and each draft is decoded; each draft is encoded, too.
+            yield Step(count, after, decoder_calls=1 + count + 2 * heard.drafts)

@@ -327,6 +327,19 @@ def fuse(
             " own if not given.",
         ),
     ] = None,
+    edits: Annotated[
+        int | None,
+        typer.Option(
+            help="How far in notes: about so many grid steps change. In place of --lambda."
+        ),
+    ] = None,
+    lead: Annotated[
+        str | None,
+        typer.Option(
+            metavar="left|even|right|NUMBER",
+            help="Who leads and so stays as it is: LEFT (0), RIGHT (1), or neither (0.5).",
+        ),
+    ] = None,
     iterations: Annotated[
         int | None, typer.Option(help="Times to transform; the bundle's own if not given.")
     ] = None,
@@ -351,6 +364,8 @@ def fuse(
         right_part=right_part,
         style=_style(style),
         lambda_=lambda_,
+        edits=edits,
+        lead=_lead(lead),
         iterations=iterations,
         seed=seed,
         tempo=tempo,
@@ -370,18 +385,16 @@ def fuse(
 
 def _account(fused: "Fused", left: Path, right: Path) -> list[str]:
     """Tell what was fused, how, and how far the notes moved."""
-    from evaluation.distance import edit_distance  # noqa: PLC0415  (slow)
-
-    edits = edit_distance(fused.inputs, fused.outputs)
-    halves = zip((left, right), fused.bars, edits, strict=True)
+    halves = zip((left, right), fused.bars, fused.edits, strict=True)
     taken = [
         f"{path}, bars {first}-{last}: {count} of {fused.form.steps} grid steps edited"
         for path, (first, last), count in halves
     ]
     style = ",".join(f"{value:g}" for value in fused.style) or "none"
     lambda_ = "fixed" if fused.lambda_ is None else fused.lambda_
-    how = f"style {style}, λ {lambda_}, iterations {fused.iterations}, tempo {fused.tempo:g}"
-    return [*taken, how]
+    lead = "" if fused.lead is None else f", lead {fused.lead:g}"
+    how = f"style {style}, λ {lambda_}, iterations {fused.iterations}{lead}"
+    return [*taken, f"{how}, tempo {fused.tempo:g}"]
 
 
 def _open(folder: str) -> "Store":
@@ -420,6 +433,19 @@ def _style(text: str | None) -> list[float] | None:
         return [float(number) for number in text.split(",")]
     except ValueError:
         raise UserError(f"--style {text}: must be numbers, such as 0.2,0.8") from None
+
+
+def _lead(text: str | None) -> float | None:
+    """Read a lead, as a word or a number."""
+    named = {"left": 0.0, "even": 0.5, "right": 1.0}
+    if text is None or text in named:
+        return None if text is None else named[text]
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(
+            f"--lead {text}: must be left, even, right or a number in 0…1, such as 0.25"
+        ) from None
 
 
 def _print_table(frame: "pl.DataFrame") -> None:

@@ -12,14 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cf_core.fusion import Generator
+from cf_core.heard import Heard
 from cf_core.pack import Member, PackTrainer
 from cf_core.seeding import make_random
 from cf_core.training import collect_weights, load_tensors, save_tensors, train
-from cf_core.writer import find_price
 from evaluation.evaluator import DIVERSITY_INPUTS
+from evaluation.frontier import POSTER
 from evaluation.rivals import Setting
 from evaluation.sources import Source
-from evaluation.transforms import Fusion, Step, Writing
+from evaluation.transforms import Fusion, Step
 from study.ledger import Failure, Status
 from study.recording import Outputs, Recorder
 from study.specs import Job, PackSpec, RivalJob, TrialSpec, label_setting
@@ -71,7 +72,8 @@ def _evaluation_work(job: Job, bench: Workbench) -> int:
         return sum(_source_work(source, counts) for source in bench.sources) * len(job.settings)
     sources = bench.sources if job.until is None else [_deciding(bench)]
     each = sum(_source_work(source, len(bench.plan.iterations)) for source in sources)
-    return each * sum(len(_lambdas(trial, bench)) for trial in job.wanted)
+    twice = [trial for trial in job.wanted if not job.until and trial.seed == bench.compared_seed]
+    return each * sum(len(_lambdas(trial, bench)) for trial in (*job.wanted, *twice))
 
 
 def _source_work(source: Source, counts: int) -> int:
@@ -202,6 +204,11 @@ def _evaluate(
         one = _apply(trial, generator, lambda_, styles, bench, bench.sources)
         outputs.append(one)
         diversity += _diversity_rows(one, generator, lambda_, bench)
+    if trial.seed == bench.compared_seed:
+        outputs += [
+            _apply_as_on_poster(trial, generator, lambda_, styles, bench)
+            for lambda_ in _lambdas(trial, bench)
+        ]
     for source in recorder.write_outputs(trial.id, outputs, diversity):
         yield _source_work(source, len(bench.plan.iterations))
     checkpoint = f"{path.parent.name}/{path.name}"
@@ -230,6 +237,30 @@ def _apply(
     return Outputs({**trial.label, "lambda": lambda_}, steps, styles)
 
 
+def _apply_as_on_poster(
+    trial: TrialSpec,
+    generator: Generator,
+    lambda_: float,
+    styles: Mapping[str, Float[Tensor, "B S"]],
+    bench: Workbench,
+) -> Outputs:
+    """The outputs of the same G in the scheme `poster`, with which the scheme `heard` is compared.
+
+    They are recorded as a setting of a rival is, under a name of their own.
+    """
+    steps = {
+        source.name: list(
+            Fusion(generator, styles[source.name], lambda_)(
+                source.inputs, bench.plan.iterations, make_random(bench.seed, "none")
+            )
+        )
+        for source in bench.sources
+    }
+    name = f"{POSTER}-{trial.id}"
+    label = {"trial": name, "configuration": name, "method": POSTER, "lambda": lambda_}
+    return Outputs(label, steps, styles, keep=False)
+
+
 def _make_fusion(
     generator: Generator, style: Float[Tensor, "B S"], lambda_: float, bench: Workbench
 ) -> Fusion:
@@ -237,8 +268,9 @@ def _make_fusion(
         return Fusion(generator, style, lambda_)
     if bench.writer is None:
         raise ValueError("bench.writer: the scheme heard needs one")
-    price = find_price(bench.fusion.price, lambda_)
-    return Fusion(generator, style, lambda_, Writing(bench.evaluator.core, bench.writer, price))
+    how = bench.fusion
+    heard = Heard(bench.evaluator.core, bench.writer, how.price, how.drafts, how.lead)
+    return Fusion(generator, style, lambda_, heard)
 
 
 def _diversity_rows(

@@ -34,6 +34,7 @@ from evaluation.frontier import (
     LEVELS,
     OURS,
     PANELS,
+    POSTER,
     POSTER_AXES,
     REAL,
     attainment,
@@ -375,9 +376,10 @@ def _agreement(metrics: pl.DataFrame) -> list[str]:
 
 def read_finished_metrics(store: Store) -> pl.DataFrame:
     """Read the metrics without the rows that an unfinished job may have left."""
-    done = Ledger(store).list_done()
+    done = [*Ledger(store).list_done()]
+    as_on_poster = [f"{POSTER}-{trial}" for trial in done]
     return store.metrics.filter(
-        pl.col("trial").is_in([*done, *LEVELS, *CONTROLS, "identity"])
+        pl.col("trial").is_in([*done, *as_on_poster, *LEVELS, *CONTROLS, "identity"])
     ).collect()
 
 

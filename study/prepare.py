@@ -107,11 +107,20 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
     evaluator = Evaluator(corpus, core, classifier, judges, config.seed, continuation)
     counts = {Split.TEST: plan.pairs, Split.VALIDATION: plan.validation_pairs}
     sources = make_sources(corpus, core, counts, config.seed)
-    writes = plan.writes or config.fusion.scheme == "heard"
+    heard = config.fusion.scheme == "heard"
+    writes = plan.writes or heard
     writer = _writer(config, corpus, latents, store, reporter) if writes else None
     fingerprint = store.record["fingerprint"]
     return Workbench(
-        latents, evaluator, sources, config.fusion, plan, config.seed, fingerprint, writer
+        latents,
+        evaluator,
+        sources,
+        config.fusion,
+        plan,
+        config.seed,
+        fingerprint,
+        writer,
+        compared_seed=config.search.seeds[0] if heard else None,
     )
 
 

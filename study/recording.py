@@ -43,6 +43,8 @@ class Outputs:
     steps: Mapping[str, Sequence[Step]]
     """By source."""
     styles: Mapping[str, Float[Tensor, "B S"]]
+    keep: bool = True
+    """Whether their latents are recorded, as far as the plan asks for any."""
 
 
 class Recorder:
@@ -135,7 +137,7 @@ class Recorder:
             self._latent_columns(one, source, step)
             for one in outputs
             for source in self.bench.sources
-            if source.name in self.bench.plan.latent_sources
+            if one.keep and source.name in self.bench.plan.latent_sources
             for step in one.steps[source.name]
         ]
         if not parts:

@@ -89,7 +89,11 @@ def plan(config: StudyConfig) -> str:
             f" up to {config.fusion.steps} steps each, iteration counts"
             f" {', '.join(map(str, evaluation.iterations))}",
             *(
-                [f"outputs: written down by models of notes, price {config.fusion.price:g} at λ 1"]
+                [
+                    f"outputs: as models of notes hear and write them, {config.fusion.drafts}"
+                    f" drafts, price {config.fusion.price:g} at λ 1; trials of seed"
+                    f" {search.seeds[0]} also as on the poster"
+                ]
                 if config.fusion.scheme == "heard"
                 else []
             ),
@@ -227,6 +231,7 @@ def fuse_example(store: Store, corpus: Corpus, seed: int) -> AnyPath:
         style=style,
         iterations=bundle.iterations,
         lambda_=bundle.lambda_,
+        lead=bundle.lead,
     )
     folder = store.root / "example"
     for name, notes in (("inputs", fused.input_notes), ("outputs", fused.output_notes)):

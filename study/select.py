@@ -15,9 +15,10 @@ from torch import nn
 from cf_core.bundle import Bundle, load_bundle, save_bundle
 from cf_core.errors import BundleError, RecordsError, SelectionError
 from cf_core.files import AnyPath
+from cf_core.heard import Heard, find_price
 from cf_core.training import load_tensors
 from cf_core.vae import MelodyVAE
-from cf_core.writer import Writer, find_price
+from cf_core.writer import Writer
 from evaluation.frontier import FUSIONS
 from study.conditions import all_hold, total_miss
 from study.config import Selection, StudyConfig
@@ -202,11 +203,11 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
         settings.make_generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
         find_generator(store, name),
     )
-    writer, price = None, 0.0
-    if config.fusion.scheme == "heard":
-        writer, price = _read_writer(config, store), config.fusion.price
-        if not conditional:
-            price = find_price(price, best["lambda"])
+    heard = None
+    if (how := config.fusion).scheme == "heard":
+        # The λ of a map that takes none is part of the price.
+        price = how.price if conditional else find_price(how.price, best["lambda"])
+        heard = Heard(core, _read_writer(config, store), price, how.drafts, how.lead)
     shown = ["configuration", "lambda", "iteration", maximise, "low", "high"]
     runners_up = ranked[1 : 1 + _RUNNERS_UP].select(*dict.fromkeys((*shown, _NEAREST)))
     record = {
@@ -234,8 +235,7 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
         lambda_=best["lambda"] if conditional else None,
         lambda_range=config.fusion.lambda_range if conditional else None,
         record=record,
-        writer=writer,
-        price=price,
+        heard=heard,
     )
     earlier = _find_rule(output)
     save_bundle(bundle, output)

@@ -77,7 +77,8 @@ _METHOD = _column(
     "method",
     _TEXT,
     f"`fusion` or `conditional`; a rival: {', '.join(f'`{name}`' for name in list_rivals())},"
-    " `identity`, or one of the user's own; a control:"
+    " `identity`, or one of the user's own; `poster`, a trial of the scheme `heard` as the scheme"
+    " `poster` has it; a control:"
     f" {', '.join(f'`{name}`' for name in CONTROLS)}; `floor`, `ceiling`, `real`.",
 )
 _LAMBDA = _column(

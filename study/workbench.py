@@ -32,6 +32,8 @@ class Workbench:
     fingerprint: str
     writer: Writer | None = None
     """Trained if a rival `writes`, or the scheme is `heard`."""
+    compared_seed: int | None = None
+    """Trials of this seed are recorded in the scheme `poster`, too; None where all are in it."""
 
     @property
     def tools(self) -> Tools:

@@ -93,7 +93,7 @@ class Arena:
         self, name: str, execution: Mapping[str, Any] | None = None, **changes: Any
     ) -> StudyConfig:
         """The tiny study, in training long enough to be struck, with results of its own."""
-        fusion = {"hidden": 16, "steps": 250, "batch": 8}
+        fusion = {"scheme": "poster", "hidden": 16, "steps": 250, "batch": 8}
         config = tiny(self.melodies, self.folder / name, **{"fusion": fusion, **changes})
         own = config.execution.model_copy(update=dict(execution or {}))
         return config.model_copy(update={"execution": own})

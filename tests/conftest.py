@@ -28,7 +28,7 @@ _STUDIES = (
     "test_sweep.py",
     "test_chaos.py",
     "test_example_scripts.py",
-    "test_heard.py",
+    "test_heard_study.py",
 )
 """Files of tests that run whole studies. They take longest, so they come first: no process should
 wait for another at the end."""
@@ -148,6 +148,7 @@ def make_bundle() -> MakeBundle:
 
     from cf_core.bundle import Bundle
     from cf_core.fusion import Generator
+    from cf_core.heard import Heard
     from cf_core.melody import MelodyFormat
     from cf_core.nets import initialise
     from cf_core.vae import MelodyVAE, VAESettings
@@ -167,9 +168,8 @@ def make_bundle() -> MakeBundle:
         initialise(core, torch.Generator().manual_seed(1))
         initialise(generator, torch.Generator().manual_seed(2))
         core.sigma_bar.uniform_(generator=torch.Generator().manual_seed(3))
-        writer = Writer(form, WriterSettings(hidden=8)) if heard else None
-        if writer is not None:
-            initialise(writer, torch.Generator().manual_seed(4))
+        writer = Writer(form, WriterSettings(hidden=8))
+        initialise(writer, torch.Generator().manual_seed(4))
         return Bundle(
             form,
             core,
@@ -178,8 +178,7 @@ def make_bundle() -> MakeBundle:
             lambda_=0.1 if conditional else None,
             lambda_range=(1e-3, 10.0) if conditional else None,
             record={"study": "tiny"},
-            writer=writer,
-            price=1.5 if heard else 0.0,
+            heard=Heard(core, writer, price=4.0, drafts=2, lead=0.5) if heard else None,
         )
 
     return make

@@ -16,6 +16,7 @@ import torch
 
 from cf_core import bundle as bundles
 from cf_core.bundle import DEFAULT_BUNDLE, load_bundle, save_bundle
+from cf_core.distance import edit_distance
 from cf_core.errors import BundleError
 from cf_core.melody import MelodyFormat, is_melody
 from cf_core.seeding import make_random
@@ -61,10 +62,12 @@ def test_round_trip(
         (0.1, (1e-3, 10.0)) if conditional else (None, None)
     )
     assert (loaded.generator.gated, loaded.generator.conditional) == (gated, conditional)
-    assert (loaded.writer is not None, loaded.price) == (heard, bundle.price)
+    assert (loaded.heard is not None, loaded.lead) == (heard, 0.5 if heard else None)
     networks = [(bundle.core, loaded.core), (bundle.generator, loaded.generator)]
-    if bundle.writer is not None and loaded.writer is not None:
-        networks.append((bundle.writer, loaded.writer))
+    if bundle.heard is not None and loaded.heard is not None:
+        networks.append((bundle.heard.writer, loaded.heard.writer))
+        assert loaded.heard.core is loaded.core
+        assert (loaded.heard.price, loaded.heard.drafts) == (4.0, 2)
     for before, after in networks:
         assert before.state_dict().keys() == after.state_dict().keys()
         for name, tensor in before.state_dict().items():
@@ -103,36 +106,82 @@ def test_no_weight_is_drawn_that_a_file_replaces(
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-def test_what_a_heard_bundle_fuses_is_written_at_its_price(
-    make_bundle: MakeBundle, *, conditional: bool
+@pytest.mark.parametrize("lead", [None, 0.2])
+def test_what_a_heard_bundle_fuses_is_as_its_scheme_has_it(
+    make_bundle: MakeBundle, *, conditional: bool, lead: float | None
 ) -> None:
     bundle = make_bundle(conditional=conditional, heard=True)
-    plain = make_bundle(conditional=conditional)
+    assert bundle.heard is not None
     weight = 10.0 if conditional else None
-    price = bundle.price + (1.0 if conditional else 0.0)
-    halves = plain.fuse(LEFT, RIGHT, [0.25, 0.75], 2, weight)
-    assert bundle.writer is not None
-    written = bundle.writer.rewrite(
-        (torch.from_numpy(halves[0][None]), torch.from_numpy(halves[1][None])),
-        torch.tensor([price]),
-        make_random(0, "fuse", "writing"),
+    how = replace(bundle.heard, lead=lead or 0.5)
+    latents = bundle.core.encode_mean(np.stack((LEFT, RIGHT)))
+    chance = how.draw_chance(1, make_random(0, "fuse", "writing"))
+    # A generator that takes no λ has the price of its own, so that nothing is to be added for λ.
+    pair, style, at = (latents[:1], latents[1:]), torch.tensor([[0.25, 0.75]]), weight or 1.0
+    outputs = how.fuse(bundle.generator, pair, style, [2], torch.tensor([at]), chance)
+    found = bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 2, weight, lead)
+    for half, z in zip(found, dict(outputs)[2], strict=True):
+        assert np.array_equal(half, bundle.core.decode_tokens(z)[0])
+
+
+@pytest.mark.parametrize(("lead", "half"), [(0.0, LEFT), (1.0, RIGHT)])
+def test_a_half_that_leads_is_only_decoded(
+    make_bundle: MakeBundle, lead: float, half: np.ndarray
+) -> None:
+    bundle = make_bundle(conditional=True, heard=True)
+    found = bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 3, 1e-3, lead)[int(lead)]
+    assert np.array_equal(found, bundle.core.decode_tokens(bundle.core.encode_mean(half[None]))[0])
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_the_lambda_for_edits_comes_nearest_of_all(make_bundle: MakeBundle, *, heard: bool) -> None:
+    bundle = make_bundle(conditional=True, heard=heard)
+
+    def count(lambda_: float) -> int:
+        fused = bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 1, lambda_)
+        return sum(
+            int(edit_distance(before[None], after[None])[0])
+            for before, after in zip((LEFT, RIGHT), fused, strict=True)
+        )
+
+    tried = [float(f"{10 ** (1 - step / 8):.3g}") for step in range(33)]
+    counts = [count(lambda_) for lambda_ in tried]
+    assert len(set(counts)) > 3
+    for edits in (0, 10, 20, 30, 40, 64):
+        found = bundle.find_lambda(LEFT, RIGHT, [0.25, 0.75], 1, edits)
+        gaps = [abs(each - edits) for each in counts]
+        assert found == tried[gaps.index(min(gaps))]
+
+
+def test_edits_and_leads_that_a_bundle_cannot_take_are_refused(make_bundle: MakeBundle) -> None:
+    fixed, plain, heard = (
+        make_bundle(conditional=conditional, heard=heard)
+        for conditional, heard in ((False, True), (True, False), (True, True))
     )
-    found = bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 2, weight)
-    for half, tokens, before in zip(found, written, halves, strict=True):
-        heard = bundle.core.decode_tokens(bundle.core.encode_mean(tokens.numpy().astype(np.uint8)))
-        changed = bool((tokens[0].numpy() != before).any())
-        assert np.array_equal(half, heard[0] if changed else before)
+    style = [0.25, 0.75]
+    with pytest.raises(BundleError, match="edits: this bundle has one λ"):
+        fixed.find_lambda(LEFT, RIGHT, style, 1, 8)
+    with pytest.raises(BundleError, match="edits: -1 is too few"):
+        heard.find_lambda(LEFT, RIGHT, style, 1, -1)
+    with pytest.raises(BundleError, match="lead: in this bundle both halves change"):
+        plain.fuse(LEFT, RIGHT, style, 1, None, 0.0)
+    for lead in (-0.1, 1.1, math.nan):
+        with pytest.raises(BundleError, match="is out of range; give a number in 0…1"):
+            heard.fuse(LEFT, RIGHT, style, 1, None, lead)
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda m: m["writer"].update(price=-1.0), "price -1.0 is not a number of 0 or more"),
-        (lambda m: m["writer"].update(price="7"), "price '7' is not a number"),
-        (lambda m: m["writer"].update(price=math.nan), "price nan is not a number"),
-        (lambda m: m["writer"].update(hidden=9), "other names, shapes or types"),
-        (lambda m: m["writer"].update(hidden=True), "writer hidden True"),
-        (lambda m: m.update(writer=[]), "do not fit"),
+        (lambda m: m["heard"].update(price=-1.0), "price -1.0 is not a number of 0 or more"),
+        (lambda m: m["heard"].update(price="7"), "price '7' is not a number"),
+        (lambda m: m["heard"].update(price=math.nan), "price nan is not a number"),
+        (lambda m: m["heard"].update(lead=1.5), "lead: must be in 0…1, got 1.5"),
+        (lambda m: m["heard"].update(lead=None), "lead None is not a number"),
+        (lambda m: m["heard"].update(drafts=0), "heard drafts 0 is not in 1"),
+        (lambda m: m["heard"].update(hidden=9), "other names, shapes or types"),
+        (lambda m: m["heard"].update(hidden=True), "heard hidden True"),
+        (lambda m: m.update(heard=[]), "do not fit"),
         (lambda m: m["sha256"].pop("writer.safetensors"), "writer.safetensors: altered"),
     ],
 )
@@ -152,7 +201,7 @@ def test_a_bundle_without_a_writer_replaces_one_that_has_it(
     for heard in (True, False):
         save_bundle(make_bundle(heard=heard), tmp_path / "bundle")
         assert (tmp_path / "bundle" / "writer.safetensors").exists() is heard
-        assert (load_bundle(tmp_path / "bundle").writer is not None) is heard
+        assert (load_bundle(tmp_path / "bundle").heard is not None) is heard
 
 
 @pytest.mark.parametrize("weight", [1e-3, 0.1, 10.0])
@@ -369,8 +418,8 @@ def test_a_missing_file(folder: Path, name: str) -> None:
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "later version": (
-        lambda m: m.update(version=4),
-        "has version 4, but this program reads version 3",
+        lambda m: m.update(version=5),
+        "has version 5, but this program reads version 4",
     ),
     "earlier version": (lambda m: m.update(version=1), "has version 1, .*; get a newer bundle"),
     "no version": (lambda m: m.pop("version"), "has version None"),

@@ -488,6 +488,20 @@ def test_lambda_is_told_and_can_be_repeated(
     _refused(outcome, "λ: this bundle was trained for 0.001 to 10, not 11")
 
 
+def test_lead_and_edits_are_told_and_can_be_repeated(
+    cf_study: Run, tunes: Path, make_bundle: MakeBundle
+) -> None:
+    save_bundle(make_bundle(conditional=True, heard=True), tunes / "bundle")
+    for given, told in ((("--lead", "left"), 0), (("--lead", "0.25"), 0.25), ((), 0.5)):
+        outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, *given, "--edits", 12)
+        assert outcome.code == 0
+        assert f", lead {told}, tempo 100" in outcome.out
+        written = (tunes / "out.mid").read_bytes()
+        lambda_ = outcome.out.split("λ ")[1].split(",")[0]
+        assert cf_study("fuse", "a.mid", "b.mid", *OUT, *given, "--lambda", lambda_).code == 0
+        assert (tunes / "out.mid").read_bytes() == written
+
+
 def test_without_a_bundle_the_ready_made_one_is_used(
     cf_study: Run, tunes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,6 +531,9 @@ def test_the_tempo_is_that_of_left_unless_given(cf_study: Run, tunes: Path) -> N
         (["a.mid", "b.mid", "--style", "nan,0.5"], ["style: each number must lie in 0…1"]),
         (["a.mid", "b.mid", "--lambda", "0.1"], ["has one λ", "give none, or another bundle"]),
         (["a.mid", "b.mid", "--iterations", "0"], ["iterations: 0 is too few"]),
+        (["a.mid", "b.mid", "--edits", "8"], ["edits: this bundle has one λ", "leave edits out"]),
+        (["a.mid", "b.mid", "--lead", "left"], ["lead: in this bundle both halves change"]),
+        (["a.mid", "b.mid", "--lead", "LEFT"], ["--lead LEFT", "left, even, right or a number"]),
         (["a.mid", "b.mid", "--tempo", "0"], ["tempo: 0", "10 to 500"]),
         (["a.mid", "b.mid", "--left-bars", "3"], ["--left-bars 3", "such as 5-6"]),
         (["a.mid", "b.mid", "--right-bars", "4-5"], ["b.mid: bars 4-5", "has bars 1 to 4"]),

@@ -80,7 +80,7 @@ def other(key: str, value: Any) -> Any:
         "evaluation.lp.scaled": True,
         "execution.pack": 3,
         "evaluation.latents": "none",
-        "fusion.scheme": "heard",
+        "fusion.scheme": "poster",
     }
     if key in special:
         return special[key]

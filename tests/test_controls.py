@@ -9,6 +9,7 @@ import torch
 
 from cf_core.continuation import Continuation, ContinuationSettings
 from cf_core.corpus import Corpus, Split
+from cf_core.distance import edit_distance
 from cf_core.losses import Pair
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 from cf_core.nets import initialise
@@ -16,7 +17,6 @@ from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.controls import CONTROLS, make_controls, rate_controls
-from evaluation.distance import edit_distance
 from evaluation.evaluator import Evaluator
 from evaluation.judge import Judge, JudgeSettings, ReaderSettings
 from evaluation.sources import Source, make_sources

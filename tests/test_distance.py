@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.distance import SegmentBank, edit_distance, z_weighted
+from cf_core.distance import SegmentBank, edit_distance, z_weighted
 
 
 def levenshtein(a: tuple[int, ...], b: tuple[int, ...]) -> int:

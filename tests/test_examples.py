@@ -12,7 +12,7 @@ from cf_core.ingest import ingest
 from cf_core.melody import Note
 from cf_core.render import write_midi
 
-MODULES = ("melody", "render", "readers", "ingest", "corpus", "bundle", "fuse", "writer")
+MODULES = ("melody", "render", "readers", "ingest", "corpus", "bundle", "fuse", "heard", "writer")
 
 
 def write_tune(path: Path, random: np.random.Generator) -> None:

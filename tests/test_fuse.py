@@ -131,6 +131,28 @@ def test_a_weight_that_the_bundle_cannot_take(
         fuse_files(left, right, make_bundle(), lambda_=0.1)
 
 
+def test_how_far_is_said_in_edits_too(left: Path, right: Path, make_bundle: MakeBundle) -> None:
+    bundle = make_bundle(conditional=True, heard=True)
+    # This core is not trained, so that much changes by decoding alone.
+    near, far = (fuse_files(left, right, bundle, edits=edits, iterations=1) for edits in (0, 64))
+    assert sum(near.edits) < sum(far.edits)
+    again = fuse_files(left, right, bundle, lambda_=near.lambda_, iterations=1)
+    assert np.array_equal(again.outputs, near.outputs)
+    with pytest.raises(BundleError, match="edits: λ is given, too"):
+        fuse_files(left, right, bundle, edits=0, lambda_=0.1)
+
+
+def test_the_lead_is_the_bundles_unless_given(
+    left: Path, right: Path, make_bundle: MakeBundle
+) -> None:
+    bundle, plain = make_bundle(conditional=True, heard=True), make_bundle(conditional=True)
+    leads = {lead: fuse_files(left, right, bundle, lead=lead) for lead in (None, 0.5, 0.0)}
+    assert [fused.lead for fused in leads.values()] == [0.5, 0.5, 0.0]
+    assert np.array_equal(leads[None].outputs, leads[0.5].outputs)
+    assert not np.array_equal(leads[0.0].outputs, leads[0.5].outputs)
+    assert fuse_files(left, right, plain).lead is None
+
+
 def test_the_seed_draws_the_style(left: Path, right: Path, bundle: Bundle) -> None:
     styles = {fuse_files(left, right, bundle, seed=seed).style for seed in (1, 1, 2)}
     assert styles == {bundle.draw_style(1), bundle.draw_style(2)}

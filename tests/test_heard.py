@@ -1,109 +1,159 @@
-"""A study whose outputs are written down by a model of notes, from trials to bundle."""
+"""The scheme `heard` against a literal loop, pair by pair."""
 
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
+from torch import Tensor
 
-from cf_core.bundle import load_bundle
+from cf_core.fusion import Generator, condition_on
+from cf_core.heard import Heard, find_price, share_step
+from cf_core.losses import Pair
+from cf_core.melody import MelodyFormat
+from cf_core.nets import initialise
 from cf_core.seeding import make_random
-from cf_core.training import load_tensors
-from cf_core.writer import find_price
-from evaluation.transforms import Fusion
-from study.prepare import find_corpus, prepare
-from study.run import plan
-from study.select import rank_candidates, read_rule, select
-from study.store import Store
-from tests.conftest import folder
-from tests.tiny import EVALUATION, Watch, assert_same_tables, furnish, go, tiny
+from cf_core.vae import MelodyVAE, VAESettings
+from cf_core.writer import Writer, WriterSettings
 
-pytestmark = pytest.mark.slow
-
-HEARD: dict[str, Any] = {
-    "fusion": {
-        "hidden": 16,
-        "steps": 60,
-        "batch": 8,
-        "d_steps": 1,
-        "scheme": "heard",
-        "price": 3.0,
-    },
-    "search": {"lambda": [0.1, "conditional"], "style_dim": [2], "seeds": [0]},
-    "selection": {"maximise": "indistinguishable"},
-    "evaluation": EVALUATION,
-}
+FORM = MelodyFormat(meters=("2/4",), bars_per_segment=2, lowest=55, highest=80)
+Z, ROWS, DRAFTS, COUNTS = 6, 40, 3, (1, 2, 5)
+DEAR = 1e5
+"""A price at which the writer changes nothing."""
 
 
-@pytest.fixture(scope="module")
-def finished(melodies: Path, shared: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store, _ = go(furnish(tiny(melodies, tmp_path_factory.mktemp("heard"), **HEARD), shared))
-    return store
+def network() -> Generator:
+    made = Generator(Z, 2, 16, 2, conditional=True)
+    initialise(made, make_random(0, "G"))
+    return made
 
 
-def test_the_plan_says_that_outputs_are_written(melodies: Path, tmp_path: Path) -> None:
-    line = "outputs: written down by models of notes, price 3 at λ 1"
-    assert line in plan(tiny(melodies, tmp_path, **HEARD)).splitlines()
-    assert "outputs: " not in plan(tiny(melodies, tmp_path))
+def heard(price: float = 4.0, lead: float = 0.5) -> Heard:
+    core = MelodyVAE(FORM, VAESettings(latent_dim=Z, hidden=32, embedding=8))
+    initialise(core, make_random(0, "core"))
+    writer = Writer(FORM, WriterSettings(hidden=16))
+    initialise(writer, make_random(0, "writer"))
+    return Heard(core, writer, price, DRAFTS, lead)
 
 
-def test_recorded_outputs_are_what_the_writer_makes_of_the_maps(
-    finished: Store, melodies: Path
-) -> None:
-    config = tiny(melodies, folder(finished).parent, **HEARD)
-    bench = prepare(config, find_corpus(config, Watch()), finished, Watch())
-    assert bench.writer is not None
-    bundle = load_bundle(finished.root / "bundle")
-    (source,) = (one for one in bench.sources if one.name == "validation")
-    trial = bundle.record["trial"]
-    lambda_ = bundle.record["lambda"]
-    style = torch.rand(len(source.songs), 2, generator=make_random(0, "styles", "validation"))
-    plain = Fusion(bundle.generator, style, bundle.lambda_)
-    (step,) = plain(source.inputs, [2], torch.Generator())
-    price = torch.full((len(style),), find_price(3.0, lambda_))
-    random = make_random(0, "writing", "validation")
-    left, right = bench.writer.write(bench.evaluator.core, step.outputs, price, random)
-    rows = (
-        finished.latents.filter(trial=trial, source="validation", iteration=2)
-        .filter(pl.col("lambda") == lambda_)
-        .sort("pair")
-        .collect()
-    )
-    for name, half in (("z_left", left), ("z_right", right)):
-        np.testing.assert_allclose(np.stack(rows[name].to_list()), half.numpy(), atol=1e-6)
-    assert not torch.equal(left, step.outputs[0])
+def inputs() -> tuple[Pair, Tensor, Tensor]:
+    random = make_random(0, "inputs")
+    left, right = torch.randn(2, ROWS, Z, generator=random)
+    lambda_ = torch.tensor([0.01, 0.1, 1.0, 10.0]).repeat(ROWS // 4)
+    return (left, right), torch.rand(ROWS, 2, generator=random), lambda_
 
 
-@pytest.mark.parametrize("method", ["fusion", "conditional"])
-def test_the_bundle_writes_at_the_price_of_its_trial(
-    finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    rule = read_rule(finished)
-    ranked = rank_candidates(finished, rule).filter(method=method)
-    monkeypatch.setattr("study.select.rank_candidates", lambda *_: ranked)
-    chosen = select(finished, rule, tmp_path / "chosen")
-    bundle = load_bundle(chosen.bundle)
-    assert bundle.writer is not None
-    assert bundle.generator.conditional is (method == "conditional")
-    # A conditional map's λ comes with each call, and with it the rest of the price.
-    expected = 3.0 if method == "conditional" else find_price(3.0, 0.1)
-    assert bundle.price == pytest.approx(expected)
-    for name, network in (
-        ("forwards", bundle.writer.forwards),
-        ("backwards", bundle.writer.backwards),
-    ):
-        weights = load_tensors(finished.root / "classifiers" / f"writer_{name}.safetensors")
-        assert weights is not None
-        assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+def run(how: Heard, counts: Sequence[int] = COUNTS) -> dict[int, Pair]:
+    pair, style, lambda_ = inputs()
+    chance = how.draw_chance(ROWS, make_random(0, "chance"))
+    return dict(how.fuse(network(), pair, style, counts, lambda_, chance))
 
 
-def test_written_studies_end_alike_however_often_they_are_stopped(
-    finished: Store, melodies: Path, shared: Store, tmp_path: Path
-) -> None:
-    config = furnish(tiny(melodies, tmp_path, **HEARD), shared)
-    with pytest.raises(KeyboardInterrupt):
-        go(config, ": finished (1 of")
-    store, _ = go(config)
-    assert_same_tables(store, finished)
+def decode(how: Heard, pair: Pair) -> tuple[Tensor, Tensor]:
+    left, right = (torch.from_numpy(how.core.decode_tokens(z).astype(np.int64)) for z in pair)
+    return left, right
+
+
+def fit(how: Heard, pair: Pair) -> Tensor:
+    """Log p(right | left) - log p(right), token by token."""
+    left, right = decode(how, pair)
+    model, total = how.writer.forwards, torch.zeros(len(left))
+    with torch.no_grad():
+        for step in range(FORM.steps):
+            rows = torch.arange(len(left)), right[:, step]
+            after = model(torch.cat((left, right[:, : step + 1]), 1), 1)[:, 0]
+            alone = model(right[:, : step + 1], 1)[:, 0]
+            total += after[rows] - alone[rows]
+    return total
+
+
+def one_by_one(how: Heard, count: int) -> list[Tensor]:
+    """The outputs of each pair by itself, as the module's docstring says."""
+    pair, style, lambda_ = inputs()
+    chance = how.draw_chance(ROWS, make_random(0, "chance"))
+    left_share, right_share = min(1, 2 * how.lead), min(1, 2 - 2 * how.lead)
+    found = []
+    for row in range(ROWS):
+        one = slice(row, row + 1)
+        left, right = pair[0][one], pair[1][one]
+        for _ in range(count):
+            with torch.no_grad():
+                moved = network()((left, right), style[one], condition_on(lambda_[one]))
+            new = (
+                left + left_share * (moved[0] - left),
+                right + right_share * (moved[1] - right),
+            )
+            if fit(how, new) < fit(how, (left, right)):
+                break
+            left, right = new
+        at_lambda = max(0.0, how.price + 1.5 * math.log10(float(lambda_[row])))
+        price = torch.tensor([[at_lambda / left_share, at_lambda / right_share]])
+        best = left, right
+        for draft in range(DRAFTS):
+            written = how.writer.write(how.core, (left, right), price, chance[draft, one])
+            if fit(how, written) > fit(how, best):
+                best = written
+        found.append(torch.cat(best, 1)[0])
+    return found
+
+
+@pytest.mark.parametrize("lead", [0.5, 0.2, 0.9])
+def test_each_pair_is_fused_by_itself_as_written_down(lead: float) -> None:
+    how = heard(lead=lead)
+    outputs = run(how)
+    for count in (1, 5):
+        expected = torch.stack(one_by_one(how, count))
+        torch.testing.assert_close(torch.cat(outputs[count], 1), expected, rtol=1e-4, atol=1e-4)
+    # The test is of something: proposals are kept and undone, drafts are kept and left.
+    assert not torch.equal(outputs[5][0], outputs[1][0])
+
+
+def test_proposals_and_drafts_are_both_kept_and_refused() -> None:
+    pair, style, lambda_ = inputs()
+    plain = network().iterate(pair, style, [1], lambda_)[1]
+    kept = (run(heard(price=DEAR), [1])[1][0] == plain[0]).all(1)
+    assert 0 < int(kept.sum()) < ROWS
+    drafted = (run(heard(), [1])[1][0] != run(heard(price=DEAR), [1])[1][0]).any(1)
+    assert 0 < int(drafted.sum()) < ROWS
+
+
+def test_no_application_makes_halves_fit_less() -> None:
+    how = heard(price=DEAR)
+    fits = [fit(how, inputs()[0]), *(fit(how, pair) for pair in run(how, (1, 2, 3, 8)).values())]
+    for before, after in pairwise(fits):
+        assert (after >= before - 1e-4).all()
+    assert float((fits[-1] - fits[0]).mean()) > 0
+
+
+def test_what_is_undone_once_is_a_fixed_point() -> None:
+    outputs = run(heard(), (1, 2, 3, 30, 31))
+    still = (outputs[1][0] == outputs[2][0]).all(1) & (outputs[1][1] == outputs[2][1]).all(1)
+    assert still.any()
+    for later in (3, 30, 31):
+        for before, after in zip(outputs[2], outputs[later], strict=True):
+            assert torch.equal(before[still], after[still])
+
+
+@pytest.mark.parametrize(("lead", "half"), [(0.0, 0), (1.0, 1)])
+def test_the_half_that_leads_stays_bit_for_bit(lead: float, half: int) -> None:
+    pair, outputs = inputs()[0], run(heard(lead=lead))
+    for after in outputs.values():
+        assert torch.equal(after[half], pair[half])
+        assert not torch.equal(after[1 - half], pair[1 - half])
+
+
+def test_shares_fall_from_the_middle_to_the_ends() -> None:
+    shares = {0.0: (0, 1), 0.25: (0.5, 1), 0.5: (1, 1), 0.75: (1, 0.5), 1.0: (1, 0)}
+    assert {lead: share_step(lead) for lead in shares} == shares
+    for lead in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=r"lead: must be in 0…1"):
+            share_step(lead)
+
+
+def test_the_price_rises_by_three_halves_for_each_factor_of_ten() -> None:
+    assert find_price(7.0, 1.0) == 7.0
+    assert find_price(7.0, 0.01) == pytest.approx(4.0)
+    assert find_price(7.0, 10.0) == pytest.approx(8.5)
+    assert find_price(1.0, 1e-3) == 0.0

@@ -15,14 +15,15 @@ import torch
 
 from cf_core.continuation import Continuation, ContinuationSettings
 from cf_core.corpus import Corpus, Split
+from cf_core.distance import edit_distance
 from cf_core.fusion import Generator
+from cf_core.heard import Heard
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import initialise
 from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings
 from cf_core.writer import Writer, WriterSettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
-from evaluation.distance import edit_distance
 from evaluation.evaluator import OUTCOMES, Evaluator
 from evaluation.frechet import RealGaussian
 from evaluation.judge import Judge, JudgeSettings, ReaderSettings
@@ -36,7 +37,7 @@ from evaluation.statistics import (
     overlap_area,
     pair_features,
 )
-from evaluation.transforms import Fusion, Step, Writing
+from evaluation.transforms import Fusion, Step
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=83)
 LABEL = {"trial": "x", "method": "fusion", "lambda": 0.5, "style_dim": 2, "seed": 3}
@@ -603,5 +604,6 @@ def test_what_a_writer_draws_is_no_style(evaluator: Evaluator, sources: dict[str
         same.net.weights[0][8:] = 0
     writer = Writer(evaluator.core.form, WriterSettings(hidden=8))
     initialise(writer, make_random(0, "writer"))
-    fusion = Fusion(same, torch.empty(0, 2), None, Writing(evaluator.core, writer, 0.5))
+    heard = Heard(evaluator.core, writer, price=0.5, drafts=2, lead=0.5)
+    fusion = Fusion(same, torch.empty(0, 2), 1.0, heard)
     assert evaluator.style_diversity(fusion, sources["test"], 3, (1, 2)) == {1: 0.0, 2: 0.0}

@@ -26,7 +26,7 @@ CONFIG = StudyConfig.model_validate(
     {
         "name": "tiny",
         "core": {"latent_dim": 8, "hidden": 16, "embedding": 8, "depth": 1},
-        "fusion": {"hidden": 16, "depth": 2},
+        "fusion": {"scheme": "poster", "hidden": 16, "depth": 2},
         "search": {"lambda": (0.1, 1.0), "style_dim": (0, 2), "seeds": (0,)},
         "evaluation": {"lp": {"step_sizes": (0.1,)}},
     }

@@ -47,7 +47,7 @@ SEARCH: dict[str, Any] = {
     "constraints": ["style_diversity >= 0"],
     "region": ["larger_edit_distance <= 30"],
 }
-FUSION = {"hidden": 16, "steps": 110, "batch": 8, "d_steps": 1}
+FUSION = {"scheme": "poster", "hidden": 16, "steps": 110, "batch": 8, "d_steps": 1}
 
 
 def searching(melodies: Path, results: Path, **changes: Any) -> StudyConfig:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cf_core.fusion import Generator
+from cf_core.heard import Heard
 from cf_core.losses import Pair
 from cf_core.melody import MelodyFormat
 from cf_core.nets import initialise
@@ -27,7 +28,7 @@ from evaluation.rivals.retrieval import Retrieval
 from evaluation.rivals.slerp import Slerp
 from evaluation.rivals.transport import Transport, find_transport
 from evaluation.rivals.transpose import Transpose
-from evaluation.transforms import Fusion, Step, Transform, Writing
+from evaluation.transforms import Fusion, Step, Transform
 
 Z, ROWS = 3, 6
 SIGMA = torch.tensor([0.2, 0.5, 1.0])
@@ -69,10 +70,10 @@ def fused() -> Generator:
     return made
 
 
-def written() -> Writer:
-    made = Writer(CORE.form, WriterSettings(hidden=8))
-    initialise(made, make_random(0, "writer"))
-    return made
+def heard() -> Heard:
+    writer = Writer(CORE.form, WriterSettings(hidden=8))
+    initialise(writer, make_random(0, "writer"))
+    return Heard(CORE, writer, price=1.5, drafts=2, lead=0.5)
 
 
 def run(transform: Transform, counts: Sequence[int], start: Pair | None = None) -> list[Step]:
@@ -116,7 +117,7 @@ def slerp(steps: int, rows: int = ROWS, *, straight: bool) -> Transform:
 
 SEARCHES: dict[str, Callable[[], Transform]] = {
     "fusion": lambda: Fusion(fused(), style()),
-    "written fusion": lambda: Fusion(fused(), style(), None, Writing(CORE, written(), 1.0)),
+    "heard": lambda: Fusion(fused(), style(), 0.1, heard()),
     "lp": lambda: bound(LP(proposals=2, scaled=True), step_size=SIZES),
     "best_of_n": lambda: bound(BestOfN(), step_size=SIZES),
     "gradient": lambda: bound(Gradient(learning_rate=0.1), lambda_=WEIGHTS),
@@ -168,16 +169,18 @@ def test_fusion_feeds_outputs_back() -> None:
                 assert torch.equal(joined(steps[count]), torch.cat(expected, 1))
 
 
-def test_what_is_written_is_not_fed_back() -> None:
-    plain = run(Fusion(fused(), style()), (1, 3))
-    steps = run(Fusion(fused(), style(), None, Writing(CORE, written(), 1.5)), (1, 3))
-    for step, bare in zip(steps, plain, strict=True):
-        outputs = written().write(
-            CORE, bare.outputs, torch.full((ROWS,), 1.5), make_random(0, "search")
-        )
+def test_what_is_heard_is_as_its_scheme_has_it() -> None:
+    """See tests/test_heard.py for what that is."""
+    how, start = heard(), pair()
+    steps = run(Fusion(fused(), style(), 0.1, how), (1, 3))
+    chance = how.draw_chance(ROWS, make_random(0, "search"))
+    found = how.fuse(fused(), start, style(), (1, 3), torch.full((ROWS,), 0.1), chance)
+    for step, (count, outputs) in zip(steps, found, strict=True):
+        assert step.iteration == count
         assert torch.equal(joined(step), torch.cat(outputs, 1))
-        assert not torch.equal(joined(step), joined(bare))
-        assert step.decoder_calls == 2
+        assert step.decoder_calls == 1 + count + 4
+    with pytest.raises(ValueError, match="needs λ"):
+        run(Fusion(fused(), style(), None, how), (1,))
 
 
 @pytest.mark.parametrize("proposals", [1, 3])

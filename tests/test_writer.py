@@ -15,7 +15,7 @@ from cf_core.nets import initialise
 from cf_core.seeding import make_random
 from cf_core.training import train
 from cf_core.vae import MelodyVAE, VAESettings
-from cf_core.writer import Writer, WriterSettings, find_price, make_trainers
+from cf_core.writer import Writer, WriterSettings, make_trainers
 
 FORM = MelodyFormat(meters=("2/4",), steps_per_beat=2, bars_per_segment=1, lowest=60, highest=61)
 WIDE = MelodyFormat(meters=("2/4",), bars_per_segment=2, lowest=55, highest=80)
@@ -26,6 +26,15 @@ def made(form: MelodyFormat) -> Writer:
     writer = Writer(form, WriterSettings(hidden=16))
     initialise(writer, make_random(0, "writer"))
     return writer
+
+
+def alike(price: float, count: int) -> Tensor:
+    """The same price for both halves of all pairs."""
+    return torch.full((count, 2), price)
+
+
+def chance(count: int, form: MelodyFormat) -> Tensor:
+    return torch.rand(count, 2, form.steps, generator=make_random(0, "chance"))
 
 
 def melodies(count: int, form: MelodyFormat, seed: int = 0) -> Tensor:
@@ -76,7 +85,9 @@ def test_halves_are_drawn_as_often_as_models_and_price_say(price: float) -> None
     )
     left, right = (3, HOLD), (2, 3)
 
-    def chance(model: str, before: tuple[int, ...], near: tuple[int, ...], new: Tensor) -> float:
+    def likelihood(
+        model: str, before: tuple[int, ...], near: tuple[int, ...], new: Tensor
+    ) -> float:
         network, found = getattr(writer, model), 1.0
         for step in range(form.steps):
             seen = torch.tensor([[*before, *new.tolist()[: step + 1]]])
@@ -91,17 +102,15 @@ def test_halves_are_drawn_as_often_as_models_and_price_say(price: float) -> None
 
     expected = {}
     for new_right in every:
-        first = chance("forwards", left, right, torch.tensor(new_right))
+        first = likelihood("forwards", left, right, torch.tensor(new_right))
         for new_left in every:
-            second = chance(
+            second = likelihood(
                 "backwards", turned(new_right), turned(left), torch.tensor(turned(new_left))
             )
             expected[new_left + new_right] = first * second
     assert sum(expected.values()) == pytest.approx(1, abs=1e-4)
     halves = torch.tensor(left).expand(count, -1), torch.tensor(right).expand(count, -1)
-    drawn = torch.cat(
-        writer.rewrite(halves, torch.full((count,), price), make_random(0, "draws")), dim=1
-    )
+    drawn = torch.cat(writer.rewrite(halves, alike(price, count), chance(count, form)), dim=1)
     for pair, likely in expected.items():
         share = float((drawn == torch.tensor(pair)).all(1).double().mean())
         assert abs(share - likely) < 5 * (likely * (1 - likely) / count) ** 0.5 + 1e-6
@@ -110,40 +119,45 @@ def test_halves_are_drawn_as_often_as_models_and_price_say(price: float) -> None
 def test_what_is_dear_stays_and_what_is_written_is_a_melody() -> None:
     halves = melodies(40, WIDE), melodies(40, WIDE, 1)
     writer = made(WIDE)
-    kept = writer.rewrite(halves, torch.full((40,), 200.0), make_random(0, "draws"))
+    draws = chance(40, WIDE)
+    kept = writer.rewrite(halves, alike(200.0, 40), draws)
     assert all(torch.equal(one, other) for one, other in zip(kept, halves, strict=True))
     changed = [
         int(sum((new != old).sum() for new, old in zip(written, halves, strict=True)))
         for price in (6.0, 3.0, 0.0)
-        for written in [writer.rewrite(halves, torch.full((40,), price), make_random(0, "draws"))]
+        for written in [writer.rewrite(halves, alike(price, 40), draws)]
     ]
     assert changed == sorted(changed)
     assert changed[0] < changed[2]
-    for half in writer.rewrite(halves, torch.zeros(40), make_random(0, "draws")):
+    for half in writer.rewrite(halves, alike(0.0, 40), draws):
         assert torch.equal(drop_hanging_holds(half), half)
 
 
-def test_each_row_has_its_own_price_and_sees_no_other() -> None:
-    halves, price = (melodies(6, WIDE), melodies(6, WIDE, 1)), torch.tensor([0.0, 200.0] * 3)
-    written = made(WIDE).rewrite(halves, price, make_random(0, "draws"))
-    for new, old in zip(written, halves, strict=True):
-        assert torch.equal(new[1::2], old[1::2])
+def test_each_half_of_each_row_has_its_own_price_and_sees_no_other() -> None:
+    halves, draws = (melodies(6, WIDE), melodies(6, WIDE, 1)), chance(6, WIDE)
+    price = torch.tensor([[0.0, 200.0], [200.0, 200.0], [200.0, 0.0]] * 2)
+    written = made(WIDE).rewrite(halves, price, draws)
+    for half, (new, old) in enumerate(zip(written, halves, strict=True)):
+        changed = (new != old).any(1)
+        assert changed.tolist() == (price[:, half] == 0).tolist()
     other = halves[0].clone(), halves[1].clone()
     other[0][2], other[1][2] = melodies(1, WIDE, 2)[0], melodies(1, WIDE, 3)[0]
-    again = made(WIDE).rewrite(other, price, make_random(0, "draws"))
     rows = [0, 1, 3, 4, 5]
-    for one, two in zip(written, again, strict=True):
+    again = made(WIDE).rewrite(other, price, draws)
+    fewer = made(WIDE).rewrite((halves[0][rows], halves[1][rows]), price[rows], draws[rows])
+    for one, two, three in zip(written, again, fewer, strict=True):
         assert torch.equal(one[rows], two[rows])
+        assert torch.equal(one[rows], three)
 
 
 def test_latents_are_rewritten_as_notes_and_kept_where_none_changes() -> None:
     core = MelodyVAE(WIDE, VAESettings(latent_dim=4, hidden=16, embedding=8))
     initialise(core, make_random(0, "core"))
     pair = tuple(torch.randn(2, 30, 4, generator=make_random(0, "z")))
-    price = torch.tensor([0.0, 200.0]).repeat(15)
-    left, right = made(WIDE).write(core, (pair[0], pair[1]), price, make_random(0, "draws"))
+    price = torch.tensor([0.0, 200.0]).repeat(15)[:, None].repeat(1, 2)
+    left, right = made(WIDE).write(core, (pair[0], pair[1]), price, chance(30, WIDE))
     tokens = [torch.from_numpy(core.decode_tokens(z)) for z in pair]
-    drawn = made(WIDE).rewrite((tokens[0], tokens[1]), price, make_random(0, "draws"))
+    drawn = made(WIDE).rewrite((tokens[0], tokens[1]), price, chance(30, WIDE))
     for z, new, after, old in zip(pair, drawn, (left, right), tokens, strict=True):
         assert torch.equal(after[1::2], z[1::2])
         for row in range(0, 30, 2):
@@ -151,13 +165,6 @@ def test_latents_are_rewritten_as_notes_and_kept_where_none_changes() -> None:
             encoded = core.encode_mean(new[row : row + 1].numpy().astype("uint8"))[0]
             torch.testing.assert_close(after[row], encoded if changed else z[row])
         assert not torch.equal(after[::2], z[::2])
-
-
-def test_the_price_rises_by_one_for_each_factor_of_ten() -> None:
-    assert find_price(7.0, 1.0) == 7.0
-    assert find_price(7.0, 0.01) == pytest.approx(5.0)
-    assert find_price(7.0, 10.0) == pytest.approx(8.0)
-    assert find_price(1.0, 1e-3) == 0.0
 
 
 @pytest.mark.slow
@@ -178,6 +185,6 @@ def test_both_directions_learn_what_follows_and_what_precedes() -> None:
         told = network.log_probability(melody, melody) - network.log_probability(melody, None)
         assert float(told.mean()) > 10
     # Left and right halves start out unrelated, and end up more alike.
-    left, right = writer.rewrite((other, unseen), torch.full((60,), 3.0), make_random(0, "draws"))
+    left, right = writer.rewrite((other, unseen), alike(3.0, 60), chance(60, WIDE))
     before = float((other == unseen).double().mean())
     assert float((left == right).double().mean()) > before + 0.1

@@ -80,7 +80,7 @@ def tiny(melodies: Path, results: Path, **changes: Any) -> StudyConfig:
         "writer": {"hidden": 16, "steps": 30, "batch": 8},
         "selection_judge": JUDGE,
         "reporting_judge": JUDGE | {"hidden": 24},
-        "fusion": {"hidden": 16, "steps": 120, "batch": 8, "d_steps": 1},
+        "fusion": {"scheme": "poster", "hidden": 16, "steps": 120, "batch": 8, "d_steps": 1},
         "search": {"lambda": [0.1, "conditional"], "style_dim": [0, 2], "seeds": [0, 1]},
         "evaluation": EVALUATION
         | {

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from evaluation.rivals.base import Batch, Look, Rival, Setting
 from evaluation.transforms import Step
 
@@ -34,6 +36,8 @@ class Rewriting(Rival):
         core, writer = batch.tools.core, batch.tools.writer
         if writer is None:
             raise ValueError("tools.writer: rewriting needs one")
-        outputs = writer.write(core, batch.pair, batch.own["price"], batch.random)
+        price = batch.own["price"][:, None].expand(-1, 2)
+        chance = torch.rand(len(price), 2, core.form.steps, generator=batch.random)
+        outputs = writer.write(core, batch.pair, price, chance)
         for count in batch.counts:
             yield Step(count, outputs, decoder_calls=2)

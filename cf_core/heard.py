@@ -1,0 +1,212 @@
+"""The scheme `heard`: what G proposes and what the decoder writes are kept only where halves fit.
+
+G moves latents. Not every application helps what is heard, and what the decoder makes of moved
+latents is not always a melody. Here a model of notes decides what is kept, by the pointwise mutual
+information of two halves x and y as they are heard (Church & Hanks 1990):
+
+    I(x; y) = log p(y | x) - log p(y)
+
+- *Applications.* What G proposes for a pair is kept unless I falls. If it falls, the proposal is
+  undone. G would propose the same again, so the pair has come to a fixed point, and more
+  applications cannot spoil it.
+- *Drafts.* The writer (`cf_core.writer`) draws several drafts of the notes. Of these and of the
+  notes as decoded, those with the highest I are kept.
+
+Letters in shapes: `B` pairs, `Z2` twice the latent dimensions, `T` steps of a half, `S` style
+dimensions, `D` drafts.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from cf_core.fusion import Generator
+from cf_core.losses import Pair
+from cf_core.vae import MelodyVAE
+from cf_core.writer import Writer
+
+PER_DECADE = 1.5
+"""By how much the writer's price rises with every factor of ten in λ, in nats."""
+_UNPAYABLE = 1e4
+"""A price at which no token changes, in nats."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """How outputs of G become notes in this scheme.
+
+    >>> import torch
+    >>> from cf_core.bundle import load_bundle
+    >>> bundle = load_bundle()
+    >>> how = bundle.heard
+    >>> pair = tuple(torch.randn(2, 5, bundle.core.settings.latent_dim))
+    >>> style, lambda_ = torch.rand(5, bundle.generator.style_dim), torch.full((5,), 0.1)
+    >>> chance = how.draw_chance(5, torch.Generator())
+    >>> outputs = how.fuse(bundle.generator, pair, style, [1, 16], lambda_, chance)
+    >>> [count for count, _ in outputs]
+    [1, 16]
+    """
+
+    core: MelodyVAE
+    writer: Writer
+    price: float
+    """What each token that the writer changes costs at λ = 1, in nats."""
+    drafts: int
+    """How many drafts the writer makes of each pair."""
+    lead: float
+    """Which half gives way, as `share_step` says."""
+
+    def draw_chance(self, pairs: int, random: torch.Generator) -> Float[Tensor, "D B 2 T"]:
+        """Draw the numbers that decide what the writer draws, for `fuse`."""
+        return torch.rand(self.drafts, pairs, 2, self.core.form.steps, generator=random)
+
+    @torch.no_grad()
+    def fuse(
+        self,
+        generator: Generator,
+        pair: Pair,
+        style: Float[Tensor, "B S"],
+        counts: Sequence[int],
+        lambda_: Float[Tensor, "B"],
+        chance: Float[Tensor, "D B 2 T"],
+    ) -> Iterator[tuple[int, Pair]]:
+        """Yield the outputs after each of the ascending `counts` of applications.
+
+        Each row has its own λ. It sets the price (`find_price`), and is G's λ where G takes one.
+        All counts are written with the same `chance`. What is written is not fed back in. Rows are
+        independent of each other.
+        """
+        shares = share_step(self.lead)
+        price = lambda_.new_tensor([find_price(self.price, each) for each in lambda_.tolist()])
+        price = _price_halves(price, shares)
+        now = self._listen(torch.cat(pair, 1))
+        written, changed = now, torch.ones(len(style), dtype=torch.bool)
+        going, done = torch.arange(len(style)), 0
+        for count in counts:
+            for _ in range(done, count):
+                old = now.take(going)
+                moved = _apply(generator, old.z, style[going], lambda_[going], shares)
+                new = self._listen(moved, old)
+                kept = new.fit >= old.fit
+                going = going[kept]
+                now = now.put(going, new.take(kept))
+                changed[going] = True
+            rows = changed.nonzero().squeeze(1)
+            best = self._write(now.take(rows), price[rows], chance[:, rows])
+            written, done = written.put(rows, best), count
+            changed = torch.zeros_like(changed)
+            yield count, _halves(written.z)
+
+    def _write(
+        self,
+        decoded: "_Pairs",
+        price: Float[Tensor, "B 2"],
+        chance: Float[Tensor, "D B 2 T"],
+    ) -> "_Pairs":
+        """The pairs as decoded or the best draft of each, whichever has the highest I."""
+        count, pairs = chance.shape[:2]
+        written = self.writer.write(
+            self.core,
+            _halves(decoded.z.repeat(count, 1)),
+            price.repeat(count, 1),
+            chance.flatten(0, 1),
+        )
+        versions = decoded.join(self._listen(torch.cat(written, 1)))
+        best = versions.fit.view(1 + count, pairs).argmax(0)  # of equal ones the first, as decoded
+        return versions.take(best * pairs + torch.arange(pairs))
+
+    def _listen(self, z: Float[Tensor, "B Z2"], before: "_Pairs | None" = None) -> "_Pairs":
+        """Decode pairs and rate them. Those that sound as `before` keep their rating."""
+        tokens = torch.stack(
+            [
+                torch.from_numpy(self.core.decode_tokens(half).astype(np.int64))
+                for half in _halves(z)
+            ],
+            1,
+        )
+        if before is None:
+            return _Pairs(z, tokens, self.writer.rate((tokens[:, 0], tokens[:, 1])))
+        other = (tokens != before.tokens).flatten(1).any(1)
+        fit = before.fit.clone()
+        fit[other] = self.writer.rate((tokens[other, 0], tokens[other, 1]))
+        return _Pairs(z, tokens, fit)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of latents, what is heard of them, and how well the halves fit."""
+
+    z: Float[Tensor, "B Z2"]
+    tokens: Int64[Tensor, "B 2 T"]
+    fit: Float[Tensor, "B"]
+    """I of each pair, in nats."""
+
+    def take(self, rows: Int64[Tensor, "b"] | Bool[Tensor, "B"]) -> "_Pairs":
+        return _Pairs(self.z[rows], self.tokens[rows], self.fit[rows])
+
+    def join(self, other: "_Pairs") -> "_Pairs":
+        """These pairs, then the others."""
+        return _Pairs(
+            torch.cat((self.z, other.z)),
+            torch.cat((self.tokens, other.tokens)),
+            torch.cat((self.fit, other.fit)),
+        )
+
+    def put(self, rows: Int64[Tensor, "b"], new: "_Pairs") -> "_Pairs":
+        """With other pairs in these rows."""
+        return _Pairs(
+            self.z.index_copy(0, rows, new.z),
+            self.tokens.index_copy(0, rows, new.tokens),
+            self.fit.index_copy(0, rows, new.fit),
+        )
+
+
+def share_step(lead: float) -> tuple[float, float]:
+    """Which share of G's step the left and the right half take.
+
+    At a lead of 0 the left half stays, at 1 the right one; at 0.5 both take the whole step. The
+    share of one half falls from 1 to 0, `min(1, 2 lead)` of the left and `min(1, 2 (1 - lead))` of
+    the right one. Raises `ValueError` for a lead outside 0…1.
+    """
+    if not 0 <= lead <= 1:
+        raise ValueError(f"lead: must be in 0…1, got {lead}")
+    return min(1.0, 2 * lead), min(1.0, 2 * (1 - lead))
+
+
+def find_price(at_one: float, lambda_: float) -> float:
+    """The price at λ, in nats, where it is `at_one` at λ = 1: `at_one + 1.5 log10 λ`, at least 0.
+
+    So λ holds back both the map of latents and the writer.
+    """
+    return max(0.0, at_one + PER_DECADE * math.log10(lambda_))
+
+
+def _price_halves(price: Float[Tensor, "B"], shares: tuple[float, float]) -> Float[Tensor, "B 2"]:
+    """The prices of both halves: the smaller the share of a half, the more its tokens cost."""
+    halves = [
+        price / share if share > 0 else torch.full_like(price, _UNPAYABLE) for share in shares
+    ]
+    return torch.stack(halves, 1)
+
+
+def _apply(
+    generator: Generator,
+    z: Float[Tensor, "B Z2"],
+    style: Float[Tensor, "B S"],
+    lambda_: Float[Tensor, "B"],
+    shares: tuple[float, float],
+) -> Float[Tensor, "B Z2"]:
+    before = _halves(z)
+    after = generator.iterate(before, style, [1], lambda_)[1]
+    steps = zip(before, after, shares, strict=True)
+    return torch.cat([torch.lerp(old, new, share) for old, new, share in steps], 1)
+
+
+def _halves(z: Float[Tensor, "B Z2"]) -> Pair:
+    left, right = z.chunk(2, 1)
+    return left.contiguous(), right.contiguous()

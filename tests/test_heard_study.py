@@ -1,0 +1,132 @@
+"""A study whose outputs are written down by a model of notes, from trials to bundle."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+
+from cf_core.bundle import load_bundle
+from cf_core.heard import Heard, find_price
+from cf_core.seeding import make_random
+from cf_core.training import load_tensors
+from study.prepare import find_corpus, prepare
+from study.run import plan
+from study.select import rank_candidates, read_rule, select
+from study.store import Store
+from tests.conftest import folder
+from tests.tiny import EVALUATION, Watch, assert_same_tables, furnish, go, tiny
+
+pytestmark = pytest.mark.slow
+
+HEARD: dict[str, Any] = {
+    "fusion": {
+        "hidden": 16,
+        "steps": 60,
+        "batch": 8,
+        "d_steps": 1,
+        "scheme": "heard",
+        "price": 3.0,
+        "drafts": 2,
+        "lead": 0.4,
+    },
+    "search": {"lambda": [0.1, "conditional"], "style_dim": [2], "seeds": [0]},
+    "selection": {"maximise": "indistinguishable"},
+    "evaluation": EVALUATION,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(melodies: Path, shared: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store, _ = go(furnish(tiny(melodies, tmp_path_factory.mktemp("heard"), **HEARD), shared))
+    return store
+
+
+def test_the_plan_says_that_outputs_are_written(melodies: Path, tmp_path: Path) -> None:
+    line = (
+        "outputs: as models of notes hear and write them, 2 drafts, price 3 at λ 1; trials of seed"
+        " 0 also as on the poster"
+    )
+    assert line in plan(tiny(melodies, tmp_path, **HEARD)).splitlines()
+    assert "outputs: " not in plan(tiny(melodies, tmp_path))
+
+
+def test_recorded_outputs_are_those_of_the_scheme(finished: Store, melodies: Path) -> None:
+    config = tiny(melodies, folder(finished).parent, **HEARD)
+    bench = prepare(config, find_corpus(config, Watch()), finished, Watch())
+    assert bench.writer is not None
+    bundle = load_bundle(finished.root / "bundle")
+    (source,) = (one for one in bench.sources if one.name == "validation")
+    trial = bundle.record["trial"]
+    lambda_ = bundle.record["lambda"]
+    style = torch.rand(len(source.songs), 2, generator=make_random(0, "styles", "validation"))
+    how = Heard(bench.evaluator.core, bench.writer, 3.0, 2, 0.4)
+    chance = how.draw_chance(len(style), make_random(0, "writing", "validation"))
+    lambdas = torch.full((len(style),), lambda_)
+    outputs = how.fuse(bundle.generator, source.inputs, style, [1, 2], lambdas, chance)
+    left, right = dict(outputs)[2]
+    rows = (
+        finished.latents.filter(trial=trial, source="validation", iteration=2)
+        .filter(pl.col("lambda") == lambda_)
+        .sort("pair")
+        .collect()
+    )
+    for name, half in (("z_left", left), ("z_right", right)):
+        np.testing.assert_allclose(np.stack(rows[name].to_list()), half.numpy(), atol=1e-6)
+
+
+def test_the_scheme_of_the_poster_is_a_method_beside_it(finished: Store, melodies: Path) -> None:
+    """Its values are those of a study in that scheme, since G is trained alike in both."""
+    plain = tiny(melodies, folder(finished).parent / "plain", **HEARD)
+    plain = plain.model_copy(update={"fusion": replace(plain.fusion, scheme="poster")})
+    store, _ = go(furnish(plain, finished))
+    keys = ["trial", "lambda", "source", "iteration", "metric"]
+    of_set = pl.col("metric") != "style_diversity"
+    expected = store.metrics.filter(pl.col("method").is_in(["fusion", "conditional"]), of_set)
+    found = finished.metrics.filter(method="poster").with_columns(
+        pl.col("trial").str.strip_prefix("poster-")
+    )
+    columns = [*keys, "value", "low", "high", "n"]
+    assert_frame_equal(
+        found.select(columns).sort(keys).collect(), expected.select(columns).sort(keys).collect()
+    )
+    assert "poster" not in finished.latents.select("method").collect()["method"].to_list()
+    assert "poster" in finished.verdicts.select("rival").collect()["rival"].to_list()
+
+
+@pytest.mark.parametrize("method", ["fusion", "conditional"])
+def test_the_bundle_writes_at_the_price_of_its_trial(
+    finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    rule = read_rule(finished)
+    ranked = rank_candidates(finished, rule).filter(method=method)
+    monkeypatch.setattr("study.select.rank_candidates", lambda *_: ranked)
+    chosen = select(finished, rule, tmp_path / "chosen")
+    bundle = load_bundle(chosen.bundle)
+    assert bundle.heard is not None
+    assert (bundle.heard.drafts, bundle.heard.lead) == (2, 0.4)
+    assert bundle.generator.conditional is (method == "conditional")
+    # A conditional map's λ comes with each call, and with it the rest of the price.
+    expected = 3.0 if method == "conditional" else find_price(3.0, 0.1)
+    assert bundle.heard.price == pytest.approx(expected)
+    for name, network in (
+        ("forwards", bundle.heard.writer.forwards),
+        ("backwards", bundle.heard.writer.backwards),
+    ):
+        weights = load_tensors(finished.root / "classifiers" / f"writer_{name}.safetensors")
+        assert weights is not None
+        assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+
+
+def test_written_studies_end_alike_however_often_they_are_stopped(
+    finished: Store, melodies: Path, shared: Store, tmp_path: Path
+) -> None:
+    config = furnish(tiny(melodies, tmp_path, **HEARD), shared)
+    with pytest.raises(KeyboardInterrupt):
+        go(config, ": finished (1 of")
+    store, _ = go(config)
+    assert_same_tables(store, finished)
