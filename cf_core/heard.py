@@ -30,8 +30,9 @@ from cf_core.losses import Pair
 from cf_core.vae import MelodyVAE
 from cf_core.writer import Writer
 
-PER_DECADE = 1.5
-"""By how much the writer's price rises with every factor of ten in λ, in nats."""
+FAR, NEAR = 1.5, 4.0
+"""By how much the writer's price rises with every factor of ten in λ, below and above λ = 1, in
+nats. Near the inputs little may be written, or no fusion would be near."""
 _UNPAYABLE = 1e4
 """A price at which no token changes, in nats."""
 
@@ -179,11 +180,12 @@ def share_step(lead: float) -> tuple[float, float]:
 
 
 def find_price(at_one: float, lambda_: float) -> float:
-    """The price at λ, in nats, where it is `at_one` at λ = 1: `at_one + 1.5 log10 λ`, at least 0.
+    """The price at λ, in nats, where it is `at_one` at λ = 1: `at_one + k log10 λ`, at least 0.
 
-    So λ holds back both the map of latents and the writer.
+    `k` is `FAR` for λ below 1, else `NEAR`. So λ holds back both the map of latents and the writer.
     """
-    return max(0.0, at_one + PER_DECADE * math.log10(lambda_))
+    rise = FAR if lambda_ < 1 else NEAR
+    return max(0.0, at_one + rise * math.log10(lambda_))
 
 
 def _price_halves(price: Float[Tensor, "B"], shares: tuple[float, float]) -> Float[Tensor, "B 2"]:

@@ -88,7 +88,8 @@ def one_by_one(how: Heard, count: int) -> list[Tensor]:
             if fit(how, new) < fit(how, (left, right)):
                 break
             left, right = new
-        at_lambda = max(0.0, how.price + 1.5 * math.log10(float(lambda_[row])))
+        decades = math.log10(float(lambda_[row]))
+        at_lambda = max(0.0, how.price + 1.5 * min(decades, 0) + 4.0 * max(decades, 0))
         price = torch.tensor([[at_lambda / left_share, at_lambda / right_share]])
         best = left, right
         for draft in range(DRAFTS):
@@ -152,8 +153,8 @@ def test_shares_fall_from_the_middle_to_the_ends() -> None:
             share_step(lead)
 
 
-def test_the_price_rises_by_three_halves_for_each_factor_of_ten() -> None:
+def test_the_price_rises_with_every_factor_of_ten() -> None:
     assert find_price(7.0, 1.0) == 7.0
     assert find_price(7.0, 0.01) == pytest.approx(4.0)
-    assert find_price(7.0, 10.0) == pytest.approx(8.5)
+    assert find_price(7.0, 10.0) == pytest.approx(11.0)
     assert find_price(1.0, 1e-3) == 0.0
