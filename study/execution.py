@@ -246,19 +246,13 @@ def _apply_as_on_poster(
 ) -> Outputs:
     """The outputs of the same G in the scheme `poster`, with which the scheme `heard` is compared.
 
-    They are recorded as a setting of a rival is, under a name of their own.
+    They are recorded as those of a rival's setting are, under a name of their own.
     """
-    steps = {
-        source.name: list(
-            Fusion(generator, styles[source.name], lambda_)(
-                source.inputs, bench.plan.iterations, make_random(bench.seed, "none")
-            )
-        )
-        for source in bench.sources
-    }
+    plain = replace(bench, fusion=replace(bench.fusion, scheme="poster"))
+    outputs = _apply(trial, generator, lambda_, styles, plain, bench.sources)
     name = f"{POSTER}-{trial.id}"
     label = {"trial": name, "configuration": name, "method": POSTER, "lambda": lambda_}
-    return Outputs(label, steps, styles, keep=False)
+    return replace(outputs, label=label, keep=False)
 
 
 def _make_fusion(
