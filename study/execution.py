@@ -40,6 +40,8 @@ _REPORT_RIVALS_EVERY = 25
 _PAIR_WORK = 0.03
 """Work of measuring one pair at one point, where one training step of one trial is 1: about what
 it takes on one core. It only weighs the two against each other in the time that is left."""
+_HEARD_WORK = 0.25
+"""Work of fusing one pair at one λ in the scheme `heard`, likewise."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,21 @@ def _evaluation_work(job: Job, bench: Workbench) -> int:
         counts = len(bench.plan.rival(job.rival).iterations)
         return sum(_source_work(source, counts) for source in bench.sources) * len(job.settings)
     sources = bench.sources if job.until is None else [_deciding(bench)]
-    each = sum(_source_work(source, len(bench.plan.iterations)) for source in sources)
+    measured = sum(_source_work(source, len(bench.plan.iterations)) for source in sources)
     twice = [trial for trial in job.wanted if not job.until and trial.seed == bench.compared_seed]
-    return each * sum(len(_lambdas(trial, bench)) for trial in (*job.wanted, *twice))
+    again = measured * sum(len(_lambdas(trial, bench)) for trial in twice)
+    each = measured + _heard_work(sources, bench)
+    return again + each * sum(len(_lambdas(trial, bench)) for trial in job.wanted)
 
 
 def _source_work(source: Source, counts: int) -> int:
     return max(1, round(_PAIR_WORK * len(source.songs) * counts))
+
+
+def _heard_work(sources: Sequence[Source], bench: Workbench) -> int:
+    if bench.fusion.scheme == "poster":
+        return 0
+    return max(1, round(_HEARD_WORK * sum(len(source.songs) for source in sources)))
 
 
 def make_trainer(
@@ -186,7 +196,7 @@ def _measure_at_rung(
         }
         own = ("iteration", "metric", "value")
         rows += [{**shared, **{name: row[name] for name in own}} for row in measured]
-        yield _source_work(source, len(bench.plan.iterations))
+        yield _heard_work([source], bench) + _source_work(source, len(bench.plan.iterations))
     attempt = recorder.attempts[trial.id]
     recorder.store.write("rungs", f"{trial.id}-{rung}", rows, attempt)
 
@@ -204,6 +214,7 @@ def _evaluate(
         one = _apply(trial, generator, lambda_, styles, bench, bench.sources)
         outputs.append(one)
         diversity += _diversity_rows(one, generator, lambda_, bench)
+        yield _heard_work(bench.sources, bench)
     if trial.seed == bench.compared_seed:
         outputs += [
             _apply_as_on_poster(trial, generator, lambda_, styles, bench)

@@ -78,8 +78,14 @@ def bench() -> Any:
         SimpleNamespace(name=name, songs=np.zeros((100, 2), np.int64))
         for name in ("test", "validation")
     ]
-    fusion = FusionSettings(steps=50)
-    return SimpleNamespace(fusion=fusion, plan=CONFIG.evaluation, sources=sources, fingerprint="f")
+    fusion = FusionSettings(scheme="poster", steps=50)
+    return SimpleNamespace(
+        fusion=fusion,
+        plan=CONFIG.evaluation,
+        sources=sources,
+        fingerprint="f",
+        compared_seed=None,
+    )
 
 
 def do(

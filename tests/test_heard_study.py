@@ -14,9 +14,12 @@ from cf_core.bundle import load_bundle
 from cf_core.heard import Heard, find_price
 from cf_core.seeding import make_random
 from cf_core.training import load_tensors
+from study.execution import estimate_work, run_job
 from study.prepare import find_corpus, prepare
 from study.run import plan
+from study.search import list_first_trials
 from study.select import rank_candidates, read_rule, select
+from study.specs import PackSpec
 from study.store import Store
 from tests.conftest import folder
 from tests.tiny import EVALUATION, Watch, assert_same_tables, furnish, go, tiny
@@ -96,6 +99,20 @@ def test_the_scheme_of_the_poster_is_a_method_beside_it(finished: Store, melodie
     )
     assert "poster" not in finished.latents.select("method").collect()["method"].to_list()
     assert "poster" in finished.verdicts.select("rival").collect()["rival"].to_list()
+
+
+def test_reports_count_what_is_heard_and_what_is_measured_twice(
+    finished: Store, melodies: Path, tmp_path: Path
+) -> None:
+    config = tiny(melodies, folder(finished).parent, **HEARD)
+    bench = prepare(config, find_corpus(config, Watch()), finished, Watch())
+    store = Store(tmp_path / "tiny")
+    store.claim(finished.record["identity"], finished.record["fingerprint"], "tiny")
+    (trial,) = (one for one in list_first_trials(config) if one.lambda_ == 0.1)
+    job = PackSpec((trial,), (trial,))
+    done = [report.done for report in run_job(job, bench, store, {trial.id: 1})]
+    assert done == sorted(done)
+    assert done[-1] == estimate_work(job, bench)
 
 
 @pytest.mark.parametrize("method", ["fusion", "conditional"])
