@@ -212,7 +212,7 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(cf_study: Run, tmp_path: Pa
     )
     assert outcome.code == 0
     assert (
-        "trials: 8 = 4 configurations (grid: lambda 0.03, 0.3, 3.0, conditional × style_dim 4)"
+        "trials: 4 = 2 configurations (grid: lambda 0.3, conditional × style_dim 4)"
         " × seed 0, 1" in outcome.out
     )
     assert "ray://a:1" in outcome.out
