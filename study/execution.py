@@ -23,7 +23,7 @@ from evaluation.sources import Source
 from evaluation.transforms import Fusion, Step
 from study.ledger import Failure, Status
 from study.recording import Outputs, Recorder
-from study.specs import Job, PackSpec, RivalJob, TrialSpec, label_setting
+from study.specs import Job, PackSpec, RivalJob, TrialSpec, label_setting, name_on_poster
 from study.store import Store
 from study.workbench import (
     DECIDING,
@@ -261,7 +261,7 @@ def _apply_as_on_poster(
     """
     plain = replace(bench, fusion=replace(bench.fusion, scheme="poster"))
     outputs = _apply(trial, generator, lambda_, styles, plain, bench.sources)
-    name = f"{POSTER}-{trial.id}"
+    name = name_on_poster(trial.id)
     label = {"trial": name, "configuration": name, "method": POSTER, "lambda": lambda_}
     return replace(outputs, label=label, keep=False)
 

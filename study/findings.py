@@ -34,7 +34,6 @@ from evaluation.frontier import (
     LEVELS,
     OURS,
     PANELS,
-    POSTER,
     POSTER_AXES,
     REAL,
     attainment,
@@ -50,6 +49,7 @@ from evaluation.metrics import AXES, COHERENCY, LIKENESS
 from study.config import EvaluationPlan, StudyConfig
 from study.ledger import Ledger
 from study.parameters import PARAMETERS
+from study.specs import name_on_poster
 from study.store import Store
 
 _EDITS = DEPLOYED_AXES[1]
@@ -376,10 +376,10 @@ def _agreement(metrics: pl.DataFrame) -> list[str]:
 
 def read_finished_metrics(store: Store) -> pl.DataFrame:
     """Read the metrics without the rows that an unfinished job may have left."""
-    done = [*Ledger(store).list_done()]
-    as_on_poster = [f"{POSTER}-{trial}" for trial in done]
+    done = Ledger(store).list_done()
+    on_poster = map(name_on_poster, done)
     return store.metrics.filter(
-        pl.col("trial").is_in([*done, *as_on_poster, *LEVELS, *CONTROLS, "identity"])
+        pl.col("trial").is_in([*done, *on_poster, *LEVELS, *CONTROLS, "identity"])
     ).collect()
 
 

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from cf_core.fusion import FusionSettings
+from evaluation.frontier import POSTER
 from evaluation.rivals import Setting
 from study.config import EvaluationPlan
 from study.parameters import SETTINGS
@@ -103,6 +104,11 @@ def label_setting(setting: Setting) -> dict[str, Any]:
         "lambda": setting.value("lambda"),
         "step_size": setting.value("step_size"),
     }
+
+
+def name_on_poster(trial: str) -> str:
+    """What the tables call a trial of the scheme `heard` as the scheme `poster` has it."""
+    return f"{POSTER}-{trial}"
 
 
 @dataclass(frozen=True)
