@@ -53,7 +53,9 @@ class Shape:
         mean = torch.randn(SEGMENTS, self.latent_dim, generator=random)
         deviation = 0.1 + 0.4 * torch.rand(mean.shape, generator=random)
         pairs = torch.arange(SEGMENTS).unfold(0, 2, 1)
-        return Latents(mean, deviation, pairs, deviation.mean(0)).to(torch.device(device))
+        return Latents(mean, deviation, pairs, deviation.mean(0), mean[:, :0]).to(
+            torch.device(device)
+        )
 
     def pack(self, trials: Sequence[int], device: str = "cpu") -> PackTrainer:
         """A pack of one trial for each seed."""

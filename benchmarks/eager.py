@@ -62,7 +62,7 @@ class EagerTrial:
         like, random, count = self.latents.mean, self.random, self.settings.batch
         chance = like.new_empty(3, count).uniform_(generator=random)
         noise = like.new_empty(3, count, 2 * like.shape[1]).normal_(generator=random)
-        unpaired, paired, prior = self.latents.sample(chance, noise)
+        (unpaired, paired, prior), _ = self.latents.sample(chance, noise)
         styles = like.new_empty(2, 2 * count, self.style_dim).uniform_(generator=random)
         return Batch(torch.cat((unpaired, prior)), paired, styles[0], styles[1])
 

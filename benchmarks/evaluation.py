@@ -63,10 +63,10 @@ def latent_search(rounds: Rounds) -> Iterator[Measure]:
     classifier = SearchClassifier(latent_dim, settings)
     initialise(classifier, make_random(0, "weights"))
     left, right = torch.randn(2, pairs, latent_dim, generator=make_random(0, "pairs"))
-    own = {"step_size": torch.full((pairs,), 0.1)}
+    own, kinds = {"step_size": torch.full((pairs,), 0.1)}, np.zeros(pairs, np.int64)
     core = MelodyVAE(FORM, VAESettings(latent_dim=latent_dim))
-    tools = Tools(classifier, torch.ones(latent_dim), (left, right), core)
-    search = Bound(LP(), own, tools)
+    tools = Tools(classifier, torch.ones(latent_dim), (left, right), core, kinds)
+    search = Bound(LP(), own, kinds, tools)
     sizes = [2 * latent_dim, *[settings.hidden] * (settings.depth + 1), 1]
     with limit_threads(1):
         seconds = rounds.take_turns(

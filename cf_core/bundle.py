@@ -39,7 +39,7 @@ from cf_core.writer import Writer, WriterSettings
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 """The ready-made bundle that comes with this package."""
 
-VERSION = 4
+VERSION = 5
 _KIND = "connective-fusion bundle"
 _CORE, _GENERATOR, _WRITER = "core.safetensors", "generator.safetensors", "writer.safetensors"
 _MANIFEST = "manifest.json"
@@ -142,15 +142,15 @@ class Bundle:
         lambda_: float | None = None,
         lead: float | None = None,
     ) -> tuple[Integer[np.ndarray, "T"], Integer[np.ndarray, "T"]]:
-        """Transform two segments' tokens so that they join.
+        """Transform two segments' tokens, of bars of one kind, so that they join.
 
         `style` holds one number in 0…1 per style dimension. Only a bundle with a `lambda_range`
         accepts `lambda_`; the default is the bundle's own. A small λ goes far from the inputs, a
         large one stays near. `lead` says which half gives way: at 0 the left half stays, at 1 the
         right one, at 0.5 both may change; the default is the bundle's own, and a bundle that is not
-        `heard` accepts none. Raises `BundleError` for a style of the wrong length or out of range,
-        for iterations below 1, for a λ that the generator was not trained for, and for a lead that
-        the bundle can't take.
+        `heard` accepts none. Raises `BundleError` for segments of different meters, for a style of
+        the wrong length or out of range, for iterations below 1, for a λ that the generator was not
+        trained for, and for a lead that the bundle can't take.
         """
         if lambda_ is None:
             lambda_ = self.lambda_ or 1.0
@@ -214,19 +214,30 @@ class Bundle:
         count, chosen = len(lambdas), _style(style, self.generator.style_dim)
         if iterations < 1:
             raise BundleError(f"iterations: {iterations} is too few; give 1 or more")
+        kinds = self.form.find_kinds(np.stack((left, right)))
+        if kinds[0] != kinds[1]:
+            named = [self.form.kinds[kind] for kind in kinds]
+            raise BundleError(
+                f"the left segment is in {named[0]}, the right one in {named[1]}; give two of one"
+                " meter"
+            )
         latents = self.core.encode_mean(np.stack((left, right)))
+        kinds = kinds[:1].repeat(count)
         pair = latents[:1].repeat(count, 1), latents[1:].repeat(count, 1)
         styles, lambda_ = chosen.repeat(count, 1), torch.tensor(lambdas)
         if (heard := self._lead(lead)) is None:
-            outputs = self.generator.iterate(pair, styles, [iterations], lambda_)[iterations]
+            kept = self.generator.iterate(
+                pair, styles, [iterations], lambda_, torch.from_numpy(kinds)
+            )
+            outputs = kept[iterations]
         else:
             # Always the same draws, so that style, λ and lead alone decide what comes out.
             chance = heard.draw_chance(1, make_random(0, "fuse", "writing"))
             chance = chance.expand(-1, count, -1, -1)
             ((_, outputs),) = heard.fuse(
-                self.generator, pair, styles, [iterations], lambda_, chance
+                self.generator, pair, styles, [iterations], lambda_, chance, kinds
             )
-        return np.stack([self.core.decode_tokens(half) for half in outputs])
+        return np.stack([self.core.decode_tokens(half, kinds) for half in outputs])
 
     def _lead(self, lead: float | None) -> Heard | None:
         """How outputs are heard, with another lead if one is given."""
@@ -334,10 +345,17 @@ def _checked(path: AnyPath) -> Bundle:
         raise BundleError(f"{path / _MANIFEST}: has no checksums; get the bundle again")
     try:
         _check_numbers(manifest)
-        form = MelodyFormat(**{**manifest["melody"], "meters": tuple(manifest["melody"]["meters"])})
+        lists = {name: tuple(manifest["melody"][name]) for name in ("meters", "subdivisions")}
+        form = MelodyFormat(**{**manifest["melody"], **lists})
         settings = VAESettings(**manifest["core"])
         core = partial(MelodyVAE, form, settings)
-        fusion = partial(Generator, settings.latent_dim, trials=None, **manifest["generator"])
+        fusion = partial(
+            Generator,
+            settings.latent_dim,
+            trials=None,
+            kinds=len(form.kinds),
+            **manifest["generator"],
+        )
         lambda_, lambda_range = _read_lambdas(manifest)
         network, heard = _filled(core, path / _CORE, manifest["sha256"]), None
         if (how := manifest["heard"]) is not None:

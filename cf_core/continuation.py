@@ -9,12 +9,14 @@ One network gives both. It reads a melody token by token, and two adjacent halve
 2T steps: p(right | left) is the probability of its second half, and p(right) that of a melody
 which begins with the right half. It predicts each token from a window of earlier ones: the last
 few, and those around the same place one bar and one segment before, where music repeats itself.
-Pitches are given and predicted as intervals from the last pitch struck.
+Pitches are given and predicted as intervals from the last pitch struck. Melodies of different kinds
+of bars are read by one network, one kind at a time.
 
 Letters in shapes: `B` pairs, `T` steps of a half, `N` steps of a melody of one or two halves, `n`
 its last steps, `K` places of the window, `V` tokens, `S` segments, `P` adjacent pairs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cf_core.kinds import Groups, find_kinds
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import ResidualBlock, dropout, initialise
 from cf_core.seeding import make_random
@@ -41,6 +44,8 @@ _SILENT, _ABSENT = 2 * _INTERVALS, 2 * _INTERVALS + 1
 """Codes of a rest and of a place before the start. Onsets of each interval and holds of each
 interval come first."""
 _CODES = 2 * _INTERVALS + 2
+_PLACES = _NEAR + 2 * len(_AROUND)
+"""How many places the window has."""
 _CHUNK = 256
 """Pairs that are rated at one time. What is computed of so few stays in the cache."""
 
@@ -88,33 +93,38 @@ class Continuation(nn.Module):
     def __init__(self, form: MelodyFormat, settings: ContinuationSettings) -> None:
         super().__init__()
         self.form, self.share = form, settings.dropout
-        width, bar = settings.hidden, form.steps_per_bar
-        places = {*range(1, _NEAR + 1)}
-        places |= {lag + offset for lag in (bar, form.steps) for offset in _AROUND}
-        self.lags = sorted(lag for lag in places if 0 < lag < 2 * form.steps)
+        width = settings.hidden
         # One table for all places: a sum of its rows is a linear map of what is in the window.
-        self.window = nn.Embedding(len(self.lags) * _CODES, width)
-        self.place = nn.Embedding(form.steps, width)
+        self.window = nn.Embedding(_PLACES * _CODES, width)
+        # A row for each slot, then one for each kind of bars but the first.
+        self.place = nn.Embedding(form.slots.shape[1] + len(form.kinds) - 1, width)
         self.pitch = nn.Embedding(form.vocabulary, width)
         self.body = nn.Sequential(ResidualBlock(width), nn.LayerNorm(width), nn.GELU())
         self.output = nn.Linear(width, FIRST_PITCH + _INTERVALS)
 
     def forward(
-        self, tokens: Int64[Tensor, "B N"], count: int, random: torch.Generator | None = None
+        self,
+        tokens: Int64[Tensor, "B N"],
+        kind: int,
+        count: int,
+        random: torch.Generator | None = None,
     ) -> Float[Tensor, "B n V"]:
         """Log-probabilities of all tokens at each of the last `count` steps.
 
-        The tokens of a step are read only for the steps after it. Units are dropped only if a
-        generator is given (in training).
+        The melodies are of one `kind` of bars, and without marks. The tokens of a step are read
+        only for the steps after it. Units are dropped only if a generator is given (in training).
         """
-        window, struck, hangs = self._read(tokens, count)
-        steps = torch.arange(tokens.shape[1] - count, tokens.shape[1]) % self.form.steps
+        window, struck, hangs = self._read(tokens, kind, count)
+        steps = torch.arange(tokens.shape[1] - count, tokens.shape[1]) % self.form.lengths[kind]
+        place = self.place(torch.from_numpy(self.form.slot_of[kind])[steps])
+        if kind > 0:
+            place = place + self.place.weight[self.form.slots.shape[1] + kind - 1]
         if random is not None:
             dropped = torch.rand(window.shape, generator=random) < self.share
             window = torch.where(dropped, _ABSENT, window)
-        rows = (window + torch.arange(len(self.lags)) * _CODES).flatten(0, 1)
+        rows = (window + torch.arange(_PLACES) * _CODES).flatten(0, 1)
         seen = functional.embedding_bag(rows, self.window.weight, mode="sum")
-        inner = seen.unflatten(0, struck.shape) + (self.place(steps) + self.pitch(struck))
+        inner = seen.unflatten(0, struck.shape) + (place + self.pitch(struck))
         relative = self.output(dropout(self.body(inner), self.share, random))
         pitches = torch.arange(FIRST_PITCH, self.form.vocabulary)
         column = (pitches - struck[..., None]).clamp(-_WIDEST, _WIDEST) + _WIDEST + FIRST_PITCH
@@ -124,8 +134,16 @@ class Continuation(nn.Module):
         )
         return logits.log_softmax(-1)
 
+    def _lags(self, kind: int) -> Int64[Tensor, "K"]:
+        """How many steps before a step each place of its window is."""
+        bar, segment = len(self.form.bars[kind]), self.form.lengths[kind]
+        around = [lag + offset for lag in (bar, segment) for offset in _AROUND]
+        lags = torch.tensor([*range(1, _NEAR + 1), *around])
+        # A place that is not before the step is none.
+        return torch.where(lags > 0, lags, 2 * segment)
+
     def _read(
-        self, tokens: Int64[Tensor, "B N"], count: int
+        self, tokens: Int64[Tensor, "B N"], kind: int, count: int
     ) -> tuple[Int64[Tensor, "B n K"], Int64[Tensor, "B n"], Bool[Tensor, "B n"]]:
         """What is known before each of the last `count` steps.
 
@@ -137,11 +155,11 @@ class Continuation(nn.Module):
         last_pitch = torch.where(last >= 0, tokens.gather(1, last.clamp(min=0)), -1)
         asked = steps[-count:]
         before = (asked - 1).clamp(min=0)
-        is_first = asked % self.form.steps == 0
+        is_first = asked % self.form.lengths[kind] == 0
         struck = torch.where(asked == 0, -1, last_pitch[:, before])
         struck = torch.where(struck < 0, self.form.vocabulary // 2, struck)
         hangs = is_first | (tokens[:, before] == REST)
-        places = asked[:, None] - torch.tensor(self.lags)
+        places = asked[:, None] - self._lags(kind)
         at = places.clamp(min=0)
         interval = (last_pitch[:, at] - struck[..., None]).clamp(-_WIDEST, _WIDEST) + _WIDEST
         seen = tokens[:, at]
@@ -155,15 +173,28 @@ class Continuation(nn.Module):
     ) -> Float[Tensor, "B T"]:
         """Log-probability, in nats, of each token of the right half given all before it.
 
-        `left` is before it too, unless it is None.
+        `left` is before it too, unless it is None. Marks have a log-probability of 0: they are
+        certain.
         """
         halves = [drop_hanging_holds(half.long()) for half in (left, right) if half is not None]
-        parts = torch.cat(halves, dim=1).split(_CHUNK)
+        rated = torch.zeros(right.shape)
         with limit_threads(1):  # sums are to add up alike in workers and elsewhere
-            return torch.cat([self._rate(part, right.shape[1]) for part in parts])
+            for kind, rows in self._split(right):
+                steps = self.form.lengths[kind]
+                parts = torch.cat([half[rows, :steps] for half in halves], dim=1).split(_CHUNK)
+                own = torch.cat([self._rate(part, kind, steps) for part in parts])
+                rated[rows, :steps] = own
+        return rated
 
-    def _rate(self, tokens: Int64[Tensor, "B N"], count: int) -> Float[Tensor, "B n"]:
-        rated = self(tokens, count)
+    def _split(self, tokens: Integer[Tensor, "B T"]) -> Iterator[tuple[int, Int64[Tensor, "b"]]]:
+        """Yield each kind of bars that occurs, and which rows have it."""
+        kinds = find_kinds(tokens, self.form)
+        for kind in range(len(self.form.kinds)):
+            if len(rows := (kinds == kind).nonzero().squeeze(1)):
+                yield kind, rows
+
+    def _rate(self, tokens: Int64[Tensor, "B N"], kind: int, count: int) -> Float[Tensor, "B n"]:
+        rated = self(tokens, kind, count)
         found: Tensor = rated.gather(2, tokens[:, -count:, None]).squeeze(2)
         return found
 
@@ -197,25 +228,41 @@ class Continuation(nn.Module):
     ) -> Int64[Tensor, "B T"]:
         """Draw right halves after the left ones, which stay near given right halves.
 
-        At each step, the token of `right` is e^price times as likely, against every other token, as
-        by the model. The higher the price, in nats, the fewer tokens change. None has a hold
-        without a note.
+        Both halves of a pair have bars of one kind. At each step, the token of `right` is e^price
+        times as likely, against every other token, as by the model. The higher the price, in nats,
+        the fewer tokens change. None has a hold without a note.
 
         `chance`, uniform in 0…1, decides each draw: the token is the first with which the
         probability of it and all before it in the vocabulary exceeds `chance`. What is drawn for a
         row thus depends on no other row.
         """
         start, favoured = (drop_hanging_holds(half.long()) for half in (left, right))
-        steps, rows = self.form.steps, torch.arange(len(left))
-        tokens = torch.cat((start, torch.zeros_like(start)), dim=1)
+        drawn = favoured.clone()
         with limit_threads(1):
-            for step in range(steps):
-                # The token of the last step is not read.
-                logits = self(tokens[:, : steps + step + 1], 1).squeeze(1)
-                logits[rows, favoured[:, step]] += price
-                up_to = logits.softmax(1).cumsum(1)
-                drawn = torch.searchsorted(up_to, chance[:, step, None] * up_to[:, -1:], right=True)
-                tokens[:, steps + step] = drawn.squeeze(1).clamp(max=logits.shape[1] - 1)
+            for kind, rows in self._split(right):
+                steps = self.form.lengths[kind]
+                given = start[rows, :steps], favoured[rows, :steps], price[rows], chance[rows]
+                drawn[rows, :steps] = self._draw(kind, *given)
+        return drawn
+
+    def _draw(
+        self,
+        kind: int,
+        start: Int64[Tensor, "B n"],
+        favoured: Int64[Tensor, "B n"],
+        price: Float[Tensor, "B"],
+        chance: Float[Tensor, "B T"],
+    ) -> Int64[Tensor, "B n"]:
+        """Draw halves of one kind of bars, as `rewrite` says."""
+        steps, rows = start.shape[1], torch.arange(len(start))
+        tokens = torch.cat((start, torch.zeros_like(start)), dim=1)
+        for step in range(steps):
+            # The token of the last step is not read.
+            logits = self(tokens[:, : steps + step + 1], kind, 1).squeeze(1)
+            logits[rows, favoured[:, step]] += price
+            up_to = logits.softmax(1).cumsum(1)
+            drawn = torch.searchsorted(up_to, chance[:, step, None] * up_to[:, -1:], right=True)
+            tokens[:, steps + step] = drawn.squeeze(1).clamp(max=logits.shape[1] - 1)
         return tokens[:, steps:]
 
 
@@ -231,14 +278,18 @@ def drop_hanging_holds(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
 def reverse(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
     """Play melodies backwards: each note begins where it ended. Twice gives the melody back.
 
-    No hold may be without a note (`drop_hanging_holds`).
+    No hold may be without a note (`drop_hanging_holds`). Marks stay behind the notes.
     """
     steps = torch.arange(tokens.shape[1])
+    last = (tokens >= REST).sum(1, keepdim=True) - 1
     struck = torch.where(tokens >= FIRST_PITCH, steps, -1).cummax(1).values
     pitch = tokens.gather(1, struck.clamp(min=0))
     goes_on = functional.pad(tokens[:, 1:] == HOLD, (0, 1))
     sounding = torch.where(goes_on, HOLD, pitch)
-    return torch.where(tokens == REST, REST, sounding).flip(1)
+    turned = torch.where(
+        tokens >= FIRST_PITCH, sounding, torch.where(tokens == HOLD, sounding, tokens)
+    )
+    return turned.gather(1, torch.where(steps <= last, last - steps, steps))
 
 
 class ContinuationTrainer(Trainer):
@@ -261,23 +312,27 @@ class ContinuationTrainer(Trainer):
         super().__init__(settings.steps)
         self.settings, self.seed, self.form, self.purpose = settings, seed, form, purpose
         self.tokens, self.pairs = drop_hanging_holds(tokens.long()), pairs
+        self._groups = Groups.of(find_kinds(tokens, form)[pairs[:, 0]])
         self.continuation = Continuation(form, settings)
         initialise(self.continuation, make_random(seed, purpose, "weights"))
         with torch.no_grad():  # what is summed over the window is to be as large as one embedding
-            self.continuation.window.weight.mul_(len(self.continuation.lags) ** -0.5)
+            self.continuation.window.weight.mul_(_PLACES**-0.5)
         self.optimiser = adamw(self.continuation, settings.learning_rate)
         self.networks = {"continuation": self.continuation}
         self.optimisers = {"continuation": self.optimiser}
 
     def update(self) -> dict[str, Tensor]:
-        """Take one step on a fresh batch."""
+        """Take one step on a fresh batch, whose melodies are of the kind of the first one drawn."""
         random = make_random(self.seed, self.purpose, self.step)
-        rows = torch.randint(len(self.pairs), (self.settings.batch,), generator=random)
+        first = torch.randint(len(self.pairs), (1,), generator=random)
+        chance = torch.rand(self.settings.batch, generator=random)
+        rows = self._groups.match(chance, first.expand(len(chance)))
+        kind = int(self._groups.kinds[first])
         down, up = self.settings.transpose_down, self.settings.transpose_up
-        joined = self.tokens[self.pairs[rows]].flatten(1)
+        joined = self.tokens[self.pairs[rows], : self.form.lengths[kind]].flatten(1)
         melodies = transpose(joined, self.form, down, up, random)
         with limit_threads(1):
-            rated = self.continuation(melodies, melodies.shape[1], random)
+            rated = self.continuation(melodies, kind, melodies.shape[1], random)
             loss = functional.nll_loss(rated.flatten(0, 1), melodies.flatten())
             for group in self.optimiser.param_groups:
                 rise = warmup_cosine(self.step, self.steps)
@@ -287,4 +342,4 @@ class ContinuationTrainer(Trainer):
             nn.utils.clip_grad_norm_(self.continuation.parameters(), 1.0)
             self.optimiser.step()
         # In nats per half, as the log-probabilities are.
-        return {"loss": loss.detach() * self.form.steps}
+        return {"loss": loss.detach() * self.form.lengths[kind]}

@@ -5,8 +5,9 @@ Shapes: `N` segments, `T` steps of a segment, `S` songs, `P` adjacent pairs.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Int64, Integer
 
 from cf_core.errors import CorpusError
 from cf_core.grid import TOLERANCE, join_bars
-from cf_core.melody import FIRST_PITCH, MelodyFormat
+from cf_core.melody import FIRST_PITCH, MelodyFormat, bar_length
 
 SCHEMA_VERSION = 1
 
@@ -88,8 +89,8 @@ class Corpus:
     """Segments of one format from a file of bars, and the split of their songs into three parts."""
 
     form: MelodyFormat
-    tokens: UInt8[np.ndarray, "N T"]
-    """Model tokens: `REST`, `HOLD`, `FIRST_PITCH + pitch - form.lowest`."""
+    tokens: Integer[np.ndarray, "N T"]
+    """Model tokens: `REST`, `HOLD`, `FIRST_PITCH + pitch - form.lowest`, then marks."""
     song: Int64[np.ndarray, "N"]
     """Index into `song_ids`."""
     bar: Int64[np.ndarray, "N"]
@@ -98,12 +99,17 @@ class Corpus:
     split: Int64[np.ndarray, "S"]
     """`Split.TRAIN`, `Split.VALIDATION` or `Split.TEST` for every song."""
     pairs: Int64[np.ndarray, "P 2"]
-    """Rows (left, right) of two segments of one song, where the right one begins as the left one
-    ends."""
+    """Rows (left, right) of two segments of one song and one kind of bars, where the right one
+    begins as the left one ends."""
     struck_again: int
     """How many segments begin within a held note, which is struck again there."""
     content_hash: str
     """Hash of the file's bars; it does not depend on where or how the file was written."""
+
+    @cached_property
+    def kinds(self) -> Int64[np.ndarray, "N"]:
+        """Index into `form.kinds` of each segment."""
+        return self.form.find_kinds(self.tokens)
 
     def segments(self, split: Split) -> Int64[np.ndarray, "n"]:
         """Rows of the segments of one split."""
@@ -118,7 +124,7 @@ class Corpus:
 class _Windows:
     """Windows of consecutive bars as model tokens; `song` is an index into all songs' ids."""
 
-    tokens: UInt8[np.ndarray, "N T"]
+    tokens: Integer[np.ndarray, "N T"]
     song: Int64[np.ndarray, "N"]
     bar: Int64[np.ndarray, "N"]
     struck_again: Bool[np.ndarray, "N"]
@@ -127,8 +133,8 @@ class _Windows:
 def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
     """Load the segments of `form` from a corpus file, split by song into 80/10/10 %.
 
-    A segment starts at every bar where `form.bars_per_segment` bars are on the grid, in one meter
-    of `form` and within its pitches. Each half must have at least half as many onsets as the
+    A segment starts at every bar where `form.bars_per_segment` bars have steps of `form`, in one
+    of its meters and within its pitches. Each half must have at least half as many onsets as the
     segment has bars.
 
     Two songs are alike if they share, transposed or not, a third or more of the distinct two-bar
@@ -160,7 +166,7 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
         bar=windows.bar,
         song_ids=tuple(ids.dictionary.take(pa.array(kept)).to_pylist()),
         split=_split(groups, np.random.default_rng(seed)),
-        pairs=_adjacent(song, windows.bar, form.bars_per_segment),
+        pairs=_adjacent(song, windows.bar, form.find_kinds(windows.tokens), form.bars_per_segment),
         struck_again=int(windows.struck_again.sum()),
         content_hash=hash_bars(table),
     )
@@ -223,41 +229,54 @@ def _read_bars(path: Path) -> pa.Table:
 def _windows(
     table: pa.Table, songs: Int64[np.ndarray, "bars"], form: MelodyFormat, length: int
 ) -> _Windows:
-    """Cut every window of `length` bars that `form` can hold."""
+    """Cut every window of `length` bars that `form` can hold, in the order of songs and bars."""
+    form = replace(form, bars_per_segment=length)
     tokens = table["tokens"].combine_chunks()
-    steps = pc.fill_null(pc.list_value_length(tokens), 0).to_numpy()
-    meter = table["meter"].combine_chunks().dictionary_encode()
-    meters = meter.indices.to_numpy()
-    allowed = pc.is_in(meter, value_set=pa.array(form.meters)).to_numpy(zero_copy_only=False)
-    good = allowed & (steps == form.steps_per_bar)
-    on_grid = np.zeros((len(good), form.steps_per_bar), dtype=np.uint8)
-    values = tokens.filter(pa.array(good)).flatten().to_numpy()
-    on_grid[good] = values.reshape(-1, form.steps_per_bar)
+    lines = pc.fill_null(pc.list_value_length(tokens), 0).to_numpy()
+    names = table["meter"].combine_chunks().dictionary_encode()
+    meters = names.indices.to_numpy()
+    found = []
+    for kind, own in enumerate(form.kinds):
+        same = [meter for meter in form.meters if form.find_kind(meter) == kind]
+        allowed = pc.is_in(names, value_set=pa.array(same)).to_numpy(zero_copy_only=False)
+        wide = int(bar_length(own) * form.steps_per_beat)
+        good = allowed & (lines == wide)
+        on_grid = np.zeros((len(good), wide), dtype=np.uint8)
+        values = tokens.filter(pa.array(good)).flatten().to_numpy()
+        on_grid[good] = values.reshape(-1, wide)
 
-    rows = np.arange(max(len(good) - length + 1, 0))[:, None] + np.arange(length)
-    one_song = (songs[rows] == songs[rows[:, :1]]).all(axis=1)
-    one_meter = (meters[rows] == meters[rows[:, :1]]).all(axis=1)
-    rows = rows[good[rows].all(axis=1) & one_song & one_meter]
-    onset = on_grid[rows].reshape(len(rows), length * form.steps_per_bar) >= FIRST_PITCH
-    half = onset.shape[1] // 2
-    busy = np.minimum(onset[:, :half].sum(axis=1), onset[:, -half:].sum(axis=1)) * 2 >= length
-    rows = rows[busy]
-    held = pc.fill_null(table["held"].combine_chunks(), 0).to_numpy()
-    model, struck_again, in_range = join_bars(on_grid[rows], held[rows[:, 0]], form)
-    first = rows[in_range, 0]
+        rows = np.arange(max(len(good) - length + 1, 0))[:, None] + np.arange(length)
+        one_song = (songs[rows] == songs[rows[:, :1]]).all(axis=1)
+        one_meter = (meters[rows] == meters[rows[:, :1]]).all(axis=1)
+        rows = rows[good[rows].all(axis=1) & one_song & one_meter]
+        onset = on_grid[rows].reshape(len(rows), length * wide) >= FIRST_PITCH
+        half = onset.shape[1] // 2
+        busy = np.minimum(onset[:, :half].sum(axis=1), onset[:, -half:].sum(axis=1)) * 2 >= length
+        rows = rows[busy]
+        held = pc.fill_null(table["held"].combine_chunks(), 0).to_numpy()
+        joined = join_bars(on_grid[rows], held[rows[:, 0]], kind, form)
+        kept = joined.in_range & joined.on_grid
+        found.append((rows[kept, 0], joined.tokens[kept], joined.struck_again[kept]))
+    first, model, struck_again = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.argsort(first, kind="stable")
+    first = first[order]
     bar = table["bar"].to_numpy().astype(np.int64)
-    return _Windows(model[in_range], songs[first], bar[first], struck_again[in_range])
+    return _Windows(model[order], songs[first], bar[first], struck_again[order])
 
 
 def _adjacent(
-    song: Int64[np.ndarray, "N"], bar: Int64[np.ndarray, "N"], distance: int
+    song: Int64[np.ndarray, "N"],
+    bar: Int64[np.ndarray, "N"],
+    kind: Int64[np.ndarray, "N"],
+    distance: int,
 ) -> Int64[np.ndarray, "P 2"]:
     """Rows (left, right) of windows of one song; the right one starts `distance` bars later."""
     place = song * (bar.max(initial=0) + distance + 1) + bar
     right = np.searchsorted(place, place + distance)
     found = right < len(place)
     found[found] = place[right[found]] == place[found] + distance
-    return np.stack([np.flatnonzero(found), right[found]], axis=1)
+    pairs = np.stack([np.flatnonzero(found), right[found]], axis=1)
+    return np.asarray(pairs[np.equal(*kind[pairs].T)])
 
 
 def _near_duplicates(phrases: _Windows, songs: Int64[np.ndarray, "S"]) -> Int64[np.ndarray, "S"]:

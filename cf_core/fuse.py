@@ -6,6 +6,7 @@ repeats are played out.
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from cf_core.bundle import Bundle
 from cf_core.distance import edit_distance
 from cf_core.errors import BundleError, MelodyError
 from cf_core.grid import GridBar, make_segment, to_grid
-from cf_core.melody import FIRST_PITCH, MelodyFormat, Note, bar_length, to_notes
+from cf_core.melody import FIRST_PITCH, Melody, MelodyFormat, Note, bar_length, to_notes
 from cf_core.readers import read_file
 
 BarRange = tuple[int, int]
@@ -87,16 +88,18 @@ def fuse_files(
 ) -> Fused:
     """Fuse the last whole segment of one melody file with the first of another.
 
-    Files are MIDI, MusicXML or ABC. `left_bars` and `right_bars` choose other segments. `left_part`
-    and `right_part` choose a part of a file that has several, by name or by number from 1. `style`
-    holds one number in 0…1 per style dimension; without it, a style is drawn from `seed`. `lambda_`
-    (a small one goes far from the inputs, a large one stays near), `lead` (0: the left segment
-    stays, 1: the right one stays) and `iterations` default to the bundle's. `edits`, in place of
-    `lambda_`, is the number of grid steps to edit, about (`Bundle.find_lambda`). `tempo` (quarter
-    notes per minute, 10…500) defaults to the tempo at the left segment.
+    Files are MIDI, MusicXML or ABC. Where a piece has several meters, these are the last and the
+    first segment that have bars of one kind. `left_bars` and `right_bars` choose other segments.
+    `left_part` and `right_part` choose a part of a file that has several, by name or by number from
+    1. `style` holds one number in 0…1 per style dimension; without it, a style is drawn from
+    `seed`. `lambda_` (a small one goes far from the inputs, a large one stays near), `lead` (0: the
+    left segment stays, 1: the right one stays) and `iterations` default to the bundle's. `edits`,
+    in place of `lambda_`, is the number of grid steps to edit, about (`Bundle.find_lambda`).
+    `tempo` (quarter notes per minute, 10…500) defaults to the tempo at the left segment.
 
     Raises `MelodyError` where a file can't be read, where it has no segment that the bundle can
-    take, where the chosen bars are not such a segment, and for a tempo out of range. Raises
+    take, where the chosen bars are not such a segment, where there are no two of one meter, and for
+    a tempo out of range. Raises
     `BundleError` for a style, a λ, a lead, an iteration count or a number of edits that the bundle
     can't take, and where both `lambda_` and `edits` are given.
 
@@ -109,8 +112,9 @@ def fuse_files(
     ((3, 4), (1, 2))
     >>> write_midi(fused.output_notes, Path("fused.mid"), fused.tempo, fused.meter)
     """
-    last = _take(left, left_part, left_bars, bundle.form, from_end=True)
-    first = _take(right, right_part, right_bars, bundle.form, from_end=False)
+    before = _Piece.read(left, left_part, bundle.form)
+    after = _Piece.read(right, right_part, bundle.form)
+    last, first = _choose(before, after, left_bars, right_bars)
     speed = last.tempo if tempo is None else tempo
     if not SLOWEST <= speed <= FASTEST:
         raise MelodyError(
@@ -140,78 +144,110 @@ def fuse_files(
 
 @dataclass(frozen=True, eq=False)
 class _Taken:
+    """A segment of a piece."""
+
     tokens: Integer[np.ndarray, "T"]
+    start: int
+    """Index of its first bar."""
     bars: BarRange
     meter: str
     tempo: float
+    kind: int
 
 
-def _take(
-    path: Path, part: str | None, chosen: BarRange | None, form: MelodyFormat, *, from_end: bool
-) -> _Taken:
-    """Take the chosen segment of a file, or the last or first segment that `form` can hold."""
-    melody = read_file(path, part)
-    bars = to_grid(melody, form.steps_per_beat)
-    pickup = int(bars[0].reason == "short bar")
-    if chosen is not None:
-        start = _start(path, chosen, form, len(bars), pickup)
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A melody on the grid of a format, to take segments of."""
+
+    path: Path
+    melody: Melody
+    bars: Sequence[GridBar]
+    form: MelodyFormat
+
+    @classmethod
+    def read(cls, path: Path, part: str | None, form: MelodyFormat) -> "_Piece":
+        melody = read_file(path, part)
+        return cls(path, melody, to_grid(melody, form.steps_per_beat), form)
+
+    @property
+    def pickup(self) -> int:
+        """Number of bars before bar 1."""
+        return int(self.bars[0].reason == "short bar")
+
+    def take(self, start: int) -> _Taken:
+        """Take the segment that starts at a bar; raises `MelodyError` if the format can't."""
+        form = self.form
+        tokens = make_segment(self.bars[start : start + form.bars_per_segment], form)
+        if not (tokens >= FIRST_PITCH).any():
+            raise MelodyError("there are no notes")
+        number, meter = start + 1 - self.pickup, self.bars[start].meter
+        return _Taken(
+            tokens,
+            start,
+            (number, number + form.bars_per_segment - 1),
+            meter,
+            self.melody.tempo_at(self.melody.bars[start].start),
+            form.find_kind(meter),
+        )
+
+    def take_chosen(self, chosen: BarRange) -> _Taken:
+        """Take the segment of bars with these numbers; raises `MelodyError` where there is none."""
+        (first, last), pickup, many = chosen, self.pickup, self.form.bars_per_segment
+        if last - first + 1 != many:
+            example = f"{max(first, 1)}-{max(first, 1) + many - 1}"
+            raise MelodyError(
+                f"{self.path}: bars {first}-{last}: a segment of this bundle has {many} bars; give"
+                f" as many bars, such as {example}"
+            )
+        start, count = first - 1 + pickup, len(self.bars)
+        if start < 0 or start + many > count:
+            raise MelodyError(
+                f"{self.path}: bars {first}-{last}: the piece has bars {1 - pickup} to"
+                f" {count - pickup}; choose among them"
+            )
         try:
-            tokens = _sounding_segment(bars, start, form)
+            return self.take(start)
         except MelodyError as error:
             raise MelodyError(
-                f"{path}: bars {chosen[0]}-{chosen[1]}: {error}; choose other bars"
-                f" ({_described(bars)})"
+                f"{self.path}: bars {first}-{last}: {error}; choose other bars"
+                f" ({_described(self.bars)})"
             ) from None
-    else:
-        start, tokens = _nearest_segment(path, bars, form, from_end=from_end)
-    number = start + 1 - pickup
-    taken = (number, number + form.bars_per_segment - 1)
-    tempo = melody.tempo_at(melody.bars[start].start)
-    return _Taken(tokens, taken, bars[start].meter, tempo)
+
+    def list_segments(self) -> list[_Taken]:
+        """All segments that the format can hold, in order; raises `MelodyError` without any."""
+        found, form = [], self.form
+        for start in range(len(self.bars) - form.bars_per_segment + 1):
+            with suppress(MelodyError):
+                found.append(self.take(start))
+        if not found:
+            raise MelodyError(
+                f"{self.path}: no {form.bars_per_segment} neighbouring bars with notes that the"
+                f" bundle can take: it knows {' and '.join(form.meters)} on a grid of"
+                f" {form.steps_per_beat} steps per quarter note and MIDI pitches {form.lowest} to"
+                f" {form.highest} ({_described(self.bars)}); choose another file, or a bundle that"
+                " knows its bars"
+            )
+        return found
 
 
-def _start(path: Path, chosen: BarRange, form: MelodyFormat, count: int, pickup: int) -> int:
-    """Index of the first chosen bar; raises `MelodyError` where the piece has no such segment."""
-    first, last = chosen
-    if last - first + 1 != form.bars_per_segment:
-        example = f"{max(first, 1)}-{max(first, 1) + form.bars_per_segment - 1}"
+def _choose(
+    left: _Piece, right: _Piece, left_bars: BarRange | None, right_bars: BarRange | None
+) -> tuple[_Taken, _Taken]:
+    """Choose the segments to fuse: as given, or the nearest to the seam that are of one kind."""
+    lasts = left.list_segments() if left_bars is None else [left.take_chosen(left_bars)]
+    firsts = right.list_segments() if right_bars is None else [right.take_chosen(right_bars)]
+    last = {each.kind: each for each in lasts}  # of each kind the last one
+    first = {each.kind: each for each in reversed(firsts)}  # and the first one
+    if not last.keys() & first.keys():
+        meters = [
+            " and ".join(dict.fromkeys(each.meter for each in some)) for some in (lasts, firsts)
+        ]
         raise MelodyError(
-            f"{path}: bars {first}-{last}: a segment of this bundle has {form.bars_per_segment}"
-            f" bars; give as many bars, such as {example}"
+            f"{left.path} can be taken in {meters[0]}, {right.path} in {meters[1]}: a bundle fuses"
+            " two segments of one meter; choose another file or other bars"
         )
-    start = first - 1 + pickup
-    if start < 0 or start + form.bars_per_segment > count:
-        raise MelodyError(
-            f"{path}: bars {first}-{last}: the piece has bars {1 - pickup} to {count - pickup};"
-            " choose among them"
-        )
-    return start
-
-
-def _nearest_segment(
-    path: Path, bars: Sequence[GridBar], form: MelodyFormat, *, from_end: bool
-) -> tuple[int, Integer[np.ndarray, "T"]]:
-    starts = range(len(bars) - form.bars_per_segment + 1)
-    for start in reversed(starts) if from_end else starts:
-        try:
-            return start, _sounding_segment(bars, start, form)
-        except MelodyError:
-            continue
-    raise MelodyError(
-        f"{path}: no {form.bars_per_segment} neighbouring bars with notes that the bundle can take:"
-        f" it knows {' and '.join(form.meters)} on a grid of {form.steps_per_beat} steps per"
-        f" quarter note and MIDI pitches {form.lowest} to {form.highest}"
-        f" ({_described(bars)}); choose another file, or a bundle that knows its bars"
-    )
-
-
-def _sounding_segment(
-    bars: Sequence[GridBar], start: int, form: MelodyFormat
-) -> Integer[np.ndarray, "T"]:
-    tokens = make_segment(bars[start : start + form.bars_per_segment], form)
-    if not (tokens >= FIRST_PITCH).any():
-        raise MelodyError("there are no notes")
-    return tokens
+    kind = min(last.keys() & first.keys(), key=lambda k: (first[k].start - last[k].start, k))
+    return last[kind], first[kind]
 
 
 def _described(bars: Sequence[GridBar]) -> str:

@@ -1,18 +1,21 @@
 """The fusion map G, its discriminator D, and their training data.
 
 Letters in shapes: `N` trials side by side (absent for one), `B` pairs, `Z` latent dimensions, `S`
-style dimensions, `C` conditions (1 where λ is an input, else 0), `P` adjacent pairs, `M` segments.
+style dimensions, `C` conditions (1 where λ is an input, and one for each kind of bars but the
+first), `P` adjacent pairs, `M` segments, `K` kinds of bars.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor, nn
 
+from cf_core.kinds import Groups, decode_kinds, encode_kinds
 from cf_core.losses import Pair
 from cf_core.nets import MLP
 from cf_core.settings import Settings
@@ -74,9 +77,15 @@ class FusionSettings(Settings):
             )
 
     def make_generator(
-        self, latent_dim: int, style_dim: int, *, conditional: bool, trials: int | None = None
+        self,
+        latent_dim: int,
+        style_dim: int,
+        *,
+        conditional: bool,
+        trials: int | None = None,
+        kinds: int = 1,
     ) -> "Generator":
-        """Make a G of this shape."""
+        """Make a G of this shape, for latents of segments of so many kinds of bars."""
         return Generator(
             latent_dim,
             style_dim,
@@ -85,14 +94,20 @@ class FusionSettings(Settings):
             gated=self.gated,
             conditional=conditional,
             trials=trials,
+            kinds=kinds,
         )
 
     def make_discriminator(
-        self, latent_dim: int, *, conditional: bool, trials: int | None = None
+        self, latent_dim: int, *, conditional: bool, trials: int | None = None, kinds: int = 1
     ) -> "Discriminator":
-        """Make a D of this shape."""
+        """Make a D of this shape, for latents of segments of so many kinds of bars."""
         return Discriminator(
-            latent_dim, self.hidden, self.depth, conditional=conditional, trials=trials
+            latent_dim,
+            self.hidden,
+            self.depth,
+            conditional=conditional,
+            trials=trials,
+            kinds=kinds,
         )
 
 
@@ -114,17 +129,22 @@ class Generator(nn.Module):
         gated: bool = True,
         conditional: bool = False,
         trials: int | None = None,
+        kinds: int = 1,
     ) -> None:
         super().__init__()
-        self.gated = gated
+        self.gated, self.kinds = gated, kinds
         self.latent_dim, self.style_dim, self.conditional = latent_dim, style_dim, conditional
-        inputs = 2 * latent_dim + conditional + style_dim
+        inputs = 2 * latent_dim + conditional + kinds - 1 + style_dim
         self.net = MLP(inputs, hidden, (4 if gated else 2) * latent_dim, depth, trials)
 
     def forward(
         self, pair: Pair, style: Float[Tensor, "*N B S"], condition: Float[Tensor, "*N B C"]
     ) -> Pair:
-        """Transform both halves once. `condition` is what `condition_on` returns for λ."""
+        """Transform both halves once.
+
+        `condition` is what `condition_on` returns for λ where it is an input, then the kinds of the
+        pairs' bars as `encode_kinds` returns them.
+        """
         inputs = torch.cat(pair, -1)
         outputs = self.net(torch.cat((inputs, condition, style), -1))
         if self.gated:
@@ -141,18 +161,24 @@ class Generator(nn.Module):
         style: Float[Tensor, "B S"],
         counts: Sequence[int],
         lambda_: float | Float[Tensor, "B"] | None = None,
+        kinds: Int64[Tensor, "B"] | None = None,
     ) -> dict[int, Pair]:
         """Apply the map repeatedly with one style; return the outputs after each of `counts`.
 
-        A conditional map needs `lambda_`, one for all pairs or one for each; others ignore it.
-        Raises `ValueError` where a conditional map gets no λ, or a λ that is not above 0.
+        A conditional map needs `lambda_`, one for all pairs or one for each; others ignore it. A
+        map for several kinds of bars needs the `kinds` of the pairs'. Raises `ValueError` where
+        what is needed is not given, and for a λ that is not above 0.
         """
-        condition = style.new_empty(*style.shape[:-1], 0)
+        if kinds is None and self.kinds > 1:
+            raise ValueError("kinds: must say which kind of bars each pair has")
+        own = torch.zeros(len(style), dtype=torch.int64) if kinds is None else kinds
+        condition = encode_kinds(own.to(style.device), self.kinds).to(style)
         if self.conditional:
             lambdas = torch.as_tensor(0.0 if lambda_ is None else lambda_).to(style)
             if not bool((lambdas > 0).all()):
                 raise ValueError("lambda_: a conditional generator needs a λ above 0")
-            condition = condition_on(lambdas.expand(style.shape[:-1]))
+            own_lambda = condition_on(lambdas.expand(style.shape[:-1]))
+            condition = torch.cat((own_lambda, condition), -1)
         kept: dict[int, Pair] = {}
         for count in range(1, max(counts) + 1):
             pair = self(pair, style, condition)
@@ -172,9 +198,10 @@ class Discriminator(nn.Module):
         *,
         conditional: bool = False,
         trials: int | None = None,
+        kinds: int = 1,
     ) -> None:
         super().__init__()
-        self.net = MLP(2 * latent_dim + conditional, hidden, 1, depth, trials)
+        self.net = MLP(2 * latent_dim + conditional + kinds - 1, hidden, 1, depth, trials)
 
     def forward(self, pair: Pair, condition: Float[Tensor, "*N B C"]) -> Float[Tensor, "*N B"]:
         """Logits of the pairs."""
@@ -195,6 +222,8 @@ class Latents:
     deviation: Float[Tensor, "M Z"]
     pairs: Integer[Tensor, "P 2"]
     sigma_bar: Float[Tensor, "Z"]
+    code: Float[Tensor, "M K"]
+    """The kind of the bars of each segment, as `encode_kinds` returns it."""
 
     def to(self, device: torch.device) -> "Latents":
         """Copy the tensors to another device."""
@@ -205,7 +234,7 @@ class Latents:
         return self._draw(1, count, random)
 
     def unpaired(self, count: int, random: torch.Generator) -> Pair:
-        """`count` draws of `D'_z`: the two halves are independent of each other."""
+        """`count` draws of `D'_z`: halves of one kind of bars, otherwise independent."""
         return self._draw(0, count, random)
 
     def prior(self, count: int, random: torch.Generator) -> Pair:
@@ -214,24 +243,30 @@ class Latents:
 
     def sample(
         self, chance: Float[Tensor, "*N 3 B"], noise: Float[Tensor, "*N 3 B Z2"]
-    ) -> Float[Tensor, "*N 3 B Z2"]:
+    ) -> tuple[Float[Tensor, "*N 3 B Z2"], Float[Tensor, "*N 2 B K"]]:
         """Pairs of each kind, halves concatenated: unpaired (`D'_z`), paired (`D_z`), prior.
 
         `chance`, uniform in 0…1, chooses the segments. It has one number for the left and one for
         the right half of an unpaired pair, and one for a paired pair. `noise` is standard normal; a
-        prior pair is noise alone. `Z2` is twice `Z`.
+        prior pair is noise alone. `Z2` is twice `Z`. Also returned are the codes of the bars of
+        unpaired and of paired ones; prior pairs have those of the unpaired ones.
         """
         count, pairs = len(self.mean), len(self.pairs)
-        segments = (chance[..., :2, :] * count).long().clamp_(max=count - 1).movedim(-2, -1)
+        left = (chance[..., 0, :] * count).long().clamp_(max=count - 1)
+        segments = torch.stack((left, self._groups.match(chance[..., 1, :], left)), -1)
         adjacent = self.pairs[(chance[..., 2, :] * pairs).long().clamp_(max=pairs - 1)]
         rows = torch.stack((segments, adjacent), -3)
         mean, deviation = self.mean[rows].flatten(-2), self.deviation[rows].flatten(-2)
         real = torch.addcmul(mean, deviation, noise[..., :2, :, :])
-        return torch.cat((real, noise[..., 2:, :, :]), -3)
+        return torch.cat((real, noise[..., 2:, :, :]), -3), self.code[rows[..., 0]]
+
+    @cached_property
+    def _groups(self) -> Groups:
+        return Groups.of(decode_kinds(self.code))
 
     def _draw(self, kind: int, count: int, random: torch.Generator) -> Pair:
         chance = self.mean.new_empty(3, count).uniform_(generator=random)
         noise = self.mean.new_empty(3, count, 2 * self.mean.shape[1]).normal_(generator=random)
-        drawn = self.sample(chance, noise)
+        drawn, _ = self.sample(chance, noise)
         left, right = drawn[kind].chunk(2, -1)
         return left, right

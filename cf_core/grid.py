@@ -11,7 +11,7 @@ from math import lcm
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Integer, UInt8
+from jaxtyping import Bool, Int16, Integer, UInt8
 
 from cf_core.errors import MelodyError
 from cf_core.gates import Sounding, move_ends
@@ -145,51 +145,85 @@ def _tokens(start: int, length: int, notes: list[Sounding], step: int, tolerance
 
 
 def join_bars(
-    bars: UInt8[np.ndarray, "B bars steps"],
+    bars: UInt8[np.ndarray, "B bars lines"],
     held: Integer[np.ndarray, "B"],
+    kind: int,
     form: MelodyFormat,
-) -> tuple[UInt8[np.ndarray, "B T"], Bool[np.ndarray, "B"], Bool[np.ndarray, "B"]]:
-    """Join consecutive bars of absolute tokens into segments of `form`'s tokens.
+) -> "Joined":
+    """Join consecutive bars of one kind, of absolute tokens, into segments of `form`'s tokens.
 
     `held` is the MIDI pitch of the note that sounds over each segment's start, if any. Such a note
-    is struck again there. Returns the tokens, a mask of the segments with such a note, and a mask
-    of the segments within the pitch range of `form` (the tokens of the others are meaningless).
+    is struck again there.
     """
-    absolute = bars.reshape(len(bars), bars.shape[1] * bars.shape[2]).copy()
+    count, many, lines = bars.shape
+    absolute = bars.reshape(count, many * lines).copy()
     struck_again = absolute[:, 0] == HOLD
     absolute[struck_again, 0] = FIRST_PITCH + held[struck_again]
     onset = absolute >= FIRST_PITCH
     pitch = absolute.astype(np.int64) - FIRST_PITCH
     in_range = (~onset | ((pitch >= form.lowest) & (pitch <= form.highest))).all(axis=1)
-    tokens = np.where(onset, absolute - form.lowest, absolute)
-    return tokens.astype(np.uint8), np.asarray(struck_again), np.asarray(in_range)
+    starts = (np.arange(many)[:, None] * lines + np.array(form.bars[kind])).ravel()
+    between = np.delete(np.arange(many * lines), starts)
+    # Between two steps, what sounds goes on.
+    goes_on = np.where(absolute[:, between - 1] == REST, REST, HOLD)
+    on_grid = (absolute[:, between] == goes_on).all(axis=1)
+    tokens = np.full((count, form.steps), REST, np.int16)
+    tokens[:, : len(starts)] = np.where(onset, absolute - form.lowest, absolute)[:, starts]
+    marked = form.put_marks(tokens, np.full(count, kind))
+    return Joined(marked, *map(np.asarray, (struck_again, in_range, on_grid)))
 
 
-def make_segment(bars: Sequence[GridBar], form: MelodyFormat) -> UInt8[np.ndarray, "T"]:
+class Joined(NamedTuple):
+    """Segments made of bars; the tokens of those that are not in range or on the grid are void."""
+
+    tokens: Int16[np.ndarray, "B T"]
+    struck_again: Bool[np.ndarray, "B"]
+    """Which begin within a note, which is struck again there."""
+    in_range: Bool[np.ndarray, "B"]
+    """Which are within the pitch range of the format."""
+    on_grid: Bool[np.ndarray, "B"]
+    """Which have onsets and ends only where the format has steps."""
+
+
+def make_segment(bars: Sequence[GridBar], form: MelodyFormat) -> Int16[np.ndarray, "T"]:
     """Make one segment's tokens from `form.bars_per_segment` consecutive bars.
 
     A note held over the segment's start is struck again there. Raises `MelodyError` where a bar is
-    missing or rejected, where `form` does not have its meter or grid, and where a pitch is out of
-    range.
+    missing or rejected, where `form` does not have its meter or grid, where the bars are of
+    different kinds, and where a pitch is out of range.
     """
     if len(bars) != form.bars_per_segment:
         raise MelodyError(f"a segment has {form.bars_per_segment} bars, but {len(bars)} were given")
     for number, bar in enumerate(bars, start=1):
         if bar.tokens is None:
             raise MelodyError(f"bar {number} of the segment can't be used: {bar.reason}")
-        if bar.meter not in form.meters or len(bar.tokens) != form.steps_per_bar:
+        if bar.meter not in form.meters or len(bar.tokens) != _lines(bar.meter, form):
             raise MelodyError(
                 f"bar {number} of the segment has {len(bar.tokens)} steps of {bar.meter}; the model"
-                f" takes {form.steps_per_bar} steps of {' or '.join(form.meters)}"
+                f" takes {' or '.join(form.meters)} with {form.steps_per_beat} for each quarter"
+                " note"
             )
-    tokens, _, in_range = join_bars(
+    kinds = {form.find_kind(bar.meter) for bar in bars}
+    if len(kinds) > 1:
+        raise MelodyError(
+            f"the segment has bars of {' and '.join(dict.fromkeys(bar.meter for bar in bars))}; the"
+            " model takes one meter at a time"
+        )
+    joined = join_bars(
         np.array([[bar.tokens for bar in bars]], dtype=np.uint8),
         np.array([bars[0].held or 0]),
+        kinds.pop(),
         form,
     )
-    if not in_range[0]:
+    if not joined.in_range[0]:
         raise MelodyError(
             f"the segment has a note outside the model's pitches {form.lowest} to {form.highest}"
             " (MIDI numbers): transpose it"
         )
-    return np.asarray(tokens[0])
+    if not joined.on_grid[0]:
+        raise MelodyError("the segment has a note between two steps of the model")
+    return np.asarray(joined.tokens[0])
+
+
+def _lines(meter: str, form: MelodyFormat) -> int:
+    return int(bar_length(meter) * form.steps_per_beat)

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 
 from cf_core.fusion import Generator
+from cf_core.kinds import take_kinds
 from cf_core.losses import Pair
 from cf_core.vae import MelodyVAE
 from cf_core.writer import Writer
@@ -75,24 +76,29 @@ class Heard:
         counts: Sequence[int],
         lambda_: Float[Tensor, "B"],
         chance: Float[Tensor, "D B 2 T"],
+        kinds: Integer[np.ndarray, "B"] | None = None,
     ) -> Iterator[tuple[int, Pair]]:
         """Yield the outputs after each of the ascending `counts` of applications.
 
         Each row has its own λ. It sets the price (`find_price`), and is G's λ where G takes one.
         All counts are written with the same `chance`. What is written is not fed back in. Rows are
-        independent of each other.
+        independent of each other. `kinds` are those of the pairs' bars, as
+        `MelodyVAE.decode_tokens` takes them.
         """
         shares = share_step(self.lead)
         price = lambda_.new_tensor([find_price(self.price, each) for each in lambda_.tolist()])
         price = _price_halves(price, shares)
-        now = self._listen(torch.cat(pair, 1))
+        own = take_kinds(
+            None if kinds is None else torch.from_numpy(kinds), len(style), self.core.form
+        )
+        now = self._listen(torch.cat(pair, 1), own)
         written, changed = now, torch.ones(len(style), dtype=torch.bool)
         going, done = torch.arange(len(style)), 0
         for count in counts:
             for _ in range(done, count):
                 old = now.take(going)
-                moved = _apply(generator, old.z, style[going], lambda_[going], shares)
-                new = self._listen(moved, old)
+                moved = _apply(generator, old, style[going], lambda_[going], shares)
+                new = self._listen(moved, old.kinds, old)
                 kept = new.fit >= old.fit
                 going = going[kept]
                 now = now.put(going, new.take(kept))
@@ -116,26 +122,30 @@ class Heard:
             _halves(decoded.z.repeat(count, 1)),
             price.repeat(count, 1),
             chance.flatten(0, 1),
+            decoded.kinds.repeat(count).numpy(),
         )
-        versions = decoded.join(self._listen(torch.cat(written, 1)))
+        again = self._listen(torch.cat(written, 1), decoded.kinds.repeat(count))
+        versions = decoded.join(again)
         best = versions.fit.view(1 + count, pairs).argmax(0)  # of equal ones the first, as decoded
         return versions.take(best * pairs + torch.arange(pairs))
 
-    def _listen(self, z: Float[Tensor, "B Z2"], before: "_Pairs | None" = None) -> "_Pairs":
+    def _listen(
+        self, z: Float[Tensor, "B Z2"], kinds: Int64[Tensor, "B"], before: "_Pairs | None" = None
+    ) -> "_Pairs":
         """Decode pairs and rate them. Those that sound as `before` keep their rating."""
         tokens = torch.stack(
             [
-                torch.from_numpy(self.core.decode_tokens(half).astype(np.int64))
+                torch.from_numpy(self.core.decode_tokens(half, kinds.numpy()).astype(np.int64))
                 for half in _halves(z)
             ],
             1,
         )
         if before is None:
-            return _Pairs(z, tokens, self.writer.rate((tokens[:, 0], tokens[:, 1])))
+            return _Pairs(z, kinds, tokens, self.writer.rate((tokens[:, 0], tokens[:, 1])))
         other = (tokens != before.tokens).flatten(1).any(1)
         fit = before.fit.clone()
         fit[other] = self.writer.rate((tokens[other, 0], tokens[other, 1]))
-        return _Pairs(z, tokens, fit)
+        return _Pairs(z, kinds, tokens, fit)
 
 
 @dataclass(frozen=True)
@@ -143,17 +153,20 @@ class _Pairs:
     """Pairs of latents, what is heard of them, and how well the halves fit."""
 
     z: Float[Tensor, "B Z2"]
+    kinds: Int64[Tensor, "B"]
+    """The kind of the pairs' bars."""
     tokens: Int64[Tensor, "B 2 T"]
     fit: Float[Tensor, "B"]
     """I of each pair, in nats."""
 
     def take(self, rows: Int64[Tensor, "b"] | Bool[Tensor, "B"]) -> "_Pairs":
-        return _Pairs(self.z[rows], self.tokens[rows], self.fit[rows])
+        return _Pairs(self.z[rows], self.kinds[rows], self.tokens[rows], self.fit[rows])
 
     def join(self, other: "_Pairs") -> "_Pairs":
         """These pairs, then the others."""
         return _Pairs(
             torch.cat((self.z, other.z)),
+            torch.cat((self.kinds, other.kinds)),
             torch.cat((self.tokens, other.tokens)),
             torch.cat((self.fit, other.fit)),
         )
@@ -162,6 +175,7 @@ class _Pairs:
         """With other pairs in these rows."""
         return _Pairs(
             self.z.index_copy(0, rows, new.z),
+            self.kinds,
             self.tokens.index_copy(0, rows, new.tokens),
             self.fit.index_copy(0, rows, new.fit),
         )
@@ -198,13 +212,13 @@ def _price_halves(price: Float[Tensor, "B"], shares: tuple[float, float]) -> Flo
 
 def _apply(
     generator: Generator,
-    z: Float[Tensor, "B Z2"],
+    pairs: _Pairs,
     style: Float[Tensor, "B S"],
     lambda_: Float[Tensor, "B"],
     shares: tuple[float, float],
 ) -> Float[Tensor, "B Z2"]:
-    before = _halves(z)
-    after = generator.iterate(before, style, [1], lambda_)[1]
+    before = _halves(pairs.z)
+    after = generator.iterate(before, style, [1], lambda_, pairs.kinds)[1]
     steps = zip(before, after, shares, strict=True)
     return torch.cat([torch.lerp(old, new, share) for old, new, share in steps], 1)
 

@@ -88,11 +88,11 @@ def ingest_builtin(
     progress: Progress | None = None,
     mapper: Mapper | None = None,
 ) -> IngestReport:
-    """Write the built-in corpus: common-time tunes of the public-domain books in music21.
+    """Write the built-in corpus: the tunes of two public-domain books in music21.
 
     The corpus is every tune of Aird's Selection of Airs (1782-1801) and O'Neill's Music of Ireland
-    (1903) whose first `M:` field is 4/4, C, 2/2 or C|. Repeats are played out. Arguments and errors
-    are as in `ingest`; `CorpusError` is also raised where music21 is not installed.
+    (1903). Repeats are played out. Arguments and errors are as in `ingest`; `CorpusError` is also
+    raised where music21 is not installed.
     """
     tunes = list(read_builtin_tunes())
     songs = (song for name, data in tunes for song in readers.split_songs(name, data))
@@ -115,10 +115,8 @@ def read_builtin_tunes() -> Iterator[tuple[str, bytes]]:
         for path in sorted((Path(spec.origin).parent / "corpus" / book).glob("*.abc")):
             text = path.read_text(encoding="utf-8", errors="replace")
             for tune in re.split(r"(?m)^(?=X:)", text)[1:]:
-                meter = re.search(r"(?m)^M:\s*(\S+)", tune)
-                if meter and meter[1] in ("4/4", "C", "2/2", "C|"):
-                    number = tune[2:].split(maxsplit=1)[0].lstrip("0")
-                    yield f"{book}-{path.stem}-{number}.abc", tune.encode()
+                number = tune[2:].split(maxsplit=1)[0].lstrip("0")
+                yield f"{book}-{path.stem}-{number}.abc", tune.encode()
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ small networks share the cost of every operation. A single trial is a pack of on
 trial depends on its own settings and, apart from rounding, on nothing else in the pack.
 
 Letters in shapes: `N` trials still in the pack, `B` pairs of each kind, `P` weights of one network,
-`Z` latent dimensions, `S` style dimensions (the most of any trial; others are padded to it), `C`
-conditions (1 if any trial is conditional, else 0).
+`Z` latent dimensions, `S` style dimensions (the most of any trial; others are padded to it), `K`
+codes of kinds of bars, `C` conditions (1 if any trial is conditional, else 0, and `K`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -194,18 +194,24 @@ class PackTrainer(Trainer):
     def _networks(
         self, style_dim: int, *, conditional: bool, trials: int | None = None
     ) -> tuple[Generator, Discriminator]:
-        latent_dim, settings = self.latents.mean.shape[1], self.settings
+        latent_dim, make = self.latents.mean.shape[1], self.settings
+        kinds = self.latents.code.shape[1] + 1
         return (
-            settings.make_generator(latent_dim, style_dim, conditional=conditional, trials=trials),
-            settings.make_discriminator(latent_dim, conditional=conditional, trials=trials),
+            make.make_generator(
+                latent_dim, style_dim, conditional=conditional, trials=trials, kinds=kinds
+            ),
+            make.make_discriminator(
+                latent_dim, conditional=conditional, trials=trials, kinds=kinds
+            ),
         )
 
     def _inputs(self, trial: Member) -> list[int]:
         """List the inputs of the padded networks that the trial uses: latents, condition, style."""
         latents = 2 * self.latents.mean.shape[1]
-        first_style = latents + self._conditional
+        first_code = latents + self._conditional
+        end = first_code + self.latents.code.shape[1] + trial.style_dim
         condition = [latents] if trial.lambda_ is None else []
-        return [*range(latents), *condition, *range(first_style, first_style + trial.style_dim)]
+        return [*range(latents), *condition, *range(first_code, end)]
 
     def _arrange(self) -> None:
         """Lay out what differs between the trials still in the pack, one row for each."""
@@ -229,12 +235,15 @@ class PackTrainer(Trainer):
             random = make_random(seed, "fusion", self.step, device=like.device)
             noise[row].normal_(generator=random)
             chance[row].uniform_(generator=random)
-        unpaired, paired, prior = latents.sample(chance[:, :, :3], noise).unbind(2)
+        drawn, codes = latents.sample(chance[:, :, :3], noise)
+        unpaired, paired, prior = drawn.unbind(2)
         inputs = torch.cat((unpaired, prior), 2)
         low, high = self.settings.lambda_range
         lambdas = low * (high / low) ** chance[:, :, 3:].flatten(2)
         if len(seeds) < len(self.alive):
-            inputs, paired, lambdas = (t[self._seed_rows] for t in (inputs, paired, lambdas))
+            inputs, paired, lambdas, codes = (
+                t[self._seed_rows] for t in (inputs, paired, lambdas, codes)
+            )
         styles = self._draw_styles(turns + 1)
         return [
             _Draws(
@@ -243,7 +252,10 @@ class PackTrainer(Trainer):
                 style=styles[:, turn],
                 other_style=styles[:, -1],
                 lambda_=lambdas[:, turn].where(self._is_conditional, self._lambdas),
-                condition=self._condition(lambdas[:, turn]),
+                condition=self._condition(
+                    lambdas[:, turn], torch.cat((codes[:, turn, 0], codes[:, turn, 0]), 1)
+                ),
+                paired_condition=self._condition(lambdas[:, turn, :batch], codes[:, turn, 1]),
             )
             for turn in range(turns)
         ]
@@ -260,10 +272,12 @@ class PackTrainer(Trainer):
         trials = [self.trials[place] for place in self.alive]
         return torch.stack([draw(trial.seed, trial.style_dim) for trial in trials])
 
-    def _condition(self, lambdas: Float[Tensor, "N B2"]) -> Float[Tensor, "N B2 C"]:
-        """The condition of conditional trials, and 0 for others; width 0 if none is conditional."""
+    def _condition(
+        self, lambdas: Float[Tensor, "N b"], codes: Float[Tensor, "N b K"]
+    ) -> Float[Tensor, "N b C"]:
+        """λ of conditional trials, 0 for others and nothing if none is; then the kinds of bars."""
         every = condition_on(lambdas) * self._is_conditional[..., None]
-        return every[..., : int(self._conditional)]
+        return torch.cat((every[..., : int(self._conditional)], codes), -1)
 
     def _step(self, turns: Sequence["_Draws"]) -> dict[str, Tensor]:
         """Take one step on given draws. Nothing here waits for the device."""
@@ -280,8 +294,8 @@ class PackTrainer(Trainer):
         pair, discriminator = _halves(draws.inputs), self._d.network
         with torch.no_grad():
             fused = self._g.network(pair, draws.style, draws.condition)
-        real, batch = draws.paired.requires_grad_(), self.settings.batch
-        real_logits = discriminator(_halves(real), draws.condition[:, :batch])
+        real = draws.paired.requires_grad_()
+        real_logits = discriminator(_halves(real), draws.paired_condition)
         negatives = [discriminator(each, draws.condition).chunk(2, -1) for each in (pair, fused)]
         eq2 = losses.discriminator_positive(real_logits)
         eq3 = losses.discriminator_negative(*negatives[0], *negatives[1])
@@ -347,6 +361,7 @@ class _Draws:
     other_style: Float[Tensor, "N B2 S"]
     lambda_: Float[Tensor, "N B2"]
     condition: Float[Tensor, "N B2 C"]
+    paired_condition: Float[Tensor, "N B C"]
 
 
 class _Stack:

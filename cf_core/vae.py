@@ -1,16 +1,17 @@
 """The shared core model: a variational auto-encoder over melody segments.
 
-Letters in shapes: `B` segments, `T` steps, `V` tokens, `Z` latent dimensions.
+Letters in shapes: `B` segments, `T` steps, `V` tokens, `Z` latent dimensions, `K` kinds of bars.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cf_core.kinds import encode_kinds, find_kinds, find_marks, take_kinds
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, is_melody
 from cf_core.nets import ResidualBlock, initialise
 from cf_core.seeding import make_random
@@ -50,7 +51,8 @@ class MelodyVAE(nn.Module):
     """A VAE with a residual-MLP encoder and a decoder that emits all steps at once.
 
     All steps share one token embedding and one output layer, so that what is learned about a pitch
-    at one step holds at all others.
+    at one step holds at all others. Where segments have several kinds of bars, the kind is an input
+    of both, and the steps of all kinds are laid out in common slots (`MelodyFormat.slots`).
 
     `sigma_bar` is the posterior standard deviation of each latent dimension averaged over the
     training segments (as in Latent Constraints, Engel et al. 2018). Equation 7 divides by its
@@ -62,12 +64,13 @@ class MelodyVAE(nn.Module):
     def __init__(self, form: MelodyFormat, settings: VAESettings) -> None:
         super().__init__()
         self.form, self.settings = form, settings
-        width, steps = settings.hidden, form.steps * settings.embedding
+        width, steps = settings.hidden, form.slots.shape[1] * settings.embedding
+        kinds = len(form.kinds) - 1  # the first kind is the one that no input stands for
         self.tokens = nn.Embedding(form.vocabulary, settings.embedding)
-        self.read = nn.Linear(steps, width)
+        self.read = nn.Linear(steps + kinds, width)
         self.encoder = nn.Sequential(*(ResidualBlock(width) for _ in range(settings.depth)))
         self.posterior = nn.Linear(width, 2 * settings.latent_dim)
-        self.expand = nn.Linear(settings.latent_dim, width)
+        self.expand = nn.Linear(settings.latent_dim + kinds, width)
         self.decoder = nn.Sequential(
             *(ResidualBlock(width) for _ in range(settings.depth)), nn.LayerNorm(width), nn.GELU()
         )
@@ -79,14 +82,36 @@ class MelodyVAE(nn.Module):
         self, tokens: Integer[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Mean and standard deviation of the posterior of each segment."""
-        embedded = self.tokens(tokens.long()).flatten(1)
-        mean, log_std = self.posterior(self.encoder(self.read(embedded))).chunk(2, dim=-1)
+        kinds = find_kinds(tokens, self.form)
+        steps = torch.from_numpy(self.form.slots)[kinds]
+        placed = self.tokens(tokens.long().gather(1, steps.clamp(min=0)).clamp(min=0))
+        embedded = placed.masked_fill(steps[..., None] < 0, 0.0).flatten(1)
+        inputs = torch.cat((embedded, encode_kinds(kinds, len(self.form.kinds))), 1)
+        mean, log_std = self.posterior(self.encoder(self.read(inputs))).chunk(2, dim=-1)
         return mean, log_std.clamp(-8.0, 3.0).exp()
 
-    def decode(self, z: Float[Tensor, "*B Z"]) -> Float[Tensor, "*B T V"]:
-        """Token logits of each step."""
-        written: Tensor = self.write(self.decoder(self.expand(z)))
-        logits: Tensor = self.output(written.unflatten(-1, (self.form.steps, -1)))
+    def decode(
+        self, z: Float[Tensor, "B Z"], kinds: Int64[Tensor, "B"] | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """Token logits of each step. Those of what marks stand for are those of a rest.
+
+        `kinds` are the segments' kinds of bars, as indices into the format's. They may be left out
+        where it has only one.
+        """
+        kinds = take_kinds(kinds, len(z), self.form)
+        inputs = torch.cat((z, encode_kinds(kinds, len(self.form.kinds))), 1)
+        written: Tensor = self.write(self.decoder(self.expand(inputs)))
+        placed = written.unflatten(-1, (self.form.slots.shape[1], -1))
+        if len(self.form.kinds) == 1:
+            return self._read_off(placed)
+        slots = torch.from_numpy(self.form.slot_of)[kinds]
+        logits = self._read_off(placed.gather(1, slots[..., None].expand(-1, -1, placed.shape[2])))
+        silent = logits.new_full((logits.shape[-1],), -torch.inf)
+        silent[REST] = 0.0
+        return torch.where(find_marks(kinds, self.form)[..., None], silent, logits)
+
+    def _read_off(self, written: Float[Tensor, "B T E"]) -> Float[Tensor, "B T V"]:
+        logits: Tensor = self.output(written)
         return logits
 
     @torch.no_grad()
@@ -104,10 +129,17 @@ class MelodyVAE(nn.Module):
         return torch.cat(means), torch.cat(deviations)
 
     @torch.no_grad()
-    def decode_tokens(self, z: Float[Tensor, "B Z"]) -> Integer[np.ndarray, "B T"]:
-        """The likeliest tokens of each segment (`decode_likeliest`), in chunks."""
-        chunks = [decode_likeliest(self.decode(part)).to(torch.uint8) for part in z.split(4096)]
-        return torch.cat(chunks).cpu().numpy()
+    def decode_tokens(
+        self, z: Float[Tensor, "B Z"], kinds: Integer[np.ndarray, "B"] | None = None
+    ) -> Integer[np.ndarray, "B T"]:
+        """The likeliest tokens of each segment (`decode_likeliest`), in chunks.
+
+        `kinds` are as in `decode`.
+        """
+        own = take_kinds(kinds, len(z), self.form)
+        parts = zip(z.split(4096), own.split(4096), strict=True)
+        chunks = [decode_likeliest(self.decode(*part)).to(torch.int16) for part in parts]
+        return self.form.put_marks(torch.cat(chunks).numpy(), own.numpy())
 
     @torch.no_grad()
     def measure_sigma_bar(self, tokens: Integer[np.ndarray, "B T"]) -> None:
@@ -143,9 +175,10 @@ class VAETrainer(Trainer):
         tokens = transpose(self.tokens[rows], self.form, down, up, random)
         mean, deviation = self.vae.encode(tokens)
         z = mean + deviation * torch.randn(mean.shape, generator=random)
-        logits = self.vae.decode(z)
+        logits = self.vae.decode(z, find_kinds(tokens, self.form))
+        # What marks stand for is decoded as a rest for certain, and so costs nothing.
         reconstruction = functional.cross_entropy(
-            logits.flatten(0, 1), tokens.flatten(), reduction="sum"
+            logits.flatten(0, 1), tokens.clamp(min=REST).flatten(), reduction="sum"
         ) / len(tokens)
         kl = 0.5 * (mean**2 + deviation**2 - 2 * deviation.log() - 1).sum(-1).mean()
         loss = reconstruction + self.settings.beta * kl
@@ -216,13 +249,14 @@ def report_reconstruction(vae: MelodyVAE, tokens: Integer[np.ndarray, "B T"]) ->
     its mean and covariance from the standard Gaussian. It is 0 where both fit perfectly.
     """
     mean, deviation = vae.posteriors(tokens)
-    right = vae.decode_tokens(mean) == tokens
+    steps, kinds = tokens >= REST, vae.form.find_kinds(tokens)
+    right = vae.decode_tokens(mean, kinds) == tokens
     kl = 0.5 * (mean**2 + deviation**2 - 2 * deviation.log() - 1).sum(-1).mean()
     centre, spread = mean.double().mean(0), mean.double().T.cov(correction=0)
     covariance = spread + (deviation.double() ** 2).mean(0).diag()
     excess = covariance.trace() + centre.square().sum() - covariance.logdet() - len(centre)
     return {
-        "token_accuracy": float(right.mean()),
+        "token_accuracy": float(right[steps].mean()),
         "onset_pitch_recall": float(right[tokens >= FIRST_PITCH].mean()),
         "exact_segments": float(right.all(1).mean()),
         "kl": float(kl),
@@ -232,15 +266,18 @@ def report_reconstruction(vae: MelodyVAE, tokens: Integer[np.ndarray, "B T"]) ->
 
 
 @torch.no_grad()
-def report_prior(vae: MelodyVAE, count: int, random: torch.Generator) -> dict[str, float]:
-    """Measure the share, 0…1, of `count` prior samples that decode to a melody (`is_melody`).
+def report_prior(
+    vae: MelodyVAE, kinds: Integer[np.ndarray, "B"], random: torch.Generator
+) -> dict[str, float]:
+    """Measure the share, 0…1, of prior samples of these kinds that decode to a melody.
 
-    `valid_prior` is the share as decoded by `decode_likeliest`. `valid_prior_by_step` is the share
-    if every step takes its likeliest token, whatever comes before.
+    `valid_prior` is the share (of `is_melody`) as decoded by `decode_likeliest`.
+    `valid_prior_by_step` is the share if every step takes its likeliest token, whatever comes
+    before.
     """
-    z = torch.randn(count, vae.settings.latent_dim, generator=random)
-    by_step = vae.decode(z).argmax(-1).numpy()
+    z = torch.randn(len(kinds), vae.settings.latent_dim, generator=random)
+    by_step = vae.decode(z, torch.from_numpy(kinds)).argmax(-1).numpy()
     return {
-        "valid_prior": float(is_melody(vae.decode_tokens(z)).mean()),
+        "valid_prior": float(is_melody(vae.decode_tokens(z, kinds)).mean()),
         "valid_prior_by_step": float(is_melody(by_step).mean()),
     }

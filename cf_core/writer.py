@@ -93,16 +93,18 @@ class Writer(nn.Module):
         pair: Pair,
         price: Float[Tensor, "B 2"],
         chance: Float[Tensor, "B 2 T"],
+        kinds: Integer[np.ndarray, "B"] | None = None,
     ) -> Pair:
         """Rewrite pairs of latents: decoded by `core`, rewritten, encoded to posterior means.
 
-        A half of which no token changes keeps its latent.
+        A half of which no token changes keeps its latent. `kinds` are those of the pairs' bars, as
+        `MelodyVAE.decode_tokens` takes them.
         """
-        before = [core.decode_tokens(half) for half in pair]
+        before = [core.decode_tokens(half, kinds) for half in pair]
         tokens = torch.from_numpy(before[0]), torch.from_numpy(before[1])
         outputs = []
         for z, old, new in zip(pair, before, self.rewrite(tokens, price, chance), strict=True):
-            after = new.numpy().astype(np.uint8)
+            after = new.numpy().astype(np.int16)
             changed = torch.from_numpy((after != old).any(axis=1))[:, None]
             outputs.append(torch.where(changed, core.encode_mean(after).to(z), z))
         return outputs[0], outputs[1]

@@ -68,7 +68,10 @@ class Inputs:
     @cached_property
     def tokens(self) -> tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]:
         """The inputs as notes."""
-        left, right = (self.evaluator.core.decode_tokens(half) for half in self.source.inputs)
+        left, right = (
+            self.evaluator.core.decode_tokens(half, self.source.kinds)
+            for half in self.source.inputs
+        )
         return left, right
 
     @cached_property
@@ -78,7 +81,7 @@ class Inputs:
         drawn = self.evaluator.continuation.sample(
             torch.from_numpy(left), _CONTINUATIONS, self.random("continuation")
         )
-        sampled = drawn.numpy().astype(np.uint8)
+        sampled = drawn.numpy().astype(np.int16)
         nearest = np.stack([edit_distance(right, each) for each in sampled]).argmin(axis=0)
         chosen = sampled[nearest, np.arange(self.count)]
         return self.source.inputs[0], self.evaluator.core.encode_mean(chosen)
@@ -124,8 +127,9 @@ def _longest_search(inputs: Inputs) -> Pair:
     left, right = inputs.source.inputs
     search, evaluator = LP(), inputs.evaluator
     core, none = evaluator.core, (left[:0], right[:0])  # LP uses no real neighbours
-    tools = Tools(evaluator.classifier, core.sigma_bar, none, core)
-    transform = search.transform([search.settings()[-1]], inputs.count, tools)
+    kinds = inputs.source.kinds
+    tools = Tools(evaluator.classifier, core.sigma_bar, none, core, kinds[:0])
+    transform = search.transform([search.settings()[-1]], kinds, tools)
     (step,) = transform((left, right), [_SEARCHED], inputs.random("longest_search"))
     return step.outputs
 
@@ -133,8 +137,8 @@ def _longest_search(inputs: Inputs) -> Pair:
 @_control(
     "same_song",
     "S",
-    "The right half becomes another segment of the left one's song, neither adjacent to it nor"
-    " overlapping; where the song has none, the pair is left as it is.",
+    "The right half becomes another segment of the left one's song, with bars of the same kind,"
+    " neither adjacent to it nor overlapping; where the song has none, the pair is left as it is.",
 )
 def _same_song(inputs: Inputs) -> Pair | None:
     if inputs.source.rows is None:
@@ -146,7 +150,8 @@ def _same_song(inputs: Inputs) -> Pair | None:
     chosen = right.copy()
     for pair, row in enumerate(left):
         apart = abs(corpus.bar - corpus.bar[row]) > corpus.form.bars_per_segment
-        others = np.flatnonzero((corpus.song == corpus.song[row]) & apart)
+        alike = (corpus.song == corpus.song[row]) & (corpus.kinds == corpus.kinds[row])
+        others = np.flatnonzero(alike & apart)
         if len(others):
             chosen[pair] = random.choice(others)
     return inputs.source.inputs[0], inputs.evaluator.core.encode_mean(corpus.tokens[chosen])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float64, Integer
+from jaxtyping import Bool, Float64, Int64, Integer
 
 from cf_core.continuation import Continuation
 from cf_core.corpus import Corpus, Split
@@ -120,7 +120,10 @@ class Evaluator:
         a half without notes.
         """
         before = self._view(
-            self._decode(source.inputs), source.songs, source.split, latents=source.inputs
+            self._decode(source.inputs, source.kinds),
+            source.songs,
+            source.split,
+            latents=source.inputs,
         )
         rows, records, influences = [], [], []
         for step in steps:
@@ -190,21 +193,30 @@ class Evaluator:
         if source.songs[0, 0] < 0:
             noise = make_random(self.seed, "floor", source.name)
             z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
-            floor, songs = (z_left, z_right), source.songs
+            floor, songs, kinds = (z_left, z_right), source.songs, source.kinds
         else:
             folds = deal_songs(self.corpus, source.split, self.seed)
             rows = unpaired(self.corpus, source.split, count, random, folds)
             floor, songs = self._encode(rows), self.corpus.song[rows]
+            kinds = self.corpus.kinds[rows[:, 0]]
         shuffled = random.permutation(self.corpus.pairs_of(source.split))
         half = len(shuffled) // 2
         chosen, others = shuffled[:half][:count], shuffled[half:]
         ceiling, own_songs = self._encode(chosen), self.corpus.song[chosen]
-        for name, latents, owners, reference in (
-            ("floor", floor, songs, self._references[source.split]),
-            ("ceiling", ceiling, own_songs, self._reference(others, source.split, random)),
+        of_chosen = self.corpus.kinds[chosen[:, 0]]
+        for name, latents, owners, own, reference in (
+            ("floor", floor, songs, kinds, self._references[source.split]),
+            (
+                "ceiling",
+                ceiling,
+                own_songs,
+                of_chosen,
+                self._reference(others, source.split, random),
+            ),
         ):
             shared = {"source": source.name, "iteration": 0} | dict.fromkeys(LABELS, name)
-            pairs = self._view(self._decode(latents), owners, source.split, reference, latents)
+            tokens = self._decode(latents, own)
+            pairs = self._view(tokens, owners, source.split, reference, latents)
             for metric in self._metrics(_frame(self._measure(pairs)), pairs):
                 yield {**shared, **metric}
 
@@ -222,14 +234,15 @@ class Evaluator:
         if generator.style_dim == 0:
             return dict.fromkeys(counts, 0.0)
         pair = source.inputs[0][:DIVERSITY_INPUTS], source.inputs[1][:DIVERSITY_INPUTS]
+        kinds = source.kinds[:DIVERSITY_INPUTS]
         drawn = torch.rand(
             styles, generator.style_dim, generator=make_random(self.seed, "diversity")
         )
         outputs = []
         for style in drawn:
-            styled = replace(fusion, style=style.expand(len(pair[0]), -1))
+            styled = replace(fusion, style=style.expand(len(pair[0]), -1), kinds=kinds)
             steps = styled(pair, counts, make_random(self.seed, "diversity", "writing"))
-            outputs.append({step.iteration: self._decode(step.outputs) for step in steps})
+            outputs.append({step.iteration: self._decode(step.outputs, kinds) for step in steps})
         return {
             count: float(
                 np.mean(
@@ -302,7 +315,7 @@ class Evaluator:
         )
         kept = finite.numpy()
         pairs = self._view(
-            self._decode((left, right)),
+            self._decode((left, right), source.kinds),
             source.songs,
             source.split,
             self._references[source.split],
@@ -417,12 +430,12 @@ class Evaluator:
             for name in STATISTICS
         }
 
-    def _decode(self, pair: Pair) -> TokenPairs:
-        return self.core.decode_tokens(pair[0]), self.core.decode_tokens(pair[1])
+    def _decode(self, pair: Pair, kinds: Int64[np.ndarray, "B"]) -> TokenPairs:
+        return self.core.decode_tokens(pair[0], kinds), self.core.decode_tokens(pair[1], kinds)
 
     def _reconstructed(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
         """Encode and decode pairs, as all inputs are."""
-        return self._decode(self._encode(rows))
+        return self._decode(self._encode(rows), self.corpus.kinds[rows[:, 0]])
 
     def _encode(self, rows: Integer[np.ndarray, "P 2"]) -> Pair:
         left, right = (self.core.encode_mean(half) for half in self._tokens(rows))

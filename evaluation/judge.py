@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cf_core.continuation import Continuation, Likelihoods
+from cf_core.kinds import Groups, find_kinds
 from cf_core.melody import MelodyFormat
 from cf_core.nets import ResidualBlock, dropout, initialise
 from cf_core.seeding import derive, make_random
@@ -323,6 +324,20 @@ class JudgeTrainer(Trainer):
         tokens = torch.cat(segments).numpy()
         return self.judge.reader.posteriors(tokens)
 
+    @staticmethod
+    def _draw_unpaired(
+        groups: Groups, count: int, random: torch.Generator
+    ) -> Integer[Tensor, "B 2"]:
+        left = torch.randint(len(groups.kinds), (count,), generator=random)
+        return torch.stack((left, groups.match(torch.rand(count, generator=random), left)), 1)
+
+    @cached_property
+    def _groups(self) -> tuple[Groups, Groups]:
+        """Real and prior segments by the kinds of their bars."""
+        form = self.judge.reader.form
+        real, prior = (find_kinds(part, form) for part in (self.data.real, self.data.prior))
+        return Groups.of(real), Groups.of(prior)
+
     def _draw(
         self, random: torch.Generator
     ) -> tuple[Float[Tensor, "M B Z"], Float[Tensor, "M B Z"]]:
@@ -339,8 +354,10 @@ class JudgeTrainer(Trainer):
         hard = prior + len(data.prior)
         third, half, sixth = batch // 3, batch // 2, batch // 6
         adjacent = data.pairs[torch.randint(len(data.pairs), (batch,), generator=random)]
-        unpaired = torch.randint(len(data.real), (half - sixth, 2), generator=random)
-        drawn = torch.randint(len(data.prior), (sixth, 2), generator=random)
+        unpaired, drawn = (
+            self._draw_unpaired(groups, count, random)
+            for groups, count in zip(self._groups, (half - sixth, sixth), strict=True)
+        )
         chosen = torch.randint(len(data.hard), (batch - half, 1), generator=random)
         own = (half - sixth) // 3
         parts = (

@@ -8,7 +8,8 @@ trained before, so no method can have learnt to please it, and it finds whatever
 The classifier is a linear discriminant of musical features that are written down here. They need no
 training, so they hold nothing that a method might have seen.
 
-Letters in shapes: `B` pairs, `P` real pairs, `T` steps, `H` features of a half, `F` of a pair.
+Letters in shapes: `B` pairs, `P` real pairs, `T` steps, `W` slots (`MelodyFormat.slots`), `H`
+features of a half, `F` of a pair.
 """
 
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64, Integer
+from jaxtyping import Bool, Float64, Int64, Integer, Shaped
 
-from cf_core.melody import FIRST_PITCH, MelodyFormat
+from cf_core.melody import FIRST_PITCH, REST, MelodyFormat
 from cf_core.training import limit_threads
 from evaluation.statistics import DIATONIC, TokenPairs, count_classes, sounding_pitch
 
@@ -43,14 +44,38 @@ class _Half:
     form: MelodyFormat
 
     @cached_property
-    def pitch(self) -> Int64[np.ndarray, "B T"]:
+    def sounding(self) -> Int64[np.ndarray, "B T"]:
         """The pitch that sounds at each step; -1 for none."""
         return np.asarray(sounding_pitch(self.tokens, self.form))
 
     @cached_property
-    def struck(self) -> Bool[np.ndarray, "B T"]:
-        """Where a note begins."""
+    def onsets(self) -> Bool[np.ndarray, "B T"]:
+        """The steps at which a note begins."""
         return np.asarray(self.tokens >= FIRST_PITCH)
+
+    @cached_property
+    def steps(self) -> Int64[np.ndarray, "B"]:
+        """Number of steps."""
+        return np.asarray((self.tokens >= REST).sum(axis=1))
+
+    @cached_property
+    def _slots(self) -> Int64[np.ndarray, "B W"]:
+        """The step in each slot; -1 for none."""
+        return np.asarray(self.form.slots[self.form.find_kinds(self.tokens)])
+
+    @cached_property
+    def pitch(self) -> Int64[np.ndarray, "B W"]:
+        """The pitch that sounds at each slot; -1 for none."""
+        return np.where(self._slots < 0, -1, self._place(self.sounding))
+
+    @cached_property
+    def struck(self) -> Bool[np.ndarray, "B W"]:
+        """The slots at which a note begins."""
+        return (self._slots >= 0) & self._place(self.onsets)
+
+    def _place(self, values: Shaped[np.ndarray, "B T"]) -> Shaped[np.ndarray, "B W"]:
+        """Lay values of steps out in slots; a slot without a step has that of the first one."""
+        return np.asarray(np.take_along_axis(values, self._slots.clip(0), axis=1))
 
     @cached_property
     def count(self) -> Float64[np.ndarray, "B"]:
@@ -63,14 +88,14 @@ class _Half:
         return np.asarray(np.where(self.struck, self.pitch, 0).sum(axis=1) / self.count)
 
     @cached_property
-    def contour(self) -> Float64[np.ndarray, "B T"]:
-        """Pitch at each step above the mean; 0 where none sounds."""
+    def contour(self) -> Float64[np.ndarray, "B W"]:
+        """Pitch at each slot above the mean; 0 where none sounds."""
         return np.where(self.pitch >= 0, self.pitch - self.mean[:, None], 0.0)
 
     @cached_property
     def classes(self) -> Float64[np.ndarray, "B 12"]:
         """Share of the steps at which each pitch class sounds."""
-        return np.asarray(count_classes(self.pitch) / self.tokens.shape[1])
+        return np.asarray(count_classes(self.sounding) / self.steps[:, None])
 
     @cached_property
     def diatonic(self) -> Float64[np.ndarray, "B 12"]:
@@ -80,15 +105,15 @@ class _Half:
     @cached_property
     def ends(self) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
         """The first and the last step at which a note begins; 0 without notes."""
-        last = self.tokens.shape[1] - 1 - self.struck[:, ::-1].argmax(axis=1)
-        return self.struck.argmax(axis=1), np.where(self.struck.any(axis=1), last, 0)
+        last = self.tokens.shape[1] - 1 - self.onsets[:, ::-1].argmax(axis=1)
+        return self.onsets.argmax(axis=1), np.where(self.onsets.any(axis=1), last, 0)
 
     @cached_property
     def moves(self) -> tuple[Float64[np.ndarray, "B 26"], Float64[np.ndarray, "B L"]]:
         """Shares of each interval (-12 to 12, larger) and length from a note to the next."""
-        rows, steps = np.nonzero(self.struck)
+        rows, steps = np.nonzero(self.onsets)
         follows = np.flatnonzero(rows[1:] == rows[:-1])
-        interval = np.diff(self.pitch[rows, steps])[follows]
+        interval = np.diff(self.sounding[rows, steps])[follows]
         length = np.diff(steps)[follows]
         kind = np.where(abs(interval) <= _OCTAVE, interval + _OCTAVE, 2 * _OCTAVE + 1)
         sizes = len(self.tokens), 2 * _OCTAVE + 2
@@ -107,21 +132,20 @@ class _Half:
         return np.asarray(np.maximum(highest - lowest, 0), np.float64)
 
     def parts(self) -> tuple[slice, slice]:
-        """The first and the second half of the steps."""
-        steps = self.tokens.shape[1]
-        return slice(0, steps // 2), slice(steps - steps // 2, steps)
+        """The first and the second half of the slots."""
+        slots = self.pitch.shape[1]
+        return slice(0, slots // 2), slice(slots - slots // 2, slots)
 
     def features(self) -> Float64[np.ndarray, "B H"]:
         """What a half is like by itself."""
         first, second = self.parts()
-        steps = self.tokens.shape[1]
         single = (
             self.diatonic.max(axis=1),
-            (self.pitch >= 0).mean(axis=1),
+            (self.sounding >= 0).sum(axis=1) / self.steps,
             self.mean,
             self.count,
             self.range,
-            steps - 1.0 - self.ends[1],
+            self.steps - 1.0 - self.ends[1],
             (self.struck[:, first] == self.struck[:, second]).mean(axis=1),
         )
         shares = np.sort(self.classes, axis=1)
@@ -164,7 +188,7 @@ def _relations(left: _Half, right: _Half) -> Float64[np.ndarray, "B R"]:
     columns += [apart, abs(apart), abs(left.count - right.count), abs(left.range - right.range)]
     columns += [_cosine(a, b) for a, b in zip(left.moves, right.moves, strict=True)]
     interval = _seams(left, right)
-    gap = left.tokens.shape[1] - left.ends[1] + right.ends[0]
+    gap = left.steps - left.ends[1] + right.ends[0]
     columns += [interval == step for step in range(-_SEAM, _SEAM + 1)]
     columns += [interval, abs(interval), gap, gap * abs(interval)]
     return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
@@ -198,7 +222,7 @@ def _both_sound(left: _Half, right: _Half) -> Bool[np.ndarray, "B"]:
 def _seams(left: _Half, right: _Half) -> Int64[np.ndarray, "B"]:
     """The interval in semitones, at most an octave and one; 0 where a half has no notes."""
     rows = np.arange(len(left.tokens))
-    interval = right.pitch[rows, right.ends[0]] - left.pitch[rows, left.ends[1]]
+    interval = right.sounding[rows, right.ends[0]] - left.sounding[rows, left.ends[1]]
     return np.where(_both_sound(left, right), interval.clip(-_SEAM, _SEAM), 0)
 
 

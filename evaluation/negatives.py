@@ -8,16 +8,19 @@ of a method and nothing that a method climbs takes part in them, so they favour 
 Letters in shapes: `B` pairs, `T` steps.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
-from jaxtyping import Integer
+from jaxtyping import Int64, Integer
 
 from cf_core.continuation import Continuation, drop_hanging_holds
 from cf_core.corpus import Corpus, Split
-from cf_core.melody import FIRST_PITCH, MelodyFormat
+from cf_core.melody import FIRST_PITCH, MelodyFormat, counts_eighths
 from cf_core.seeding import make_random
+from evaluation.sources import match_kinds
 from evaluation.statistics import TokenPairs
 
 KINDS = ("repeat", "near_repeat", "same_song", "transposed", "mixture", "continued")
@@ -60,7 +63,10 @@ def draw_hard_pairs(
     pairs.
     """
     rows, form = corpus.segments(split), corpus.form
-    drawn = random.choice(rows, (6, count))
+    places = random.integers(len(rows), size=(6, count))
+    for own, partner in ((1, 2), (3, 4)):  # what is mixed is of one kind
+        places[partner] = match_kinds(corpus, rows, places[own], random)
+    drawn = rows[places]
     one, other, third, fourth, fifth, last = corpus.tokens[drawn]
     adjacent = random.choice(corpus.pairs_of(split), count)
     apart = _draw_apart(corpus, rows, count, random)
@@ -94,10 +100,33 @@ def _repeat_nearly(
     form: MelodyFormat,
     random: np.random.Generator,
 ) -> Integer[np.ndarray, "B T"]:
+    made = tokens.copy()
+    for kind, rows, steps in _split(tokens, form):
+        own = tokens[rows, :steps], other[rows, :steps]
+        made[rows, :steps] = _repeat_nearly_alike(*own, _beat(form, kind), random)
+    return made
+
+
+def _split(
+    tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
+) -> Iterator[tuple[int, Int64[np.ndarray, "b"], int]]:
+    """Yield each kind of bars, which rows have it, and how many steps."""
+    kinds = form.find_kinds(tokens)
+    for kind, steps in enumerate(form.lengths):
+        if len(rows := np.flatnonzero(kinds == kind)):
+            yield kind, rows, steps
+
+
+def _repeat_nearly_alike(
+    tokens: Integer[np.ndarray, "B n"],
+    other: Integer[np.ndarray, "B n"],
+    beat: int,
+    random: np.random.Generator,
+) -> Integer[np.ndarray, "B n"]:
     count, steps = tokens.shape
     places = random.random((count, steps)).argsort(axis=1).argsort(axis=1)
     exchanged = places < random.integers(1, _MOST_EXCHANGED + 1, (count, 1))
-    beats = tokens.reshape(count, -1, _beat(form))
+    beats = tokens.reshape(count, -1, beat)
     order = random.random(beats.shape[:2]).argsort(axis=1)
     shuffled = np.take_along_axis(beats, order[:, :, None], axis=1).reshape(count, steps)
     is_shuffled = random.random((count, 1)) < 0.5
@@ -119,7 +148,8 @@ def _draw_apart(
         one = random.integers(len(order), size=count)
         other = random.integers(first[one], last[one])
         gap = abs(corpus.bar[order[one]] - corpus.bar[order[other]])
-        is_apart = gap > corpus.form.bars_per_segment
+        alike = corpus.kinds[order[one]] == corpus.kinds[order[other]]
+        is_apart = (gap > corpus.form.bars_per_segment) & alike
         found.append(np.stack((order[one], order[other]), axis=1)[is_apart])
     return np.concatenate(found)[:count]
 
@@ -154,8 +184,22 @@ def _mix(
     form: MelodyFormat,
     random: np.random.Generator,
 ) -> TokenPairs:
+    left, right = one.copy(), one.copy()
+    for kind, rows, steps in _split(one, form):
+        sizes = 1, _beat(form, kind), len(form.bars[kind])
+        own = one[rows, :steps], other[rows, :steps]
+        left[rows, :steps], right[rows, :steps] = _mix_alike(*own, sizes, random)
+    return left, right
+
+
+def _mix_alike(
+    one: Integer[np.ndarray, "B n"],
+    other: Integer[np.ndarray, "B n"],
+    blocks: tuple[int, int, int],
+    random: np.random.Generator,
+) -> TokenPairs:
     count, steps = one.shape
-    sizes = np.array((1, _beat(form), form.steps_per_bar))[random.integers(3, size=count)]
+    sizes = np.array(blocks)[random.integers(3, size=count)]
     block = np.arange(steps) // sizes[:, None]
     taken = [np.take_along_axis(random.random(one.shape) < 0.5, block, axis=1) for _ in range(2)]
     is_same = random.random((count, 1)) < 0.5
@@ -163,6 +207,11 @@ def _mix(
     return left, np.where(is_same, left, np.where(taken[1], one, other))
 
 
-def _beat(form: MelodyFormat) -> int:
-    """Steps of a beat, or 1 where a bar does not have whole beats."""
-    return form.steps_per_beat if form.steps_per_bar % form.steps_per_beat == 0 else 1
+def _beat(form: MelodyFormat, kind: int) -> int:
+    """Steps of a beat, or 1 where a bar does not have whole beats.
+
+    A beat is a quarter note, or three eighths in the meters that count these.
+    """
+    quarters = Fraction(3, 2) if counts_eighths(form.kinds[kind]) else 1
+    beat = sum(line < quarters * form.steps_per_beat for line in form.bars[kind])
+    return beat if len(form.bars[kind]) % beat == 0 else 1

@@ -189,7 +189,8 @@ def _same_key_pairs(
     pairs = []
     for left in adjacent[:, 0]:
         song = corpus.song[left]
-        others = rows[(keys[songs] == keys[song]) & (songs != song)]
+        alike = (keys[songs] == keys[song]) & (corpus.kinds[rows] == corpus.kinds[left])
+        others = rows[alike & (songs != song)]
         if len(others):
             pairs.append((left, random.choice(others)))
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int, Int64, Integer
 
 from cf_core.corpus import Corpus, Split
+from cf_core.kinds import Groups
 from cf_core.losses import Pair
 from cf_core.seeding import derive, make_random
 from cf_core.vae import MelodyVAE
@@ -29,6 +30,8 @@ class Source:
     split: Split
     inputs: Pair
     songs: Integer[np.ndarray, "B 2"]
+    kinds: Int64[np.ndarray, "B"]
+    """The kind of the bars of each pair, as an index into the format's."""
     rows: Integer[np.ndarray, "B 2"] | None = None
     """The corpus's segments; None for the prior."""
 
@@ -55,14 +58,33 @@ def unpaired(
 ) -> Int[np.ndarray, "B 2"]:
     """Draw the rows of `count` random pairs of segments from different songs of one split.
 
-    Both halves are drawn from all segments, independently except that their songs differ, and are
-    in the same one of `folds` if these are given.
+    The left half is drawn from all segments, the right one from all with bars of the same kind,
+    independently except that their songs differ, and are in the same one of `folds` if these are
+    given.
     """
     rows = corpus.segments(split)
-    pairs = random.choice(rows, (count, 2))
+
+    def draw(number: int) -> Int[np.ndarray, "b 2"]:
+        left = random.integers(len(rows), size=number)
+        places = np.stack((left, match_kinds(corpus, rows, left, random)), axis=1)
+        return np.asarray(rows[places])
+
+    pairs = draw(count)
     while (bad := _is_refused(corpus.song[pairs], folds)).any():
-        pairs[bad] = random.choice(rows, (int(bad.sum()), 2))
+        pairs[bad] = draw(int(bad.sum()))
     return pairs
+
+
+def match_kinds(
+    corpus: Corpus,
+    rows: Int64[np.ndarray, "N"],
+    like: Integer[np.ndarray, "B"],
+    random: np.random.Generator,
+) -> Int64[np.ndarray, "B"]:
+    """Draw a place in `rows` for each place in `like`, so that both have bars of the same kind."""
+    groups = Groups.of(torch.from_numpy(corpus.kinds[rows]))
+    chance = torch.from_numpy(random.random(len(like)))
+    return np.asarray(groups.match(chance, torch.from_numpy(like)).numpy())
 
 
 def _is_refused(
@@ -98,9 +120,12 @@ def make_sources(
         random, count = np.random.default_rng(derive(seed, "inputs", name)), counts[split]
         rows = unpaired(corpus, split, count, random, deal_songs(corpus, split, seed))
         left, right = (core.encode_mean(corpus.tokens[rows[:, half]]) for half in (0, 1))
-        sources.append(Source(name, split, (left, right), corpus.song[rows], rows))
+        kinds = corpus.kinds[rows[:, 0]]
+        sources.append(Source(name, split, (left, right), corpus.song[rows], kinds, rows))
         z_left, z_right = torch.randn(
             (2, *left.shape), generator=make_random(seed, "inputs", prior_name)
         )
-        sources.append(Source(prior_name, split, (z_left, z_right), np.full((count, 2), -1)))
+        # Prior pairs have the kinds of bars of the songs' pairs.
+        prior = Source(prior_name, split, (z_left, z_right), np.full((count, 2), -1), kinds)
+        sources.append(prior)
     return tuple(sources)

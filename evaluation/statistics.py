@@ -65,7 +65,7 @@ def compute_statistics(
     notes `note_count` is 0 and the others are NaN.
     """
     struck, pitch = tokens >= FIRST_PITCH, sounding_pitch(tokens, form)
-    sounding = pitch >= 0
+    lengths = form.step_lengths[form.find_kinds(tokens)]
 
     count = struck.sum(axis=1).astype(np.float64)
     notes = np.where(count > 0, count, np.nan)
@@ -75,7 +75,7 @@ def compute_statistics(
         "mean_pitch": np.where(struck, pitch, 0).sum(axis=1) / notes,
         "pitch_range": np.where(count > 0, highest - lowest, np.nan),
         "note_count": count,
-        "mean_duration": sounding.sum(axis=1) / notes / form.steps_per_beat,
+        "mean_duration": np.where(pitch >= 0, lengths, 0).sum(axis=1) / notes,
         "pitch_class": np.where(count > 0, count_classes(pitch).argmax(axis=1), np.nan),
     }
 

@@ -14,8 +14,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cf_core.fusion import Generator
@@ -78,6 +79,8 @@ class Fusion(Transform):
     style: Float[Tensor, "B S"]
     lambda_: float | None = None
     heard: Heard | None = None
+    kinds: Int64[np.ndarray, "B"] | None = None
+    """The kind of the bars of each pair; it may be left out where there is only one."""
 
     def _steps(
         self, pair: Pair, counts: Sequence[int], random: torch.Generator, /
@@ -86,9 +89,10 @@ class Fusion(Transform):
             yield from self._hear(self.heard, pair, counts, random)
             return
         done = 0
+        kinds = None if self.kinds is None else torch.from_numpy(self.kinds)
         for count in counts:
             more = count - done
-            pair = self.generator.iterate(pair, self.style, [more], self.lambda_)[more]
+            pair = self.generator.iterate(pair, self.style, [more], self.lambda_, kinds)[more]
             done = count
             yield Step(count, pair)
 
@@ -99,7 +103,7 @@ class Fusion(Transform):
             raise ValueError("lambda_: the scheme heard needs λ")
         lambda_ = self.style.new_full((len(self.style),), self.lambda_)
         chance = heard.draw_chance(len(self.style), random)
-        outputs = heard.fuse(self.generator, pair, self.style, counts, lambda_, chance)
+        outputs = heard.fuse(self.generator, pair, self.style, counts, lambda_, chance, self.kinds)
         for count, after in outputs:
             # The inputs, each proposal, and each draft is decoded; each draft is encoded, too.
             yield Step(count, after, decoder_calls=1 + count + 2 * heard.drafts)

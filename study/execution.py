@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -237,7 +238,7 @@ def _apply(
     """A trial's outputs at one λ."""
     steps = {
         source.name: list(
-            _make_fusion(generator, styles[source.name], lambda_, bench)(
+            _make_fusion(generator, styles[source.name], lambda_, source, bench)(
                 source.inputs,
                 bench.plan.iterations,
                 make_random(bench.seed, "writing", source.name),
@@ -267,15 +268,19 @@ def _apply_as_on_poster(
 
 
 def _make_fusion(
-    generator: Generator, style: Float[Tensor, "B S"], lambda_: float, bench: Workbench
+    generator: Generator,
+    style: Float[Tensor, "B S"],
+    lambda_: float,
+    source: Source,
+    bench: Workbench,
 ) -> Fusion:
     if bench.fusion.scheme == "poster":
-        return Fusion(generator, style, lambda_)
+        return Fusion(generator, style, lambda_, kinds=source.kinds)
     if bench.writer is None:
         raise ValueError("bench.writer: the scheme heard needs one")
     how = bench.fusion
     heard = Heard(bench.evaluator.core, bench.writer, how.price, how.drafts, how.lead)
-    return Fusion(generator, style, lambda_, heard)
+    return Fusion(generator, style, lambda_, heard, source.kinds)
 
 
 def _diversity_rows(
@@ -295,7 +300,7 @@ def _diversity_rows(
         for source in bench.sources
         if source.name in outputs.steps
         for count, value in bench.evaluator.style_diversity(
-            _make_fusion(generator, outputs.styles[source.name], lambda_, bench),
+            _make_fusion(generator, outputs.styles[source.name], lambda_, source, bench),
             source,
             plan.styles,
             plan.iterations,
@@ -308,9 +313,10 @@ def _run_rival(job: RivalJob, recorder: Recorder) -> Steps[Report, None, None]:
     bench = recorder.bench
     rival, sources, settings = bench.plan.rival(job.rival), bench.sources, job.settings
     inputs = [torch.cat([source.inputs[half] for source in sources]) for half in (0, 1)]
-    rows, counts, most = len(inputs[0]), rival.iterations, max(rival.iterations)
+    kinds = np.concatenate([source.kinds for source in sources])
+    counts, most = rival.iterations, max(rival.iterations)
     joined = inputs[0].repeat(len(settings), 1), inputs[1].repeat(len(settings), 1)
-    transform = rival.transform(settings, rows, bench.tools)
+    transform = rival.transform(settings, kinds, bench.tools)
     random = make_random(bench.seed, "rival", job.id)
     steps: dict[tuple[Setting, str], list[Step]] = defaultdict(list)
     seen = sorted({*counts, *range(_REPORT_RIVALS_EVERY, most, _REPORT_RIVALS_EVERY)})

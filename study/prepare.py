@@ -25,6 +25,7 @@ from cf_core.fusion import Latents
 from cf_core.ingest import ingest, ingest_builtin
 from cf_core.ingest_report import IngestReport
 from cf_core.isolation import processes
+from cf_core.kinds import encode_kinds
 from cf_core.seeding import derive, make_random
 from cf_core.training import Trainer, collect_weights, load_tensors, save_tensors, train
 from cf_core.vae import MelodyVAE, VAETrainer, report_prior, report_reconstruction
@@ -177,7 +178,7 @@ def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter)
         return {
             name: report_reconstruction(trainer.vae, corpus.tokens[corpus.segments(split)])
             for name, split in _UNSEEN
-        } | {"prior": report_prior(trainer.vae, _PRIOR_SAMPLES, random)}
+        } | {"prior": report_prior(trainer.vae, _prior_kinds(corpus, config.seed), random)}
 
     report = _trained("core", trainer, trainer.vae, finish, store, reporter)
     for name in ("validation", "test"):
@@ -377,24 +378,33 @@ def training_latents(corpus: Corpus, core: MelodyVAE) -> Latents:
     rows = corpus.segments(Split.TRAIN)
     mean, deviation = core.posteriors(corpus.tokens[rows])
     pairs = torch.as_tensor(np.searchsorted(rows, corpus.pairs_of(Split.TRAIN)))
-    return Latents(mean, deviation, pairs, core.sigma_bar)
+    code = encode_kinds(torch.from_numpy(corpus.kinds[rows]), len(corpus.form.kinds))
+    return Latents(mean, deviation, pairs, core.sigma_bar, code)
+
+
+def _prior_kinds(corpus: Corpus, seed: int) -> np.ndarray:
+    """Draw the kinds of bars of prior samples, as they are among the training segments."""
+    kinds = corpus.kinds[corpus.segments(Split.TRAIN)]
+    random = np.random.default_rng(derive(seed, "prior", "kinds"))
+    return np.asarray(random.choice(kinds, _PRIOR_SAMPLES))
 
 
 def _judge_data(
     corpus: Corpus, core: MelodyVAE, latents: Latents, continuation: Continuation, seed: int
 ) -> JudgeData:
-    random = make_random(seed, "judge", "prior")
+    random, rows = make_random(seed, "judge", "prior"), corpus.segments(Split.TRAIN)
     prior = torch.randn(_PRIOR_SAMPLES, latents.mean.shape[1], generator=random)
     draws = np.random.default_rng(derive(seed, "judge", "hard"))
     hard = draw_hard_pairs(corpus, Split.TRAIN, _HARD_PAIRS, continuation, draws).values()
     left, right = (np.concatenate([pairs.tokens[half] for pairs in hard]) for half in (0, 1))
     decoded = draws.random(len(left)) < 2 / 3
     for half in (left, right):
-        half[decoded] = core.decode_tokens(core.encode_mean(half[decoded]))
+        kinds = corpus.form.find_kinds(half[decoded])
+        half[decoded] = core.decode_tokens(core.encode_mean(half[decoded]), kinds)
     return JudgeData(
-        real=torch.as_tensor(corpus.tokens[corpus.segments(Split.TRAIN)]),
-        reconstructed=torch.as_tensor(core.decode_tokens(latents.mean)),
-        prior=torch.as_tensor(core.decode_tokens(prior)),
+        real=torch.as_tensor(corpus.tokens[rows]),
+        reconstructed=torch.as_tensor(core.decode_tokens(latents.mean, corpus.kinds[rows])),
+        prior=torch.as_tensor(core.decode_tokens(prior, _prior_kinds(corpus, seed))),
         pairs=latents.pairs,
         hard=torch.as_tensor(np.stack((left, right), axis=1)),
     )

@@ -8,6 +8,7 @@ from shutil import which
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Int64
 
 from cf_core.bundle import Bundle, load_bundle
 from cf_core.corpus import Corpus, Split, check_grid
@@ -216,9 +217,8 @@ def fuse_example(store: Store, corpus: Corpus, seed: int) -> AnyPath:
     """
     bundle = load_bundle(store.root / "bundle")
     random = np.random.default_rng(derive(seed, "example"))
-    songs = random.choice(np.unique(corpus.song[corpus.segments(Split.TEST)]), 2, replace=False)
-    rows = [np.flatnonzero(corpus.song == songs[0])[-1], np.flatnonzero(corpus.song == songs[1])[0]]
-    inputs = corpus.tokens[rows]
+    rows = _choose_example(corpus, random)
+    songs, inputs = corpus.song[rows], corpus.tokens[rows]
     bars = [(int(bar) + 1, int(bar) + corpus.form.bars_per_segment) for bar in corpus.bar[rows]]
     style = bundle.draw_style(seed)
     fused = Fused(
@@ -226,7 +226,7 @@ def fuse_example(store: Store, corpus: Corpus, seed: int) -> AnyPath:
         inputs=inputs,
         outputs=np.stack(bundle.fuse(inputs[0], inputs[1], style, bundle.iterations)),
         bars=(bars[0], bars[1]),
-        meter=corpus.form.meters[0],
+        meter=corpus.form.kinds[corpus.kinds[rows[0]]],
         tempo=_EXAMPLE_TEMPO,
         style=style,
         iterations=bundle.iterations,
@@ -241,6 +241,20 @@ def fuse_example(store: Store, corpus: Corpus, seed: int) -> AnyPath:
     save(piano_roll_figure(fused.inputs, fused.outputs, fused.form, names), folder / "piano-roll")
     _record_styles(store, fused, bundle, names, seed)
     return folder
+
+
+def _choose_example(corpus: Corpus, random: np.random.Generator) -> Int64[np.ndarray, "2"]:
+    """The last segment of a test song, and the first of another with bars of the same kind."""
+    test = corpus.segments(Split.TEST)
+    songs = np.unique(corpus.song[test])
+    left = np.flatnonzero(corpus.song == random.choice(songs))[-1]
+    others = test[
+        (corpus.song[test] != corpus.song[left]) & (corpus.kinds[test] == corpus.kinds[left])
+    ]
+    if not len(others):  # no other test song has such bars
+        return _choose_example(corpus, random)
+    song = random.choice(np.unique(corpus.song[others]))
+    return np.array([left, others[corpus.song[others] == song][0]])
 
 
 def _record_styles(

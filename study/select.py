@@ -200,7 +200,12 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
     trial = store.scan("trials").filter(pl.col("trial") == name).collect()
     settings = replace(config.fusion, hidden=trial["hidden"][0])
     generator = _fill(
-        settings.make_generator(config.core.latent_dim, best["style_dim"], conditional=conditional),
+        settings.make_generator(
+            config.core.latent_dim,
+            best["style_dim"],
+            conditional=conditional,
+            kinds=len(config.melody.kinds),
+        ),
         find_generator(store, name),
     )
     heard = None

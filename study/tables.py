@@ -25,7 +25,7 @@ from study.parameters import PARAMETERS, SETTINGS
 _TEXT, _TIME, _TRUTH = pa.string(), pa.timestamp("us", "UTC"), pa.bool_()
 _INT8, _INT32, _INT64 = pa.int8(), pa.int32(), pa.int64()
 _FLOAT32, _FLOAT64 = pa.float32(), pa.float64()
-_TOKENS = pa.list_(pa.field("element", pa.uint8()))
+_TOKENS = pa.list_(pa.field("element", pa.int16()))
 _STYLE = pa.list_(pa.field("element", _FLOAT32))
 LATENT = pa.list_(pa.field("element", _FLOAT32), 0)
 """Placeholder for a list of `Z` numbers, since `Z` differs between studies."""

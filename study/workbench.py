@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cf_core.corpus import Split
 from cf_core.files import AnyPath
 from cf_core.fusion import FusionSettings, Latents
 from cf_core.writer import Writer
@@ -39,8 +40,16 @@ class Workbench:
     def tools(self) -> Tools:
         """What rivals may use."""
         left, right = self.latents.mean[self.latents.pairs].unbind(1)
-        classifier, core = self.evaluator.classifier, self.evaluator.core
-        return Tools(classifier, self.latents.sigma_bar, (left, right), core, self.writer)
+        evaluator, corpus = self.evaluator, self.evaluator.corpus
+        kinds = corpus.kinds[corpus.pairs_of(Split.TRAIN)[:, 0]]
+        return Tools(
+            evaluator.classifier,
+            self.latents.sigma_bar,
+            (left, right),
+            evaluator.core,
+            kinds,
+            self.writer,
+        )
 
 
 def find_generator(store: Store, trial: str) -> AnyPath:

@@ -40,7 +40,7 @@ def latents(count: int = 40) -> Latents:
     rows = torch.arange(0, count, 2)
     mean[1::2] = mean[::2]
     deviation = torch.full((count, Z), 0.1)
-    return Latents(mean, deviation, torch.stack((rows, rows + 1), 1), torch.ones(Z))
+    return Latents(mean, deviation, torch.stack((rows, rows + 1), 1), torch.ones(Z), mean[:, :0])
 
 
 def assert_same(one: Pair, other: Pair) -> None:
@@ -155,7 +155,7 @@ def test_paired_draws_are_adjacent_and_unpaired_ones_independent() -> None:
 def test_paired_draws_come_in_their_order() -> None:
     # Left latents are all 0, right ones all 1.
     mean = torch.tensor([[0.0], [1.0]])
-    data = Latents(mean, torch.zeros(2, 1), torch.tensor([[0, 1]]), torch.ones(1))
+    data = Latents(mean, torch.zeros(2, 1), torch.tensor([[0, 1]]), torch.ones(1), mean[:, :0])
     left, right = data.paired(7, make_random(0, "p"))
     assert left.tolist() == [[0.0]] * 7
     assert right.tolist() == [[1.0]] * 7
@@ -164,7 +164,11 @@ def test_paired_draws_come_in_their_order() -> None:
 def test_draws_have_the_precision_of_the_latents() -> None:
     data = latents()
     double = Latents(
-        data.mean.double(), data.deviation.double(), data.pairs, data.sigma_bar.double()
+        data.mean.double(),
+        data.deviation.double(),
+        data.pairs,
+        data.sigma_bar.double(),
+        data.code.double(),
     )
     for made, dtype in ((data, torch.float32), (double, torch.float64)):
         for draw in (made.paired, made.unpaired, made.prior):

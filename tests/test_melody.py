@@ -130,10 +130,10 @@ def test_join_leaves_its_input_as_it_was(tokens: np.ndarray) -> None:
     bars = absolute.reshape(1, 2, 16)
     bars[0, 0, 0] = HOLD
     before = bars.copy()
-    joined, struck_again, in_range = join_bars(bars, np.array([64]), FORM)
+    joined, struck_again, in_range, on_grid = join_bars(bars, np.array([64]), 0, FORM)
     assert (bars == before).all()
     assert struck_again.tolist() == [True]
-    assert in_range.tolist() == [True]
+    assert in_range.tolist() == on_grid.tolist() == [True]
     assert joined[0, 0] == FIRST_PITCH + 64 - FORM.lowest
     assert joined[0, 1:].tolist() == tokens[1:].tolist()
 
@@ -164,10 +164,10 @@ def test_segments_that_a_model_does_not_know(bars: list[GridBar], message: str) 
 
 def test_bar_lengths_and_formats() -> None:
     assert [bar_length(m) for m in ("3/4", "6/8", "2/2", "5/16")] == [3, 3, 4, Fraction(5, 4)]
-    assert (FORM.steps_per_bar, FORM.steps, FORM.vocabulary) == (16, 32, 63)
-    with pytest.raises(ValueError, match="one whole number"):
-        MelodyFormat(meters=("4/4", "3/4"))
-    assert MelodyFormat(steps_per_beat=MAX_STEPS_PER_BEAT).steps_per_bar == 4 * MAX_STEPS_PER_BEAT
+    assert (FORM.lengths, FORM.steps, FORM.vocabulary) == ((32,), 32, 63)
+    with pytest.raises(ValueError, match="a whole number"):
+        MelodyFormat(meters=("4/4", "1/32"))
+    assert MelodyFormat(steps_per_beat=MAX_STEPS_PER_BEAT).steps == 8 * MAX_STEPS_PER_BEAT
     to_grid(melody([note(0, 1)], [2]), MAX_STEPS_PER_BEAT)
     with pytest.raises(ValueError, match="steps_per_beat: 25 is above 24"):
         MelodyFormat(steps_per_beat=25)

@@ -46,6 +46,7 @@ def latents(dtype: torch.dtype = torch.float32, count: int = 40) -> Latents:
         torch.full((count, Z), 0.1, dtype=dtype),
         torch.stack((rows, rows + 1), 1),
         torch.tensor([0.5, 1.0, 1.5], dtype=dtype),
+        mean[:, :0].to(dtype),
     )
 
 

@@ -41,7 +41,9 @@ def bench() -> Any:
     random = torch.Generator().manual_seed(0)
     mean = torch.randn(20, 4, generator=random)
     rows = torch.arange(19)
-    latents = Latents(mean, mean.abs(), torch.stack((rows, rows + 1), 1), torch.ones(4))
+    latents = Latents(
+        mean, mean.abs(), torch.stack((rows, rows + 1), 1), torch.ones(4), mean[:, :0]
+    )
     return SimpleNamespace(latents=latents, fusion=FusionSettings(hidden=8, batch=4))
 
 

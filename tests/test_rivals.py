@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -63,7 +64,9 @@ def tools() -> Tools:
     initialise(core, make_random(0, "core"))
     writer = Writer(core.form, WriterSettings(hidden=8))
     initialise(writer, make_random(0, "writer"))
-    return Tools(classifier, torch.full((Z,), 0.5), pairs(30, "bank"), core, writer)
+    return Tools(
+        classifier, torch.full((Z,), 0.5), pairs(30, "bank"), core, np.zeros(30, int), writer
+    )
 
 
 TOOLS = tools()
@@ -72,7 +75,7 @@ TOOLS = tools()
 def run(rival: Rival, inputs: Pair, counts: Sequence[int]) -> list[Step]:
     settings = rival.settings()
     joined = tuple(half.repeat(len(settings), 1) for half in inputs)
-    transform = rival.transform(settings, len(inputs[0]), TOOLS)
+    transform = rival.transform(settings, np.zeros(len(inputs[0]), int), TOOLS)
     return list(transform((joined[0], joined[1]), counts, make_random(0, "search")))
 
 

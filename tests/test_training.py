@@ -48,6 +48,7 @@ def latents() -> Latents:
         torch.rand(12, 4, generator=random),
         torch.stack((torch.arange(11), torch.arange(11) + 1), 1),
         torch.full((4,), 0.5),
+        torch.zeros(12, 0),
     )
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -108,7 +109,10 @@ def bound(
     classifier = classifier or CLASSIFIER
     sigma_bar = SIGMA.to(next(classifier.parameters()).dtype)
     named = {name.rstrip("_"): values for name, values in own.items()}
-    return Bound(rival, named, Tools(classifier, sigma_bar, bank or pair(40, "bank"), CORE))
+    bank = bank or pair(40, "bank")
+    tools = Tools(classifier, sigma_bar, bank, CORE, np.zeros(len(bank[0]), np.int64))
+    rows = max([ROWS, *(len(values) for values in own.values())])
+    return Bound(rival, named, np.zeros(rows, np.int64), tools)
 
 
 def slerp(steps: int, rows: int = ROWS, *, straight: bool) -> Transform:

@@ -129,12 +129,12 @@ def test_the_likeliest_tokens_are_the_best_of_all_that_hold_something(
 def test_a_prior_report_counts_melodies(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = small()
     decoded = np.array([[2, HOLD, 3, REST], [2, REST, HOLD, 3]])
-    monkeypatch.setattr(vae, "decode_tokens", lambda z: decoded.repeat(len(z) // 2, 0))
+    monkeypatch.setattr(vae, "decode_tokens", lambda z, _kinds: decoded.repeat(len(z) // 2, 0))
     logits = torch.zeros(4, FORM.steps, FORM.vocabulary)
     logits[:3, :, FIRST_PITCH] = 1.0
     logits[3, :, HOLD] = 1.0
-    monkeypatch.setattr(vae, "decode", lambda _z: logits)
-    report = report_prior(vae, 4, make_random(0, "prior"))
+    monkeypatch.setattr(vae, "decode", lambda _z, _kinds: logits)
+    report = report_prior(vae, np.zeros(4, int), make_random(0, "prior"))
     assert report == {"valid_prior": 0.5, "valid_prior_by_step": 0.75}
 
 

@@ -69,7 +69,7 @@ def evaluator(corpus: Corpus) -> Evaluator:
     adjacent = torch.arange(2 * TAUGHT).view(TAUGHT, 2)
     mean, deviation = core.posteriors(tokens.numpy())
     search = ClassifierTrainer(
-        Latents(mean, deviation, adjacent, core.sigma_bar), CLASSIFIER, seed=0
+        Latents(mean, deviation, adjacent, core.sigma_bar, mean[:, :0]), CLASSIFIER, seed=0
     )
     prior = torch.randn(1000, mean.shape[1], generator=make_random(0, "prior"))
     rebuilt, sampled = (torch.from_numpy(core.decode_tokens(z)) for z in (mean, prior))
@@ -129,7 +129,9 @@ def test_another_key_does_not_please_it_either(evaluator: Evaluator, rated: pl.D
     fits = np.where(right >= FIRST_PITCH, right + by, 0).max(axis=1) < corpus.form.vocabulary
     moved = np.where(right >= FIRST_PITCH, right + np.where(fits[:, None], by, -by), right)
     latents = tuple(evaluator.core.encode_mean(half) for half in (left, moved.astype(np.uint8)))
-    source = Source("test", Split.TEST, (latents[0], latents[1]), corpus.song[pairs])
+    source = Source(
+        "test", Split.TEST, (latents[0], latents[1]), corpus.song[pairs], corpus.kinds[pairs[:, 0]]
+    )
     measured = evaluator.evaluate(dict.fromkeys(LABELS, "x"), source, [Step(0, source.inputs)])
     values = {row["metric"]: row["value"] for row in measured.metrics}
     _, real = ratings(rated, "indistinguishable")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cf_core.errors import FigureError
-from cf_core.melody import MelodyFormat, Note, to_notes
+from cf_core.melody import MelodyFormat, Note, bar_length, to_notes
 from evaluation.figures.canvas import GREY, STYLE, WIDTH, drawable
 
 _WHITE_KEYS = dict(zip((0, 2, 4, 5, 7, 9, 11), "CDEFGAB", strict=True))
@@ -75,26 +75,26 @@ def _rolls(
     height: float,
 ) -> Figure:
     """Draw labelled pairs below each other, each `height` inches high, with the same pitches."""
+    kind = form.find_kinds(rows[0][1])[0]
+    length = bar_length(form.kinds[kind]) * form.bars_per_segment
     pairs = [(label, [to_notes(half, form) for half in pair]) for label, pair in rows]
     pitches = [note.pitch for _, pair in pairs for half in pair for note in half] or [60]
     figure = Figure(figsize=(WIDTH, 0.6 + height * len(pairs)), layout="constrained")
     panels = figure.subplots(len(pairs), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for panel, (label, pair) in zip(panels, pairs, strict=True):
         panel.set_title(drawable(label), loc="left", fontsize=6.5)
-        _draw_grid(panel, form, min(pitches) - 2, max(pitches) + 2, height)
-        _draw_pair(panel, pair, form)
-    length = form.steps / form.steps_per_beat
-    for start, name in zip((0, length), names, strict=True):
+        _draw_grid(panel, form, length, min(pitches) - 2, max(pitches) + 2, height)
+        _draw_pair(panel, pair, length)
+    for start, name in zip((0.0, float(length)), names, strict=True):
         panels[0].annotate(
-            drawable(name), (start + length / 2, 1), (0, 13), ha="center", va="bottom",
+            drawable(name), (start + float(length) / 2, 1), (0, 13), ha="center", va="bottom",
             xycoords=("data", "axes fraction"), textcoords="offset points",
         )  # fmt: skip
     panels[-1].set_xlabel("bar")
     return figure
 
 
-def _draw_pair(panel: Axes, pair: Sequence[Sequence[Note]], form: MelodyFormat) -> None:
-    length = Fraction(form.steps, form.steps_per_beat)
+def _draw_pair(panel: Axes, pair: Sequence[Sequence[Note]], length: Fraction) -> None:
     for start, notes, colour in zip((Fraction(0), length), pair, _HALF_COLOURS, strict=True):
         pitches = [note.pitch for note in notes]
         onsets = [float(start + note.onset) for note in notes]
@@ -103,7 +103,9 @@ def _draw_pair(panel: Axes, pair: Sequence[Sequence[Note]], form: MelodyFormat) 
         panel.barh(pitches, 0.07, 0.8, onsets, color="black", zorder=3)
 
 
-def _draw_grid(panel: Axes, form: MelodyFormat, lowest: int, highest: int, height: float) -> None:
+def _draw_grid(
+    panel: Axes, form: MelodyFormat, length: Fraction, lowest: int, highest: int, height: float
+) -> None:
     """Draw the background of the notes: rows of black keys, pitch names, bar lines and the seam.
 
     The names depend on the room in `height` inches: all white keys, only C and G, or only C.
@@ -119,7 +121,7 @@ def _draw_grid(panel: Axes, form: MelodyFormat, lowest: int, highest: int, heigh
             names[pitch] = f"{key}{pitch // 12 - 1}"
     panel.set_yticks(list(names), list(names.values()))
     panel.set_ylim(lowest - 0.5, highest + 0.5)
-    bars = np.arange(2 * form.bars_per_segment + 1) * form.steps_per_bar / form.steps_per_beat
+    bars = np.arange(2 * form.bars_per_segment + 1) * float(length / form.bars_per_segment)
     for bar in bars:
         panel.axvline(bar, color="0.6", lw=0.7, zorder=1)
     panel.axvline(bars[form.bars_per_segment], color=GREY, lw=2.5, zorder=1)

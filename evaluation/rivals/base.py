@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cf_core.losses import Pair
@@ -39,6 +40,8 @@ class Tools:
     """Latents of all adjacent pairs of the training songs, with P rows in each half."""
     core: MelodyVAE
     """The frozen VAE to which all latents belong."""
+    kinds: Int64[np.ndarray, "P"]
+    """The kind of the bars of each of the neighbours, as an index into the format's."""
     writer: Writer | None = None
     """Models of notes of the training songs, if a rival of the study `writes`."""
 
@@ -55,6 +58,8 @@ class Batch:
     """Where all random draws must come from. It is on the latents' device."""
     own: Mapping[str, Float[Tensor, "B"]]
     """By name, the value of each row's setting."""
+    kinds: Int64[np.ndarray, "B"]
+    """The kind of the bars of each pair."""
     tools: Tools
 
 
@@ -160,14 +165,20 @@ class Rival(Settings, ABC):
         Rows must be independent of each other. Gradients are off.
         """
 
-    def transform(self, settings: Sequence[Setting], rows: int, tools: Tools) -> Transform:
-        """Make the transform of a batch with `rows` rows for each of `settings`, in their order."""
+    def transform(
+        self, settings: Sequence[Setting], kinds: Int64[np.ndarray, "b"], tools: Tools
+    ) -> Transform:
+        """Make the transform of a batch: the same pairs for each of `settings`, in their order.
+
+        `kinds` are those of the pairs' bars.
+        """
         names = [name for name, _ in settings[0].values]
         own = {
             name: torch.tensor([float(dict(one.values)[name]) for one in settings])
             for name in names
         }
-        return Bound(self, {n: v.repeat_interleave(rows) for n, v in own.items()}, tools)
+        rows = {name: values.repeat_interleave(len(kinds)) for name, values in own.items()}
+        return Bound(self, rows, np.tile(kinds, len(settings)), tools)
 
 
 @dataclass(frozen=True)
@@ -176,9 +187,10 @@ class Bound(Transform):
 
     rival: Rival
     own: Mapping[str, Float[Tensor, "B"]]
+    kinds: Int64[np.ndarray, "B"]
     tools: Tools
 
     def _steps(
         self, pair: Pair, counts: Sequence[int], random: torch.Generator, /
     ) -> Iterator[Step]:
-        return self.rival.steps(Batch(pair, counts, random, self.own, self.tools))
+        return self.rival.steps(Batch(pair, counts, random, self.own, self.kinds, self.tools))

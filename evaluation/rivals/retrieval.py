@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from cf_core.losses import Pair, distance
@@ -20,8 +20,9 @@ DIFFERENCES = 2**23
 class Retrieval(Rival):
     """A real adjacent pair of the training songs near the input.
 
-    Of the k real pairs nearest by equation 7, the one that the search classifier rates highest is
-    taken. An iteration adds one to k, up to the number of real pairs.
+    Of the k real pairs that are nearest by equation 7, with bars of the same kind, the one that the
+    search classifier rates highest is taken. An iteration adds one to k, up to the number of real
+    pairs.
     """
 
     name = "retrieval"
@@ -35,23 +36,33 @@ class Retrieval(Rival):
         """As `Rival.steps` says."""
         tools = batch.tools
         bank = torch.cat(tools.neighbours, 1)
-        nearest = _find_nearest(batch.pair, min(batch.counts[-1], len(bank)), tools)
-        ratings = tools.classifier(tools.neighbours)[nearest]
+        count = min(batch.counts[-1], len(bank))
+        nearest, known = _find_nearest(batch.pair, torch.from_numpy(batch.kinds), count, tools)
+        ratings = tools.classifier(tools.neighbours)[nearest].where(known, -torch.inf)
         for count in batch.counts:
             best = ratings[:, :count].argmax(1, keepdim=True)
             chosen = nearest.gather(1, best).squeeze(1)
             yield Step(count, split_halves(bank[chosen]), min(count, len(bank)))
 
 
-def _find_nearest(pair: Pair, count: int, tools: Tools) -> Int64[Tensor, "B K"]:
-    """Find the rows of the bank that are nearest to each pair, the nearest first."""
+def _find_nearest(
+    pair: Pair, kinds: Int64[Tensor, "B"], count: int, tools: Tools
+) -> tuple[Int64[Tensor, "B K"], Bool[Tensor, "B K"]]:
+    """Find the rows of the bank that are nearest to each pair, the nearest first.
+
+    Also returned is which of them have bars of the pair's kind; there may be too few.
+    """
+    own = torch.from_numpy(tools.kinds)
     bank = tools.neighbours
     rows = max(1, DIFFERENCES // bank[0].numel())
-    nearest = []
-    for left, right in zip(*(half.split(rows) for half in pair), strict=True):
+    nearest, known = [], []
+    for left, right, kind in zip(*(half.split(rows) for half in (*pair, kinds)), strict=True):
         shape = len(left), *bank[0].shape
         before = left[:, None].expand(shape), right[:, None].expand(shape)
         after = bank[0].expand(shape), bank[1].expand(shape)
         distances = distance(before, after, tools.sigma_bar)
-        nearest.append(distances.topk(count, largest=False).indices)
-    return torch.cat(nearest)
+        distances = distances.where(own == kind[:, None], torch.inf)
+        found = distances.topk(count, largest=False)
+        nearest.append(found.indices)
+        known.append(found.values < torch.inf)
+    return torch.cat(nearest), torch.cat(known)

@@ -38,6 +38,6 @@ class Rewriting(Rival):
             raise ValueError("tools.writer: rewriting needs one")
         price = batch.own["price"][:, None].expand(-1, 2)
         chance = torch.rand(len(price), 2, core.form.steps, generator=batch.random)
-        outputs = writer.write(core, batch.pair, price, chance)
+        outputs = writer.write(core, batch.pair, price, chance, batch.kinds)
         for count in batch.counts:
             yield Step(count, outputs, decoder_calls=2)

@@ -33,7 +33,7 @@ class Transpose(Rival):
     def steps(self, batch: Batch, /) -> Iterator[Step]:
         """As `Rival.steps` says."""
         core, pair = batch.tools.core, batch.pair
-        left, right = (core.decode_tokens(half) for half in pair)
+        left, right = (core.decode_tokens(half, batch.kinds) for half in pair)
         shifts = find_shifts((left, right), core.form)[:, None]
         moved = np.where(right >= FIRST_PITCH, right + shifts, right)
         encoded = core.encode_mean(moved).to(pair[1])

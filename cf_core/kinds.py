@@ -1,0 +1,75 @@
+"""Kinds of bars: how networks know them, and how segments of one kind are drawn.
+
+Letters in shapes: `B` segments, `N` segments to draw from, `T` steps, `K` kinds of bars.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, Integer
+from torch import Tensor
+
+from cf_core.melody import MelodyFormat
+
+
+def find_kinds(tokens: Integer[Tensor, "B T"], form: MelodyFormat) -> Int64[Tensor, "B"]:
+    """Index into `form.kinds` of each segment (`MelodyFormat.find_kinds`)."""
+    return torch.from_numpy(form.find_kinds(tokens.numpy()))
+
+
+def take_kinds(
+    kinds: Integer[Tensor, "B"] | Integer[np.ndarray, "B"] | None, count: int, form: MelodyFormat
+) -> Int64[Tensor, "B"]:
+    """Kinds as they are given, or the only kind. Raises `ValueError` where none of several is."""
+    if kinds is None:
+        if len(form.kinds) > 1:
+            raise ValueError(f"kinds: must say which of {', '.join(form.kinds)} each segment has")
+        return torch.zeros(count, dtype=torch.int64)
+    return torch.as_tensor(kinds).long()
+
+
+def encode_kinds(kinds: Int64[Tensor, "*B"], count: int) -> Float[Tensor, "*B K"]:
+    """Kinds as inputs of networks: one is 1, or none for the first kind (dummy coding).
+
+    So a network for a single kind has no such input. `count` is the number of kinds.
+    """
+    return torch.eye(count, device=kinds.device)[:, 1:][kinds]
+
+
+def decode_kinds(code: Float[Tensor, "B K"]) -> Int64[Tensor, "B"]:
+    """The kinds that `encode_kinds` made this of."""
+    numbers = torch.arange(1, code.shape[1] + 1, device=code.device)
+    return (code * numbers).sum(1).long()
+
+
+def find_marks(kinds: Int64[Tensor, "B"], form: MelodyFormat) -> Bool[Tensor, "B T"]:
+    """Where segments of these kinds have marks."""
+    return torch.from_numpy(form.step_lengths == 0)[kinds]
+
+
+class Groups(NamedTuple):
+    """Segments (or pairs) by the kind of their bars, to draw partners of one kind."""
+
+    kinds: Int64[Tensor, "N"]
+    order: Int64[Tensor, "N"]
+    """Rows, those of one kind together."""
+    first: Int64[Tensor, "K"]
+    """Where each kind begins in `order`."""
+    size: Int64[Tensor, "K"]
+    """How many rows each kind has."""
+
+    @classmethod
+    def of(cls, kinds: Int64[Tensor, "N"]) -> "Groups":
+        """Group rows by these kinds."""
+        size = kinds.bincount()
+        return cls(kinds, kinds.argsort(stable=True), size.cumsum(0) - size, size)
+
+    def match(self, chance: Float[Tensor, "*B"], like: Int64[Tensor, "*B"]) -> Int64[Tensor, "*B"]:
+        """Draw a row of the same kind for each row in `like`, equally likely among all of it.
+
+        `chance`, uniform in 0…1, decides which.
+        """
+        kind = self.kinds[like]
+        size = self.size[kind]
+        return self.order[self.first[kind] + (chance * size).long().minimum(size - 1)]
