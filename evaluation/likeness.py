@@ -71,7 +71,7 @@ class _Half:
     @cached_property
     def struck(self) -> Bool[np.ndarray, "B W"]:
         """The slots at which a note begins."""
-        return (self._slots >= 0) & self._place(self.onsets)
+        return np.asarray((self._slots >= 0) & self._place(self.onsets))
 
     def _place(self, values: Shaped[np.ndarray, "B T"]) -> Shaped[np.ndarray, "B W"]:
         """Lay values of steps out in slots; a slot without a step has that of the first one."""

@@ -86,15 +86,15 @@ def test_what_comes_later_changes_nothing() -> None:
 def test_all_steps_at_once_are_each_step_by_itself() -> None:
     net = network(WIDE)
     tokens = torch.cat((melodies(20, WIDE), melodies(20, WIDE, 1)), dim=1)
-    whole = net(tokens, 2 * WIDE.steps)
+    whole = net(tokens, 0, 2 * WIDE.steps)
     for step in (0, 3, WIDE.steps, 2 * WIDE.steps - 1):
-        alone = net(tokens[:, : step + 1], 1)[:, 0]
+        alone = net(tokens[:, : step + 1], 0, 1)[:, 0]
         torch.testing.assert_close(alone, whole[:, step])
 
 
 def test_a_half_without_a_left_one_is_rated_as_the_start_of_a_melody() -> None:
     net, left, right = network(WIDE), melodies(9, WIDE), melodies(9, WIDE, 1)
-    joined = net(torch.cat((left, right), dim=1), 2 * WIDE.steps)
+    joined = net(torch.cat((left, right), dim=1), 0, 2 * WIDE.steps)
     expected = joined[:, : WIDE.steps].gather(2, left[..., None])[..., 0]
     torch.testing.assert_close(net.per_step(left, None), expected)
     later = joined[:, WIDE.steps :].gather(2, right[..., None])[..., 0]

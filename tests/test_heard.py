@@ -63,8 +63,8 @@ def fit(how: Heard, pair: Pair) -> Tensor:
     with torch.no_grad():
         for step in range(FORM.steps):
             rows = torch.arange(len(left)), right[:, step]
-            after = model(torch.cat((left, right[:, : step + 1]), 1), 1)[:, 0]
-            alone = model(right[:, : step + 1], 1)[:, 0]
+            after = model(torch.cat((left, right[:, : step + 1]), 1), 0, 1)[:, 0]
+            alone = model(right[:, : step + 1], 0, 1)[:, 0]
             total += after[rows] - alone[rows]
     return total
 

@@ -332,7 +332,9 @@ def test_sets_are_held_against_the_real_pairs_of_their_split(
     references = evaluator._references  # before decoding is replaced
     tokens = corpus.tokens.copy()
     tokens[[3, 44]] = REST
-    monkeypatch.setattr(MelodyVAE, "decode_tokens", lambda _, z: tokens[z[:, 0].long().abs()])
+    monkeypatch.setattr(
+        MelodyVAE, "decode_tokens", lambda _, z, _kinds: tokens[z[:, 0].long().abs()]
+    )
     left, right = torch.arange(80.0).reshape(2, 40, 1).expand(-1, -1, 4)
     ours = [compute_statistics(tokens[rows], FORM) for rows in np.arange(80).reshape(2, 40)]
     sounding = np.setdiff1d(np.arange(40), [3, 4])
@@ -474,6 +476,7 @@ def test_outputs_that_are_not_finite_are_counted_and_left_out(
         source,
         inputs=(source.inputs[0][kept], source.inputs[1][kept]),
         songs=source.songs[kept],
+        kinds=source.kinds[kept],
         rows=None,
     )
     same, _ = evaluated(evaluator, smaller, Step(3, (left[kept], step.outputs[1][kept])))

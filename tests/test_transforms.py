@@ -111,7 +111,7 @@ def bound(
     named = {name.rstrip("_"): values for name, values in own.items()}
     bank = bank or pair(40, "bank")
     tools = Tools(classifier, sigma_bar, bank, CORE, np.zeros(len(bank[0]), np.int64))
-    rows = max([ROWS, *(len(values) for values in own.values())])
+    rows = len(next(iter(own.values()))) if own else ROWS
     return Bound(rival, named, np.zeros(rows, np.int64), tools)
 
 

@@ -79,7 +79,7 @@ def test_the_report_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = small()
     means, deviations = torch.zeros(2, 4), torch.full((2, 4), 0.5)
     monkeypatch.setattr(vae, "posteriors", lambda _tokens: (means, deviations))
-    monkeypatch.setattr(vae, "decode_tokens", lambda _z: decoded)
+    monkeypatch.setattr(vae, "decode_tokens", lambda _z, _kinds: decoded)
     report = report_reconstruction(vae, true)
     kl = 4 * float(kl_divergence(Normal(0.0, 0.5), Normal(0.0, 1.0)))
     assert report == {

@@ -19,7 +19,7 @@ from cf_core.writer import Writer, WriterSettings, make_trainers
 
 FORM = MelodyFormat(meters=("2/4",), steps_per_beat=2, bars_per_segment=1, lowest=60, highest=61)
 WIDE = MelodyFormat(meters=("2/4",), bars_per_segment=2, lowest=55, highest=80)
-HALVES = st.lists(st.integers(0, FORM.vocabulary - 1), min_size=1, max_size=9)
+HALVES = st.lists(st.integers(0, FORM.vocabulary - 1), min_size=FORM.steps, max_size=FORM.steps)
 
 
 def made(form: MelodyFormat) -> Writer:
@@ -91,7 +91,7 @@ def test_halves_are_drawn_as_often_as_models_and_price_say(price: float) -> None
         network, found = getattr(writer, model), 1.0
         for step in range(form.steps):
             seen = torch.tensor([[*before, *new.tolist()[: step + 1]]])
-            scores = network(seen, 1)[0, 0].tolist()
+            scores = network(seen, 0, 1)[0, 0].tolist()
             scores[near[step]] += price
             weights = torch.tensor(scores).softmax(0)
             found *= float(weights[int(new[step])])
