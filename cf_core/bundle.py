@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 from safetensors import SafetensorError
 from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
@@ -238,6 +238,28 @@ class Bundle:
                 self.generator, pair, styles, [iterations], lambda_, chance, kinds
             )
         return np.stack([self.core.decode_tokens(half, kinds) for half in outputs])
+
+    def rate(self, pair: tuple[Integer[np.ndarray, "T"], Integer[np.ndarray, "T"]]) -> float | None:
+        """How much two segments tell of each other, log p(right | left) - log p(right), in nats.
+
+        None for a bundle that is not `heard`, which has no models of notes.
+        """
+        if self.heard is None:
+            return None
+        return float(self.rate_all(pair[0][None], pair[1][None])[0])
+
+    def rate_all(
+        self, left: Integer[np.ndarray, "B T"], right: Integer[np.ndarray, "B T"]
+    ) -> Float[np.ndarray, "B"]:
+        """`rate` of many pairs. Raises `BundleError` for a bundle that has no models of notes."""
+        if self.heard is None:
+            raise BundleError(
+                "this bundle has no models of notes, and so can't tell what fits; choose bars and"
+                " interval yourself, or give a bundle of the scheme heard"
+            )
+        with torch.no_grad():
+            rated = self.heard.writer.rate((torch.from_numpy(left), torch.from_numpy(right)))
+        return np.asarray(rated.numpy())
 
     def _lead(self, lead: float | None) -> Heard | None:
         """How outputs are heard, with another lead if one is given."""

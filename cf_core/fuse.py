@@ -1,14 +1,11 @@
-"""Two melody files fused into one melody.
+"""Two melody files fused into one melody."""
 
-Bars are numbered as in the piece: the first whole bar is bar 1, a pickup before it is bar 0, and
-repeats are played out.
-"""
-
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer
@@ -16,15 +13,27 @@ from jaxtyping import Integer
 from cf_core.bundle import Bundle
 from cf_core.distance import edit_distance
 from cf_core.errors import BundleError, MelodyError
-from cf_core.grid import GridBar, make_segment, to_grid
-from cf_core.melody import FIRST_PITCH, Melody, MelodyFormat, Note, bar_length, to_notes
-from cf_core.readers import read_file
+from cf_core.melody import FIRST_PITCH, Bar, MelodyFormat, Note, bar_length, to_notes
+from cf_core.piece import BarRange, Chords, Passage, Piece, Segment
 
-BarRange = tuple[int, int]
-"""Number of the first and of the last bar, both included."""
+__all__ = ["BarRange", "Fused", "Tune", "fuse_files"]
 
 SLOWEST, FASTEST = 10.0, 500.0
 """Slowest and fastest tempo that can be written, in quarter notes per minute."""
+_NEAR_SEAM = 4
+"""How many of the last bars of the left piece, and of the first of the right one, may be where it
+is left and entered, if the bundle chooses."""
+_SHIFTS = sorted(range(-5, 7), key=abs)
+"""Transpositions that are tried, in semitones, the smallest first."""
+
+
+class Tune(NamedTuple):
+    """A whole melody, for `write_midi`: its notes, and what stands at which quarter note."""
+
+    notes: list[Note]
+    meters: list[tuple[Fraction, str]]
+    """Where a time signature begins."""
+    markers: list[tuple[Fraction, str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +55,13 @@ class Fused:
     iterations: int
     lead: float | None
     """Which half gave way: 0 the right one, 1 the left one; None in a bundle that knows none."""
+    transposed: int = 0
+    """By how many semitones the right piece was moved before."""
+    around: tuple[Passage, Passage] = (Passage(), Passage())
+    """What stands before the left segment in its piece, and after the right one in its own."""
+    fit: float | None = None
+    """How much the fused halves tell of each other, log p(right | left) - log p(right), in nats;
+    None for a bundle without models of notes."""
 
     @property
     def edits(self) -> tuple[int, int]:
@@ -63,10 +79,36 @@ class Fused:
         """The fused melody."""
         return self._joined(self.outputs)
 
+    @property
+    def tune(self) -> Tune:
+        """The whole tune: the left piece, the fused segments in place of its last, the right piece.
+
+        Each bar keeps its own meter. Markers say where fused segments begin, meet and end.
+        """
+        length = bar_length(self.meter)
+        many = self.form.bars_per_segment
+        start = sum((bar.length for bar in self.around[0].bars), Fraction(0))
+        end = start + 2 * many * length
+        fused = [Bar(start + n * length, length, self.meter) for n in range(2 * many)]
+        later = [bar._replace(start=bar.start + end) for bar in self.around[1].bars]
+        meters: list[tuple[Fraction, str]] = []
+        for bar in (*self.around[0].bars, *fused, *later):
+            if not meters or meters[-1][1] != _signature(bar):
+                meters.append((bar.start, _signature(bar)))
+        markers = [(start, "fused"), (start + many * length, "seam"), (end, "end of fused")]
+        return Tune(
+            [
+                *self.around[0].notes,
+                *_shift(self.output_notes, start),
+                *_shift(self.around[1].notes, end),
+            ],
+            meters,
+            markers,
+        )
+
     def _joined(self, halves: Integer[np.ndarray, "2 T"]) -> list[Note]:
-        length = bar_length(self.meter) * self.form.bars_per_segment
         left, right = (to_notes(half, self.form) for half in halves)
-        return left + [Note(note.onset + length, note.duration, note.pitch) for note in right]
+        return left + _shift(right, bar_length(self.meter) * self.form.bars_per_segment)
 
 
 def fuse_files(
@@ -76,8 +118,11 @@ def fuse_files(
     *,
     left_bars: BarRange | None = None,
     right_bars: BarRange | None = None,
+    seam: Literal["ends", "auto"] = "ends",
     left_part: str | None = None,
     right_part: str | None = None,
+    chords: Chords = "reject",
+    transpose_right: int | Literal["auto"] = 0,
     style: Sequence[float] | None = None,
     lambda_: float | None = None,
     edits: int | None = None,
@@ -88,20 +133,28 @@ def fuse_files(
 ) -> Fused:
     """Fuse the last whole segment of one melody file with the first of another.
 
-    Files are MIDI, MusicXML or ABC. Where a piece has several meters, these are the last and the
-    first segment that have bars of one kind. `left_bars` and `right_bars` choose other segments.
-    `left_part` and `right_part` choose a part of a file that has several, by name or by number from
-    1. `style` holds one number in 0…1 per style dimension; without it, a style is drawn from
+    Files are MIDI, MusicXML or ABC.
+
+    *What is fused.* Where a piece has several meters, these are the last and the first segment that
+    have bars of one kind. `left_bars` and `right_bars` choose other segments. With `seam` "auto",
+    the bundle chooses among the segments that end in the last four bars of the left piece and begin
+    in the first four of the right one: the two that fit best as they are. `left_part` and
+    `right_part` choose a part of a file that has several, by name or by number from 1. `chords`
+    says what becomes of notes that sound together. The right piece is moved by `transpose_right`
+    semitones, or by the interval with which its segment fits the left one best ("auto").
+
+    *How.* `style` holds one number in 0…1 per style dimension; without it, a style is drawn from
     `seed`. `lambda_` (a small one goes far from the inputs, a large one stays near), `lead` (0: the
     left segment stays, 1: the right one stays) and `iterations` default to the bundle's. `edits`,
     in place of `lambda_`, is the number of grid steps to edit, about (`Bundle.find_lambda`).
     `tempo` (quarter notes per minute, 10…500) defaults to the tempo at the left segment.
 
     Raises `MelodyError` where a file can't be read, where it has no segment that the bundle can
-    take, where the chosen bars are not such a segment, where there are no two of one meter, and for
-    a tempo out of range. Raises
+    take, where the chosen bars are not such a segment, where there are no two of one meter, where
+    the right piece can't be moved as far as asked, and for a tempo out of range. Raises
     `BundleError` for a style, a λ, a lead, an iteration count or a number of edits that the bundle
-    can't take, and where both `lambda_` and `edits` are given.
+    can't take, where both `lambda_` and `edits` are given, and where a bundle without models of
+    notes is to choose.
 
     >>> from pathlib import Path
     >>> from cf_core.bundle import load_bundle
@@ -112,9 +165,15 @@ def fuse_files(
     ((3, 4), (1, 2))
     >>> write_midi(fused.output_notes, Path("fused.mid"), fused.tempo, fused.meter)
     """
-    before = _Piece.read(left, left_part, bundle.form)
-    after = _Piece.read(right, right_part, bundle.form)
-    last, first = _choose(before, after, left_bars, right_bars)
+    before = Piece.read(left, left_part, bundle.form, chords)
+    after = Piece.read(right, right_part, bundle.form, chords)
+    lasts = before.list_segments() if left_bars is None else [before.take_chosen(left_bars)]
+    firsts = after.list_segments() if right_bars is None else [after.take_chosen(right_bars)]
+    _check_meters(before, after, lasts, firsts)
+    if seam == "ends":
+        lasts, firsts = _find_nearest(lasts, firsts)
+    shifts = _SHIFTS if transpose_right == "auto" else [transpose_right]
+    last, first, shift = _choose(lasts, firsts, shifts, bundle)
     speed = last.tempo if tempo is None else tempo
     if not SLOWEST <= speed <= FASTEST:
         raise MelodyError(
@@ -123,14 +182,20 @@ def fuse_files(
         )
     chosen = bundle.draw_style(seed) if style is None else tuple(style)
     count = bundle.iterations if iterations is None else iterations
+    right_tokens = _transpose(first.tokens, shift, bundle.form)
+    if right_tokens is None:
+        raise MelodyError(
+            f"{right}: {shift} semitones would move its notes out of the bundle's pitches"
+            f" {bundle.form.lowest} to {bundle.form.highest}; give another interval"
+        )
     if edits is not None:
         if lambda_ is not None:
             raise BundleError("edits: λ is given, too, and each says how far to go; give one")
-        lambda_ = bundle.find_lambda(last.tokens, first.tokens, chosen, count, edits, lead)
-    outputs = bundle.fuse(last.tokens, first.tokens, chosen, count, lambda_, lead)
+        lambda_ = bundle.find_lambda(last.tokens, right_tokens, chosen, count, edits, lead)
+    outputs = bundle.fuse(last.tokens, right_tokens, chosen, count, lambda_, lead)
     return Fused(
         form=bundle.form,
-        inputs=np.stack((last.tokens, first.tokens)),
+        inputs=np.stack((last.tokens, right_tokens)),
         outputs=np.stack(outputs),
         bars=(last.bars, first.bars),
         meter=last.meter,
@@ -139,118 +204,89 @@ def fuse_files(
         lambda_=bundle.lambda_ if lambda_ is None else lambda_,
         iterations=count,
         lead=bundle.lead if lead is None else lead,
+        transposed=shift,
+        around=(before.before(last), _move(after.after(first), shift)),
+        fit=bundle.rate(outputs),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Taken:
-    """A segment of a piece."""
+def _check_meters(
+    left: Piece, right: Piece, lasts: Sequence[Segment], firsts: Sequence[Segment]
+) -> None:
+    if {each.kind for each in lasts} & {each.kind for each in firsts}:
+        return
+    meters = [" and ".join(dict.fromkeys(each.meter for each in some)) for some in (lasts, firsts)]
+    raise MelodyError(
+        f"{left.path} can be taken in {meters[0]}, {right.path} in {meters[1]}: a bundle fuses two"
+        " segments of one meter; choose another file or other bars"
+    )
 
-    tokens: Integer[np.ndarray, "T"]
-    start: int
-    """Index of its first bar."""
-    bars: BarRange
-    meter: str
-    tempo: float
-    kind: int
 
-
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """A melody on the grid of a format, to take segments of."""
-
-    path: Path
-    melody: Melody
-    bars: Sequence[GridBar]
-    form: MelodyFormat
-
-    @classmethod
-    def read(cls, path: Path, part: str | None, form: MelodyFormat) -> "_Piece":
-        melody = read_file(path, part)
-        return cls(path, melody, to_grid(melody, form.steps_per_beat), form)
-
-    @property
-    def pickup(self) -> int:
-        """Number of bars before bar 1."""
-        return int(self.bars[0].reason == "short bar")
-
-    def take(self, start: int) -> _Taken:
-        """Take the segment that starts at a bar; raises `MelodyError` if the format can't."""
-        form = self.form
-        tokens = make_segment(self.bars[start : start + form.bars_per_segment], form)
-        if not (tokens >= FIRST_PITCH).any():
-            raise MelodyError("there are no notes")
-        number, meter = start + 1 - self.pickup, self.bars[start].meter
-        return _Taken(
-            tokens,
-            start,
-            (number, number + form.bars_per_segment - 1),
-            meter,
-            self.melody.tempo_at(self.melody.bars[start].start),
-            form.find_kind(meter),
-        )
-
-    def take_chosen(self, chosen: BarRange) -> _Taken:
-        """Take the segment of bars with these numbers; raises `MelodyError` where there is none."""
-        (first, last), pickup, many = chosen, self.pickup, self.form.bars_per_segment
-        if last - first + 1 != many:
-            example = f"{max(first, 1)}-{max(first, 1) + many - 1}"
-            raise MelodyError(
-                f"{self.path}: bars {first}-{last}: a segment of this bundle has {many} bars; give"
-                f" as many bars, such as {example}"
-            )
-        start, count = first - 1 + pickup, len(self.bars)
-        if start < 0 or start + many > count:
-            raise MelodyError(
-                f"{self.path}: bars {first}-{last}: the piece has bars {1 - pickup} to"
-                f" {count - pickup}; choose among them"
-            )
-        try:
-            return self.take(start)
-        except MelodyError as error:
-            raise MelodyError(
-                f"{self.path}: bars {first}-{last}: {error}; choose other bars"
-                f" ({_described(self.bars)})"
-            ) from None
-
-    def list_segments(self) -> list[_Taken]:
-        """All segments that the format can hold, in order; raises `MelodyError` without any."""
-        found, form = [], self.form
-        for start in range(len(self.bars) - form.bars_per_segment + 1):
-            with suppress(MelodyError):
-                found.append(self.take(start))
-        if not found:
-            raise MelodyError(
-                f"{self.path}: no {form.bars_per_segment} neighbouring bars with notes that the"
-                f" bundle can take: it knows {' and '.join(form.meters)} on a grid of"
-                f" {form.steps_per_beat} steps per quarter note and MIDI pitches {form.lowest} to"
-                f" {form.highest} ({_described(self.bars)}); choose another file, or a bundle that"
-                " knows its bars"
-            )
-        return found
+def _find_nearest(
+    lasts: Sequence[Segment], firsts: Sequence[Segment]
+) -> tuple[list[Segment], list[Segment]]:
+    """The two segments of one kind nearest to the end of one piece and the start of the other."""
+    last = {each.kind: each for each in lasts}  # of each kind the last one
+    first = {each.kind: each for each in reversed(firsts)}  # and the first one
+    common = last.keys() & first.keys()
+    kind = min(common, key=lambda kind: (first[kind].start - last[kind].start, kind))
+    return [last[kind]], [first[kind]]
 
 
 def _choose(
-    left: _Piece, right: _Piece, left_bars: BarRange | None, right_bars: BarRange | None
-) -> tuple[_Taken, _Taken]:
-    """Choose the segments to fuse: as given, or the nearest to the seam that are of one kind."""
-    lasts = left.list_segments() if left_bars is None else [left.take_chosen(left_bars)]
-    firsts = right.list_segments() if right_bars is None else [right.take_chosen(right_bars)]
-    last = {each.kind: each for each in lasts}  # of each kind the last one
-    first = {each.kind: each for each in reversed(firsts)}  # and the first one
-    if not last.keys() & first.keys():
-        meters = [
-            " and ".join(dict.fromkeys(each.meter for each in some)) for some in (lasts, firsts)
-        ]
+    lasts: Sequence[Segment], firsts: Sequence[Segment], shifts: Sequence[int], bundle: Bundle
+) -> tuple[Segment, Segment, int]:
+    """The two segments, and the transposition of the right one, that fit best as they are."""
+    lasts = [each for each in lasts if each.start > lasts[-1].start - _NEAR_SEAM]
+    firsts = [each for each in firsts if each.start < firsts[0].start + _NEAR_SEAM]
+    if len(lasts) == len(firsts) == len(shifts) == 1:
+        return lasts[0], firsts[0], shifts[0]
+    tried = [
+        (last, first, shift, moved)
+        for last, first, shift in product(reversed(lasts), firsts, shifts)
+        if last.kind == first.kind
+        and (moved := _transpose(first.tokens, shift, bundle.form)) is not None
+    ]
+    if not tried:
         raise MelodyError(
-            f"{left.path} can be taken in {meters[0]}, {right.path} in {meters[1]}: a bundle fuses"
-            " two segments of one meter; choose another file or other bars"
+            "near the ends of the pieces there are no two segments of one meter that the bundle can"
+            " take so; choose bars, or another interval"
         )
-    kind = min(last.keys() & first.keys(), key=lambda k: (first[k].start - last[k].start, k))
-    return last[kind], first[kind]
+    fits = bundle.rate_all(
+        np.stack([last.tokens for last, *_ in tried]), np.stack([moved for *_, moved in tried])
+    )
+    last, first, shift, _ = tried[int(fits.argmax())]  # of equal ones the first
+    return last, first, shift
 
 
-def _described(bars: Sequence[GridBar]) -> str:
-    """Describe the bars of a piece, such as "its bars: 30 of 4/4, 2 off grid"."""
-    kinds = Counter(bar.reason or f"of {bar.meter}" for bar in bars)
-    return "its bars: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+def _transpose(
+    tokens: Integer[np.ndarray, "T"], shift: int, form: MelodyFormat
+) -> Integer[np.ndarray, "T"] | None:
+    """The same notes `shift` semitones higher; None where the format does not have them."""
+    onset = tokens >= FIRST_PITCH
+    moved = np.where(onset, tokens + shift, tokens).astype(tokens.dtype)
+    notes = moved[onset]
+    return moved if ((notes >= FIRST_PITCH) & (notes < form.vocabulary)).all() else None
+
+
+def _move(passage: Passage, shift: int) -> Passage:
+    """A passage `shift` semitones higher; notes that MIDI does not have are an octave nearer."""
+    notes = []
+    for note in passage.notes:
+        pitch = note.pitch + shift
+        notes.append(note._replace(pitch=pitch - 12 * (pitch > 127) + 12 * (pitch < 0)))
+    return Passage(tuple(notes), passage.bars)
+
+
+def _shift(notes: Sequence[Note], by: Fraction) -> list[Note]:
+    return [note._replace(onset=note.onset + by) for note in notes]
+
+
+def _signature(bar: Bar) -> str:
+    """Time signature of a bar as it is: a pickup of one quarter in 3/4 is 1/4."""
+    if bar.length == bar_length(bar.meter):
+        return bar.meter
+    whole = bar.length / 4
+    unit = max(4, whole.denominator)
+    is_meter = unit in (4, 8, 16, 32) and 0 < whole * unit < 100
+    return f"{whole * unit}/{unit}" if is_meter else bar.meter

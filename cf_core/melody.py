@@ -149,7 +149,7 @@ class MelodyFormat(Settings):
         if self.steps_per_beat > MAX_STEPS_PER_BEAT:
             raise ValueError(f"steps_per_beat: {self.steps_per_beat} is above {MAX_STEPS_PER_BEAT}")
         for parts in self.subdivisions:
-            if parts < 1 or self.steps_per_beat % parts:
+            if type(parts) is not int or parts < 1 or self.steps_per_beat % parts:
                 raise ValueError(
                     f"subdivisions: {parts} parts of a quarter note are not on a grid of"
                     f" {self.steps_per_beat} lines; set steps_per_beat to a multiple of {parts}"

@@ -2,6 +2,8 @@
 
 import wave
 from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,17 @@ _PEAK = 0.5
 _VELOCITY = 90
 
 
-def write_midi(notes: Sequence[Note], path: AnyPath, tempo: float, meter: str = "4/4") -> None:
+def write_midi(
+    notes: Sequence[Note],
+    path: AnyPath,
+    tempo: float,
+    meter: str | Sequence[tuple[Fraction, str]] = "4/4",
+    markers: Sequence[tuple[Fraction, str]] = (),
+) -> None:
     """Write a MIDI file of one track at `tempo` quarter notes per minute.
+
+    `meter` is one for the whole file, or says at which quarter note which meter begins; `markers`
+    are texts at quarter notes, which sequencers show above the bars.
 
     Raises `MelodyError` if `path` does not end in .mid or .midi or can't be written.
 
@@ -33,6 +44,23 @@ def write_midi(notes: Sequence[Note], path: AnyPath, tempo: float, meter: str = 
     midi = _midi(notes, tempo, meter)
     with replacing(path, MelodyError) as temporary:
         midi.write(str(temporary))
+        if markers:
+            _add_markers(temporary, markers)
+
+
+def _add_markers(path: Path, markers: Sequence[tuple[Fraction, str]]) -> None:
+    """Add markers to a MIDI file: pretty_midi knows none."""
+    import mido  # noqa: PLC0415  (slow, and needed only where a file is written)
+
+    midi = mido.MidiFile(str(path), charset="utf-8")
+    track = mido.MidiTrack()
+    tick = 0
+    for start, text in sorted(markers):
+        at = round(start * midi.ticks_per_beat)
+        track.append(mido.MetaMessage("marker", text=text, time=at - tick))
+        tick = at
+    midi.tracks[0] = mido.merge_tracks([midi.tracks[0], track])
+    midi.save(str(path))
 
 
 def write_wav(notes: Sequence[Note], path: AnyPath, tempo: float) -> None:
@@ -48,14 +76,16 @@ def write_wav(notes: Sequence[Note], path: AnyPath, tempo: float) -> None:
         file.writeframes(samples.tobytes())
 
 
-def _midi(notes: Sequence[Note], tempo: float, meter: str) -> Any:
+def _midi(notes: Sequence[Note], tempo: float, meter: str | Sequence[tuple[Fraction, str]]) -> Any:
     import pretty_midi  # noqa: PLC0415  (slow, and needed only where a file is written)
 
     midi = pretty_midi.PrettyMIDI(initial_tempo=tempo)
-    beats, unit = meter.split("/")
-    midi.time_signature_changes.append(pretty_midi.TimeSignature(int(beats), int(unit), 0.0))
-    track = pretty_midi.Instrument(program=0, name="melody")
     seconds = 60.0 / tempo
+    for start, signature in [(Fraction(0), meter)] if isinstance(meter, str) else meter:
+        beats, unit = (int(number) for number in signature.split("/"))
+        change = pretty_midi.TimeSignature(beats, unit, float(start) * seconds)
+        midi.time_signature_changes.append(change)
+    track = pretty_midi.Instrument(program=0, name="melody")
     for note in notes:
         onset, end = float(note.onset) * seconds, float(note.onset + note.duration) * seconds
         track.notes.append(pretty_midi.Note(_VELOCITY, note.pitch, onset, end))

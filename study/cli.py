@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,10 +22,13 @@ from cf_core.errors import UserError
 from cf_core.files import replacing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import polars as pl
 
     from cf_core.files import AnyPath
     from cf_core.fuse import BarRange, Fused
+    from cf_core.melody import Note
     from study.store import Store
 
 app = typer.Typer(
@@ -307,6 +310,35 @@ def fuse(
     right_bars: Annotated[
         str | None, typer.Option(help="Bars of RIGHT; else its first whole segment.")
     ] = None,
+    seam: Annotated[
+        Literal["ends", "auto"],
+        typer.Option(
+            help="Where to leave LEFT and enter RIGHT: at their ends, or where they fit best within"
+            " four bars of these."
+        ),
+    ] = "ends",
+    whole: Annotated[
+        bool,
+        typer.Option(help="Write the whole tune, or the fused segments alone."),
+    ] = True,
+    transpose_right: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|NUMBER",
+            help="Semitones by which RIGHT is moved; auto takes the interval that fits best.",
+        ),
+    ] = "none",
+    chords: Annotated[
+        Literal["top", "bottom", "reject"],
+        typer.Option(help="Which note of chords to take; bars with chords are rejected if none."),
+    ] = "reject",
+    alternatives: Annotated[
+        int,
+        typer.Option(
+            help="How many styles to draw: each is written to a file of its own, such as"
+            " fused-1.mid for the best fit."
+        ),
+    ] = 1,
     part: Annotated[
         list[str] | None,
         typer.Option(
@@ -354,47 +386,118 @@ def fuse(
 ) -> None:
     """Fuse the end of one melody with the beginning of another."""
     left_part, right_part = _parts(part or [])
-    fused = study.fuse_files(
-        left,
-        right,
-        study.load_bundle(None if bundle is None else study.place(bundle)),
-        left_bars=_bars("--left-bars", left_bars),
-        right_bars=_bars("--right-bars", right_bars),
-        left_part=left_part,
-        right_part=right_part,
-        style=_style(style),
-        lambda_=lambda_,
-        edits=edits,
-        lead=_lead(lead),
-        iterations=iterations,
-        seed=seed,
-        tempo=tempo,
-    )
-    study.write_midi(fused.output_notes, output, fused.tempo, fused.meter)
-    written: list[AnyPath] = [output]
+    if alternatives < 1 or (style is not None and alternatives > 1):
+        raise UserError(
+            f"--alternatives {alternatives}: must be 1 or more, and 1 where --style is given"
+        )
+    loaded = study.load_bundle(None if bundle is None else study.place(bundle))
+    made = [
+        study.fuse_files(
+            left,
+            right,
+            loaded,
+            left_bars=_bars("--left-bars", left_bars),
+            right_bars=_bars("--right-bars", right_bars),
+            seam=seam,
+            left_part=left_part,
+            right_part=right_part,
+            chords=chords,
+            transpose_right=_interval(transpose_right),
+            style=_style(style),
+            lambda_=lambda_,
+            edits=edits,
+            lead=_lead(lead),
+            iterations=iterations,
+            seed=seed + number,
+            tempo=tempo,
+        )
+        for number in range(alternatives)
+    ]
+    if alternatives == 1:
+        lines, paths = _account(made[0], left, right, whole=whole), [output]
+    else:
+        made.sort(key=lambda fused: -(fused.fit or 0.0))
+        lines = _account_shared(made[0], left, right, whole=whole)
+        paths = [output.with_stem(f"{output.stem}-{n}") for n in range(1, alternatives + 1)]
+        lines += [_account_one(fused, path) for fused, path in zip(made, paths, strict=True)]
+    written = [
+        file
+        for fused, path in zip(made, paths, strict=True)
+        for file in _write_fused(fused, path, (left, right), whole=whole, wav=wav, picture=picture)
+    ]
+    _say(*lines, *(f"wrote {path}" for path in written))
+
+
+def _write_fused(
+    fused: "Fused", path: Path, names: tuple[Path, Path], *, whole: bool, wav: bool, picture: bool
+) -> "list[AnyPath]":
+    """Write a fused melody as MIDI, and as sound and picture if asked for."""
+    notes: Sequence[Note]
+    if whole:
+        notes, meters, markers = fused.tune
+        study.write_midi(notes, path, fused.tempo, meters, markers)
+    else:
+        notes = fused.output_notes
+        study.write_midi(notes, path, fused.tempo, fused.meter)
+    written: list[AnyPath] = [path]
     if wav:
-        written.append(output.with_suffix(".wav"))
-        study.write_wav(fused.output_notes, written[-1], fused.tempo)
+        written.append(path.with_suffix(".wav"))
+        study.write_wav(notes, written[-1], fused.tempo)
     if picture:
         from evaluation.figures import piano_roll_figure, save  # noqa: PLC0415  (slow)
 
-        figure = piano_roll_figure(fused.inputs, fused.outputs, fused.form, (left.name, right.name))
-        written += save(figure, output.with_suffix(""))
-    _say(*_account(fused, left, right), *(f"wrote {path}" for path in written))
+        shown = names[0].name, names[1].name
+        figure = piano_roll_figure(fused.inputs, fused.outputs, fused.form, shown)
+        written += save(figure, path.with_suffix(""))
+    return written
 
 
-def _account(fused: "Fused", left: Path, right: Path) -> list[str]:
+def _account(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[str]:
     """Tell what was fused, how, and how far the notes moved."""
+    steps = fused.form.lengths[fused.form.find_kind(fused.meter)]
     halves = zip((left, right), fused.bars, fused.edits, strict=True)
     taken = [
-        f"{path}, bars {first}-{last}: {count} of {fused.form.steps} grid steps edited"
+        f"{path}, bars {first}-{last}: {count} of {steps} grid steps edited"
         for path, (first, last), count in halves
     ]
-    style = ",".join(f"{value:g}" for value in fused.style) or "none"
     lambda_ = "fixed" if fused.lambda_ is None else fused.lambda_
     lead = "" if fused.lead is None else f", lead {fused.lead:g}"
-    how = f"style {style}, λ {lambda_}, iterations {fused.iterations}{lead}"
-    return [*taken, f"{how}, tempo {fused.tempo:g}"]
+    how = f"style {_name_style(fused)}, λ {lambda_}, iterations {fused.iterations}{lead}"
+    return [*taken, *_account_tune(fused, whole=whole), f"{how}, tempo {fused.tempo:g}"]
+
+
+def _account_shared(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[str]:
+    """Tell what alternatives have in common."""
+    halves = zip((left, right), fused.bars, strict=True)
+    taken = [f"{path}, bars {first}-{last}" for path, (first, last) in halves]
+    return [*taken, *_account_tune(fused, whole=whole)]
+
+
+def _account_one(fused: "Fused", path: Path) -> str:
+    """Tell of one alternative what sets it apart."""
+    fit = "" if fused.fit is None else f", fit {fused.fit:.1f} nats"
+    left, right = fused.edits
+    return f"{path}: style {_name_style(fused)}, {left} + {right} grid steps edited{fit}"
+
+
+def _account_tune(fused: "Fused", *, whole: bool) -> list[str]:
+    """Tell where the seam is in the whole tune, and how far the right piece was moved."""
+    lines = []
+    if fused.transposed:
+        lines.append(f"the right piece moved by {fused.transposed:+d} semitones")
+    before, after = (len(passage.bars) for passage in fused.around)
+    many = 2 * fused.form.bars_per_segment
+    if whole and before + after:
+        seam = before + many // 2
+        lines.append(
+            f"whole tune: {before + many + after} bars, of which {before + 1}-{before + many} are"
+            f" fused; the seam is between bars {seam} and {seam + 1}"
+        )
+    return lines
+
+
+def _name_style(fused: "Fused") -> str:
+    return ",".join(f"{value:g}" for value in fused.style) or "none"
 
 
 def _open(folder: str) -> "Store":
@@ -433,6 +536,18 @@ def _style(text: str | None) -> list[float] | None:
         return [float(number) for number in text.split(",")]
     except ValueError:
         raise UserError(f"--style {text}: must be numbers, such as 0.2,0.8") from None
+
+
+def _interval(text: str) -> "int | Literal['auto']":
+    """Read a transposition, as a word or a number of semitones."""
+    if text == "auto":
+        return "auto"
+    try:
+        return 0 if text == "none" else int(text)
+    except ValueError:
+        raise UserError(
+            f"--transpose-right {text}: must be auto, none or a number of semitones, such as -3"
+        ) from None
 
 
 def _lead(text: str | None) -> float | None:

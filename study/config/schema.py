@@ -17,6 +17,7 @@ from pydantic import (
     AfterValidator,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -175,6 +176,13 @@ class StudyConfig(Section):
     execution: Execution = Execution()
     """How the study is run. Not part of the identity: changes no result, but for the rounding
     errors of `pack`."""
+
+    @field_validator("melody", mode="before")
+    @classmethod
+    def _common_meters_need_no_list(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("meters") == "common":
+            return {**value, "meters": ["common"]}
+        return value
 
     @model_validator(mode="after")
     def _readings_were_trained_for(self) -> Self:
