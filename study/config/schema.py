@@ -181,7 +181,9 @@ class StudyConfig(Section):
     @classmethod
     def _common_meters_need_no_list(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and value.get("meters") == "common":
-            return {**value, "meters": ["common"]}
+            return {name: tuple(x) if isinstance(x, list) else x for name, x in value.items()} | {
+                "meters": ("common",)
+            }
         return value
 
     @model_validator(mode="after")
