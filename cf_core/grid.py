@@ -199,9 +199,9 @@ def make_segment(bars: Sequence[GridBar], form: MelodyFormat) -> Int16[np.ndarra
             raise MelodyError(f"bar {number} of the segment can't be used: {bar.reason}")
         if bar.meter not in form.meters or len(bar.tokens) != _lines(bar.meter, form):
             raise MelodyError(
-                f"bar {number} of the segment has {len(bar.tokens)} steps of {bar.meter}; the model"
-                f" takes {' or '.join(form.meters)} with {form.steps_per_beat} for each quarter"
-                " note"
+                f"bar {number} of the segment has {len(bar.tokens)} grid steps of {bar.meter}; the"
+                f" model takes bars of {' or '.join(form.meters)} with {form.steps_per_beat} steps"
+                " for each quarter note"
             )
     kinds = {form.find_kind(bar.meter) for bar in bars}
     if len(kinds) > 1:

@@ -86,6 +86,8 @@ class Melody:
         return speeds[-1] if speeds else DEFAULT_TEMPO
 
 
+_MOST_STEPS = 4096
+"""Most steps of a segment: what describes the steps must fit into the memory."""
 MAX_STEPS_PER_BEAT = 24
 """Finest grid: three times the tolerance of `cf_core.grid` is still less than a step."""
 
@@ -141,6 +143,10 @@ class MelodyFormat(Settings):
         self._check_grid()
         if not 0 <= self.lowest < self.highest <= 127:
             raise ValueError("lowest, highest: must satisfy 0 <= lowest < highest <= 127")
+        if self.steps > _MOST_STEPS:
+            raise ValueError(
+                f"bars_per_segment: {self.bars_per_segment} bars have more than {_MOST_STEPS} steps"
+            )
 
     def _check_grid(self) -> None:
         for meter in self.meters:

@@ -59,6 +59,7 @@ OUTCOMES: dict[str, type[pl.DataType]] = {
     "pair": pl.Int32,
     "left_song": pl.String,
     "right_song": pl.String,
+    "meter": pl.String,
     **dict.fromkeys(OF_PAIRS, pl.Float32),
     **{f"{name}_{half}": pl.Int8 for name in STATISTICS for half in ("left", "right")},
     "seam_bin": pl.Int8,
@@ -324,14 +325,20 @@ class Evaluator:
             kept,
         )
         columns = self._measure(pairs)
-        for name in columns.keys() - {"pair", "left_song", "right_song"}:
+        for name in columns.keys() - {"pair", "left_song", "right_song", "meter"}:
             columns[name] = np.where(kept, columns[name], np.nan if name in OF_PAIRS else -1)
         return pairs, columns
 
     def _measure(self, pairs: Pairs) -> dict[str, Any]:
         """Return the columns of the records that can be computed for these pairs."""
         left, right = song_names(self.corpus, pairs.songs)
-        columns = {"pair": np.arange(len(pairs.songs)), "left_song": left, "right_song": right}
+        form = self.corpus.form
+        columns = {
+            "pair": np.arange(len(pairs.songs)),
+            "left_song": left,
+            "right_song": right,
+            "meter": [form.kinds[kind] for kind in form.find_kinds(pairs.tokens[0])],
+        }
         for name, compute in OF_PAIRS.items():
             if (values := compute(pairs, self)) is not None:
                 columns[name] = values

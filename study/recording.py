@@ -152,7 +152,8 @@ class Recorder:
 
     def _latent_columns(self, outputs: Outputs, source: Source, step: Step) -> dict[str, Any]:
         count = len(source.songs)
-        left, right = song_names(self.bench.evaluator.corpus, source.songs)
+        corpus = self.bench.evaluator.corpus
+        left, right = song_names(corpus, source.songs)
         named = ("trial", "configuration", "method", "lambda")
         return {
             **{name: [outputs.label.get(name)] * count for name in named},
@@ -161,6 +162,7 @@ class Recorder:
             "pair": list(range(count)),
             "left_song": left,
             "right_song": right,
+            "meter": [corpus.form.kinds[kind] for kind in source.kinds],
             "style": outputs.styles[source.name].tolist(),
             "z_left_in": source.inputs[0],
             "z_right_in": source.inputs[1],

@@ -91,6 +91,7 @@ _LAMBDA = _column(
 _STYLE_DIM = _column("style_dim", _INT32, "`S`, the style dimensions of a trial.", null=True)
 _SEED = _column("seed", _INT64, "Training seed of a trial.", null=True)
 _STEP_SIZE = _column("step_size", _FLOAT64, "η of a rival.", null=True)
+_METER = _column("meter", _TEXT, "Meter of the pair, as the first of its kind in `melody.meters`.")
 _SOURCE = _column("source", _TEXT, "Origin of the input pairs, such as `test` or `prior`.")
 _ITERATION = _column("iteration", _INT32, "Number of applications, steps or draws; 0 for none.")
 _METRIC = _column("metric", _TEXT, "Name of the metric, such as `judge` or `mean_pitch`.")
@@ -296,6 +297,7 @@ TABLES: dict[str, Table] = {
             _column("pair", _INT32, "Number of the input pair in its source."),
             _column("left_song", _TEXT, "Song of the left input; null for a prior.", null=True),
             _column("right_song", _TEXT, "Song of the right input; null for a prior.", null=True),
+            _METER,
             _column("style", _STYLE, "`S` numbers in 0…1; empty without style."),
             _column("z_left_in", LATENT, "Left input."),
             _column("z_right_in", LATENT, "Right input."),
@@ -316,6 +318,7 @@ TABLES: dict[str, Table] = {
             _column("pair", _INT32, "Number of the input pair in its source."),
             _column("left_song", _TEXT, "Song of the left half; null for a prior.", null=True),
             _column("right_song", _TEXT, "Song of the right half; null for a prior.", null=True),
+            _METER,
             *_MEASURED,
             *_BINS,
             _column(

@@ -164,7 +164,9 @@ def make_bundle() -> MakeBundle:
     ) -> "Bundle":
         form = form or MelodyFormat()
         core = MelodyVAE(form, VAESettings(latent_dim=8, hidden=16, embedding=8, depth=1))
-        generator = Generator(8, style_dim, 16, 2, gated=gated, conditional=conditional)
+        generator = Generator(
+            8, style_dim, 16, 2, gated=gated, conditional=conditional, kinds=len(form.kinds)
+        )
         initialise(core, torch.Generator().manual_seed(1))
         initialise(generator, torch.Generator().manual_seed(2))
         core.sigma_bar.uniform_(generator=torch.Generator().manual_seed(3))

@@ -72,7 +72,8 @@ def test_round_trip(
         assert before.state_dict().keys() == after.state_dict().keys()
         for name, tensor in before.state_dict().items():
             assert torch.equal(tensor, after.state_dict()[name]), name
-    left, right = LEFT[:24], RIGHT[:24]
+    padded = np.stack((LEFT[:25], RIGHT[:25]))
+    left, right = form.put_marks(padded, np.array([1, 1]))
     for one, other in zip(
         bundle.fuse(left, right, [0.1, 0.9], 2),
         loaded.fuse(left, right, [0.1, 0.9], 2),
@@ -418,8 +419,8 @@ def test_a_missing_file(folder: Path, name: str) -> None:
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "later version": (
-        lambda m: m.update(version=5),
-        "has version 5, but this program reads version 4",
+        lambda m: m.update(version=6),
+        "has version 6, but this program reads version 5",
     ),
     "earlier version": (lambda m: m.update(version=1), "has version 1, .*; get a newer bundle"),
     "no version": (lambda m: m.pop("version"), "has version None"),
@@ -448,6 +449,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "fine steps": (lambda m: m["melody"].update(steps_per_beat=32), "32 is above 24"),
     "infinite rate": (lambda m: m["core"].update(learning_rate=float("inf")), "must be finite"),
     "endless bars": (lambda m: m["melody"].update(meters=["999999999999/4"]), "do not fit"),
+    "endless segments": (lambda m: m["melody"].update(bars_per_segment=65535), "more than 4096"),
+    "odd parts": (lambda m: m["melody"].update(subdivisions=[5]), "5 parts of a quarter"),
     "impossible meter": (lambda m: m["melody"].update(meters=["4/0"]), "do not fit"),
     "unknown setting": (lambda m: m["core"].update(colour="red"), "unexpected keyword"),
     "section gone": (lambda m: m.pop("generator"), "do not fit"),
@@ -605,7 +608,7 @@ def test_the_ready_made_bundle_changes_melodies_less_the_larger_the_weight() -> 
     bundle = load_bundle()
     random = torch.Generator().manual_seed(0)
     prior = torch.randn(40, bundle.core.settings.latent_dim, generator=random)
-    tokens = bundle.core.decode_tokens(prior)
+    tokens = bundle.core.decode_tokens(prior, np.arange(40) % 20 % 5)
     style = bundle.draw_style(0)
     assert bundle.lambda_range is not None
     edits = []

@@ -52,6 +52,7 @@ def other(key: str, value: Any) -> Any:
     """A right value of the same key that is not the one given."""
     special = {
         "melody.meters": ["3/4"],
+        "melody.subdivisions": [2],
         "selection.where": ["judge > 0.5"],
         "evaluation.matched.z_distance": [0.2, 30.0],
         "evaluation.matched.larger_edit_distance_q90": [2.0, 30.0],

@@ -3,8 +3,10 @@ import subprocess
 import sys
 import zipfile
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
 
@@ -12,6 +14,8 @@ from cf_core.bundle import Bundle, save_bundle
 from cf_core.errors import BundleError, MelodyError
 from cf_core.fuse import fuse_files
 from cf_core.melody import HOLD, REST, MelodyFormat, Note
+from cf_core.piece import thin_out
+from cf_core.readers import read_file
 from cf_core.render import write_midi
 from tests.conftest import MakeBundle
 
@@ -290,3 +294,150 @@ def test_real_tunes_of_nottingham(tmp_path: Path, bundle: Bundle) -> None:
     same = fuse_files(left, right, bundle, left_bars=fused.bars[0], right_bars=fused.bars[1])
     assert np.array_equal(same.inputs, fused.inputs)
     assert np.array_equal(same.outputs, fused.outputs)
+
+
+# ---- the whole tune ------------------------------------------------------------------------------
+
+
+def test_the_whole_tune_is_left_the_fused_segments_and_right(
+    left: Path, right: Path, bundle: Bundle
+) -> None:
+    fused = fuse_files(left, right, bundle, left_bars=(4, 5), right_bars=(1, 2))
+    notes, meters, markers = fused.tune
+    # A pickup of a quarter, three bars, four fused ones, and two of the right piece.
+    start, end = Fraction(13), Fraction(29)
+    assert markers == [(start, "fused"), (Fraction(21), "seam"), (end, "end of fused")]
+    assert meters == [(Fraction(0), "1/4"), (Fraction(1), "4/4")]
+    before = [note for note in notes if note.onset < start]
+    assert [note.pitch for note in before[:5]] == [67, 60, 62, 64, 65]
+    assert before[-1].onset + before[-1].duration <= start
+    assert [note for note in notes if note.onset >= end] == [
+        Note(end + 2 * i, Fraction(2), 64 + i) for i in range(4)
+    ]
+    middle = [note for note in notes if start <= note.onset < end]
+    assert middle == [note._replace(onset=note.onset + start) for note in fused.output_notes]
+
+
+def test_a_note_over_the_start_of_a_segment_ends_there(
+    left: Path, right: Path, bundle: Bundle
+) -> None:
+    # The A of bar 5 is tied over the start of bar 6, where the segment strikes it again.
+    before = fuse_files(left, right, bundle).around[0]
+    assert before.notes[-1] == Note(Fraction(19), Fraction(2), 69)
+    assert len(before.bars) == 6
+
+
+def test_each_bar_keeps_its_meter(tmp_path: Path, make_bundle: MakeBundle) -> None:
+    mixed = tmp_path / "mixed.abc"
+    mixed.write_text("X:1\nM:4/4\nL:1/4\nK:C\nCDEF|GABc|[M:3/4]CDE|FGA|[M:4/4]CDEF|GABc|]\n")
+    form = MelodyFormat(meters=("4/4", "3/4"))
+    fused = fuse_files(mixed, mixed, make_bundle(form), left_bars=(3, 4), right_bars=(3, 4))
+    assert fused.meter == "3/4"
+    assert fused.tune.meters == [
+        (Fraction(0), "4/4"),
+        (Fraction(8), "3/4"),
+        (Fraction(20), "4/4"),
+    ]
+
+
+def test_a_whole_tune_is_written_with_its_meters_and_markers(
+    tmp_path: Path, left: Path, right: Path, bundle: Bundle
+) -> None:
+    fused = fuse_files(left, right, bundle)
+    write_midi(fused.tune.notes, tmp_path / "a.mid", 120.0, fused.tune.meters, fused.tune.markers)
+    midi = mido.MidiFile(str(tmp_path / "a.mid"))
+    found, tick = [], 0
+    for message in mido.merge_tracks(midi.tracks):
+        tick += message.time
+        if message.type == "marker":
+            found.append((Fraction(tick, midi.ticks_per_beat), message.text))
+    assert found == fused.tune.markers
+    again = read_file(tmp_path / "a.mid")
+    assert [note.pitch for note in again.notes] == [note.pitch for note in fused.tune.notes]
+    assert again.bars[1].start == 1
+
+
+# ---- where the seam is, intervals, chords --------------------------------------------------------
+
+
+def test_the_two_nearest_segments_of_one_meter_are_taken(
+    tmp_path: Path, make_bundle: MakeBundle
+) -> None:
+    bundle = make_bundle(MelodyFormat(meters=("4/4", "3/4")))
+    song, waltz = tmp_path / "song.abc", tmp_path / "waltz.abc"
+    song.write_text("X:1\nM:4/4\nL:1/4\nK:C\nCDEF|GABc|[M:3/4]CDE|FGA|[M:4/4]cBAG|FEDC|]\n")
+    waltz.write_text("X:1\nM:3/4\nL:1/4\nK:C\nCDE|FGA|]\n")
+    fused = fuse_files(song, waltz, bundle)
+    assert (fused.bars, fused.meter) == (((3, 4), (1, 2)), "3/4")
+    song.write_text("X:1\nM:4/4\nL:1/4\nK:C\nCDEF|GABc|]\n")
+    with pytest.raises(MelodyError, match=r"taken in 4/4, .*waltz.abc in 3/4: a bundle fuses two"):
+        fuse_files(song, waltz, bundle)
+
+
+def test_the_interval_and_the_seam_that_fit_best(
+    left: Path, right: Path, make_bundle: MakeBundle
+) -> None:
+    """Each pair of segments and each interval in turn, by the bundle's own rating."""
+    bundle = make_bundle(conditional=True, heard=True)
+    assert bundle.heard is not None
+    chosen = fuse_files(left, right, bundle, seam="auto", transpose_right="auto")
+    rated = {}
+    for last, first, shift in product((4, 5, 6), (1, 2, 3), range(-5, 7)):
+        one = fuse_files(
+            left,
+            right,
+            bundle,
+            left_bars=(last, last + 1),
+            right_bars=(first, first + 1),
+            transpose_right=shift,
+        )
+        rated[one.bars, shift] = bundle.rate((one.inputs[0], one.inputs[1]))
+        assert one.transposed == shift
+    best = max(rated.values(), key=lambda fit: fit or 0.0)
+    assert rated[chosen.bars, chosen.transposed] == pytest.approx(best, abs=1e-4)
+    alone = fuse_files(left, right, bundle, transpose_right="auto")
+    assert alone.bars == ((6, 7), (1, 2))
+    assert chosen.fit == pytest.approx(bundle.rate((chosen.outputs[0], chosen.outputs[1])))
+
+
+def test_a_bundle_without_models_of_notes_cannot_choose(
+    left: Path, right: Path, bundle: Bundle
+) -> None:
+    for wanted in ({"seam": "auto"}, {"transpose_right": "auto"}):
+        with pytest.raises(BundleError, match="no models of notes"):
+            fuse_files(left, right, bundle, **wanted)  # type: ignore[arg-type]
+    assert fuse_files(left, right, bundle).fit is None
+
+
+def test_the_right_piece_is_moved_as_a_whole(left: Path, right: Path, bundle: Bundle) -> None:
+    plain, moved = (fuse_files(left, right, bundle, transpose_right=by) for by in (0, 7))
+    onset = plain.inputs[1] >= 2
+    assert (moved.inputs[1] == np.where(onset, plain.inputs[1] + 7, plain.inputs[1])).all()
+    assert [n.pitch for n in moved.around[1].notes] == [n.pitch + 7 for n in plain.around[1].notes]
+    assert moved.around[0] == plain.around[0]
+    with pytest.raises(MelodyError, match="-30 semitones would move its notes out"):
+        fuse_files(left, right, bundle, transpose_right=-30)
+
+
+def test_chords_are_thinned_out_or_refused(tmp_path: Path, left: Path, bundle: Bundle) -> None:
+    chords = tmp_path / "chords.abc"
+    chords.write_text("X:1\nM:4/4\nL:1/4\nK:C\n[CEG]D[Ec]F|[G,G]ABc|]\n")
+    with pytest.raises(MelodyError, match="top notes of chords"):
+        fuse_files(left, chords, bundle)
+    top = fuse_files(left, chords, bundle, chords="top")
+    assert [n.pitch for n in top.input_notes[-8:]] == [67, 62, 72, 65, 67, 69, 71, 72]
+    bottom = fuse_files(left, chords, bundle, chords="bottom")
+    assert [n.pitch for n in bottom.input_notes[-8:]] == [60, 62, 64, 65, 55, 69, 71, 72]
+
+
+def test_a_line_of_notes_that_overlap() -> None:
+    def note(onset: int, duration: int, pitch: int) -> Note:
+        return Note(Fraction(onset, 4), Fraction(duration, 4), pitch)
+
+    held_below = [note(0, 16, 48), note(0, 4, 60), note(4, 4, 62), note(8, 8, 64)]
+    assert thin_out(held_below, "top") == (note(0, 4, 60), note(4, 4, 62), note(8, 8, 64))
+    assert thin_out(held_below, "bottom") == (note(0, 16, 48),)
+    held_above = [note(0, 8, 72), note(2, 2, 60), note(8, 4, 71)]
+    assert thin_out(held_above, "top") == (note(0, 8, 72), note(8, 4, 71))
+    late_release = [note(0, 5, 64), note(4, 4, 62)]
+    assert thin_out(late_release, "top") == (note(0, 4, 64), note(4, 4, 62))

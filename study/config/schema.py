@@ -180,11 +180,14 @@ class StudyConfig(Section):
     @field_validator("melody", mode="before")
     @classmethod
     def _common_meters_need_no_list(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and value.get("meters") == "common":
-            return {name: tuple(x) if isinstance(x, list) else x for name, x in value.items()} | {
-                "meters": ("common",)
-            }
-        return value
+        if not isinstance(value, Mapping):
+            return value
+        named = {"meters": ["common"]} if value.get("meters") == "common" else {}
+        # What a validator of this kind returns is no longer YAML, whose lists are tuples here.
+        return {
+            name: tuple(each) if isinstance(each, list) else each
+            for name, each in {**value, **named}.items()
+        }
 
     @model_validator(mode="after")
     def _readings_were_trained_for(self) -> Self:
