@@ -244,6 +244,7 @@ def store(tmp_path: Path) -> Store:
         "source": "test",
         "iteration": 1,
         "pair": 0,
+        "meter": "4/4",
     }
     store.write("latents", "a", [{**row, **latent}])
     return store

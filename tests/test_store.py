@@ -87,6 +87,7 @@ def latents(rows: int) -> dict[str, Any]:
         "source": ["prior"] * rows,
         "iteration": np.ones(rows, np.int64),
         "pair": np.arange(rows),
+        "meter": ["4/4"] * rows,
         "style": np.full((rows, 2), 0.1, np.float32),
         **dict(zip(names, z, strict=True)),
     }
