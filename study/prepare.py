@@ -178,7 +178,10 @@ def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter)
         return {
             name: report_reconstruction(trainer.vae, corpus.tokens[corpus.segments(split)])
             for name, split in _UNSEEN
-        } | {"prior": report_prior(trainer.vae, _prior_kinds(corpus, config.seed), random)}
+        } | {
+            "prior": report_prior(trainer.vae, _prior_kinds(corpus, config.seed), random),
+            "meters": _report_meters(trainer.vae, corpus),
+        }
 
     report = _trained("core", trainer, trainer.vae, finish, store, reporter)
     for name in ("validation", "test"):
@@ -189,6 +192,12 @@ def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter)
             f" {figures['exact_segments']:.3f}, KL {figures['kl']:.1f} nats,"
             f" {figures['active_units']} active units, aggregate posterior"
             f" {figures['aggregate_kl']:.1f} nats from the prior"
+        )
+    for meter, figures in report["meters"].items():
+        reporter.say(
+            f"validation songs in {meter}: token accuracy {figures['token_accuracy']:.3f},"
+            f" onset-pitch recall {figures['onset_pitch_recall']:.3f}, exact segments"
+            f" {figures['exact_segments']:.3f}, of {figures['segments']:,} segments"
         )
     prior = report["prior"]
     reporter.say(
@@ -205,6 +214,17 @@ def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter)
                 " train longer (core.steps) in a study of another name"
             )
     return trainer.vae
+
+
+def _report_meters(core: MelodyVAE, corpus: Corpus) -> dict[str, dict[str, float]]:
+    """How well validation segments of each kind of bars are decoded, if there are several."""
+    rows, found = corpus.segments(Split.VALIDATION), {}
+    for kind, meter in enumerate(corpus.form.kinds):
+        own = rows[corpus.kinds[rows] == kind]
+        if len(corpus.form.kinds) > 1 and len(own) > 1:
+            report = report_reconstruction(core, corpus.tokens[own])
+            found[meter] = {**report, "segments": len(own)}
+    return found
 
 
 def _classifiers(
