@@ -1,5 +1,7 @@
 """Turns transformed latents into records of single pairs, and these into metrics of all pairs.
 
+It is long, because what all points of a study share is made here once, and kept.
+
 Letters in shapes: `B` pairs, `Z` latent dimensions, `T` steps, `P` adjacent pairs.
 """
 

@@ -1,3 +1,5 @@
+"""Configurations. This file is long: every key is tried alone."""
+
 import json
 import re
 import textwrap
