@@ -2,8 +2,8 @@
 
 A pack holds the networks of its trials side by side, weights stacked on a leading axis, so that
 small networks share the cost of every operation. A single trial is a pack of one. The result of a
-trial depends on its own settings and, apart from rounding, on nothing else in the pack. This file is
-long, because a pack must also take trials in, let them go, and write down their states.
+trial depends on its own settings and, apart from rounding, on nothing else in the pack. This file
+is long, because a pack must also take trials in, let them go, and write down their states.
 
 Letters in shapes: `N` trials still in the pack, `B` pairs of each kind, `P` weights of one network,
 `Z` latent dimensions, `S` style dimensions (the most of any trial; others are padded to it), `K`
