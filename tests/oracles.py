@@ -325,7 +325,9 @@ def report_abc(title: str, tunes: list[tuple[str, bytes]]) -> None:
 def main(arguments: list[str]) -> None:
     """Print all comparisons for which there is an oracle and a corpus."""
     if "--digests" in arguments:
-        found = {name: digest(name, text) for name, text in sorted(read_builtin_tunes())}
+        known = json.loads(DIGESTS.read_text())
+        tunes = [tune for tune in sorted(read_builtin_tunes()) if tune[0] in known]
+        found = {name: digest(name, text) for name, text in tunes}
         DIGESTS.write_text(json.dumps(found, indent=0) + "\n")
         return
     if which("abc2midi"):

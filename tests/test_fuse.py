@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -10,11 +11,11 @@ import mido
 import numpy as np
 import pytest
 
-from cf_core.bundle import Bundle, save_bundle
+from cf_core.bundle import Bundle, load_bundle, save_bundle
 from cf_core.errors import BundleError, MelodyError
 from cf_core.fuse import fuse_files
 from cf_core.melody import HOLD, REST, MelodyFormat, Note
-from cf_core.piece import thin_out
+from cf_core.piece import Piece, thin_out
 from cf_core.readers import read_file
 from cf_core.render import write_midi
 from tests.conftest import MakeBundle
@@ -278,6 +279,31 @@ write_wav(fused.output_notes, folder / "out.wav", fused.tempo)
     fused = fuse_files(right, right, bundle)
     write_midi(fused.output_notes, tmp_path / "here.mid", fused.tempo)
     assert (tmp_path / "out.mid").read_bytes() == (tmp_path / "here.mid").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CF_DATA" not in os.environ, reason="needs the corpora in $CF_DATA")
+@pytest.mark.parametrize(
+    ("archive", "folder", "every"),
+    [
+        ("nottingham/nottingham-dataset.zip", "/MIDI/", 20),
+        ("cre/cre-midi-volumes-1-3.zip", "", 15),
+        ("openscore-lieder/openscore-lieder-vocal-midi.zip", "", 25),
+    ],
+)
+def test_most_files_of_any_meter_can_be_taken(
+    tmp_path: Path, archive: str, folder: str, every: int
+) -> None:
+    form = load_bundle().form
+    with zipfile.ZipFile(Path(os.environ["CF_DATA"]) / archive) as songs:
+        names = sorted(n for n in songs.namelist() if n.endswith(".mid") and folder in n)[::every]
+        paths = [Path(songs.extract(name, tmp_path)) for name in names]
+    taken = 0
+    for path in paths:
+        with suppress(MelodyError):
+            taken += bool(Piece.read(path, None, form).list_segments())
+    assert len(paths) > 45
+    assert taken >= 0.95 * len(paths)
 
 
 @pytest.mark.skipif("CF_DATA" not in os.environ, reason="needs the corpora in $CF_DATA")
