@@ -84,12 +84,13 @@ class Bundle:
     >>> import numpy as np
     >>> from cf_core.bundle import load_bundle
     >>> bundle = load_bundle()
-    >>> left = np.tile([26, 1, 28, 1], 8)  # quavers: the onset of middle C or D, a step of hold
-    >>> right = np.tile([33, 1, 31, 1], 8)
+    >>> quavers = np.array([[26, 1, 1, 28, 1, 1] * 8, [33, 1, 1, 31, 1, 1] * 8])
+    >>> marked = np.pad(quavers, ((0, 0), (0, 1)))  # two bars of 4/4, and place for a mark
+    >>> left, right = bundle.form.put_marks(marked, np.zeros(2, dtype=int))
     >>> style = bundle.draw_style(seed=0)
     >>> fused_left, fused_right = bundle.fuse(left, right, style, bundle.iterations, lambda_=0.3)
     >>> fused_left.shape
-    (32,)
+    (49,)
     """
 
     form: MelodyFormat
@@ -340,8 +341,8 @@ def load_bundle(path: AnyPath | None = None) -> Bundle:
 
     >>> from cf_core.bundle import load_bundle
     >>> bundle = load_bundle()
-    >>> bundle.form.meters, bundle.form.bars_per_segment, bundle.lambda_range
-    (('4/4', '2/2'), 2, (0.001, 10.0))
+    >>> bundle.form.kinds, bundle.form.bars_per_segment, bundle.lambda_range
+    (('4/4', '2/4', '3/4', '3/8', '6/8', '9/8', '12/8'), 2, (0.001, 10.0))
     """
     if path is None:
         path = DEFAULT_BUNDLE

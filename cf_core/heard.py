@@ -42,6 +42,7 @@ _UNPAYABLE = 1e4
 class Heard:
     """How outputs of G become notes in this scheme.
 
+    >>> import numpy as np
     >>> import torch
     >>> from cf_core.bundle import load_bundle
     >>> bundle = load_bundle()
@@ -49,7 +50,8 @@ class Heard:
     >>> pair = tuple(torch.randn(2, 5, bundle.core.settings.latent_dim))
     >>> style, lambda_ = torch.rand(5, bundle.generator.style_dim), torch.full((5,), 0.1)
     >>> chance = how.draw_chance(5, torch.Generator())
-    >>> outputs = how.fuse(bundle.generator, pair, style, [1, 16], lambda_, chance)
+    >>> kinds = np.zeros(5, dtype=int)  # all pairs are in 4/4
+    >>> outputs = how.fuse(bundle.generator, pair, style, [1, 16], lambda_, chance, kinds)
     >>> [count for count, _ in outputs]
     [1, 16]
     """

@@ -12,6 +12,7 @@ from cf_core.continuation import ContinuationSettings, ContinuationTrainer
 from cf_core.corpus import Corpus, Split, load_corpus
 from cf_core.fusion import Latents
 from cf_core.ingest import ingest_builtin
+from cf_core.kinds import encode_kinds
 from cf_core.melody import FIRST_PITCH
 from cf_core.seeding import make_random
 from cf_core.training import Trainer
@@ -51,10 +52,11 @@ def train(trainer: Trainer) -> None:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """The built-in tunes."""
+    """The built-in tunes, in all meters that the ready-made bundle knows."""
     path = tmp_path_factory.mktemp("builtin") / "builtin.parquet"
-    ingest_builtin(path)
-    return load_corpus(path, StudyConfig(name="x").melody, seed=0)
+    form = load_bundle(BUNDLE).form
+    ingest_builtin(path, steps_per_beat=form.steps_per_beat)
+    return load_corpus(path, form, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +70,13 @@ def evaluator(corpus: Corpus) -> Evaluator:
     tokens = torch.from_numpy(corpus.tokens[pairs].reshape(2 * TAUGHT, -1))
     adjacent = torch.arange(2 * TAUGHT).view(TAUGHT, 2)
     mean, deviation = core.posteriors(tokens.numpy())
-    search = ClassifierTrainer(
-        Latents(mean, deviation, adjacent, core.sigma_bar, mean[:, :0]), CLASSIFIER, seed=0
-    )
+    kinds = corpus.form.find_kinds(tokens.numpy())
+    code = encode_kinds(torch.from_numpy(kinds), len(corpus.form.kinds))
+    data = Latents(mean, deviation, adjacent, core.sigma_bar, code)
+    search = ClassifierTrainer(data, CLASSIFIER, seed=0)
     prior = torch.randn(1000, mean.shape[1], generator=make_random(0, "prior"))
-    rebuilt, sampled = (torch.from_numpy(core.decode_tokens(z)) for z in (mean, prior))
+    rebuilt = torch.from_numpy(core.decode_tokens(mean, kinds))
+    sampled = torch.from_numpy(core.decode_tokens(prior, kinds[::3]))
     melody = ContinuationTrainer(tokens, adjacent, corpus.form, CONTINUATION, seed=0)
     for trainer in (search, melody):
         train(trainer)
