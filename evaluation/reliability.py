@@ -21,6 +21,10 @@ from evaluation.statistics import PITCH_CLASSES, TokenPairs, sounding_pitch
 Scorer = Callable[[TokenPairs], Float[np.ndarray, "B"]]
 """Gives the logits of pairs of notes."""
 
+MOST = 2048
+"""Most adjacent pairs, and others of each kind, that a classifier is tried on. More would take
+longer than the training of a judge, and it is the number of songs that sets intervals."""
+
 CALIBRATION_BINS = 10
 """Number of bins of equal width in the calibration error."""
 
@@ -59,9 +63,9 @@ class LabelledPairs:
     def draw(
         cls, corpus: Corpus, split: Split, continuation: Continuation, seed: int
     ) -> "LabelledPairs":
-        """Draw the pairs of a split; equal seeds give equal pairs."""
+        """Draw the pairs of a split, at most `MOST` of a kind; equal seeds give equal pairs."""
         random = np.random.default_rng(derive(seed, "reliability", split))
-        adjacent = corpus.pairs_of(split)
+        adjacent = draw_adjacent(corpus, split, random)
         negatives = unpaired(corpus, split, len(adjacent), random)
         same_key = _same_key_pairs(corpus, split, adjacent, random)
         hard = {"same_key": LabelledTokens.of(corpus, same_key)}
@@ -135,6 +139,14 @@ class LabelledPairs:
         songs = [own.songs for own in kinds]
         drawn = draw_pigeonhole_weights(np.concatenate(songs), resamples, random)
         return np.split(drawn, np.cumsum([len(own) for own in songs])[:-1], axis=1)
+
+
+def draw_adjacent(
+    corpus: Corpus, split: Split, random: np.random.Generator
+) -> Integer[np.ndarray, "P 2"]:
+    """All adjacent pairs of a split, or `MOST` drawn among them."""
+    pairs = corpus.pairs_of(split)
+    return pairs if len(pairs) <= MOST else random.permutation(pairs)[:MOST]
 
 
 def calibration_error(

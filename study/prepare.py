@@ -34,7 +34,7 @@ from evaluation.classifier import ClassifierTrainer, SearchClassifier
 from evaluation.evaluator import Evaluator
 from evaluation.judge import Judge, JudgeData, JudgeTrainer
 from evaluation.negatives import KINDS, LabelledTokens, draw_hard_pairs
-from evaluation.reliability import Estimate, LabelledPairs, Scorer
+from evaluation.reliability import Estimate, LabelledPairs, Scorer, draw_adjacent
 from evaluation.sources import make_sources, unpaired
 from evaluation.statistics import TokenPairs
 from study.config import StudyConfig
@@ -348,8 +348,8 @@ def _judge(
 
     def finish() -> dict[str, Any]:
         # Fitted on validation songs, so only the calibration error on test songs is of unseen ones.
-        adjacent = corpus.pairs_of(Split.VALIDATION)
         random = np.random.default_rng(derive(config.seed, name, "calibration"))
+        adjacent = draw_adjacent(corpus, Split.VALIDATION, random)
         negatives = unpaired(corpus, Split.VALIDATION, len(adjacent), random)
         hard = draw_hard_pairs(corpus, Split.VALIDATION, len(adjacent), continuation, random)
         real, others = (LabelledTokens.of(corpus, rows).tokens for rows in (adjacent, negatives))
