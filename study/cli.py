@@ -463,7 +463,7 @@ def _account(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[st
     lambda_ = "fixed" if fused.lambda_ is None else fused.lambda_
     lead = "" if fused.lead is None else f", lead {fused.lead:g}"
     how = f"style {_name_style(fused)}, λ {lambda_}, iterations {fused.iterations}{lead}"
-    return [*taken, *_account_tune(fused, whole=whole), f"{how}, tempo {fused.tempo:g}"]
+    return [*taken, f"{how}, tempo {fused.tempo:g}", *_account_tune(fused, whole=whole)]
 
 
 def _account_shared(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[str]:

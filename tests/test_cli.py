@@ -461,7 +461,11 @@ def test_fuse_tells_what_it_did_and_can_be_repeated(cf_study: Run, tunes: Path) 
     assert lines[0].endswith(" of 32 grid steps edited")
     assert lines[1].startswith("b.mid, bars 1-2: ")
     names = ["out.mid", "out.wav", "out.svg", "out.png"]
-    assert lines[3:] == [f"wrote {name}" for name in names]
+    assert lines[3] == (
+        "whole tune: 8 bars, of which 3-6 are fused; the seam is between bars 4 and 5"
+    )
+    assert lines[4:] == [f"wrote {name}" for name in names]
+    assert len(read_file(tunes / "out.mid").bars) == 8
     for name, magic in zip(names, (b"MThd", b"RIFF", b"<?xml", b"\x89PNG"), strict=True):
         assert (tunes / name).read_bytes().startswith(magic)
     style, weight, iterations, tempo = (field.split()[1] for field in lines[2].split(", "))
@@ -503,6 +507,37 @@ def test_lead_and_edits_are_told_and_can_be_repeated(
         assert (tunes / "out.mid").read_bytes() == written
 
 
+def test_the_fused_segments_may_be_written_alone(cf_study: Run, tunes: Path) -> None:
+    outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, "--no-whole")
+    assert outcome.code == 0
+    assert "whole tune" not in outcome.out
+    assert len(read_file(tunes / "out.mid").bars) == 4
+
+
+def test_alternatives_are_ranked_by_how_well_they_fit(
+    cf_study: Run, tunes: Path, make_bundle: MakeBundle
+) -> None:
+    save_bundle(make_bundle(conditional=True, heard=True), tunes / "bundle")
+    outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, "--alternatives", 3, "--seed", 4)
+    assert outcome.code == 0
+    told = [line for line in outcome.out.splitlines() if line.startswith("out-")]
+    assert [line.split(":")[0] for line in told] == ["out-1.mid", "out-2.mid", "out-3.mid"]
+    fits = [float(line.split("fit ")[1].split()[0]) for line in told]
+    assert fits == sorted(fits, reverse=True)
+    # The first is the same as that of its seed alone.
+    style = told[0].split("style ")[1].split(", ")[0]
+    assert cf_study("fuse", "a.mid", "b.mid", *OUT, "--style", style).code == 0
+    assert (tunes / "out.mid").read_bytes() == (tunes / "out-1.mid").read_bytes()
+
+
+def test_intervals_are_told(cf_study: Run, tunes: Path) -> None:
+    outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, "--transpose-right", "-3")
+    assert outcome.code == 0
+    assert "the right piece moved by -3 semitones" in outcome.out
+    last = [note.pitch for note in read_file(tunes / "out.mid").notes][-4:]
+    assert last == [note.pitch - 3 for note in read_file(tunes / "b.mid").notes][-4:]
+
+
 def test_without_a_bundle_the_ready_made_one_is_used(
     cf_study: Run, tunes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,6 +570,10 @@ def test_the_tempo_is_that_of_left_unless_given(cf_study: Run, tunes: Path) -> N
         (["a.mid", "b.mid", "--edits", "8"], ["edits: this bundle has one λ", "leave edits out"]),
         (["a.mid", "b.mid", "--lead", "left"], ["lead: in this bundle both halves change"]),
         (["a.mid", "b.mid", "--lead", "LEFT"], ["--lead LEFT", "left, even, right or a number"]),
+        (["a.mid", "b.mid", "--transpose-right", "up"], ["--transpose-right up", "auto, none"]),
+        (["a.mid", "b.mid", "--transpose-right", "auto"], ["no models of notes"]),
+        (["a.mid", "b.mid", "--seam", "auto"], ["no models of notes", "choose bars"]),
+        (["a.mid", "b.mid", "--alternatives", "0"], ["--alternatives 0", "1 or more"]),
         (["a.mid", "b.mid", "--tempo", "0"], ["tempo: 0", "10 to 500"]),
         (["a.mid", "b.mid", "--left-bars", "3"], ["--left-bars 3", "such as 5-6"]),
         (["a.mid", "b.mid", "--right-bars", "4-5"], ["b.mid: bars 4-5", "has bars 1 to 4"]),
