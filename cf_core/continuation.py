@@ -286,9 +286,7 @@ def reverse(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
     pitch = tokens.gather(1, struck.clamp(min=0))
     goes_on = functional.pad(tokens[:, 1:] == HOLD, (0, 1))
     sounding = torch.where(goes_on, HOLD, pitch)
-    turned = torch.where(
-        tokens >= FIRST_PITCH, sounding, torch.where(tokens == HOLD, sounding, tokens)
-    )
+    turned = torch.where(tokens > REST, sounding, tokens)
     return turned.gather(1, torch.where(steps <= last, last - steps, steps))
 
 
