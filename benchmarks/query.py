@@ -198,6 +198,7 @@ def _trial_tables(config: StudyConfig, scale: int) -> dict[str, Rows]:
         "pair": list(range(count)),
         "left_song": [f"song {number}" for number in range(count)],
         "right_song": [f"song {number + 1}" for number in range(count)],
+        "meter": ["4/4"] * count,
     }
     z = random.standard_normal((4, count, LATENT_DIM), np.float32)
     latents = dict(zip(("z_left_in", "z_right_in", "z_left", "z_right"), z, strict=True))
