@@ -257,9 +257,13 @@ class MelodyFormat(Settings):
             found[kind, slots[slots >= 0]] = np.flatnonzero(slots >= 0)
         return found
 
+    @property
+    def divisions(self) -> tuple[int, ...]:
+        """Into how many equal parts a quarter note is divided where steps begin."""
+        return self.subdivisions or (self.steps_per_beat,)
+
     def _divisions(self, meter: str) -> tuple[int, ...]:
-        divisions = self.subdivisions or (self.steps_per_beat,)
-        return divisions[:1] if counts_eighths(meter) else divisions
+        return self.divisions[:1] if counts_eighths(meter) else self.divisions
 
 
 def counts_eighths(meter: str) -> bool:

@@ -27,6 +27,10 @@ Chords = Literal["reject", "top", "bottom"]
 lowest note stays."""
 
 
+_PARTS = {1: "whole", 2: "half", 3: "third", 4: "fourth", 6: "sixth", 8: "eighth", 12: "twelfth"}
+"""Parts of a quarter note, in words."""
+
+
 class Passage(NamedTuple):
     """Notes and bars of a piece, both from the start of the passage."""
 
@@ -129,10 +133,10 @@ class Piece:
             advice = "take the top notes of chords, " if chords else ""
             raise MelodyError(
                 f"{self.path}: no {form.bars_per_segment} neighbouring bars with notes that the"
-                f" bundle can take: it knows {' and '.join(form.meters)} on a grid of"
-                f" {form.steps_per_beat} steps per quarter note and MIDI pitches {form.lowest} to"
-                f" {form.highest} ({self._describe()}); {advice}choose another file, or a bundle"
-                " that knows its bars"
+                f" bundle can take: it knows {_enumerate(form.meters)}, steps at each"
+                f" {_enumerate([_PARTS.get(n, f'1/{n}') for n in form.divisions])} of a quarter"
+                f" note, and MIDI pitches {form.lowest} to {form.highest} ({self._describe()});"
+                f" {advice}choose another file, or a bundle that knows its bars"
             )
         return found
 
@@ -160,6 +164,12 @@ class Piece:
         """Describe the bars, such as "its bars: 30 of 4/4, 2 off grid"."""
         kinds = Counter(bar.reason or f"of {bar.meter}" for bar in self.bars)
         return "its bars: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    """Names as a list in words: "a", "a and b", "a, b and c"."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def thin_out(notes: Sequence[Note], chords: Chords) -> tuple[Note, ...]:

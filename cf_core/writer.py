@@ -25,6 +25,7 @@ from cf_core.continuation import (
     drop_hanging_holds,
     reverse,
 )
+from cf_core.kinds import take_kinds
 from cf_core.losses import Pair
 from cf_core.melody import MelodyFormat
 from cf_core.vae import MelodyVAE
@@ -100,7 +101,8 @@ class Writer(nn.Module):
         A half of which no token changes keeps its latent. `kinds` are those of the pairs' bars, as
         `MelodyVAE.decode_tokens` takes them.
         """
-        before = [core.decode_tokens(half, kinds) for half in pair]
+        own = take_kinds(kinds, len(pair[0]), core.form).numpy()
+        before = np.split(core.decode_tokens(torch.cat(pair), np.tile(own, 2)), 2)
         tokens = torch.from_numpy(before[0]), torch.from_numpy(before[1])
         outputs = []
         for z, old, new in zip(pair, before, self.rewrite(tokens, price, chance), strict=True):
