@@ -60,7 +60,7 @@ def plan(config: StudyConfig) -> str:
 
         >>> from study import load_config
         >>> plan(load_config("quickstart")).splitlines()[1]
-        'corpus: builtin; segments of 2 bars of 4/4, 2/2'
+        'corpus: builtin; segments of 2 bars of 4/4, 2/2, 2/4, 3/4, 3/8, 6/8, 9/8, 12/8'
 
     Raises `UserError` for what can be seen to be wrong beforehand.
     """

@@ -264,7 +264,7 @@ def _say_shortfall(short: float) -> str:
     if short == math.inf:
         return "no finite point meets the constraints"
     if short <= 0:
-        return f"only {-short:.3f} beyond the front of the others"
+        return f"only {abs(short):.3f} beyond the front of the others"
     return f"{short:.3f} short of the front"
 
 

@@ -1,3 +1,5 @@
+"""Fusing files. It is long, for every option is tried on tunes of its own."""
+
 import os
 import subprocess
 import sys
@@ -203,7 +205,7 @@ def test_silent_bars_are_skipped_and_refused(tmp_path: Path, left: Path, bundle:
 def test_a_meter_that_the_bundle_does_not_know(tmp_path: Path, left: Path, bundle: Bundle) -> None:
     waltz = _midi(tmp_path / "waltz.mid", *range(60, 72), meter="3/4")
     with pytest.raises(
-        MelodyError, match=r"waltz.mid: no 2 neighbouring .* knows 4/4 and 2/2 .*8 of 3/4"
+        MelodyError, match=r"waltz.mid: no 2 neighbouring .* knows 4/4 and 2/2, .*8 of 3/4"
     ):
         fuse_files(left, waltz, bundle)
     with pytest.raises(MelodyError, match=r"bars 1-2: .* 3/4; the model takes .* of 4/4 or 2/2"):

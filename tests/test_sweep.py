@@ -106,7 +106,7 @@ def test_what_was_stopped_is_a_row_and_in_no_frontier(finished: Study) -> None:
     pruned = trials.filter(status="pruned")
     assert pruned.height == 4
     assert set(pruned["steps"]) == {100}
-    told = r"^stopped after 100 steps: (only 0\.\d+ beyond|0\.\d+ short of) the front"
+    told = r"^stopped after 100 steps: (only \d+\.\d{3} beyond|\d+\.\d{3} short of) the front"
     assert pruned["reason"].str.contains(told).all()
     rungs = store.scan("rungs").collect()
     assert set(rungs["trial"]) == set(trials["trial"])

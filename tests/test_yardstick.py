@@ -132,7 +132,7 @@ def test_another_key_does_not_please_it_either(evaluator: Evaluator, rated: pl.D
     by = np.random.default_rng(2).integers(1, 7, (len(pairs), 1))
     fits = np.where(right >= FIRST_PITCH, right + by, 0).max(axis=1) < corpus.form.vocabulary
     moved = np.where(right >= FIRST_PITCH, right + np.where(fits[:, None], by, -by), right)
-    latents = tuple(evaluator.core.encode_mean(half) for half in (left, moved.astype(np.uint8)))
+    latents = tuple(evaluator.core.encode_mean(half) for half in (left, moved))
     source = Source(
         "test", Split.TEST, (latents[0], latents[1]), corpus.song[pairs], corpus.kinds[pairs[:, 0]]
     )
