@@ -80,6 +80,14 @@ class Fused:
         return self._joined(self.outputs)
 
     @property
+    def bars_in_tune(self) -> BarRange:
+        """Numbers of the first and of the last fused bar in the whole tune, a pickup being bar 0."""
+        before = self.around[0].bars
+        has_pickup = bool(before) and before[0].length < bar_length(before[0].meter)
+        first = len(before) + 1 - has_pickup
+        return first, first + 2 * self.form.bars_per_segment - 1
+
+    @property
     def tune(self) -> Tune:
         """The whole tune: the left piece, the fused segments in place of its last, the right piece.
 

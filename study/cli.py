@@ -485,13 +485,13 @@ def _account_tune(fused: "Fused", *, whole: bool) -> list[str]:
     lines = []
     if fused.transposed:
         lines.append(f"the right piece moved by {fused.transposed:+d} semitones")
-    before, after = (len(passage.bars) for passage in fused.around)
-    many = 2 * fused.form.bars_per_segment
-    if whole and before + after:
-        seam = before + many // 2
+    first, last = fused.bars_in_tune
+    around = sum(len(passage.bars) for passage in fused.around)
+    if whole and around:
+        seam = first + fused.form.bars_per_segment
         lines.append(
-            f"whole tune: {before + many + after} bars, of which {before + 1}-{before + many} are"
-            f" fused; the seam is between bars {seam} and {seam + 1}"
+            f"whole tune: {around + last - first + 1} bars, of which {first}-{last} are fused; the"
+            f" seam is between bars {seam - 1} and {seam}"
         )
     return lines
 

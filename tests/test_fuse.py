@@ -336,6 +336,7 @@ def test_the_whole_tune_is_left_the_fused_segments_and_right(
     start, end = Fraction(13), Fraction(29)
     assert markers == [(start, "fused"), (Fraction(21), "seam"), (end, "end of fused")]
     assert meters == [(Fraction(0), "1/4"), (Fraction(1), "4/4")]
+    assert fused.bars_in_tune == (4, 7)  # as left's bars are numbered
     before = [note for note in notes if note.onset < start]
     assert [note.pitch for note in before[:5]] == [67, 60, 62, 64, 65]
     assert before[-1].onset + before[-1].duration <= start
