@@ -81,7 +81,7 @@ class Fused:
 
     @property
     def bars_in_tune(self) -> BarRange:
-        """Numbers of the first and of the last fused bar in the whole tune, a pickup being bar 0."""
+        """Numbers of the first and the last fused bar in the whole tune; a pickup is bar 0."""
         before = self.around[0].bars
         has_pickup = bool(before) and before[0].length < bar_length(before[0].meter)
         first = len(before) + 1 - has_pickup

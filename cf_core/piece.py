@@ -130,7 +130,7 @@ class Piece:
                 found.append(self.take(start))
         if not found:
             chords = any(bar.reason == "chord" for bar in self.bars)
-            advice = "take the top notes of chords, " if chords else ""
+            advice = "take the top notes of chords (chords: top), " if chords else ""
             raise MelodyError(
                 f"{self.path}: no {form.bars_per_segment} neighbouring bars with notes that the"
                 f" bundle can take: it knows {_enumerate(form.meters)}, steps at each"
