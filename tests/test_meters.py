@@ -38,8 +38,11 @@ from cf_core.nets import initialise
 from cf_core.pack import Member, PackTrainer
 from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer, report_reconstruction, transpose
+from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.likeness import describe_pairs
 from evaluation.negatives import _mix, _repeat_nearly
+from evaluation.rivals import Tools
+from evaluation.rivals.retrieval import Retrieval
 from evaluation.sources import unpaired
 from evaluation.statistics import compute_statistics
 
@@ -336,6 +339,24 @@ def test_the_map_and_its_data_know_the_kind() -> None:
         assert not torch.equal(same[0][0], other[0][0])
         with pytest.raises(ValueError, match="kinds: must say"):
             made.iterate(pair, styles, [1], 0.1)
+
+
+def test_retrieval_takes_neighbours_of_the_same_kind_only() -> None:
+    made, random = core(), make_random(0, "bank")
+    bank = torch.randn(2, 30, 5, generator=random)
+    own = np.arange(30) % 3
+    left, right = torch.randn(2, 12, 5, generator=random)
+    kinds = np.arange(12) % 3
+    classifier = SearchClassifier(5, ClassifierSettings(hidden=8))
+    tools = Tools(classifier, torch.ones(5), (bank[0], bank[1]), made, own)
+    rival = Retrieval()
+    transform = rival.transform(rival.settings(), kinds, tools)
+    counts = (1, 10, 30)  # only ten of the thirty are of each kind
+    for step in transform((left, right), counts, make_random(0, "none")):
+        for row, found in enumerate(step.outputs[0]):
+            (place,) = (bank[0] == found).all(1).nonzero().flatten().tolist()
+            assert own[place] == kinds[row]
+            assert torch.equal(step.outputs[1][row], bank[1][place])
 
 
 # ---- what is measured --------------------------------------------------------------
