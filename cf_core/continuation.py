@@ -114,8 +114,20 @@ class Continuation(nn.Module):
         The melodies are of one `kind` of bars, and without marks. The tokens of a step are read
         only for the steps after it. Units are dropped only if a generator is given (in training).
         """
-        window, struck, hangs = self._read(tokens, kind, count)
-        steps = torch.arange(tokens.shape[1] - count, tokens.shape[1]) % self.form.lengths[kind]
+        asked = torch.arange(tokens.shape[1] - count, tokens.shape[1])
+        return self._predict(tokens, _follow_pitch(tokens), kind, asked, random)
+
+    def _predict(
+        self,
+        tokens: Int64[Tensor, "B N"],
+        pitch: Int64[Tensor, "B N"],
+        kind: int,
+        asked: Int64[Tensor, "n"],
+        random: torch.Generator | None = None,
+    ) -> Float[Tensor, "B n V"]:
+        """As `forward`, at the steps `asked`; `pitch` is what `_follow_pitch` finds before them."""
+        window, struck, hangs = self._read(tokens, pitch, kind, asked)
+        steps = asked % self.form.lengths[kind]
         place = self.place(torch.from_numpy(self.form.slot_of[kind])[steps])
         if kind > 0:
             place = place + self.place.weight[self.form.slots.shape[1] + kind - 1]
@@ -143,25 +155,25 @@ class Continuation(nn.Module):
         return torch.where(lags > 0, lags, 2 * segment)
 
     def _read(
-        self, tokens: Int64[Tensor, "B N"], kind: int, count: int
+        self,
+        tokens: Int64[Tensor, "B N"],
+        pitch: Int64[Tensor, "B N"],
+        kind: int,
+        asked: Int64[Tensor, "n"],
     ) -> tuple[Int64[Tensor, "B n K"], Int64[Tensor, "B n"], Bool[Tensor, "B n"]]:
-        """What is known before each of the last `count` steps.
+        """What is known before each of the steps `asked`.
 
         That is the window, the token of the last pitch struck (the middle of the vocabulary before
         the first one), and whether a hold would have no note.
         """
-        steps = torch.arange(tokens.shape[1])
-        last = torch.where(tokens >= FIRST_PITCH, steps, -1).cummax(1).values
-        last_pitch = torch.where(last >= 0, tokens.gather(1, last.clamp(min=0)), -1)
-        asked = steps[-count:]
         before = (asked - 1).clamp(min=0)
         is_first = asked % self.form.lengths[kind] == 0
-        struck = torch.where(asked == 0, -1, last_pitch[:, before])
+        struck = torch.where(asked == 0, -1, pitch[:, before])
         struck = torch.where(struck < 0, self.form.vocabulary // 2, struck)
         hangs = is_first | (tokens[:, before] == REST)
         places = asked[:, None] - self._lags(kind)
         at = places.clamp(min=0)
-        interval = (last_pitch[:, at] - struck[..., None]).clamp(-_WIDEST, _WIDEST) + _WIDEST
+        interval = (pitch[:, at] - struck[..., None]).clamp(-_WIDEST, _WIDEST) + _WIDEST
         seen = tokens[:, at]
         window = torch.where(seen == HOLD, interval + _INTERVALS, interval)
         window = torch.where(seen == REST, _SILENT, window)
@@ -256,14 +268,24 @@ class Continuation(nn.Module):
         """Draw halves of one kind of bars, as `rewrite` says."""
         steps, rows = start.shape[1], torch.arange(len(start))
         tokens = torch.cat((start, torch.zeros_like(start)), dim=1)
+        pitch = _follow_pitch(tokens)  # right before the first step, then kept up
         for step in range(steps):
-            # The token of the last step is not read.
-            logits = self(tokens[:, : steps + step + 1], kind, 1).squeeze(1)
+            place = torch.tensor([steps + step])
+            logits = self._predict(tokens, pitch, kind, place).squeeze(1)
             logits[rows, favoured[:, step]] += price
             up_to = logits.softmax(1).cumsum(1)
             drawn = torch.searchsorted(up_to, chance[:, step, None] * up_to[:, -1:], right=True)
-            tokens[:, steps + step] = drawn.squeeze(1).clamp(max=logits.shape[1] - 1)
+            token = drawn.squeeze(1).clamp(max=logits.shape[1] - 1)
+            tokens[:, steps + step] = token
+            held = pitch[:, steps + step - 1]
+            pitch[:, steps + step] = torch.where(token >= FIRST_PITCH, token, held)
         return tokens[:, steps:]
+
+
+def _follow_pitch(tokens: Int64[Tensor, "B N"]) -> Int64[Tensor, "B N"]:
+    """The token of the last pitch struck up to each step; -1 before the first one."""
+    last = torch.where(tokens >= FIRST_PITCH, torch.arange(tokens.shape[1]), -1).cummax(1).values
+    return torch.where(last >= 0, tokens.gather(1, last.clamp(min=0)), -1)
 
 
 def drop_hanging_holds(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
