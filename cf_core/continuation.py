@@ -49,6 +49,9 @@ _PLACES = _NEAR + 2 * len(_AROUND)
 _CHUNK = 256
 """Pairs that are rated at one time. What is computed of so few stays in the cache."""
 
+_AHEAD = 512
+"""Tokens that are guessed and drawn at one time. So few cost hardly more than one."""
+
 
 @dataclass(frozen=True)
 class ContinuationSettings(Settings):
@@ -265,27 +268,40 @@ class Continuation(nn.Module):
         price: Float[Tensor, "B"],
         chance: Float[Tensor, "B T"],
     ) -> Int64[Tensor, "B n"]:
-        """Draw halves of one kind of bars, as `rewrite` says."""
-        steps, rows = start.shape[1], torch.arange(len(start))
-        tokens = torch.cat((start, torch.zeros_like(start)), dim=1)
-        pitch = _follow_pitch(tokens)  # right before the first step, then kept up
-        for step in range(steps):
-            place = torch.tensor([steps + step])
-            logits = self._predict(tokens, pitch, kind, place).squeeze(1)
-            logits[rows, favoured[:, step]] += price
-            up_to = logits.softmax(1).cumsum(1)
-            drawn = torch.searchsorted(up_to, chance[:, step, None] * up_to[:, -1:], right=True)
-            token = drawn.squeeze(1).clamp(max=logits.shape[1] - 1)
-            tokens[:, steps + step] = token
-            held = pitch[:, steps + step - 1]
-            pitch[:, steps + step] = torch.where(token >= FIRST_PITCH, token, held)
+        """Draw halves of one kind of bars, as `rewrite` says.
+
+        Few pairs are drawn many steps at one time, after guesses of the tokens before each step:
+        those of `favoured` first, later those of the last round. Draws are right up to the first
+        one that differs from its guess, and the next round begins after it. The more pairs, the
+        fewer steps at one time, since then the arithmetic counts and a wrong guess is dear.
+        """
+        steps, rows = start.shape[1], torch.arange(len(start))[:, None]
+        tokens = torch.cat((start, favoured), dim=1)
+        pitch = _follow_pitch(tokens)
+        ahead, done = max(1, _AHEAD // len(start)), steps
+        while done < 2 * steps:
+            end = min(done + ahead, 2 * steps)
+            asked = torch.arange(done, end)
+            held = pitch[:, done - 2, None]
+            pitch[:, done - 1 : end] = _follow_pitch(tokens[:, done - 1 : end], held)
+            logits = self._predict(tokens, pitch, kind, asked)
+            logits[rows, asked - done, favoured[:, asked - steps]] += price[:, None]
+            up_to = logits.softmax(2).cumsum(2)
+            bound = chance[:, asked - steps, None] * up_to[..., -1:]
+            drawn = torch.searchsorted(up_to, bound, right=True).squeeze(2)
+            drawn = drawn.clamp(max=logits.shape[2] - 1)
+            wrong = (drawn != tokens[:, asked]).any(0).nonzero()
+            tokens[:, asked] = drawn
+            done = done + int(wrong[0]) + 1 if len(wrong) else end
         return tokens[:, steps:]
 
 
-def _follow_pitch(tokens: Int64[Tensor, "B N"]) -> Int64[Tensor, "B N"]:
-    """The token of the last pitch struck up to each step; -1 before the first one."""
+def _follow_pitch(
+    tokens: Int64[Tensor, "B N"], before: Int64[Tensor, "B 1"] | int = -1
+) -> Int64[Tensor, "B N"]:
+    """The token of the last pitch struck up to each step; `before` until the first one."""
     last = torch.where(tokens >= FIRST_PITCH, torch.arange(tokens.shape[1]), -1).cummax(1).values
-    return torch.where(last >= 0, tokens.gather(1, last.clamp(min=0)), -1)
+    return torch.where(last >= 0, tokens.gather(1, last.clamp(min=0)), before)
 
 
 def drop_hanging_holds(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:

@@ -192,10 +192,24 @@ class VAETrainer(Trainer):
 
 
 def decode_likeliest(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
-    """Return the likeliest tokens in which every hold has a note, by the Viterbi algorithm.
+    """Return the likeliest tokens in which every hold has a note.
 
     The decoder emits all steps at once, so it can put a hold at the start or after a rest, where it
-    has no meaning. The two states are whether a note sounds after a step or not.
+    has no meaning.
+    """
+    tokens = logits.argmax(-1)
+    before = functional.pad(tokens[:, :-1], (1, 0), value=REST)
+    hangs = ((tokens == HOLD) & (before == REST)).any(1)
+    # The likeliest tokens of all are the likeliest of these, too, in all other segments.
+    if hangs.any():
+        tokens[hangs] = _search_likeliest(logits[hangs])
+    return tokens
+
+
+def _search_likeliest(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
+    """The likeliest tokens in which every hold has a note, by the Viterbi algorithm.
+
+    The two states are whether a note sounds after a step or not.
     """
     pitch, onset = logits[..., FIRST_PITCH:].max(-1)
     onset, rest, hold = onset + FIRST_PITCH, logits[..., REST], logits[..., HOLD]

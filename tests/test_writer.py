@@ -1,5 +1,6 @@
 """Melodies played backwards, and the writer, against enumeration."""
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -131,6 +132,24 @@ def test_what_is_dear_stays_and_what_is_written_is_a_melody() -> None:
     assert changed[0] < changed[2]
     for half in writer.rewrite(halves, alike(0.0, 40), draws):
         assert torch.equal(drop_hanging_holds(half), half)
+
+
+@pytest.mark.parametrize("count", [1, 3, 40, 700])  # from all steps at one time to one by one
+@pytest.mark.parametrize("price", [0.0, 1.0, 4.0])
+def test_tokens_are_those_that_are_drawn_one_after_another(price: float, count: int) -> None:
+    model = made(WIDE).forwards.double()
+    left, right = melodies(count, WIDE), melodies(count, WIDE, 1)
+    draws = torch.rand(count, WIDE.steps, generator=make_random(0, "chance"), dtype=torch.float64)
+    prices = torch.full((count,), price, dtype=torch.float64)
+    found = model.rewrite(left, right, prices, draws)
+    melody = torch.cat((left, torch.zeros_like(right)), 1)
+    for step in range(WIDE.steps):
+        until = melody[:, : WIDE.steps + step + 1]
+        chances = model(until, 0, 1)[:, 0].exp()
+        chances[torch.arange(count), right[:, step]] *= math.exp(price)
+        up_to = (chances / chances.sum(1, keepdim=True)).cumsum(1)
+        melody[:, WIDE.steps + step] = (up_to <= draws[:, step, None]).sum(1)
+    assert torch.equal(found, melody[:, WIDE.steps :])
 
 
 def test_each_half_of_each_row_has_its_own_price_and_sees_no_other() -> None:
