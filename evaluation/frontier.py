@@ -97,9 +97,11 @@ def list_comparisons(axes: Collection[str]) -> Iterator[Comparison]:
 
 
 def _measured(metrics: pl.DataFrame, axes: Collection[str]) -> Iterator[Comparison]:
-    """Those for which there is what choices are made by; too few songs have no likeness."""
-    known = set(metrics["metric"].unique())
-    return (one for one in list_comparisons(axes) if one.chosen_metric in known)
+    """Those that were measured: few songs have no likeness, and a meter may lack pairs."""
+    known = set(metrics.select("source", "metric").unique().iter_rows())
+    for one in list_comparisons(axes):
+        if known.issuperset(((one.chosen_source, one.chosen_metric), (one.source, one.metric))):
+            yield one
 
 
 def space_distances(axis: str, limits: tuple[float, float]) -> Float64[np.ndarray, "d"]:

@@ -1,5 +1,7 @@
 """Verdicts: whether ours is better than a rival, also for other songs and training seeds.
 
+This file is long, because verdicts and the metrics of one meter rest on the same scores of points.
+
 Letters in shapes: `B` pairs of a source, `C` clusters of them (songs, or blocks of pairs), `P` real
 pairs, `S` their songs, `n` training seeds, `R` replicates, `K` bins, `I` intervals across the seam,
 `N` any number of comparisons.
@@ -18,7 +20,8 @@ from scipy import special
 from evaluation.frontier import CHOSEN_BY, CHOSEN_ON, DISTANCES, FUSIONS, OURS, REAL
 from evaluation.jackknife import Jackknife, has_enough_songs, satterthwaite
 from evaluation.likeness import SEAMS
-from evaluation.samples import take_bins
+from evaluation.metrics import AXES, OF_PAIRS, REACH
+from evaluation.samples import Interval, take_bins
 from evaluation.statistics import (
     STATISTICS,
     correlation,
@@ -34,6 +37,19 @@ SIGNIFICANCE = 0.05
 
 _Point = tuple[str, float | None, int]
 """Trial, λ and iteration."""
+_KEYS: dict[str, type[pl.DataType]] = {
+    "trial": pl.String,
+    "lambda": pl.Float64,
+    "iteration": pl.Int32,
+}
+"""The columns of a point."""
+_ESTIMATE: dict[str, type[pl.DataType]] = {
+    **dict.fromkeys(("value", "low", "high"), pl.Float64),
+    **dict.fromkeys(("n", "excluded"), pl.Int64),
+}
+"""The columns of what is measured of it."""
+_TOLD = (*STATISTICS, "seam", *OF_PAIRS, *AXES)
+"""Metrics that outcomes tell."""
 _SETTING = ["configuration", "lambda", "iteration"]
 _PANEL = ["rival", "axis", "source", "metric"]
 _SCHEMA = pl.Schema(
@@ -44,6 +60,9 @@ _SCHEMA = pl.Schema(
         **dict.fromkeys(("songs", "seeds", "excluded", "candidates"), pl.Int64),
     }
 )
+_EQUAL = 1e-12
+_LIMITS = {**dict.fromkeys(STATISTICS, (-1.0, 1.0)), "seam": (0.0, 1.0)}
+"""The lowest and the highest value of some metrics."""
 
 
 def decide_verdicts(
@@ -100,6 +119,39 @@ def decide_verdicts(
         "rival", "axis", "source", maintain_order=True
     )
     return pl.concat(map(_decided, families)).sort("rival", "axis", maintain_order=True)
+
+
+def measure_again(
+    metrics: pl.DataFrame,
+    outcomes: pl.LazyFrame,
+    influences: pl.LazyFrame,
+    bins: Mapping[str, int],
+) -> pl.DataFrame:
+    """Measure the points of `metrics` on those of their pairs that are in `outcomes`.
+
+    With the outcomes of one meter, these are the metrics of that meter, beside the real pairs in
+    it. Sources without pairs are left out, and so is what outcomes do not tell: the floor, the
+    ceiling, and measures of how two sets overlap. `indistinguishable` stays what it was of each
+    pair, a rank among all real pairs. Intervals are for other songs; these ranks are held fixed
+    unless `influences` knows all the real pairs.
+    """
+    real = outcomes.filter(pl.col("method") == REAL).collect()
+    measured = [metrics.clear()]
+    for (source,), rows in metrics.group_by("source", maintain_order=True):
+        own = outcomes.filter(pl.col("source") == source, pl.col("method") != REAL)
+        points = set(own.select([*_KEYS]).unique().collect().iter_rows())
+        if not points:
+            continue
+        split = "test" if source in CHOSEN_ON else "validation"
+        neighbours = real.filter(pl.col("source") == split)
+        pairs = _Pairs.of(own, influences, neighbours, str(source), points)
+        for (name,), group in rows.group_by("metric", maintain_order=True):
+            if name in _TOLD:
+                found = _Scores(pairs, str(name), bins).tabulate()
+                kept = group.drop(_ESTIMATE)
+                joined = kept.join(found, on=[*_KEYS], nulls_equal=True, maintain_order="left")
+                measured.append(joined.select(metrics.columns))
+    return pl.concat(measured)
 
 
 def crossed_interval(
@@ -243,11 +295,7 @@ def _take_points(
     table: pl.LazyFrame, order: str, source: str, points: set[_Point]
 ) -> dict[_Point, pl.DataFrame]:
     """Read the rows of some points of a source, by point, and in the order of a column."""
-    keys = pl.DataFrame(
-        list(points),
-        {"trial": pl.String, "lambda": pl.Float64, "iteration": pl.Int32},
-        orient="row",
-    )
+    keys = pl.DataFrame(list(points), _KEYS, orient="row")
     # The join alone would give the same rows; the names tell which files need not be read.
     named = pl.col("trial").is_in(keys["trial"].unique().to_list())
     found: dict[Any, pl.DataFrame] = (
@@ -282,11 +330,30 @@ class _Scores(dict[_Point, _Score]):
             self[point] = self._correlation(*take_bins(outcomes, self.metric))
         elif self.metric == "seam":
             self[point] = self._seam(outcomes)
+        elif self.metric.endswith(REACH):
+            values = outcomes[self.metric.removesuffix(REACH)].to_numpy().astype(np.float64)
+            excluded = int((~np.isfinite(values)).sum())
+            self[point] = _Score(float(np.nanquantile(values, 0.9)), _NONE, excluded)
         else:
             values = outcomes[self.metric].to_numpy().astype(np.float64)
             known = self.pairs.influences if self.metric == CHOSEN_BY else {}
             self[point] = self._mean(values, known.get(point))
         return self[point]
+
+    def tabulate(self) -> pl.DataFrame:
+        """The metric of all points, with intervals, as columns of the table `metrics`."""
+        rows = []
+        for point, outcomes in self.pairs.points.items():
+            score, jackknife = self[point], self.pairs.jackknife
+            interval: Interval = (None, None)
+            # Replicates that are equal, but for rounding, give no estimate of a spread.
+            if jackknife is not None and (abs(score.replicates - score.value) > _EQUAL).any():
+                low, high = jackknife.interval(score.value, score.replicates)
+                least, most = _LIMITS.get(self.metric, (-np.inf, np.inf))
+                interval = max(low, least), min(high, most)
+            counts = outcomes.height - score.excluded, score.excluded
+            rows.append((*point, score.value, *interval, *counts))
+        return pl.DataFrame(rows, _KEYS | _ESTIMATE, orient="row")
 
     def _mean(
         self, values: Float64[np.ndarray, "B"], influence: Float64[np.ndarray, "S"] | None

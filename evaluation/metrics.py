@@ -71,6 +71,8 @@ ComputeSet = Callable[[Sample], Estimate | None]
 
 METRICS: dict[str, Metric] = {}
 """All metrics by name."""
+REACH = "_q90"
+"""End of the names of the quantiles of a distance, after the name of that distance."""
 OF_PAIRS: dict[str, ComputePairs] = {}
 """The function of each metric of pairs, which returns None where pairs lack what it needs."""
 OF_SETS: dict[str, ComputeSet] = {}
@@ -223,7 +225,7 @@ def _larger_edit_distance(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"] 
 def _declare_reach(name: str, label: str) -> None:
     @_of_sets(
         Metric(
-            f"{name}_q90",
+            f"{name}{REACH}",
             f"90 % quantile over the pairs of `{name}`, so that a few pairs cannot pay for the"
             " others.",
             label,

@@ -257,10 +257,16 @@ def compact(folder: Folder) -> None:
         _say(f"{store.root}: nothing to compact")
 
 
-@app.command(epilog="Example: cf-study frontier quickstart")
-def frontier(folder: Folder) -> None:
+@app.command(epilog="Example: cf-study frontier quickstart --meter 6/8")
+def frontier(
+    folder: Folder,
+    meter: Annotated[
+        str | None,
+        typer.Option(help="Compare the pairs in this meter alone, in figures and verdicts."),
+    ] = None,
+) -> None:
     """Draw all figures again, from the tables alone."""
-    for path in study.draw_figures(_open(folder)):
+    for path in study.draw_figures(_open(folder), meter):
         _say(f"wrote {path}")
 
 

@@ -44,7 +44,7 @@ from evaluation.frontier import (
     panel_points,
     rivals,
 )
-from evaluation.inference import decide_verdicts, probability_of_improvement
+from evaluation.inference import decide_verdicts, measure_again, probability_of_improvement
 from evaluation.metrics import AXES, COHERENCY, LIKENESS
 from study.config import EvaluationPlan, StudyConfig
 from study.ledger import Ledger
@@ -72,9 +72,7 @@ def tabulate(store: Store, evaluation: EvaluationPlan) -> None:
     """Write the tables `controls`, `frontier`, `matched`, `hypervolumes` and `verdicts`."""
     finished = read_finished_metrics(store)
     store.write("controls", "all", rate_controls(finished))
-    used = pl.col("metric").is_in([*COHERENCY, *LIKENESS, *AXES])
-    metrics = finished.filter(used, ~pl.col("method").is_in([*CONTROLS]))
-    bounds = dict(evaluation.matched)
+    metrics, bounds = _take_compared(finished), dict(evaluation.matched)
     fronts = [
         _front(group).with_columns(source=pl.lit(source), metric=pl.lit(metric), axis=pl.lit(axis))
         for source, metric, axis in product(CHOSEN_ON, (*LIKENESS, *COHERENCY), bounds)
@@ -87,35 +85,75 @@ def tabulate(store: Store, evaluation: EvaluationPlan) -> None:
     store.write("matched", "all", matched)
     store.write("hypervolumes", "all", hypervolumes(metrics, bounds))
     found = decide_verdicts(
-        metrics,
-        matched,
-        store.outcomes,
-        store.scan("influences"),
-        count_bins(store),
+        metrics, matched, store.outcomes, store.scan("influences"), count_bins(store)
     )
     store.write("verdicts", "all", found)
 
 
-def draw(store: Store) -> list[AnyPath]:
-    """Draw all figures again, from the tables alone; each as SVG and PNG.
+def _take_compared(metrics: pl.DataFrame) -> pl.DataFrame:
+    """The metrics and methods that are compared with each other."""
+    used = pl.col("metric").is_in([*COHERENCY, *LIKENESS, *AXES])
+    return metrics.filter(used, ~pl.col("method").is_in([*CONTROLS]))
 
-    A figure for which the study has no data is left out.
+
+def draw(store: Store, meter: str | None = None) -> Iterator[AnyPath]:
+    """Draw all figures again, from the tables alone; yield each file as soon as it is written.
+
+    Each is written as SVG and PNG. A figure for which the study has no data is left out. With a
+    `meter`, the figures that compare methods are drawn of the pairs in this meter, into a folder of
+    its own, after the verdicts on these pairs. Choices among the points are made in this meter,
+    too. Raises `ConfigError` if the study has no pairs in it.
     """
-    return [
-        path
-        for name, figure in _figures(store)
-        for path in save(figure, store.root / "figures" / name)
-    ]
+    folder = store.root / "figures"
+    if meter is None:
+        figures = _figures(store)
+    else:
+        config = StudyConfig.restored(store.record)
+        metrics, found = _measure_meter(store, config, meter)
+        folder /= meter.replace("/", "-")
+        yield _write_csv([_name(found, store)], folder / "verdicts.csv")
+        figures = _comparing_figures(config, metrics, found)
+    for name, figure in figures:
+        yield from save(figure, folder / name)
+
+
+def _measure_meter(
+    store: Store, config: StudyConfig, meter: str
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The metrics of the pairs in one meter, and the verdicts on them."""
+    if meter not in (known := _list_meters(store)):
+        raise ConfigError(
+            f"meter: {meter}: the study has no pairs in it to choose by and to report; choose from"
+            f" {', '.join(known)}"
+        )
+    own = store.outcomes.filter(pl.col("meter") == meter)
+    influences, bins = store.scan("influences"), count_bins(store)
+    metrics = measure_again(read_finished_metrics(store), own, influences, bins)
+    compared = _take_compared(metrics)
+    matched = matched_similarity(compared, dict(config.evaluation.matched))
+    return metrics, decide_verdicts(compared, matched, own, influences, bins)
+
+
+def _list_meters(store: Store) -> list[str]:
+    """The meters that have pairs in every source."""
+    inputs = store.outcomes.filter(pl.col("method") == "identity")
+    sources = inputs.group_by("meter").agg(pl.col("source").n_unique()).sort("meter").collect()
+    return sources.filter(pl.col("source") == pl.col("source").max())["meter"].to_list()
 
 
 def write_verdicts(stores: Sequence[Store], path: AnyPath) -> None:
     """Write the verdicts of several studies to one CSV file; `corpus` is a study's name."""
-    tables = [
-        store.scan("verdicts").with_columns(corpus=pl.lit(store.record["name"])).collect()
-        for store in stores
-    ]
+    _write_csv([_name(store.scan("verdicts").collect(), store) for store in stores], path)
+
+
+def _name(verdicts: pl.DataFrame, store: Store) -> pl.DataFrame:
+    return verdicts.with_columns(corpus=pl.lit(store.record["name"]))
+
+
+def _write_csv(verdicts: Sequence[pl.DataFrame], path: AnyPath) -> AnyPath:
     with replacing(path) as temporary:
-        pl.concat(tables).select(CSV_COLUMNS).write_csv(temporary)
+        pl.concat(verdicts).select(CSV_COLUMNS).write_csv(temporary)
+    return path
 
 
 def say_verdicts(store: Store) -> list[str]:
@@ -267,9 +305,31 @@ def say_improvements(store: Store) -> list[str]:
 
 
 def _figures(store: Store) -> Iterator[tuple[str, Figure]]:
+    """Draw the figures that compare methods, then all others."""
     config = StudyConfig.restored(store.record)
+    metrics = read_finished_metrics(store)
+    yield from _comparing_figures(config, metrics, store.scan("verdicts").collect())
+    shown = _shown_points(store, metrics)
+    if not shown.is_empty():
+        named = pl.col("trial").is_in([*shown["trial"], "identity", REAL])
+        outcomes = store.outcomes.filter(named).collect()
+        yield "transitions", transition_figure(outcomes, store.bins.collect(), shown)
+    yield "song-distances", song_distance_figure(store.scan("song_distances").collect())
+    costs, trials = store.scan("costs").collect(), store.scan("trials").collect()
+    training = trials.filter(pl.col("method").is_in(FUSIONS))["training_seconds"].mean()
+    yield "cost", cost_figure(metrics, costs, float(training or 0.0))  # type: ignore[arg-type]
+    if search := _search_figure(store, config.search.objectives):
+        yield "search", search
+    examples = store.scan("examples").collect()
+    if not examples.is_empty():
+        yield "styles", style_figure(examples, config.melody)
+
+
+def _comparing_figures(
+    config: StudyConfig, metrics: pl.DataFrame, found: pl.DataFrame
+) -> Iterator[tuple[str, Figure]]:
+    """Draw what compares methods by their metrics, and the verdicts."""
     bounds = dict(config.evaluation.matched)
-    metrics, found = read_finished_metrics(store), store.scan("verdicts").collect()
     if CHOSEN_BY in metrics["metric"]:
         yield "likeness", likeness_figure(metrics, _EDITS)
     for axis in (*DEPLOYED_AXES, *POSTER_AXES):
@@ -290,20 +350,6 @@ def _figures(store: Store) -> Iterator[tuple[str, Figure]]:
     poster = pl.col("axis").is_in(POSTER_AXES)
     yield "verdicts", verdict_figure(found.filter(~poster))
     yield "verdicts-poster", verdict_figure(found.filter(poster))
-    shown = _shown_points(store, metrics)
-    if not shown.is_empty():
-        named = pl.col("trial").is_in([*shown["trial"], "identity", REAL])
-        outcomes = store.outcomes.filter(named).collect()
-        yield "transitions", transition_figure(outcomes, store.bins.collect(), shown)
-    yield "song-distances", song_distance_figure(store.scan("song_distances").collect())
-    costs, trials = store.scan("costs").collect(), store.scan("trials").collect()
-    training = trials.filter(pl.col("method").is_in(FUSIONS))["training_seconds"].mean()
-    yield "cost", cost_figure(metrics, costs, float(training or 0.0))  # type: ignore[arg-type]
-    if search := _search_figure(store, config.search.objectives):
-        yield "search", search
-    examples = store.scan("examples").collect()
-    if not examples.is_empty():
-        yield "styles", style_figure(examples, config.melody)
 
 
 def _search_figure(store: Store, objectives: tuple[str, str]) -> Figure | None:

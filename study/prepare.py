@@ -204,15 +204,7 @@ def _core(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter)
         f"prior samples: {prior['valid_prior']:.3f} decode to a melody"
         f" ({prior['valid_prior_by_step']:.3f} if every step were decoded by itself)"
     )
-    reached = report["validation"] | prior
-    for name, least in config.core_gate.model_dump().items():
-        if reached[name] < least:
-            kind = "prior samples" if name in prior else "validation songs"
-            raise UserError(
-                f"the core reaches {name} {reached[name]:.3f} on {kind},"
-                f" {least - reached[name]:.3f} below core_gate.{name} {least}; lower the gate, or"
-                " train longer (core.steps) in a study of another name"
-            )
+    config.core_gate.check(report)
     return trainer.vae
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cf_core.errors import UserError
+from cf_core.errors import CoreGateError, UserError
 from evaluation.rivals.lp import LP
 from study.config import StudyConfig, list_builtin, load_config, load_configs
 from study.config.reference import write_reference
-from study.config.schema import CorpusSettings
+from study.config.schema import CoreGate, CorpusSettings
 from study.parameters import SETTINGS
 from study.specs import Configuration, TrialSpec
 from study.store import find_differences
@@ -451,3 +451,18 @@ def test_reference_names_every_key_with_its_default() -> None:
 def test_written_reference_is_the_generated_one() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == write_reference(), "run: python -m study.config > docs/configuration.md"
+
+
+def test_the_gate_of_the_core_holds_in_each_meter() -> None:
+    gate = CoreGate()
+    good = dict.fromkeys(("token_accuracy", "onset_pitch_recall", "exact_segments"), 1.0)
+    report = {"validation": good, "prior": {"valid_prior": 1.0}, "meters": {"4/4": good}}
+    gate.check(report)
+    gate.check(report | {"meters": {}})
+    rare = {"9/8": good | {"exact_segments": 0.59}}
+    with pytest.raises(
+        CoreGateError, match=r"exact_segments 0\.590 on validation songs in 9/8, 0\.010"
+    ):
+        gate.check(report | {"meters": {"4/4": good, **rare}})
+    with pytest.raises(CoreGateError, match=r"valid_prior 0\.970 on prior samples"):
+        gate.check(report | {"prior": {"valid_prior": 0.97}})

@@ -23,13 +23,16 @@ from ray.cluster_utils import Cluster
 
 import study
 from cf_core.bundle import load_bundle
-from cf_core.errors import UserError
+from cf_core.errors import ConfigError, UserError
 from cf_core.fuse import fuse_files
 from evaluation.controls import CONTROLS
 from evaluation.figures import save
-from evaluation.frontier import CHOSEN_ON, DEPLOYED_AXES, PANELS, POSTER_AXES
+from evaluation.frontier import CHOSEN_ON, DEPLOYED_AXES, LEVELS, PANELS, POSTER_AXES, REAL
+from evaluation.inference import measure_again
 from evaluation.metrics import AXES, COHERENCY, LIKENESS, METRICS, OF_PAIRS
 from evaluation.rivals import list_rivals
+from evaluation.samples import take_bins
+from evaluation.statistics import STATISTICS, transition_matrix
 from study import findings
 from study.config import StudyConfig
 from study.execution import estimate_work, run_job
@@ -327,6 +330,70 @@ def test_figures_come_from_parquet_alone(undisturbed: Study, tmp_path: Path) -> 
     name, figure = next(findings._figures(store))
     for path in save(figure, tmp_path / name):
         assert path.read_bytes() == drawn[path.name].read_bytes()
+
+
+def assert_close(found: pl.Series, wanted: pl.Series | float) -> None:
+    """Outcomes are written in single precision."""
+    assert np.allclose(found, wanted, atol=2e-5, equal_nan=True)
+
+
+def test_metrics_of_some_pairs_are_those_of_their_outcomes(undisturbed: Study) -> None:
+    store, _, _ = undisturbed
+    metrics, influences = findings.read_finished_metrics(store), store.scan("influences")
+    bins = findings.count_bins(store)
+    again = measure_again(metrics, store.outcomes, influences, bins)
+    keys = ["trial", "lambda", "iteration", "source", "metric"]
+    both = again.join(metrics, on=keys, nulls_equal=True, suffix="_stored", validate="1:1")
+    told = [*STATISTICS, *LIKENESS, *OF_PAIRS, *AXES]
+    stored = metrics.filter(pl.col("metric").is_in(told), ~pl.col("method").is_in(LEVELS))
+    assert again.height == both.height == stored.height
+    assert_close(both["value"], both["value_stored"])
+    assert both["n"].equals(both["n_stored"])
+    # How real pairs bear on likeness is in the tables for whole pairs of scored sources alone.
+    fixed = ~pl.col("metric").str.starts_with("indistinguishable")
+    scored = (pl.col("metric") == "indistinguishable") & pl.col("source").is_in([*CHOSEN_ON])
+    spread = both.filter(fixed | scored)
+    known = spread.drop_nulls(["low", "low_stored"])
+    for name in ("low", "high"):
+        assert_close(known[name], known[f"{name}_stored"])
+    # Where only one gives an interval, all songs have the same mean.
+    none = spread.filter(pl.col("low").is_null() != pl.col("low_stored").is_null())
+    widths = none.select((pl.col(f"high{x}") - pl.col(f"low{x}")).abs() for x in ("", "_stored"))
+    assert_close(widths.select(pl.max_horizontal(pl.all())).to_series(), 0.0)
+    # Of every other pair, as if the others had another meter.
+    some = store.outcomes.filter((pl.col("pair") % 2 == 0) | (pl.col("method") == REAL))
+    rows = some.filter(trial="lp-eta0.3", source="test", iteration=5).collect()
+    real = some.filter(method=REAL, source="test").collect()
+    found = measure_again(metrics, some, influences, bins).filter(
+        trial="lp-eta0.3", source="test", iteration=5
+    )
+    value = dict(found.select("metric", "value").iter_rows())
+    assert value["edit_distance"] == pytest.approx(rows["edit_distance"].mean())
+    far = np.quantile(rows["larger_edit_distance"].to_numpy(), 0.9)
+    assert value["larger_edit_distance_q90"] == pytest.approx(far)
+    ours, theirs = (
+        transition_matrix(*take_bins(table, "note_count"), bins["note_count"]).ravel()
+        for table in (rows, real)
+    )
+    assert value["note_count"] == pytest.approx(np.corrcoef(ours, theirs)[0, 1])
+    assert set(found["n"]) <= {rows.height, *range(rows.height)}
+
+
+def test_figures_and_verdicts_of_one_meter(undisturbed: Study, tmp_path: Path) -> None:
+    store, _, _ = undisturbed
+    for table in TABLES.keys() - {"latents", "rungs", "failures"}:
+        shutil.copytree(folder(store) / table, tmp_path / table)
+    shutil.copy(folder(store) / "study.json", tmp_path)
+    copy = Store(tmp_path)
+    with pytest.raises(ConfigError, match=r"meter: 6/8: the study has no pairs in it .* from 4/4$"):
+        next(iter(draw(copy, "6/8")))
+    written = [str(path) for path in draw(copy, "4/4")]
+    assert all(path.startswith(str(tmp_path / "figures" / "4-4")) for path in written)
+    assert {Path(path).stem for path in written} >= {"likeness", "frontier-z_distance", "verdicts"}
+    # All pairs of this study are in one meter.
+    own, whole = pl.read_csv(written[0]), copy.scan("verdicts").collect()
+    assert own.height == whole.height
+    assert_close(own["difference"], whole["difference"])
 
 
 def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:

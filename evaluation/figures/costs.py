@@ -16,7 +16,7 @@ from evaluation.figures.canvas import (
     legend_below,
     look,
 )
-from evaluation.figures.panels import LEVEL_KEYS, Panel, draw_front, draw_levels, method_key
+from evaluation.figures.panels import Panel, draw_front, draw_levels, level_keys, method_key
 from evaluation.frontier import (
     FUSIONS,
     LEVELS,
@@ -66,7 +66,7 @@ def cost_figure(metrics: pl.DataFrame, costs: pl.DataFrame, training_seconds: fl
             if m in FUSIONS
         ]
         devices = ", ".join(sorted(timed["device"].drop_nulls().unique()))
-        kinds = [*amortised, ("identity", key(GREY, (0.0, (1.0, 3.0)))), *LEVEL_KEYS]
+        kinds = [*amortised, ("identity", key(GREY, (0.0, (1.0, 3.0)))), *level_keys(metrics)]
         legend_below(
             figure, {"frontier of": entries, "": kinds}, f"measured on {drawable(devices)}"
         )

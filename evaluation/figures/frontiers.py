@@ -27,7 +27,14 @@ from evaluation.figures.canvas import (
     panel_grid,
     thinned,
 )
-from evaluation.figures.panels import LEVEL_KEYS, POINT, Panel, draw_front, draw_levels, method_key
+from evaluation.figures.panels import (
+    POINT,
+    Panel,
+    draw_front,
+    draw_levels,
+    level_keys,
+    method_key,
+)
 from evaluation.frontier import (
     CHOSEN_ON,
     FUSIONS,
@@ -179,9 +186,10 @@ def frontier_figure(
             "frontier of": [(look(m).label, method_key(m)) for m in rivals],
             "LP: iterations": [(f"{x:,}", key(c, "", "x")) for x, c in _name(lp_shade)],
             "tricks": [(x.label, key(GREY, "", letter(x.letter), _LETTER)) for x in tricks],
-            "references": LEVEL_KEYS,
+            "references": level_keys(metrics),
         }
-        meant = "; pleased by: tricks that are rated above real pairs" * bool(tricks)
+        is_rated = not rated["pleases"].is_null().all()
+        meant = "; pleased by: tricks that are rated above real pairs" * is_rated
         legend_below(figure, columns, panels.note(end) + meant)
     return figure
 
@@ -229,7 +237,7 @@ def iteration_figure(
             "λ": [(f"{x:.3g}", key(c, "-")) for x, c in _name(shade)],
             "iterations": [(f"{x}", key(GREY, "", "o", size)) for x, size in _name(sizes)],
             "method": [(look(m).label, method_key(m)) for m in methods],
-            "references": LEVEL_KEYS,
+            "references": level_keys(metrics),
         }
         legend_below(figure, columns, panels.note(end) + some)
     return figure

@@ -20,7 +20,7 @@ from evaluation.figures.canvas import (
     letter,
     look,
 )
-from evaluation.figures.panels import LEVEL_KEYS, Panel, draw_levels, method_key
+from evaluation.figures.panels import Panel, draw_levels, level_keys, method_key
 from evaluation.frontier import CHOSEN_BY, FUSIONS, OURS, panel_points
 
 _METRICS = {CHOSEN_BY: "whole pairs", "indistinguishable_halves": "halves alone"}
@@ -76,7 +76,7 @@ def likeness_figure(metrics: pl.DataFrame, axis: str) -> Figure:
             {
                 "methods": [(look(m).label, method_key(m)) for m in (*drawn, "identity")],
                 "tricks": [(x.label, key(GREY, "", letter(x.letter), _LETTER)) for x in tricks],
-                "references": LEVEL_KEYS,
+                "references": level_keys(metrics),
             },
             "lines join the best point of each stretch of distance; rings: the best of all,"
             " beyond which a method overshoots",

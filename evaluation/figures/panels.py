@@ -22,11 +22,7 @@ from evaluation.frontier import (
 POINT = ["method", "configuration", "lambda", "iteration"]
 """Columns that identify a point, with its seeds taken together."""
 _LEVEL_DASHES: dict[str, LineStyleType] = {"floor": ":", "ceiling": (0.0, (6.0, 2.0))}
-LEVEL_KEYS = [
-    ("floor: other inputs", key(GREY, _LEVEL_DASHES["floor"])),
-    ("ceiling: real pairs", key(GREY, _LEVEL_DASHES["ceiling"])),
-]
-"""Entries of the levels in a legend."""
+_LEVEL_NAMES = {"floor": "floor: other inputs", "ceiling": "ceiling: real pairs"}
 
 
 @dataclass(frozen=True)
@@ -106,6 +102,16 @@ def draw_levels(panel: Axes, levels: pl.DataFrame) -> None:
         panel.axhline(value, color=GREY, lw=0.8, ls=dashes, label=method, zorder=1.5)
         if low is not None and method in LEVELS:
             panel.axhspan(low, high, color=GREY, alpha=0.1, lw=0)
+
+
+def level_keys(metrics: pl.DataFrame) -> list[tuple[str, Line2D]]:
+    """Make the entries of a legend for the levels that the table `metrics` has."""
+    known = metrics["method"].unique().to_list()
+    return [
+        (_LEVEL_NAMES[name], key(GREY, dashes))
+        for name, dashes in _LEVEL_DASHES.items()
+        if name in known
+    ]
 
 
 def method_key(method: str, *, filled: bool = True) -> Line2D:

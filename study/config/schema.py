@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from cf_core.continuation import ContinuationSettings
-from cf_core.errors import ConfigError, RecordsError
+from cf_core.errors import ConfigError, CoreGateError, RecordsError
 from cf_core.files import AnyPath, place
 from cf_core.fusion import FusionSettings
 from cf_core.melody import MelodyFormat
@@ -73,7 +73,10 @@ class CorpusSettings(Section):
 
 
 class CoreGate(Section):
-    """The least that the core must reach on validation songs before any trial is trained."""
+    """The least that the core must reach on validation songs before any trial is trained.
+
+    With several meters, it must reach it in each.
+    """
 
     token_accuracy: Share = 0.97
     """Share of grid steps decoded right."""
@@ -83,6 +86,24 @@ class CoreGate(Section):
     """Share of segments decoded without an error."""
     valid_prior: Share = 0.98
     """Share of prior samples that decode to a valid melody."""
+
+    def check(self, report: Mapping[str, Any]) -> None:
+        """Raise `CoreGateError` for the first limit that a core misses.
+
+        `report` holds figures by the names of the limits: under "validation" over all songs, under
+        "meters" in each meter, if there are several, and under "prior" of prior samples.
+        """
+        songs = {"validation songs": report["validation"]}
+        songs |= {f"validation songs in {meter}": own for meter, own in report["meters"].items()}
+        for name, least in self.model_dump().items():
+            measured = {"prior samples": report["prior"]} if name in report["prior"] else songs
+            for where, reached in measured.items():
+                if reached[name] < least:
+                    raise CoreGateError(
+                        f"the core reaches {name} {reached[name]:.3f} on {where},"
+                        f" {least - reached[name]:.3f} below core_gate.{name} {least}; lower the"
+                        " gate, or train longer (core.steps) in a study of another name"
+                    )
 
 
 class Selection(Section):
