@@ -85,12 +85,13 @@ def statistics(rounds: Rounds) -> Iterator[Measure]:
     count = SEGMENTS // rounds.scale
     z = torch.randn(count, LATENT_DIM, generator=make_random(0, "latents"))
     tokens = core.decode_tokens(z)
-    bins = Bins.fit(compute_statistics(_tunes(2000), FORM))
+    tunes, kinds = _tunes(2000), np.zeros(count, np.int64)
+    bins = Bins.fit(compute_statistics(tunes, FORM), FORM.find_kinds(tunes), len(FORM.kinds))
 
     def matrices() -> None:
         values = compute_statistics(tokens, FORM)
         for name in STATISTICS:
-            of = bins.assign(name, values[name])
+            of = bins.assign(name, values[name], kinds)
             transition_matrix(of[: count // 2], of[count // 2 :], bins.count(name))
 
     with limit_threads(1):

@@ -102,8 +102,9 @@ class Evaluator:
 
     @cached_property
     def bins(self) -> Bins:
-        """Bins of the five statistics, fitted to quantiles of the training segments."""
-        return Bins.fit(self._training)
+        """Bins of the five statistics, fitted to the training segments of each kind of bars."""
+        kinds = self.corpus.kinds[self.corpus.segments(Split.TRAIN)]
+        return Bins.fit(self._training, kinds, len(self.corpus.form.kinds))
 
     @cached_property
     def training_segments(self) -> SegmentBank:
@@ -334,12 +335,11 @@ class Evaluator:
     def _measure(self, pairs: Pairs) -> dict[str, Any]:
         """Return the columns of the records that can be computed for these pairs."""
         left, right = song_names(self.corpus, pairs.songs)
-        form = self.corpus.form
         columns = {
             "pair": np.arange(len(pairs.songs)),
             "left_song": left,
             "right_song": right,
-            "meter": [form.kinds[kind] for kind in form.find_kinds(pairs.tokens[0])],
+            "meter": [pairs.form.kinds[kind] for kind in pairs.kinds],
         }
         for name, compute in OF_PAIRS.items():
             if (values := compute(pairs, self)) is not None:
@@ -435,7 +435,10 @@ class Evaluator:
     def _bins(self, pairs: Pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         left, right = pairs.statistics
         return {
-            name: (self.bins.assign(name, left[name]), self.bins.assign(name, right[name]))
+            name: (
+                self.bins.assign(name, left[name], pairs.kinds),
+                self.bins.assign(name, right[name], pairs.kinds),
+            )
             for name in STATISTICS
         }
 

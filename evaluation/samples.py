@@ -63,6 +63,11 @@ class Pairs:
     """Which pairs are to be measured; None for all."""
 
     @cached_property
+    def kinds(self) -> Int64[np.ndarray, "B"]:
+        """The kind of the bars of each pair, as an index into the format's."""
+        return self.form.find_kinds(self.tokens[0])
+
+    @cached_property
     def features(self) -> Float64[np.ndarray, "B F"]:
         """Musical features of the pairs (`describe_pairs`)."""
         return describe_pairs(self.tokens, self.form)[0]

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer
+from jaxtyping import Bool, Float64, Int64, Integer
 from scipy.spatial.distance import cdist
 
-from cf_core.errors import RecordsError
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 
 STATISTICS: tuple[str, ...] = (
@@ -31,6 +30,8 @@ STATISTICS: tuple[str, ...] = (
 TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
 """The left and the right halves of pairs, as tokens."""
 
+_QUANTILED = STATISTICS[:-1]
+"""The statistics that are binned by quantiles."""
 QUANTILE_BINS = 8
 PITCH_CLASSES = 12
 DIATONIC = np.stack([np.roll([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1], k) for k in range(12)], 1)
@@ -106,51 +107,73 @@ class Bins:
     """Edges of the bins of each statistic: bin `i` holds `edges[i - 1] <= value < edges[i]`.
 
     The first bin has no lower edge, and the last bin no upper edge.
+
+    Each kind of bars has bins of its own, so the number of a bin is a rank among segments of that
+    kind. Both halves of a pair are of one kind. Bars of 2/4 hold fewer notes than bars of 4/4, so
+    with common bins the meter alone would put both halves into a low or a high bin, and unrelated
+    halves would seem to follow one another as neighbours do.
     """
 
-    edges: Mapping[str, tuple[float, ...]]
+    edges: tuple[Mapping[str, tuple[float, ...]], ...]
+    """Of each kind of bars, by statistic."""
 
     @classmethod
-    def fit(cls, statistics: Mapping[str, Float64[np.ndarray, "B"]]) -> "Bins":
+    def fit(
+        cls,
+        statistics: Mapping[str, Float64[np.ndarray, "B"]],
+        kinds: Int64[np.ndarray, "B"],
+        count: int,
+    ) -> "Bins":
         """Fit bins to training segments: quantiles for four statistics, 12 classes for the fifth.
 
-        Each edge is a value that occurs, and no bin is empty on the training segments. Quantiles of
-        a discrete statistic can coincide and then make one edge, so there may be fewer than
-        `QUANTILE_BINS` bins (`count` says how many). Raises `ValueError` if no segment has a note.
+        `kinds` says which of `count` kinds of bars each segment has. Quantiles are those of the
+        kind. A kind of fewer than `QUANTILE_BINS` segments with notes has too few to be divided,
+        and takes the quantiles of all segments.
+
+        Each edge is a value that occurs, and no bin is empty on the segments it was fitted to.
+        Quantiles of a discrete statistic can coincide and then make one edge, so there may be fewer
+        than `QUANTILE_BINS` bins (`count` says how many). Raises `ValueError` if no segment has a
+        note.
         """
-        edges = {"pitch_class": tuple(float(edge) for edge in range(1, PITCH_CLASSES))}
-        for statistic in STATISTICS[:-1]:
-            values = statistics[statistic][np.isfinite(statistics[statistic])]
-            if values.size == 0:
-                raise ValueError(f"{statistic}: no training segment has a note")
-            levels = np.arange(1, QUANTILE_BINS) / QUANTILE_BINS
-            quantiles = np.unique(np.quantile(values, levels, method="inverted_cdf"))
-            edges[statistic] = tuple(quantiles[quantiles > values.min()].tolist())
-        return cls(edges)
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, list[float]]) -> "Bins":
-        """Read what `to_dict` wrote. Raises `RecordsError` for anything else."""
-        ascending = all(np.all(np.diff(edges) > 0) for edges in record.values())
-        if set(record) != set(STATISTICS) or not ascending:
-            raise RecordsError(
-                f"bins: must hold ascending edges for {', '.join(STATISTICS)} and nothing else;"
-                " fit them again on the training segments"
+        classes = {"pitch_class": tuple(float(edge) for edge in range(1, PITCH_CLASSES))}
+        return cls(
+            tuple(
+                classes
+                | {name: _fit_edges(name, statistics[name], kinds == kind) for name in _QUANTILED}
+                for kind in range(count)
             )
-        return cls({statistic: tuple(edges) for statistic, edges in record.items()})
-
-    def to_dict(self) -> dict[str, list[float]]:
-        """Return the edges by statistic, for JSON; `from_dict` restores them bit for bit."""
-        return {statistic: list(edges) for statistic, edges in self.edges.items()}
+        )
 
     def count(self, statistic: str) -> int:
-        """`K`, the number of bins of `statistic`."""
-        return len(self.edges[statistic]) + 1
+        """`K`, the number of bins of `statistic` in the kind that has most of them."""
+        return max(len(own[statistic]) for own in self.edges) + 1
 
-    def assign(self, statistic: str, values: Float64[np.ndarray, "B"]) -> Int64[np.ndarray, "B"]:
-        """Return the bin of each value, 0 to K - 1; -1 for NaN."""
-        bins = np.searchsorted(self.edges[statistic], values, side="right")
-        return np.where(np.isnan(values), -1, bins)
+    def assign(
+        self,
+        statistic: str,
+        values: Float64[np.ndarray, "B"],
+        kinds: Int64[np.ndarray, "B"],
+    ) -> Int64[np.ndarray, "B"]:
+        """Return the bin of each value among segments of its kind, 0 to K - 1; -1 for NaN."""
+        bins = np.full(len(values), -1)
+        for kind, own in enumerate(self.edges):
+            those = (kinds == kind) & ~np.isnan(values)
+            bins[those] = np.searchsorted(own[statistic], values[those], side="right")
+        return bins
+
+
+def _fit_edges(
+    statistic: str, values: Float64[np.ndarray, "B"], is_own: Bool[np.ndarray, "B"]
+) -> tuple[float, ...]:
+    """Quantiles of the values of one kind, or of all values where the kind has too few."""
+    sounding = np.isfinite(values)
+    own = sounding & is_own
+    fitted = values[own if own.sum() >= QUANTILE_BINS else sounding]
+    if fitted.size == 0:
+        raise ValueError(f"{statistic}: no training segment has a note")
+    levels = np.arange(1, QUANTILE_BINS) / QUANTILE_BINS
+    quantiles = np.unique(np.quantile(fitted, levels, method="inverted_cdf"))
+    return tuple(quantiles[quantiles > fitted.min()].tolist())
 
 
 def count_pairs(

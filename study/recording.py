@@ -212,8 +212,9 @@ def record_references(bench: Workbench, store: Store) -> None:
         "bins",
         "references",
         [
-            {"statistic": statistic, "bin": index, "lower": lower}
-            for statistic, edges in evaluator.bins.to_dict().items()
+            {"meter": meter, "statistic": statistic, "bin": index, "lower": lower}
+            for meter, own in zip(evaluator.corpus.form.kinds, evaluator.bins.edges, strict=True)
+            for statistic, edges in own.items()
             for index, lower in enumerate((None, *edges))
         ],
     )

@@ -91,7 +91,7 @@ _LAMBDA = _column(
 _STYLE_DIM = _column("style_dim", _INT32, "`S`, the style dimensions of a trial.", null=True)
 _SEED = _column("seed", _INT64, "Training seed of a trial.", null=True)
 _STEP_SIZE = _column("step_size", _FLOAT64, "η of a rival.", null=True)
-_METER = _column("meter", _TEXT, "Meter of the pair, as the first of its kind in `melody.meters`.")
+_METER = _column("meter", _TEXT, "Meter of the bars, as the first of its kind in `melody.meters`.")
 _SOURCE = _column("source", _TEXT, "Origin of the input pairs, such as `test` or `prior`.")
 _ITERATION = _column("iteration", _INT32, "Number of applications, steps or draws; 0 for none.")
 _METRIC = _column("metric", _TEXT, "Name of the metric, such as `judge` or `mean_pitch`.")
@@ -118,7 +118,11 @@ def _setting(name: str) -> pa.Field:
 
 
 _BINS = tuple(
-    _column(f"{statistic}_{half}", _INT8, f"Bin of the {half} half's {name}; -1 if it has none.")
+    _column(
+        f"{statistic}_{half}",
+        _INT8,
+        f"Bin of the {half} half's {name}, one of those of its meter; -1 if it has none.",
+    )
     for statistic, name in ((statistic, statistic.replace("_", " ")) for statistic in STATISTICS)
     for half in ("left", "right")
 )
@@ -328,6 +332,7 @@ TABLES: dict[str, Table] = {
                 " semitones, where 0 and 26 are more than an octave; -1 if a half has no notes.",
             ),
         ),
+        edition=2,
     ),
     "influences": Table(
         "How the real pairs of each song bear on `indistinguishable` of a point: other songs would"
@@ -366,8 +371,9 @@ TABLES: dict[str, Table] = {
         ),
     ),
     "bins": Table(
-        "Bins of the musical statistics: quantiles of the training segments.",
+        "Bins of the musical statistics: quantiles of the training segments of each kind of bars.",
         (
+            _METER,
             _column("statistic", _TEXT, "Name of the statistic."),
             _column("bin", _INT32, "Number of the bin, from 0."),
             _column("lower", _FLOAT64, "Its lower edge; null for the first, open bin.", null=True),

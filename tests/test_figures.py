@@ -104,11 +104,11 @@ COSTS = (
 def bins_table() -> pl.DataFrame:
     """Three bins of each statistic, and the twelve pitch classes."""
     rows = [
-        (statistic, place, None if place == 0 else 60.0 + place)
+        ("4/4", statistic, place, None if place == 0 else 60.0 + place)
         for statistic in STATISTICS
         for place in range(12 if statistic == "pitch_class" else 3)
     ]
-    schema = {"statistic": pl.String, "bin": pl.Int32, "lower": pl.Float64}
+    schema = {"meter": pl.String, "statistic": pl.String, "bin": pl.Int32, "lower": pl.Float64}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
@@ -627,6 +627,7 @@ def test_transitions_name_their_columns_and_bins(figures: dict[str, Figure]) -> 
 def test_edges_are_named_as_far_as_there_is_room(edges: int) -> None:
     fine = pl.DataFrame(
         {
+            "meter": ["4/4"] * (edges + 1),
             "statistic": ["mean_pitch"] * (edges + 1),
             "bin": range(edges + 1),
             "lower": [None, *(60.123 + i / 30 for i in range(edges))],
@@ -639,6 +640,26 @@ def test_edges_are_named_as_far_as_there_is_room(edges: int) -> None:
     assert len(ticks) == min(edges, 3 if edges > 4 else 2)
     # Of k bins a name takes about a third of the width.
     assert (np.diff(ticks) >= (edges + 1) / 3.5).all() or len(ticks) <= 2
+
+
+def test_bins_of_several_meters_are_named_by_rank_where_their_edges_differ() -> None:
+    """In 3/8 the first edge of the mean pitch is another; the note count has one bin more."""
+    in_eighths = BINS.with_columns(meter=pl.lit("3/8"))
+    another = pl.when(statistic="mean_pitch", bin=1).then(59.5).otherwise("lower")
+    finer = pl.DataFrame([("3/8", "note_count", 3, 63.0)], BINS.schema, orient="row")
+    bins = pl.concat([BINS, in_eighths.with_columns(lower=another), finer])
+    figure = transition_figure(OUTCOMES, bins, POINTS)
+    grid = np.array([axes for axes in figure.axes if axes.images]).reshape(len(STATISTICS), 4)
+    named = {
+        name: ([text.get_text() for text in panel.get_xticklabels()], panel.get_xticks().tolist())
+        for name, panel in zip(STATISTICS, grid[:, 0], strict=True)
+    }
+    assert named["mean_pitch"] == (["1", "2", "3"], [0, 1, 2])
+    assert named["note_count"] == (["1", "2", "3", "4"], [0, 1, 2, 3])
+    assert named["pitch_range"] == (["61", "62"], [0.5, 1.5])
+    sizes = {name: np.shape(grid[n, 0].images[0].get_array()) for n, name in enumerate(STATISTICS)}
+    assert sizes["mean_pitch"] == (3, 3)
+    assert sizes["note_count"] == (4, 4)
 
 
 def test_a_point_without_outcomes_is_named() -> None:

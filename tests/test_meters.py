@@ -16,7 +16,7 @@ from cf_core.continuation import (
     drop_hanging_holds,
     reverse,
 )
-from cf_core.corpus import Split, load_corpus
+from cf_core.corpus import Corpus, Split, load_corpus
 from cf_core.errors import MelodyError
 from cf_core.fusion import FusionSettings, Latents
 from cf_core.grid import GridBar, make_segment, to_grid
@@ -39,6 +39,8 @@ from cf_core.pack import Member, PackTrainer
 from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer, report_reconstruction, transpose
 from evaluation.classifier import ClassifierSettings, SearchClassifier
+from evaluation.evaluator import Evaluator
+from evaluation.judge import Judge, JudgeSettings
 from evaluation.likeness import describe_pairs
 from evaluation.negatives import _mix, _repeat_nearly
 from evaluation.rivals import Tools
@@ -377,6 +379,41 @@ def test_mean_duration_is_in_quarter_notes() -> None:
     triplet = [C4, HOLD, C4, HOLD, C4, HOLD, *[REST] * 18]
     row = EVERY.put_marks(np.array([[*triplet, *[0] * 25]]), np.array([EVERY.find_kind("2/4")]))
     assert compute_statistics(row, EVERY)["mean_duration"][0] == pytest.approx(1 / 3)
+
+
+def test_bins_are_ranks_among_training_segments_of_the_same_meter() -> None:
+    """Segments of 2/4 have about twice the notes of those of 3/8, and equal ranks."""
+    form = MelodyFormat(meters=("2/4", "3/8"), bars_per_segment=2)
+    tokens, song = draw_segments(480, form=form), np.repeat(np.arange(60), 8)
+    pairs = np.flatnonzero(song[2:] == song[:-2])[:, None] + [0, 2]  # kinds take turns
+    corpus = Corpus(
+        form=form,
+        tokens=tokens,
+        song=song,
+        bar=np.arange(480),
+        song_ids=tuple(map(str, range(60))),
+        split=np.arange(60) // 20,
+        pairs=pairs,
+        struck_again=0,
+        content_hash="0",
+    )
+    second = Continuation(form, ContinuationSettings(hidden=8))
+    made, settings = MelodyVAE(form, SMALL), JudgeSettings(hidden=8, members=1)
+    judges = {split: Judge(form, settings, second) for split in (Split.VALIDATION, Split.TEST)}
+    classifier = SearchClassifier(5, ClassifierSettings(hidden=8))
+    evaluator = Evaluator(corpus, made, classifier, judges, 0, second)
+    records = evaluator.real_outcomes(Split.TEST)
+    counts = (tokens >= FIRST_PITCH).sum(1)
+    rows = corpus.pairs_of(Split.TEST)
+    assert len(rows) == records.height == 20 * 6
+    for kind, meter in enumerate(form.kinds):
+        known = np.sort(counts[:160][np.arange(160) % 2 == kind])  # those of training songs
+        edges = sorted({*known[9:70:10].tolist()} - {known[0]})  # at n/8 of the 80 segments
+        own = records["meter"].to_numpy() == meter
+        assert own.sum() == 60
+        for half, column in enumerate(("note_count_left", "note_count_right")):
+            expected = [sum(edge <= count for edge in edges) for count in counts[rows[own, half]]]
+            assert records[column].to_numpy()[own].tolist() == expected
 
 
 def test_negatives_are_mixed_within_their_kind() -> None:

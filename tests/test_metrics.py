@@ -40,6 +40,8 @@ from evaluation.statistics import (
 from evaluation.transforms import Fusion, Step
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=83)
+ONLY = np.zeros(1, np.int64)
+"""The kind of the bars of one segment."""
 LABEL = {"trial": "x", "method": "fusion", "lambda": 0.5, "style_dim": 2, "seed": 3}
 SETS = ("overlap_area", "density", "coverage")
 DISTANCES = (
@@ -252,7 +254,7 @@ def test_real_pairs_are_recorded_as_notes(corpus: Corpus, evaluator: Evaluator) 
     for half, rows in zip(("left", "right"), pairs.T, strict=True):
         values = compute_statistics(corpus.tokens[rows], FORM)
         for name in STATISTICS:
-            bins = evaluator.bins.assign(name, values[name])
+            bins = evaluator.bins.assign(name, values[name], corpus.kinds[rows])
             assert records[f"{name}_{half}"].to_list() == bins.tolist()
     left, right = corpus.tokens[pairs[:, 0]], corpus.tokens[pairs[:, 1]]
     judged = evaluator.judges[Split.VALIDATION].probability(left, right)
@@ -266,7 +268,7 @@ def counted(evaluator: Evaluator, name: str, left: np.ndarray, right: np.ndarray
     table = np.zeros((count, count))
     for a, b in zip(left, right, strict=True):
         values = [compute_statistics(half[None], FORM)[name] for half in (a, b)]
-        i, j = (int(evaluator.bins.assign(name, value)[0]) for value in values)
+        i, j = (int(evaluator.bins.assign(name, value, ONLY)[0]) for value in values)
         if i >= 0 and j >= 0:
             table[i, j] += 1
     return table

@@ -1,8 +1,8 @@
 """It is long, since every estimator is re-derived literally."""
 
-import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cf_core.errors import RecordsError
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, to_notes
 from evaluation.bootstrap import draw_pigeonhole_weights
 from evaluation.statistics import (
@@ -120,58 +119,127 @@ def test_statistics_are_those_of_the_notes(tokens: np.ndarray) -> None:
         assert fast["pitch_class"][row] == min(c for c in by_class if by_class[c] == longest)
 
 
-def fitted(**values: list[float]) -> Bins:
-    """Bins of the given training values; 0 to 15 for the statistics not given."""
-    plain = {name: np.arange(16.0) for name in STATISTICS}
-    return Bins.fit(plain | {name: np.array(column, float) for name, column in values.items()})
+def fitted(kinds: Sequence[int] | None = None, count: int = 1, **values: list[float]) -> Bins:
+    """Bins of the given training values; 0 to 15 for the statistics not given.
+
+    By default all segments are of the only kind of bars.
+    """
+    size = len(kinds) if kinds is not None else max(map(len, values.values()), default=16)
+    columns = {name: np.arange(float(size)) for name in STATISTICS}
+    columns |= {name: np.array(column, float) for name, column in values.items()}
+    return Bins.fit(columns, np.zeros(size, np.int64) if kinds is None else np.array(kinds), count)
+
+
+def edges_of(bins: Bins, statistic: str, kind: int = 0) -> list[float]:
+    return list(bins.edges[kind][statistic])
+
+
+def assigned(bins: Bins, statistic: str, values: list[float], kind: int = 0) -> list[int]:
+    of = bins.assign(statistic, np.array(values, float), np.full(len(values), kind))
+    found: list[int] = of.tolist()
+    return found
 
 
 def test_bins_are_training_quantiles() -> None:
     bins = fitted()
-    assert bins.to_dict()["mean_pitch"] == [1, 3, 5, 7, 9, 11, 13]
-    values = np.array([-9.0, 0, 1, 2.9, 3, 13, 99, np.nan])
-    assert bins.assign("mean_pitch", values).tolist() == [0, 0, 1, 1, 2, 7, 7, -1]
+    assert edges_of(bins, "mean_pitch") == [1, 3, 5, 7, 9, 11, 13]
+    values = [-9.0, 0, 1, 2.9, 3, 13, 99, np.nan]
+    assert assigned(bins, "mean_pitch", values) == [0, 0, 1, 1, 2, 7, 7, -1]
     assert bins.count("mean_pitch") == 8
 
 
 def test_coinciding_quantiles_make_one_edge() -> None:
-    bins = fitted(note_count=[1, 1, 1, 1, 1, 2, 2, 9], pitch_range=[3, 3, 3])
-    assert bins.to_dict()["note_count"] == [2]  # 1 is the minimum: nothing would lie below it
-    assert bins.assign("note_count", np.array([0.0, 1, 2, 9])).tolist() == [0, 0, 1, 1]
+    bins = fitted(note_count=[1, 1, 1, 1, 1, 2, 2, 9], pitch_range=[3] * 8)
+    assert edges_of(bins, "note_count") == [2]  # 1 is the minimum: nothing would lie below it
+    assert assigned(bins, "note_count", [0.0, 1, 2, 9]) == [0, 0, 1, 1]
     assert bins.count("pitch_range") == 1
 
 
 def test_pitch_classes_have_a_bin_each() -> None:
-    bins = fitted()
+    bins = fitted(kinds=[0, 1] * 20, count=2)
     assert bins.count("pitch_class") == PITCH_CLASSES
-    assert bins.assign("pitch_class", np.arange(12.0)).tolist() == list(range(12))
+    for kind in (0, 1):
+        assert assigned(bins, "pitch_class", [*range(12)], kind) == list(range(12))
 
 
 @pytest.mark.slow
 @given(st.lists(st.integers(-3, 9) | st.floats(-3, 9), min_size=1, max_size=60))
 def test_no_bin_is_empty_on_the_training_segments(values: list[float]) -> None:
     bins = fitted(mean_duration=[*values, math.nan])
-    assigned = set(bins.assign("mean_duration", np.array(values, float)).tolist())
-    assert assigned == set(range(bins.count("mean_duration")))
+    assert set(assigned(bins, "mean_duration", values)) == set(range(bins.count("mean_duration")))
     assert bins.count("mean_duration") <= 8
-
-
-def test_bins_survive_json_bit_for_bit() -> None:
-    bins = fitted(mean_pitch=np.random.default_rng(0).normal(size=99).tolist())
-    assert Bins.from_dict(json.loads(json.dumps(bins.to_dict()))) == bins
-
-
-def test_bins_are_not_read_from_anything_else() -> None:
-    record = fitted().to_dict()
-    with pytest.raises(RecordsError, match="ascending edges"):
-        Bins.from_dict(record | {"mean_pitch": [3.0, 1.0]})
-    with pytest.raises(RecordsError, match="pitch_class"):
-        Bins.from_dict({"mean_pitch": [1.0]})
 
 
 def test_bins_need_notes() -> None:
     with pytest.raises(ValueError, match="mean_pitch: no training segment"):
         fitted(mean_pitch=[math.nan, math.nan])
+
+
+def test_each_kind_of_bars_has_its_own_quantiles() -> None:
+    # The short kind has 1 to 8 notes, each once; the long kind 11 and 12, and 30 in one of eight.
+    counts = [*range(1, 9), 11, 11, 11, 11, 12, 12, 12, 30]
+    bins = fitted(kinds=[0] * 8 + [1] * 8, count=2, note_count=[*map(float, counts)])
+    assert edges_of(bins, "note_count", 0) == [2, 3, 4, 5, 6, 7]
+    assert edges_of(bins, "note_count", 1) == [12]
+    assert bins.count("note_count") == 7  # that of the kind with more
+    values = np.array([1.0, 8, 11, 12, 11, 12, 8, math.nan])
+    kinds = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    assert bins.assign("note_count", values, kinds).tolist() == [0, 6, 6, 6, 0, 1, 0, -1]
+
+
+@pytest.mark.parametrize(
+    ("sounding", "own", "every"),
+    [(8, [21, 22, 23, 24, 25, 26], [3, 6, 20, 22, 25]), (7, [3, 6, 22, 24], [3, 6, 22, 24])],
+)
+def test_a_kind_of_few_segments_with_notes_takes_the_quantiles_of_all(
+    sounding: int, own: list[float], every: list[float]
+) -> None:
+    """Fewer than eight segments with notes cannot fill eight bins; the third kind has none."""
+    pitch = [*[0.0] * 4, *[3.0] * 4, *[6.0] * 4, *(20.0 + n for n in range(sounding))]
+    kinds = [0] * 12 + [1] * (sounding + 2)
+    bins = fitted(kinds, 3, mean_pitch=[*pitch, math.nan, math.nan])
+    edges = [edges_of(bins, "mean_pitch", kind) for kind in range(3)]
+    assert edges == [[3, 6], own, every]
+
+
+@given(st.lists(st.integers(-3, 9) | st.floats(-3, 9), min_size=1, max_size=60))
+def test_a_fit_of_one_kind_is_that_of_all_segments(values: list[float]) -> None:
+    """Whatever the kind is called, and however many segments it has."""
+    alone = fitted(mean_duration=values)
+    for kind in (0, 1):
+        bins = fitted(kinds=[kind] * len(values), count=2, mean_duration=values)
+        for name in STATISTICS[:-1]:
+            levels = sorted(values if name == "mean_duration" else map(float, range(len(values))))
+            # Of `n` eighths, the least value with that share at it or below it.
+            quantiles = {levels[-(-n * len(levels) // 8) - 1] for n in range(1, 8)}
+            assert edges_of(bins, name, kind) == sorted(quantiles - {levels[0]})
+        assert bins.edges == alone.edges * 2
+        assert assigned(bins, "mean_duration", values, kind) == assigned(
+            alone, "mean_duration", values
+        )
+
+
+def test_meters_alone_do_not_make_unrelated_halves_follow_one_another() -> None:
+    """Notes of one meter last 0 to 1, those of the other 1 to 2.
+
+    Half of the real neighbours are equal. Unrelated halves share the meter, and nothing else.
+    """
+    random = np.random.default_rng(0)
+    pairs = 8000
+    kinds = random.integers(0, 2, pairs)
+    left, unrelated, other = kinds + random.random((3, pairs))
+    real = np.where(random.random(pairs) < 0.5, left, other)
+
+    def floor(known: np.ndarray, count: int) -> float:
+        bins = Bins.fit(dict.fromkeys(STATISTICS, left), known, count)
+        first, *after = (
+            bins.assign("mean_duration", each, known) for each in (left, unrelated, real)
+        )
+        k = bins.count("mean_duration")
+        return float(correlation(*(transition_matrix(first, each, k) for each in after)))
+
+    assert floor(np.zeros(pairs, np.int64), 1) > 0.5
+    assert abs(floor(kinds, 2)) < 0.3  # by chance, 64 cells correlate by 1/8 or so
 
 
 LEFT = np.array([0, 0, 0, 1, -1, 0])

@@ -20,6 +20,7 @@ import study
 from cf_core.errors import QueryError, RecordsError, UserError
 from cf_core.files import place, replacing
 from study import store as module
+from study.findings import count_bins
 from study.ledger import Ledger
 from study.parts import QuarantineWarning
 from study.store import Store, find_differences
@@ -168,6 +169,23 @@ def test_writing_a_part_again_replaces_it(store: Store) -> None:
     assert Ledger(store).list_statuses() == {TRIAL["trial"]: "done", "b": "diverged"}
     store.write("trials", "b", [TRIAL | {"trial": "b"}])
     assert Ledger(store).list_statuses() == {TRIAL["trial"]: "done", "b": "done"}
+
+
+def test_bins_are_counted_in_the_meter_that_has_most(store: Store) -> None:
+    """No meter has the most bins of both statistics."""
+    counts = {
+        "4/4": {"note_count": 3, "pitch_range": 4},
+        "3/8": {"note_count": 2, "pitch_range": 4},
+        "9/8": {"note_count": 5, "pitch_range": 1},
+    }
+    rows = [
+        {"meter": meter, "statistic": name, "bin": place, "lower": float(place) if place else None}
+        for meter, of_meter in counts.items()
+        for name, count in of_meter.items()
+        for place in range(count)
+    ]
+    store.write("bins", "references", rows)
+    assert count_bins(store) == {"note_count": 5, "pitch_range": 4}
 
 
 @pytest.mark.parametrize("table", TABLES)

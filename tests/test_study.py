@@ -170,6 +170,17 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
     assert set(tables["curves"]["step"]) == {100, 120}
 
 
+def test_bins_are_recorded_by_their_lower_edges(undisturbed: Study) -> None:
+    store, config, _ = undisturbed
+    bins = store.bins.collect()
+    assert set(bins["meter"]) == {*config.melody.kinds}
+    for _, own in bins.group_by("meter", "statistic", maintain_order=True):
+        assert own["bin"].to_list() == list(range(own.height))
+        first, *others = own["lower"]
+        assert first is None
+        assert others == sorted({*others})
+
+
 def test_latents_hold_what_was_put_in_and_what_came_out(undisturbed: Study) -> None:
     store, config, _ = undisturbed
     latents = store.scan("latents").collect()

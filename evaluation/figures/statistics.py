@@ -40,12 +40,13 @@ def transition_figure(outcomes: pl.DataFrame, bins: pl.DataFrame, points: pl.Dat
     There is a row per statistic. The columns are the real adjacent test pairs, the test inputs, and
     these inputs as transformed by each of `points` (columns method, trial, lambda, iteration), ours
     first. The panels show the row-stochastic matrices from which the correlations are computed; `r`
-    is the correlation with the real pairs. A row of panels shares one colour scale, from 0.
+    is the correlation with the real pairs. A row of panels shares one colour scale, from 0. Bins
+    are named by their edges, or by rank if these differ between meters.
     `outcomes` and `bins` are the study's tables. Raises `FigureError` if a point has no outcomes,
     or the tables are empty.
     """
     columns = list(_columns(outcomes, points))
-    counts = {name: bins.filter(pl.col("statistic") == name).height for name in STATISTICS}
+    counts = {name: bins.filter(statistic=name)["bin"].n_unique() for name in STATISTICS}
     if not all(counts.values()):
         raise FigureError(
             f"bins: there are none of {', '.join(name for name in STATISTICS if not counts[name])};"
@@ -94,12 +95,22 @@ def _columns(outcomes: pl.DataFrame, points: pl.DataFrame) -> Iterator[_Column]:
 
 
 def _label_bins(panel: Axes, statistic: str, bins: pl.DataFrame) -> None:
-    """Name the pitch classes, or the edges of other bins as far as there is room."""
+    """Name the pitch classes, or the edges of other bins as far as there is room.
+
+    Where meters have different edges, name the bins by rank, from 1.
+    """
     if statistic == "pitch_class":
         panel.set_xticks(list(_WHITE_KEYS), list(_WHITE_KEYS.values()))
         panel.set_yticks(list(_WHITE_KEYS), list(_WHITE_KEYS.values()))
         return
-    edges = bins.filter(pl.col("statistic") == statistic).drop_nulls("lower").sort("bin")
+    of_meters = bins.filter(statistic=statistic)
+    found = of_meters.group_by("bin", "lower").len().sort("bin")
+    if (found["len"] < of_meters["meter"].n_unique()).any():
+        ranks = range(of_meters["bin"].n_unique())
+        panel.set_xticks(ranks, [str(rank + 1) for rank in ranks])
+        panel.set_yticks(ranks, [str(rank + 1) for rank in ranks])
+        return
+    edges = found.drop_nulls("lower")
     room = 3 if edges.height > 4 else 2
     shown = np.unique(np.linspace(0, edges.height - 1, room).round().astype(int))
     places = (edges["bin"].to_numpy() - 0.5)[shown]
