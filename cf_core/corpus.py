@@ -235,6 +235,11 @@ def _windows(
     lines = pc.fill_null(pc.list_value_length(tokens), 0).to_numpy()
     names = table["meter"].combine_chunks().dictionary_encode()
     meters = names.indices.to_numpy()
+    held = pc.fill_null(table["held"].combine_chunks(), 0).to_numpy()
+    windows = np.arange(max(len(songs) - length + 1, 0))[:, None] + np.arange(length)
+    one_song = (songs[windows] == songs[windows[:, :1]]).all(axis=1)
+    one_meter = (meters[windows] == meters[windows[:, :1]]).all(axis=1)
+    windows = windows[one_song & one_meter]
     found = []
     for kind, own in enumerate(form.kinds):
         same = [meter for meter in form.meters if form.find_kind(meter) == kind]
@@ -245,15 +250,11 @@ def _windows(
         values = tokens.filter(pa.array(good)).flatten().to_numpy()
         on_grid[good] = values.reshape(-1, wide)
 
-        rows = np.arange(max(len(good) - length + 1, 0))[:, None] + np.arange(length)
-        one_song = (songs[rows] == songs[rows[:, :1]]).all(axis=1)
-        one_meter = (meters[rows] == meters[rows[:, :1]]).all(axis=1)
-        rows = rows[good[rows].all(axis=1) & one_song & one_meter]
+        rows = windows[good[windows].all(axis=1)]
         onset = on_grid[rows].reshape(len(rows), length * wide) >= FIRST_PITCH
         half = onset.shape[1] // 2
         busy = np.minimum(onset[:, :half].sum(axis=1), onset[:, -half:].sum(axis=1)) * 2 >= length
         rows = rows[busy]
-        held = pc.fill_null(table["held"].combine_chunks(), 0).to_numpy()
         joined = join_bars(on_grid[rows], held[rows[:, 0]], kind, form)
         kept = joined.in_range & joined.on_grid
         found.append((rows[kept, 0], joined.tokens[kept], joined.struck_again[kept]))
