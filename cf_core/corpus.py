@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int64, Integer
 
 from cf_core.errors import CorpusError
 from cf_core.grid import TOLERANCE, join_bars
-from cf_core.melody import FIRST_PITCH, MelodyFormat, bar_length
+from cf_core.melody import FIRST_PITCH, MelodyFormat
 
 SCHEMA_VERSION = 1
 
@@ -244,7 +244,7 @@ def _windows(
     for kind, own in enumerate(form.kinds):
         same = [meter for meter in form.meters if form.find_kind(meter) == kind]
         allowed = pc.is_in(names, value_set=pa.array(same)).to_numpy(zero_copy_only=False)
-        wide = int(bar_length(own) * form.steps_per_beat)
+        wide = form.count_lines(own)
         good = allowed & (lines == wide)
         on_grid = np.zeros((len(good), wide), dtype=np.uint8)
         values = tokens.filter(pa.array(good)).flatten().to_numpy()

@@ -197,7 +197,7 @@ def make_segment(bars: Sequence[GridBar], form: MelodyFormat) -> Int16[np.ndarra
     for number, bar in enumerate(bars, start=1):
         if bar.tokens is None:
             raise MelodyError(f"bar {number} of the segment can't be used: {bar.reason}")
-        if bar.meter not in form.meters or len(bar.tokens) != _lines(bar.meter, form):
+        if bar.meter not in form.meters or len(bar.tokens) != form.count_lines(bar.meter):
             raise MelodyError(
                 f"bar {number} of the segment has {len(bar.tokens)} grid steps of {bar.meter}; the"
                 f" model takes bars of {' or '.join(form.meters)} with {form.steps_per_beat} steps"
@@ -223,7 +223,3 @@ def make_segment(bars: Sequence[GridBar], form: MelodyFormat) -> Int16[np.ndarra
     if not joined.on_grid[0]:
         raise MelodyError("the segment has a note between two steps of the model")
     return np.asarray(joined.tokens[0])
-
-
-def _lines(meter: str, form: MelodyFormat) -> int:
-    return int(bar_length(meter) * form.steps_per_beat)

@@ -197,6 +197,10 @@ class MelodyFormat(Settings):
             for meter in self.kinds
         )
 
+    def count_lines(self, meter: str) -> int:
+        """Count the grid lines of a bar of `meter`, one of `meters`."""
+        return int(bar_length(meter) * self.steps_per_beat)
+
     @property
     def lengths(self) -> tuple[int, ...]:
         """Steps of a segment of each kind."""
@@ -230,8 +234,7 @@ class MelodyFormat(Settings):
         """Of each kind, how long its steps are in quarter notes; 0 for marks."""
         lengths = np.zeros((len(self.kinds), self.steps))
         for kind, (meter, bar) in enumerate(zip(self.kinds, self.bars, strict=True)):
-            end = int(bar_length(meter) * self.steps_per_beat)
-            own = np.diff((*bar, end)) / self.steps_per_beat
+            own = np.diff((*bar, self.count_lines(meter))) / self.steps_per_beat
             lengths[kind, : self.lengths[kind]] = np.tile(own, self.bars_per_segment)
         return lengths
 
