@@ -320,10 +320,8 @@ def reverse(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
     """
     steps = torch.arange(tokens.shape[1])
     last = (tokens >= REST).sum(1, keepdim=True) - 1
-    struck = torch.where(tokens >= FIRST_PITCH, steps, -1).cummax(1).values
-    pitch = tokens.gather(1, struck.clamp(min=0))
     goes_on = functional.pad(tokens[:, 1:] == HOLD, (0, 1))
-    sounding = torch.where(goes_on, HOLD, pitch)
+    sounding = torch.where(goes_on, HOLD, _follow_pitch(tokens))
     turned = torch.where(tokens > REST, sounding, tokens)
     return turned.gather(1, torch.where(steps <= last, last - steps, steps))
 
