@@ -90,9 +90,7 @@ class Heard:
         shares = share_step(self.lead)
         price = lambda_.new_tensor([find_price(self.price, each) for each in lambda_.tolist()])
         price = _price_halves(price, shares)
-        own = take_kinds(
-            None if kinds is None else torch.from_numpy(kinds), len(style), self.core.form
-        )
+        own = take_kinds(kinds, len(style), self.core.form)
         now = self._listen(torch.cat(pair, 1), own)
         written, changed = now, torch.ones(len(style), dtype=torch.bool)
         going, done = torch.arange(len(style)), 0
