@@ -215,14 +215,15 @@ class Bundle:
         count, chosen = len(lambdas), _style(style, self.generator.style_dim)
         if iterations < 1:
             raise BundleError(f"iterations: {iterations} is too few; give 1 or more")
-        kinds = self.form.find_kinds(np.stack((left, right)))
+        segments = np.stack((left, right))
+        kinds = self.form.find_kinds(segments)
         if kinds[0] != kinds[1]:
             named = [self.form.kinds[kind] for kind in kinds]
             raise BundleError(
                 f"the left segment is in {named[0]}, the right one in {named[1]}; give two of one"
                 " meter"
             )
-        latents = self.core.encode_mean(np.stack((left, right)))
+        latents = self.core.encode_mean(segments)
         kinds = kinds[:1].repeat(count)
         pair = latents[:1].repeat(count, 1), latents[1:].repeat(count, 1)
         styles, lambda_ = chosen.repeat(count, 1), torch.tensor(lambdas)
