@@ -201,7 +201,7 @@ class MelodyFormat(Settings):
         """Count the grid lines of a bar of `meter`, one of `meters`."""
         return int(bar_length(meter) * self.steps_per_beat)
 
-    @property
+    @cached_property
     def lengths(self) -> tuple[int, ...]:
         """Steps of a segment of each kind."""
         return tuple(len(bar) * self.bars_per_segment for bar in self.bars)
