@@ -45,7 +45,7 @@ def decode_kinds(code: Float[Tensor, "B K"]) -> Int64[Tensor, "B"]:
 
 def find_marks(kinds: Int64[Tensor, "B"], form: MelodyFormat) -> Bool[Tensor, "B T"]:
     """Where segments of these kinds have marks."""
-    return torch.from_numpy(form.step_lengths == 0)[kinds]
+    return torch.from_numpy(form.marks)[kinds]
 
 
 class Groups(NamedTuple):

@@ -226,8 +226,12 @@ class MelodyFormat(Settings):
         self, tokens: Integer[np.ndarray, "B T"], kinds: Integer[np.ndarray, "B"]
     ) -> Integer[np.ndarray, "B T"]:
         """Replace what follows the last step of each segment by marks of its kind."""
-        is_mark = self.step_lengths[kinds] == 0
-        return np.where(is_mark, -1 - kinds[:, None], tokens).astype(np.int16)
+        return np.where(self.marks[kinds], -1 - kinds[:, None], tokens).astype(np.int16)
+
+    @cached_property
+    def marks(self) -> Bool[np.ndarray, "K T"]:
+        """Of each kind, where marks stand: behind the last step."""
+        return np.arange(self.steps) >= np.array(self.lengths)[:, None]
 
     @cached_property
     def step_lengths(self) -> Float64[np.ndarray, "K T"]:

@@ -72,6 +72,7 @@ def test_the_steps_of_a_bar_by_hand() -> None:
     quarter = [1 / 4, 1 / 12, 1 / 6, 1 / 6, 1 / 12, 1 / 4]
     assert form.step_lengths[0] == pytest.approx([*quarter * 4, 0])
     assert form.step_lengths[1] == pytest.approx([1 / 4] * 12 + [0] * 13)
+    assert form.marks.tolist() == [[False] * 24 + [True], [False] * 12 + [True] * 13]
     # The second bar of 3/8 starts where the second bar of 2/4 does.
     assert form.slots[1].tolist() == [*range(6), *[-1] * 6, *range(6, 12), *[-1] * 6]
     assert form.slot_of[1][:12].tolist() == [*range(6), *range(12, 18)]
