@@ -247,7 +247,9 @@ def _shared(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What a study and one that learns from it must have in common."""
     objectives = {key: identity["search"].get(key) for key in _OBJECTIVES}
     fusion = {name: identity["fusion"].get(name) for name in _SCHEME}
-    return {section: identity[section] for section in _SAME} | {
+    # The writer makes the outputs in this scheme alone.
+    written = ("writer",) if identity["fusion"].get("scheme") == "heard" else ()
+    return {section: identity[section] for section in (*_SAME, *written)} | {
         "search": objectives,
         "fusion": fusion,
     }

@@ -319,6 +319,22 @@ def test_a_study_of_another_core_or_of_other_objectives_teaches_nothing(
         sweep(config, None, store, Watch(), None)  # type: ignore[arg-type]
 
 
+def test_another_writer_teaches_nothing_where_it_makes_the_outputs(
+    melodies: Path, tmp_path: Path
+) -> None:
+    for scheme, end in (("heard", UserError), ("poster", KeyboardInterrupt)):
+        fusion = {**FUSION, "scheme": scheme}
+        earlier = claim(searching(melodies, tmp_path / scheme, fusion=fusion), "0" * 64)
+        search = {**SEARCH, "warm_start": str(earlier.root)}
+        changes = {"fusion": fusion, "search": search, "writer": {"hidden": 16, "steps": 31}}
+        config = searching(melodies, tmp_path / f"after {scheme}", **changes)
+        store, watch = claim(config, "0" * 64), Watch("learning from")
+        with pytest.raises(end) as raised:
+            sweep(config, None, store, watch, None)  # type: ignore[arg-type]
+        differs = "writer.batch: 8 -> 64; writer.steps: 30 -> 31" in str(raised.value)
+        assert differs == (scheme == "heard")
+
+
 def test_a_plan_counts_what_will_be_tried(melodies: Path, tmp_path: Path) -> None:
     told = plan(searching(melodies, tmp_path))
     assert "trials: 12 = 6 configurations (tpe: lambda 0.01 to 3 × style_dim 0, 2" in told

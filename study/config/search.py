@@ -116,8 +116,9 @@ class Search(_SearchedSettings):
     first: tuple[dict[str, float | str], ...] = ()
     """Configurations to try before all others, such as `{lambda: 0.1, style_dim: 4}`."""
     warm_start: str | None = None
-    """Folder of an earlier study with the same objectives, core, judge and evaluation, whose
-    outcomes TPE, NSGA-II and Gaussian processes learn from as well."""
+    """Folder of an earlier study with the same objectives, core, judge and evaluation (in the
+    scheme `heard` with the same writer, too), whose outcomes TPE, NSGA-II and Gaussian processes
+    learn from as well."""
     rungs: tuple[Count, ...] = ()
     """Training steps after which the weakest configurations of a batch are stopped (synchronous
     successive halving): those whose points fall furthest short of the front of all others there."""
