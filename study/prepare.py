@@ -108,9 +108,7 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
     evaluator = Evaluator(corpus, core, classifier, judges, config.seed, continuation)
     counts = {Split.TEST: plan.pairs, Split.VALIDATION: plan.validation_pairs}
     sources = make_sources(corpus, core, counts, config.seed)
-    heard = config.fusion.scheme == "heard"
-    writes = plan.writes or heard
-    writer = _writer(config, corpus, latents, store, reporter) if writes else None
+    writer = _writer(config, corpus, latents, store, reporter) if config.writes else None
     fingerprint = store.record["fingerprint"]
     return Workbench(
         latents,
@@ -121,7 +119,7 @@ def prepare(config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporte
         config.seed,
         fingerprint,
         writer,
-        compared_seed=config.search.seeds[0] if heard else None,
+        compared_seed=config.search.seeds[0] if config.fusion.scheme == "heard" else None,
     )
 
 

@@ -1,7 +1,7 @@
 """A study from melodies to music: its stages in order, each skipped where its records exist."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import which
 
@@ -89,15 +89,7 @@ def plan(config: StudyConfig) -> str:
             f" ({search.method}: {space}) × seed {', '.join(map(str, search.seeds))};"
             f" up to {config.fusion.steps} steps each, iteration counts"
             f" {', '.join(map(str, evaluation.iterations))}",
-            *(
-                [
-                    f"outputs: as models of notes hear and write them, {config.fusion.drafts}"
-                    f" drafts, price {config.fusion.price:g} at λ 1; trials of seed"
-                    f" {search.seeds[0]} also as on the poster"
-                ]
-                if config.fusion.scheme == "heard"
-                else []
-            ),
+            *_tell_writing(config),
             f"rivals: {', '.join(evaluation.rivals) or 'none'}, in {settings} settings with"
             f" {compared} points",
             f"inputs: {evaluation.pairs} pairs of each source (test, prior) and"
@@ -107,6 +99,18 @@ def plan(config: StudyConfig) -> str:
             f" on {config.execution.address or 'a local Ray that the run starts and stops'}",
         ]
     )
+
+
+def _tell_writing(config: StudyConfig) -> Iterator[str]:
+    """What a plan says of the models of notes that write, and of what they write."""
+    if config.writes:
+        yield f"writer: two models of notes, {config.writer.steps} steps each"
+    if config.fusion.scheme == "heard":
+        yield (
+            f"outputs: as models of notes hear and write them, {config.fusion.drafts} drafts, price"
+            f" {config.fusion.price:g} at λ 1; trials of seed {config.search.seeds[0]} also as on"
+            " the poster"
+        )
 
 
 def _shown(searched: tuple[float | str, ...] | Range) -> str:

@@ -50,12 +50,19 @@ def finished(melodies: Path, shared: Store, tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_plan_says_that_outputs_are_written(melodies: Path, tmp_path: Path) -> None:
-    line = (
+    writer = "writer: two models of notes, 30 steps each"
+    outputs = (
         "outputs: as models of notes hear and write them, 2 drafts, price 3 at λ 1; trials of seed"
         " 0 also as on the poster"
     )
-    assert line in plan(tiny(melodies, tmp_path, **HEARD)).splitlines()
-    assert "outputs: " not in plan(tiny(melodies, tmp_path))
+
+    def say(**changes: Any) -> list[str]:
+        lines = plan(tiny(melodies, tmp_path, **changes)).splitlines()
+        return [line for line in lines if line.startswith(("writer: ", "outputs: "))]
+
+    assert say(**HEARD) == [writer, outputs]
+    assert say() == [writer]  # for the rival `rewriting`
+    assert say(evaluation=EVALUATION) == []
 
 
 def test_recorded_outputs_are_those_of_the_scheme(finished: Store, melodies: Path) -> None:

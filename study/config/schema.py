@@ -285,6 +285,11 @@ class StudyConfig(Section):
                 )
         return self
 
+    @property
+    def writes(self) -> bool:
+        """Whether the scheme or a rival needs the writer."""
+        return self.fusion.scheme == "heard" or self.evaluation.writes
+
     @classmethod
     def restored(cls, record: Mapping[str, Any]) -> Self:
         """Settings that records belong to, as `study.json` holds them.
