@@ -28,7 +28,7 @@ from evaluation.judge import Judge
 from evaluation.likeness import SEAMS, RealNeighbours, find_seams
 from evaluation.metrics import OF_PAIRS, OF_SETS
 from evaluation.samples import Estimate, Pairs, Reference, Replicates, Sample, Statistics
-from evaluation.sources import Source, deal_songs, song_names, unpaired
+from evaluation.sources import Source, deal_songs, name_pairs, unpaired
 from evaluation.statistics import (
     STATISTICS,
     Bins,
@@ -334,19 +334,13 @@ class Evaluator:
 
     def _measure(self, pairs: Pairs) -> dict[str, Any]:
         """Return the columns of the records that can be computed for these pairs."""
-        left, right = song_names(self.corpus, pairs.songs)
-        columns = {
-            "pair": np.arange(len(pairs.songs)),
-            "left_song": left,
-            "right_song": right,
-            "meter": [pairs.form.kinds[kind] for kind in pairs.kinds],
-        }
+        columns: dict[str, Any] = name_pairs(self.corpus, pairs.songs, pairs.kinds)
         for name, compute in OF_PAIRS.items():
             if (values := compute(pairs, self)) is not None:
                 columns[name] = values
         for name, bins in self._bins(pairs).items():
             columns |= {f"{name}_left": bins[0], f"{name}_right": bins[1]}
-        columns["seam_bin"] = find_seams(pairs.tokens, self.corpus.form)
+        columns["seam_bin"] = find_seams(pairs.tokens, pairs.form)
         return columns
 
     def _metrics(self, records: pl.DataFrame, pairs: Pairs) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ Letters in shapes: `B` pairs, `S` songs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,14 +95,22 @@ def _is_refused(
     return np.asarray(same if folds is None else same | np.not_equal(*folds[songs].T))
 
 
-def song_names(
-    corpus: Corpus, songs: Integer[np.ndarray, "B 2"]
-) -> tuple[list[str | None], list[str | None]]:
-    """Return the song ids of the left and of the right halves; None for prior samples."""
+def name_pairs(
+    corpus: Corpus, songs: Integer[np.ndarray, "B 2"], kinds: Int64[np.ndarray, "B"]
+) -> dict[str, list[Any]]:
+    """Columns that say which pairs rows are of: numbers, song ids of the halves, and meters.
+
+    Prior samples, whose song is -1, have no song ids.
+    """
     left, right = (
         [None if song < 0 else corpus.song_ids[song] for song in half] for half in songs.T
     )
-    return left, right
+    return {
+        "pair": list(range(len(songs))),
+        "left_song": left,
+        "right_song": right,
+        "meter": [corpus.form.kinds[kind] for kind in kinds],
+    }
 
 
 def make_sources(

@@ -19,7 +19,7 @@ from evaluation.controls import make_controls
 from evaluation.evaluator import LABELS
 from evaluation.frontier import CHOSEN_ON
 from evaluation.rivals import Setting
-from evaluation.sources import Source, song_names
+from evaluation.sources import Source, name_pairs
 from evaluation.transforms import Step
 from study.ledger import Failure, Ledger, Status
 from study.parameters import SETTINGS
@@ -152,17 +152,12 @@ class Recorder:
 
     def _latent_columns(self, outputs: Outputs, source: Source, step: Step) -> dict[str, Any]:
         count = len(source.songs)
-        corpus = self.bench.evaluator.corpus
-        left, right = song_names(corpus, source.songs)
         named = ("trial", "configuration", "method", "lambda")
         return {
             **{name: [outputs.label.get(name)] * count for name in named},
             "source": [source.name] * count,
             "iteration": [step.iteration] * count,
-            "pair": list(range(count)),
-            "left_song": left,
-            "right_song": right,
-            "meter": [corpus.form.kinds[kind] for kind in source.kinds],
+            **name_pairs(self.bench.evaluator.corpus, source.songs, source.kinds),
             "style": outputs.styles[source.name].tolist(),
             "z_left_in": source.inputs[0],
             "z_right_in": source.inputs[1],
