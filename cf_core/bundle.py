@@ -29,7 +29,7 @@ from cf_core.distance import edit_distance
 from cf_core.errors import BundleError
 from cf_core.files import AnyPath, RemotePath, replacing
 from cf_core.fusion import Generator
-from cf_core.heard import Heard, share_step
+from cf_core.heard import Heard
 from cf_core.melody import MelodyFormat
 from cf_core.seeding import make_random
 from cf_core.training import collect_weights
@@ -272,9 +272,10 @@ class Bundle:
                 "lead: in this bundle both halves change, as on the poster; give no lead, or a"
                 " bundle of the scheme heard"
             )
-        if not 0 <= lead <= 1:
-            raise BundleError(f"lead: {lead:g} is out of range; give a number in 0…1")
-        return replace(self.heard, lead=lead)
+        try:
+            return replace(self.heard, lead=lead)
+        except ValueError as error:
+            raise BundleError(str(error)) from None
 
 
 def save_bundle(bundle: Bundle, path: AnyPath) -> None:
@@ -386,7 +387,6 @@ def _checked(path: AnyPath) -> Bundle:
             writes = partial(Writer, form, WriterSettings(hidden=how["hidden"]))
             writer = _filled(writes, path / _WRITER, manifest["sha256"])
             price, lead = (_read_number(name, how[name]) for name in ("price", "lead"))
-            share_step(lead)  # raises for what is no lead
             heard = Heard(network, writer, price, how["drafts"], lead)
         return Bundle(
             form=form,

@@ -68,8 +68,7 @@ class FusionSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lead > 1:
-            raise ValueError(f"lead: must be in 0…1, got {self.lead}")
+        share_step(self.lead)  # raises for what is no lead
         low, high = self.lambda_range
         if not 0 < low < high < math.inf:
             raise ValueError(
@@ -109,6 +108,18 @@ class FusionSettings(Settings):
             trials=trials,
             kinds=kinds,
         )
+
+
+def share_step(lead: float) -> tuple[float, float]:
+    """Which share of G's step the left and the right half take.
+
+    At a lead of 0 the left half stays, at 1 the right one; at 0.5 both take the whole step. The
+    share of one half falls from 1 to 0, `min(1, 2 lead)` of the left and `min(1, 2 (1 - lead))` of
+    the right one. Raises `ValueError` for a lead outside 0…1.
+    """
+    if not 0 <= lead <= 1:
+        raise ValueError(f"lead: must be in 0…1, got {lead}")
+    return min(1.0, 2 * lead), min(1.0, 2 * (1 - lead))
 
 
 class Generator(nn.Module):

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 
-from cf_core.fusion import Generator
+from cf_core.fusion import Generator, share_step
 from cf_core.kinds import take_kinds
 from cf_core.losses import Pair
 from cf_core.vae import MelodyVAE
@@ -41,6 +41,8 @@ _UNPAYABLE = 1e4
 @dataclass(frozen=True)
 class Heard:
     """How outputs of G become notes in this scheme.
+
+    Raises `ValueError` for a lead outside 0…1.
 
     >>> import numpy as np
     >>> import torch
@@ -64,6 +66,9 @@ class Heard:
     """How many drafts the writer makes of each pair."""
     lead: float
     """Which half gives way, as `share_step` says."""
+
+    def __post_init__(self) -> None:
+        share_step(self.lead)  # raises for what is no lead
 
     def draw_chance(self, pairs: int, random: torch.Generator) -> Float[Tensor, "D B 2 T"]:
         """Draw the numbers that decide what the writer draws, for `fuse`."""
@@ -175,18 +180,6 @@ class _Pairs:
             self.tokens.index_copy(0, rows, new.tokens),
             self.fit.index_copy(0, rows, new.fit),
         )
-
-
-def share_step(lead: float) -> tuple[float, float]:
-    """Which share of G's step the left and the right half take.
-
-    At a lead of 0 the left half stays, at 1 the right one; at 0.5 both take the whole step. The
-    share of one half falls from 1 to 0, `min(1, 2 lead)` of the left and `min(1, 2 (1 - lead))` of
-    the right one. Raises `ValueError` for a lead outside 0…1.
-    """
-    if not 0 <= lead <= 1:
-        raise ValueError(f"lead: must be in 0…1, got {lead}")
-    return min(1.0, 2 * lead), min(1.0, 2 * (1 - lead))
 
 
 def find_price(at_one: float, lambda_: float) -> float:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cf_core.fusion import Generator, condition_on
-from cf_core.heard import Heard, find_price, share_step
+from cf_core.fusion import Generator, condition_on, share_step
+from cf_core.heard import Heard, find_price
 from cf_core.losses import Pair
 from cf_core.melody import MelodyFormat
 from cf_core.nets import initialise
