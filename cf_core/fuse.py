@@ -1,7 +1,7 @@
 """Two melody files fused into one melody."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -114,6 +114,24 @@ class Fused:
             markers,
         )
 
+    def in_style(self, bundle: Bundle, style: Sequence[float], edits: int | None = None) -> "Fused":
+        """The same segments, fused by the same bundle in another style.
+
+        λ stays as it is, unless it is found anew for a number of `edits`. Raises `BundleError` as
+        `fuse_files` does.
+        """
+        (left, right), count, lambda_ = self.inputs, self.iterations, self.lambda_
+        if edits is not None:
+            lambda_ = bundle.find_lambda(left, right, style, count, edits, self.lead)
+        outputs = bundle.fuse(left, right, style, count, lambda_, self.lead)
+        return replace(
+            self,
+            outputs=np.stack(outputs),
+            style=tuple(style),
+            lambda_=lambda_,
+            fit=bundle.rate(outputs),
+        )
+
     def _joined(self, halves: Integer[np.ndarray, "2 T"]) -> list[Note]:
         left, right = (to_notes(half, self.form) for half in halves)
         return left + _shift(right, bar_length(self.meter) * self.form.bars_per_segment)
@@ -188,34 +206,30 @@ def fuse_files(
             f"{left if tempo is None else 'tempo'}: {speed:g} quarter notes per minute can't be"
             f" written; give a tempo of {SLOWEST:g} to {FASTEST:g}"
         )
-    chosen = bundle.draw_style(seed) if style is None else tuple(style)
-    count = bundle.iterations if iterations is None else iterations
     right_tokens = _transpose(first.tokens, shift, bundle.form)
     if right_tokens is None:
         raise MelodyError(
             f"{right}: {shift} semitones would move its notes out of the bundle's pitches"
             f" {bundle.form.lowest} to {bundle.form.highest}; give another interval"
         )
-    if edits is not None:
-        if lambda_ is not None:
-            raise BundleError("edits: λ is given, too, and each says how far to go; give one")
-        lambda_ = bundle.find_lambda(last.tokens, right_tokens, chosen, count, edits, lead)
-    outputs = bundle.fuse(last.tokens, right_tokens, chosen, count, lambda_, lead)
-    return Fused(
+    if edits is not None and lambda_ is not None:
+        raise BundleError("edits: λ is given, too, and each says how far to go; give one")
+    inputs = np.stack((last.tokens, right_tokens))
+    unfused = Fused(
         form=bundle.form,
-        inputs=np.stack((last.tokens, right_tokens)),
-        outputs=np.stack(outputs),
+        inputs=inputs,
+        outputs=inputs,
         bars=(last.bars, first.bars),
         meter=last.meter,
         tempo=speed,
-        style=chosen,
+        style=(),
         lambda_=bundle.lambda_ if lambda_ is None else lambda_,
-        iterations=count,
+        iterations=bundle.iterations if iterations is None else iterations,
         lead=bundle.lead if lead is None else lead,
         transposed=shift,
         around=(before.before(last), _move(after.after(first), shift)),
-        fit=bundle.rate(outputs),
     )
+    return unfused.in_style(bundle, bundle.draw_style(seed) if style is None else style, edits)
 
 
 def _check_meters(

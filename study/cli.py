@@ -397,28 +397,27 @@ def fuse(
             f"--alternatives {alternatives}: must be 1 or more, and 1 where --style is given"
         )
     loaded = study.load_bundle(None if bundle is None else study.place(bundle))
-    made = [
-        study.fuse_files(
-            left,
-            right,
-            loaded,
-            left_bars=_bars("--left-bars", left_bars),
-            right_bars=_bars("--right-bars", right_bars),
-            seam=seam,
-            left_part=left_part,
-            right_part=right_part,
-            chords=chords,
-            transpose_right=_interval(transpose_right),
-            style=_style(style),
-            lambda_=lambda_,
-            edits=edits,
-            lead=_lead(lead),
-            iterations=iterations,
-            seed=seed + number,
-            tempo=tempo,
-        )
-        for number in range(alternatives)
-    ]
+    first = study.fuse_files(
+        left,
+        right,
+        loaded,
+        left_bars=_bars("--left-bars", left_bars),
+        right_bars=_bars("--right-bars", right_bars),
+        seam=seam,
+        left_part=left_part,
+        right_part=right_part,
+        chords=chords,
+        transpose_right=_interval(transpose_right),
+        style=_style(style),
+        lambda_=lambda_,
+        edits=edits,
+        lead=_lead(lead),
+        iterations=iterations,
+        seed=seed,
+        tempo=tempo,
+    )
+    others = [loaded.draw_style(seed + number) for number in range(1, alternatives)]
+    made = [first, *(first.in_style(loaded, other, edits) for other in others)]
     if alternatives == 1:
         lines, paths = _account(made[0], left, right, whole=whole), [output]
     else:

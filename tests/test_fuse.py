@@ -5,9 +5,11 @@ import subprocess
 import sys
 import zipfile
 from contextlib import suppress
+from dataclasses import fields
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import mido
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 
 from cf_core.bundle import Bundle, load_bundle, save_bundle
 from cf_core.errors import BundleError, MelodyError
-from cf_core.fuse import fuse_files
+from cf_core.fuse import Fused, fuse_files
 from cf_core.melody import HOLD, REST, MelodyFormat, Note
 from cf_core.piece import Piece, thin_out
 from cf_core.readers import read_file
@@ -427,6 +429,28 @@ def test_the_interval_and_the_seam_that_fit_best(
     alone = fuse_files(left, right, bundle, transpose_right="auto")
     assert alone.bars == ((6, 7), (1, 2))
     assert chosen.fit == pytest.approx(bundle.rate((chosen.outputs[0], chosen.outputs[1])))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "edits"),
+    [
+        ({"seam": "auto", "transpose_right": "auto", "lambda_": 0.003}, None),
+        ({"lead": 0.2, "iterations": 2}, None),
+        ({"edits": 30}, 30),
+    ],
+)
+def test_another_style_of_a_fusion_is_the_fusion_in_that_style(
+    left: Path, right: Path, make_bundle: MakeBundle, wanted: dict[str, Any], edits: int | None
+) -> None:
+    bundle = make_bundle(conditional=True, heard=True)
+    first, other = (fuse_files(left, right, bundle, seed=seed, **wanted) for seed in (0, 1))
+    again = first.in_style(bundle, bundle.draw_style(1), edits)
+    assert not np.array_equal(first.outputs, other.outputs)
+    for field in fields(Fused):
+        ours, theirs = getattr(again, field.name), getattr(other, field.name)
+        same = np.array_equal(ours, theirs) if isinstance(ours, np.ndarray) else ours == theirs
+        assert same, field.name
+    assert (first.lambda_ != other.lambda_) == (edits is not None)
 
 
 def test_a_bundle_without_models_of_notes_cannot_choose(
