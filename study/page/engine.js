@@ -125,6 +125,11 @@ globalThis.CFEngine = (() => {
     return out;
   }
 
+  /** Adds `count` numbers of `table`, from `at` on, to those of `x` from `into` on. */
+  function add(x, into, table, at, count) {
+    for (let i = 0; i < count; i++) x[into + i] += table[at + i];
+  }
+
   /** Adds to `x` what a residual block adds. */
   function addBlock({norm, linear}, x, rows) {
     const inner = normGelu(norm, x, rows, new Float64Array(x.length));
@@ -135,15 +140,6 @@ globalThis.CFEngine = (() => {
   // ---- tokens ----------------------------------------------------------------------------------
 
   const equal = (one, other) => one.every((token, step) => token === other[step]);
-
-  /** Replaces each hold that has no note, at the start or after a rest, by a rest. */
-  function dropHangingHolds(tokens) {
-    const kept = Int16Array.from(tokens);
-    kept.forEach((token, step) => {
-      if (token === HOLD && (step === 0 || kept[step - 1] === REST)) kept[step] = REST;
-    });
-    return kept;
-  }
 
   /** Plays a melody backwards: each note begins where it ended. No hold may be without a note. */
   function reverse(tokens) {
@@ -183,13 +179,16 @@ globalThis.CFEngine = (() => {
     }
 
     get(key, make) {
-      let value = this.found.get(key);
-      if (value === undefined) {
-        if (this.found.size >= REMEMBERED) this.found.clear();
-        value = make();
-        this.found.set(key, value);
-      }
-      return value;
+      return this.getAll([key], [key], () => [make()])[0];
+    }
+
+    /** The results of several items; `make` computes those of all that are new at one time. */
+    getAll(keys, items, make) {
+      if (this.found.size >= REMEMBERED) this.found.clear();
+      const missing = new Map(keys.map((key, i) => [key, items[i]]).filter(([key]) => !this.found.has(key)));
+      const fresh = [...missing.keys()];
+      if (fresh.length) make([...missing.values()]).forEach((value, i) => this.found.set(fresh[i], value));
+      return keys.map((key) => this.found.get(key));
     }
   }
 
@@ -213,19 +212,21 @@ globalThis.CFEngine = (() => {
       this.placed = new Map(); // what a token in a slot adds to the encoder, once it was needed
     }
 
-    /** Posterior mean of a segment. */
-    encode(tokens, kind) {
-      const {weight, bias} = this.read, width = bias.length, x = Float64Array.from(bias);
-      tokens.forEach((token, step) => {
-        const seen = this.readToken(this.form.slotOf[kind][step], token);
-        for (let i = 0; i < width; i++) x[i] += seen[i];
+    /** Posterior means of segments of one kind of bars. */
+    encode(segments, kind) {
+      const {weight, bias} = this.read, width = bias.length, rows = segments.length;
+      const x = new Float64Array(rows * width), code = weight.length - (this.form.kinds.length - kind) * width;
+      segments.forEach((tokens, row) => {
+        const own = x.subarray(row * width, (row + 1) * width);
+        for (let i = 0; i < width; i++) own[i] = bias[i] + (kind > 0 ? weight[code + i] : 0);
+        tokens.forEach((token, step) => {
+          const seen = this.readToken(this.form.slotOf[kind][step], token);
+          for (let i = 0; i < width; i++) own[i] += seen[i];
+        });
       });
-      if (kind > 0) {
-        const at = weight.length - (this.form.kinds.length - kind) * width;
-        for (let i = 0; i < width; i++) x[i] += weight[at + i];
-      }
-      for (const block of this.encoder) addBlock(block, x, 1);
-      return affine(this.posterior, x, 1, new Float32Array(this.latentDim));
+      for (const block of this.encoder) addBlock(block, x, rows);
+      const means = affine(this.posterior, x, rows, new Float32Array(rows * this.latentDim));
+      return segments.map((_, row) => means.slice(row * this.latentDim, (row + 1) * this.latentDim));
     }
 
     readToken(slot, token) {
@@ -365,19 +366,17 @@ globalThis.CFEngine = (() => {
       const struck = this.findStruck(pitch, step);
       const place = slotOf[kind][step % lengths[kind]] * width, last = struck * width;
       for (let i = 0; i < width; i++) inner[into + i] = this.place[place + i] + this.pitch[last + i];
-      const add = (table, at) => {
-        for (let i = 0; i < width; i++) inner[into + i] += table[at + i];
-      };
-      if (kind > 0) add(this.place, (slots[0].length + kind - 1) * width);
-      this.lags[kind].forEach((lag, k) => {
-        const at = step - lag;
+      if (kind > 0) add(inner, into, this.place, (slots[0].length + kind - 1) * width, width);
+      const lags = this.lags[kind];
+      for (let k = 0; k < lags.length; k++) {
+        const at = step - lags[k];
         let code = 2 * intervals + 1;
         if (at >= 0) {
           const hold = tokens[at] === HOLD ? intervals : 0;
           code = tokens[at] === REST ? 2 * intervals : hold + this.findColumn(pitch[at], struck);
         }
-        add(this.window, (k * this.codes + code) * width);
-      });
+        add(inner, into, this.window, (k * this.codes + code) * width, width);
+      }
     }
 
     /** Logits of a rest, a hold and each interval, of so many rows that `look` wrote. */
@@ -417,21 +416,24 @@ globalThis.CFEngine = (() => {
      * times as likely as by the model. Each draw has its own `chances`, one for a step.
      */
     draw(starts, favoured, price, chances, kind) {
-      const count = starts.length, steps = this.form.lengths[kind];
+      const steps = this.form.lengths[kind], logits = new Float64Array(this.form.vocabulary);
       const tokens = starts.map((start) => Int16Array.of(...start, ...start));
       const pitch = starts.map((start) => Int16Array.of(...followPitch(start), ...start));
-      const inner = new Float64Array(count * this.width), logits = new Float64Array(this.form.vocabulary);
+      // Rows that are alike so far are computed once: each has the first of them as its model.
+      const models = starts.map((start) => starts.findIndex((other) => equal(start, other)));
       for (let step = steps; step < 2 * steps; step++) {
-        for (let row = 0; row < count; row++) this.look(tokens[row], pitch[row], step, kind, inner, row);
-        const relative = this.predict(inner, count);
-        for (let row = 0; row < count; row++) {
-          const struck = this.findStruck(pitch[row], step);
-          this.spread(relative, row, struck, this.hangs(tokens[row], step, kind), logits);
+        const apart = [...new Set(models)], inner = new Float64Array(apart.length * this.width);
+        apart.forEach((row, place) => this.look(tokens[row], pitch[row], step, kind, inner, place));
+        const relative = this.predict(inner, apart.length);
+        models.forEach((model, row) => {
+          const struck = this.findStruck(pitch[row], step), hangs = this.hangs(tokens[row], step, kind);
+          this.spread(relative, apart.indexOf(model), struck, hangs, logits);
           logits[favoured[step - steps]] += price;
           const token = pick(logits, chances[row][step - steps]);
           tokens[row][step] = token;
           pitch[row][step] = token >= FIRST_PITCH ? token : pitch[row][step - 1];
-        }
+          if (token !== tokens[model][step]) models[row] = row;
+        });
       }
       return tokens.map((melody) => melody.slice(steps));
     }
@@ -480,6 +482,7 @@ globalThis.CFEngine = (() => {
       this.sounds = new Memory(); // tokens that those latents are decoded to
       this.fits = new Memory(); // of two halves
       this.alone = new Memory(); // log p(right)
+      this.drafts = new Memory(); // of two halves, at two prices
     }
 
     /** Index into `form.kinds` of the kind of a segment's bars, which its last mark says. */
@@ -499,7 +502,7 @@ globalThis.CFEngine = (() => {
       this.check(left, right, style, lambda, iterations, lead);
       const kind = this.kindOf(left), steps = this.form.lengths[kind];
       const inputs = [left, right].map((half) => Int16Array.from(half).slice(0, steps));
-      const before = inputs.map((half) => this.encode(half, kind));
+      const before = this.encode(inputs, kind);
       const how = {style, lambda: lambda ?? this.lambda ?? 1, iterations, shares: [1, 1]};
       if (this.heard) how.shares = shareStep(lead ?? this.lead);
       const after = this.heard ? this.fuseHeard(before, kind, how) : this.fusePlain(before, kind, how);
@@ -554,7 +557,8 @@ globalThis.CFEngine = (() => {
       const rise = lambda < 1 ? this.heard.far : this.heard.near;
       const price = Math.max(0, this.heard.price + rise * Math.log10(lambda));
       const prices = shares.map((share) => (share > 0 ? price / share : UNPAYABLE));
-      const drafts = this.rewrite(now.tokens, kind, prices).map((draft) => this.settle(draft, now, kind));
+      const key = `${kind}:${now.tokens.join("|")}:${prices}`;
+      const drafts = this.settle(this.drafts.get(key, () => this.rewrite(now.tokens, kind, prices)), now, kind);
       return drafts.reduce((best, draft) => (draft.fit > best.fit ? draft : best), now);
     }
 
@@ -578,23 +582,27 @@ globalThis.CFEngine = (() => {
       return notes.draw(starts, favoured, price, chances, kind);
     }
 
-    /** A draft as it is heard: a half that changed is encoded and decoded, another stays. */
-    settle(draft, now, kind) {
-      const z = [], tokens = [];
-      draft.forEach((half, which) => {
-        const same = equal(half, now.tokens[which]);
-        z.push(same ? now.z[which] : this.encode(half, kind));
-        tokens.push(same ? half : this.hear(half, kind));
+    /** Drafts as they are heard: a half that changed is encoded and decoded, another stays. */
+    settle(drafts, now, kind) {
+      const heard = drafts.map(() => ({z: [...now.z], tokens: [...now.tokens]}));
+      const places = [], halves = [];
+      drafts.forEach((draft, number) => draft.forEach((half, which) => {
+        if (equal(half, now.tokens[which])) return;
+        places.push([number, which]);
+        halves.push(half);
+      }));
+      const latents = this.encode(halves, kind), keys = halves.map((half) => `${kind}:${half}`);
+      const tokens = this.sounds.getAll(keys, latents, (some) => this.core.decode(some, kind));
+      places.forEach(([number, which], i) => {
+        heard[number].z[which] = latents[i];
+        heard[number].tokens[which] = tokens[i];
       });
-      return {z, tokens, fit: this.rate(tokens, kind)};
+      return heard.map((draft) => ({...draft, fit: this.rate(draft.tokens, kind)}));
     }
 
-    encode(tokens, kind) {
-      return this.latents.get(`${kind}:${tokens}`, () => this.core.encode(tokens, kind));
-    }
-
-    hear(tokens, kind) {
-      return this.sounds.get(`${kind}:${tokens}`, () => this.core.decode([this.encode(tokens, kind)], kind)[0]);
+    encode(halves, kind) {
+      const keys = halves.map((half) => `${kind}:${half}`);
+      return this.latents.getAll(keys, halves, (some) => this.core.encode(some, kind));
     }
 
     /** How much two halves tell of each other, log p(right | left) - log p(right), in nats. */
