@@ -92,7 +92,10 @@ def _collect(bundle: Bundle) -> dict[str, Float[Tensor, "..."]]:
         tensors[f"generator.{number}.bias"] = bias[0]
     if bundle.heard is not None:
         writer = bundle.heard.writer
-        models: dict[str, Continuation] = {"forwards": writer.forwards, "backwards": writer.backwards}
+        models: dict[str, Continuation] = {
+            "forwards": writer.forwards,
+            "backwards": writer.backwards,
+        }
         for name, model in models.items():
             tensors |= model.state_dict(prefix=f"{name}.")
     return {name: tensor.detach() for name, tensor in tensors.items()}
