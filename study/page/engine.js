@@ -16,7 +16,7 @@ globalThis.CFEngine = (() => {
 
   const REST = 0, HOLD = 1, FIRST_PITCH = 2;
   const UNPAYABLE = 1e4; // a price at which no token changes, in nats
-  const REMEMBERED = 2000; // results that a memory keeps
+  const REMEMBERED = 20000; // results that a memory keeps
 
   // ---- weights ---------------------------------------------------------------------------------
 
@@ -125,9 +125,9 @@ globalThis.CFEngine = (() => {
     return out;
   }
 
-  /** Adds `count` numbers of `table`, from `at` on, to those of `x` from `into` on. */
-  function add(x, into, table, at, count) {
-    for (let i = 0; i < count; i++) x[into + i] += table[at + i];
+  /** Adds to `x` as many numbers of a table, from place `at` on. */
+  function add(x, table, at) {
+    for (let i = 0; i < x.length; i++) x[i] += table[at + i];
   }
 
   /** Adds to `x` what a residual block adds. */
@@ -218,11 +218,9 @@ globalThis.CFEngine = (() => {
       const x = new Float64Array(rows * width), code = weight.length - (this.form.kinds.length - kind) * width;
       segments.forEach((tokens, row) => {
         const own = x.subarray(row * width, (row + 1) * width);
-        for (let i = 0; i < width; i++) own[i] = bias[i] + (kind > 0 ? weight[code + i] : 0);
-        tokens.forEach((token, step) => {
-          const seen = this.readToken(this.form.slotOf[kind][step], token);
-          for (let i = 0; i < width; i++) own[i] += seen[i];
-        });
+        add(own, bias, 0);
+        if (kind > 0) add(own, weight, code);
+        tokens.forEach((token, step) => add(own, this.readToken(this.form.slotOf[kind][step], token), 0));
       });
       for (const block of this.encoder) addBlock(block, x, rows);
       const means = affine(this.posterior, x, rows, new Float32Array(rows * this.latentDim));
@@ -345,6 +343,7 @@ globalThis.CFEngine = (() => {
       this.norm = takeNorm(tensors, `${name}.body.1`);
       this.output = takeLinear(tensors, `${name}.output`);
       this.width = this.output.inputs;
+      this.known = new Memory(); // logits of each that `look` returned
     }
 
     findStruck(pitch, step) {
@@ -352,22 +351,17 @@ globalThis.CFEngine = (() => {
       return last < 0 ? this.form.vocabulary >> 1 : last;
     }
 
-    hangs(tokens, step, kind) {
-      return step % this.form.lengths[kind] === 0 || tokens[step - 1] === REST;
-    }
-
     findColumn(token, struck) {
       return Math.min(Math.max(token - struck, -this.widest), this.widest) + this.widest;
     }
 
-    /** Writes what is known before a step into a row of `inner`. */
-    look(tokens, pitch, step, kind, inner, row) {
-      const {width, intervals} = this, into = row * width, {lengths, slots, slotOf} = this.form;
-      const struck = this.findStruck(pitch, step);
-      const place = slotOf[kind][step % lengths[kind]] * width, last = struck * width;
-      for (let i = 0; i < width; i++) inner[into + i] = this.place[place + i] + this.pitch[last + i];
-      if (kind > 0) add(inner, into, this.place, (slots[0].length + kind - 1) * width, width);
-      const lags = this.lags[kind];
+    /** What is known before a step: kind of bars, place, last pitch struck, codes of the window. */
+    look(tokens, pitch, step, kind) {
+      const {intervals} = this, {lengths, slotOf} = this.form, lags = this.lags[kind];
+      const struck = this.findStruck(pitch, step), seen = new Uint16Array(3 + lags.length);
+      seen[0] = kind;
+      seen[1] = slotOf[kind][step % lengths[kind]];
+      seen[2] = struck;
       for (let k = 0; k < lags.length; k++) {
         const at = step - lags[k];
         let code = 2 * intervals + 1;
@@ -375,39 +369,54 @@ globalThis.CFEngine = (() => {
           const hold = tokens[at] === HOLD ? intervals : 0;
           code = tokens[at] === REST ? 2 * intervals : hold + this.findColumn(pitch[at], struck);
         }
-        add(inner, into, this.window, (k * this.codes + code) * width, width);
+        seen[3 + k] = code;
       }
+      return seen;
     }
 
-    /** Logits of a rest, a hold and each interval, of so many rows that `look` wrote. */
-    predict(inner, rows) {
+    /** Logits of a rest, a hold and each interval, of each that `look` returned. */
+    predict(looks) {
+      const keys = looks.map((seen) => String.fromCharCode(...seen));
+      return this.known.getAll(keys, looks, (some) => this.compute(some));
+    }
+
+    compute(looks) {
+      const {width} = this, count = this.output.outputs, rows = looks.length;
+      const inner = new Float64Array(rows * width), logits = new Float64Array(rows * count);
+      looks.forEach(([kind, place, struck, ...codes], row) => {
+        const own = inner.subarray(row * width, (row + 1) * width);
+        add(own, this.place, place * width);
+        if (kind > 0) add(own, this.place, (this.form.slots[0].length + kind - 1) * width);
+        add(own, this.pitch, struck * width);
+        for (let k = 0; k < codes.length; k++) add(own, this.window, (k * this.codes + codes[k]) * width);
+      });
       addBlock(this.block, inner, rows);
       normGelu(this.norm, inner, rows, inner);
-      return affine(this.output, inner, rows, new Float64Array(rows * this.output.outputs));
+      affine(this.output, inner, rows, logits);
+      return looks.map((_, row) => logits.subarray(row * count, (row + 1) * count));
     }
 
-    /** Writes the logits of all tokens, from those of one row, into `logits`. */
-    spread(relative, row, struck, hangs, logits) {
-      const at = row * this.output.outputs;
-      logits[REST] = relative[at + REST];
-      logits[HOLD] = hangs ? -Infinity : relative[at + HOLD];
+    /** Writes the logits of all tokens at a step, from those of intervals, into `logits`. */
+    spread(relative, tokens, pitch, step, kind, logits) {
+      const struck = this.findStruck(pitch, step);
+      const hangs = step % this.form.lengths[kind] === 0 || tokens[step - 1] === REST;
+      logits[REST] = relative[REST];
+      logits[HOLD] = hangs ? -Infinity : relative[HOLD];
       for (let token = FIRST_PITCH; token < logits.length; token++) {
-        logits[token] = relative[at + FIRST_PITCH + this.findColumn(token, struck)];
+        logits[token] = relative[FIRST_PITCH + this.findColumn(token, struck)];
       }
     }
 
     /** Log-probability, in nats, of the last half of a melody of one or two halves. */
     rate(tokens, kind) {
-      const steps = this.form.lengths[kind], first = tokens.length - steps;
-      const pitch = followPitch(tokens), inner = new Float64Array(steps * this.width);
-      for (let row = 0; row < steps; row++) this.look(tokens, pitch, first + row, kind, inner, row);
-      const relative = this.predict(inner, steps), logits = new Float64Array(this.form.vocabulary);
+      const pitch = followPitch(tokens), logits = new Float64Array(this.form.vocabulary), looks = [];
+      const first = tokens.length - this.form.lengths[kind];
+      for (let step = first; step < tokens.length; step++) looks.push(this.look(tokens, pitch, step, kind));
       let rated = 0;
-      for (let row = 0; row < steps; row++) {
-        const step = first + row;
-        this.spread(relative, row, this.findStruck(pitch, step), this.hangs(tokens, step, kind), logits);
-        rated += logits[tokens[step]] - logSumExp(logits);
-      }
+      this.predict(looks).forEach((relative, row) => {
+        this.spread(relative, tokens, pitch, first + row, kind, logits);
+        rated += logits[tokens[first + row]] - logSumExp(logits);
+      });
       return rated;
     }
 
@@ -419,20 +428,14 @@ globalThis.CFEngine = (() => {
       const steps = this.form.lengths[kind], logits = new Float64Array(this.form.vocabulary);
       const tokens = starts.map((start) => Int16Array.of(...start, ...start));
       const pitch = starts.map((start) => Int16Array.of(...followPitch(start), ...start));
-      // Rows that are alike so far are computed once: each has the first of them as its model.
-      const models = starts.map((start) => starts.findIndex((other) => equal(start, other)));
       for (let step = steps; step < 2 * steps; step++) {
-        const apart = [...new Set(models)], inner = new Float64Array(apart.length * this.width);
-        apart.forEach((row, place) => this.look(tokens[row], pitch[row], step, kind, inner, place));
-        const relative = this.predict(inner, apart.length);
-        models.forEach((model, row) => {
-          const struck = this.findStruck(pitch[row], step), hangs = this.hangs(tokens[row], step, kind);
-          this.spread(relative, apart.indexOf(model), struck, hangs, logits);
+        const looks = tokens.map((own, row) => this.look(own, pitch[row], step, kind));
+        this.predict(looks).forEach((relative, row) => {
+          this.spread(relative, tokens[row], pitch[row], step, kind, logits);
           logits[favoured[step - steps]] += price;
           const token = pick(logits, chances[row][step - steps]);
           tokens[row][step] = token;
           pitch[row][step] = token >= FIRST_PITCH ? token : pitch[row][step - 1];
-          if (token !== tokens[model][step]) models[row] = row;
         });
       }
       return tokens.map((melody) => melody.slice(steps));
@@ -481,7 +484,6 @@ globalThis.CFEngine = (() => {
       this.latents = new Memory(); // of tokens
       this.sounds = new Memory(); // tokens that those latents are decoded to
       this.fits = new Memory(); // of two halves
-      this.alone = new Memory(); // log p(right)
       this.drafts = new Memory(); // of two halves, at two prices
     }
 
@@ -607,10 +609,8 @@ globalThis.CFEngine = (() => {
 
     /** How much two halves tell of each other, log p(right | left) - log p(right), in nats. */
     rate([left, right], kind) {
-      return this.fits.get(`${kind}:${left}|${right}`, () => {
-        const alone = this.alone.get(`${kind}:${right}`, () => this.forwards.rate(right, kind));
-        return this.forwards.rate(Int16Array.of(...left, ...right), kind) - alone;
-      });
+      return this.fits.get(`${kind}:${left}|${right}`, () => (
+        this.forwards.rate(Int16Array.of(...left, ...right), kind) - this.forwards.rate(right, kind)));
     }
 
     putMarks(tokens, kind) {
