@@ -233,9 +233,7 @@ class Bundle:
             )
             outputs = kept[iterations]
         else:
-            # Always the same draws, so that style, λ and lead alone decide what comes out.
-            chance = heard.draw_chance(1, make_random(0, "fuse", "writing"))
-            chance = chance.expand(-1, count, -1, -1)
+            chance = heard.fix_chance().expand(-1, count, -1, -1)
             ((_, outputs),) = heard.fuse(
                 self.generator, pair, styles, [iterations], lambda_, chance, kinds
             )

@@ -37,9 +37,9 @@ _NEAR = 8
 """How many of the last steps are in the window."""
 _AROUND = range(-2, 3)
 """Steps around the same place one bar and one segment before that are in the window."""
-_WIDEST = 24
+WIDEST = 24
 """Widest interval that the network tells from wider ones, in semitones."""
-_INTERVALS = 2 * _WIDEST + 1
+_INTERVALS = 2 * WIDEST + 1
 _SILENT, _ABSENT = 2 * _INTERVALS, 2 * _INTERVALS + 1
 """Codes of a rest and of a place before the start. Onsets of each interval and holds of each
 interval come first."""
@@ -142,15 +142,15 @@ class Continuation(nn.Module):
         inner = seen.unflatten(0, struck.shape) + (place + self.pitch(struck))
         relative = self.output(dropout(self.body(inner), self.share, random))
         pitches = torch.arange(FIRST_PITCH, self.form.vocabulary)
-        column = (pitches - struck[..., None]).clamp(-_WIDEST, _WIDEST) + _WIDEST + FIRST_PITCH
+        column = (pitches - struck[..., None]).clamp(-WIDEST, WIDEST) + WIDEST + FIRST_PITCH
         hold = relative[..., HOLD].masked_fill(hangs, -torch.inf)
         logits = torch.cat(
             (relative[..., REST, None], hold[..., None], relative.gather(2, column)), dim=2
         )
         return logits.log_softmax(-1)
 
-    def _lags(self, kind: int) -> Int64[Tensor, "K"]:
-        """How many steps before a step each place of its window is."""
+    def find_lags(self, kind: int) -> Int64[Tensor, "K"]:
+        """How many steps before a step each place of its window is, in a kind of bars."""
         bar, segment = len(self.form.bars[kind]), self.form.lengths[kind]
         around = [lag + offset for lag in (bar, segment) for offset in _AROUND]
         lags = torch.tensor([*range(1, _NEAR + 1), *around])
@@ -174,9 +174,9 @@ class Continuation(nn.Module):
         struck = torch.where(asked == 0, -1, pitch[:, before])
         struck = torch.where(struck < 0, self.form.vocabulary // 2, struck)
         hangs = is_first | (tokens[:, before] == REST)
-        places = asked[:, None] - self._lags(kind)
+        places = asked[:, None] - self.find_lags(kind)
         at = places.clamp(min=0)
-        interval = (pitch[:, at] - struck[..., None]).clamp(-_WIDEST, _WIDEST) + _WIDEST
+        interval = (pitch[:, at] - struck[..., None]).clamp(-WIDEST, WIDEST) + WIDEST
         seen = tokens[:, at]
         window = torch.where(seen == HOLD, interval + _INTERVALS, interval)
         window = torch.where(seen == REST, _SILENT, window)

@@ -28,6 +28,7 @@ from torch import Tensor
 from cf_core.fusion import Generator, share_step
 from cf_core.kinds import take_kinds
 from cf_core.losses import Pair
+from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE
 from cf_core.writer import Writer
 
@@ -73,6 +74,10 @@ class Heard:
     def draw_chance(self, pairs: int, random: torch.Generator) -> Float[Tensor, "D B 2 T"]:
         """Draw the numbers that decide what the writer draws, for `fuse`."""
         return torch.rand(self.drafts, pairs, 2, self.core.form.steps, generator=random)
+
+    def fix_chance(self) -> Float[Tensor, "D 1 2 T"]:
+        """The numbers of a deployed model: always the same, so that inputs alone decide."""
+        return self.draw_chance(1, make_random(0, "fuse", "writing"))
 
     @torch.no_grad()
     def fuse(

@@ -92,3 +92,8 @@ def test_commands_that_lack_their_extra_say_which(
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert line.endswith("pip install 'connective-fusion[study]'")
+
+
+def test_the_page_brings_its_scripts(bare: Path) -> None:
+    (page,) = bare.parent.glob("lib/python*/site-packages/study/page")
+    assert {"engine.js", "midi.js"} <= {path.name for path in page.iterdir()}

@@ -1,0 +1,1 @@
+"""The report page: one file with the study's figures, sounds and its model."""

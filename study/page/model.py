@@ -1,0 +1,109 @@
+"""A bundle as one JSON-able dict, from which `engine.js` computes what `Bundle.fuse` does."""
+
+import base64
+import zlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from cf_core.bundle import Bundle
+from cf_core.continuation import WIDEST, Continuation
+from cf_core.heard import FAR, NEAR, Heard
+from cf_core.melody import MelodyFormat, bar_length
+
+
+def pack_model(bundle: Bundle) -> dict[str, Any]:
+    """Describe a bundle for `CFEngine.load`, with its weights rounded to half precision.
+
+    `tensors` lists names and shapes in the order in which `weights` holds their numbers, row by
+    row. `weights` is text: in base64, compressed by zlib, first the low bytes of all numbers, then
+    the high bytes (float16, little endian). So ordered, they become smaller.
+
+    Raises `ValueError` for a weight that is too large for half precision.
+    """
+    tensors = _collect(bundle)
+    return {
+        "form": _describe(bundle.form),
+        "latentDim": bundle.core.settings.latent_dim,
+        "depth": bundle.core.settings.depth,
+        "styleDim": bundle.generator.style_dim,
+        "gated": bundle.generator.gated,
+        "conditional": bundle.generator.conditional,
+        "lambda": bundle.lambda_,
+        "lambdaRange": None if bundle.lambda_range is None else list(bundle.lambda_range),
+        "iterations": bundle.iterations,
+        "heard": None if bundle.heard is None else _describe_heard(bundle.heard),
+        "tensors": [[name, list(tensor.shape)] for name, tensor in tensors.items()],
+        "weights": _compress(tensors),
+    }
+
+
+def _describe(form: MelodyFormat) -> dict[str, Any]:
+    """The format with all that follows from it. Lists by kind of bars are in the order of kinds."""
+    return {
+        "meters": list(form.meters),
+        "kinds": list(form.kinds),
+        "kindOfMeter": {meter: form.find_kind(meter) for meter in form.meters},
+        "stepsPerBeat": form.steps_per_beat,
+        "barsPerSegment": form.bars_per_segment,
+        "barLengths": [float(bar_length(meter)) for meter in form.kinds],
+        "bars": [list(bar) for bar in form.bars],
+        "lengths": list(form.lengths),
+        "steps": form.steps,
+        "stepLengths": form.step_lengths.tolist(),
+        "slots": form.slots.tolist(),
+        "slotOf": form.slot_of.tolist(),
+        "lowest": form.lowest,
+        "highest": form.highest,
+        "vocabulary": form.vocabulary,
+    }
+
+
+def _describe_heard(heard: Heard) -> dict[str, Any]:
+    kinds = range(len(heard.core.form.kinds))
+    return {
+        "price": heard.price,
+        "drafts": heard.drafts,
+        "lead": heard.lead,
+        "far": FAR,
+        "near": NEAR,
+        "chance": heard.fix_chance()[:, 0].tolist(),
+        "widest": WIDEST,
+        "lags": [heard.writer.forwards.find_lags(kind).tolist() for kind in kinds],
+    }
+
+
+def _collect(bundle: Bundle) -> dict[str, Float[Tensor, "..."]]:
+    """All weights that the engine needs, by name.
+
+    Linear maps are laid out as `[outputs, inputs]`, except the first one of the encoder: a token
+    picks some of its inputs.
+    """
+    core = bundle.core.state_dict(prefix="core.")
+    core["core.read.weight"] = core["core.read.weight"].T
+    for name in ("core.posterior.weight", "core.posterior.bias"):
+        core[name] = core[name].chunk(2)[0]  # the means
+    tensors = dict(core)
+    layers = zip(bundle.generator.net.weights, bundle.generator.net.biases, strict=True)
+    for number, (weight, bias) in enumerate(layers):
+        tensors[f"generator.{number}.weight"] = weight.T
+        tensors[f"generator.{number}.bias"] = bias[0]
+    if bundle.heard is not None:
+        writer = bundle.heard.writer
+        models: dict[str, Continuation] = {
+            "forwards": writer.forwards,
+            "backwards": writer.backwards,
+        }
+        for name, model in models.items():
+            tensors |= model.state_dict(prefix=f"{name}.")
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _compress(tensors: dict[str, Float[Tensor, "..."]]) -> str:
+    numbers = np.concatenate([tensor.numpy().ravel() for tensor in tensors.values()])
+    if not (np.abs(numbers) <= np.finfo(np.float16).max).all():
+        raise ValueError("a weight is too large for half precision")
+    planes = numbers.astype("<f2").view(np.uint8).reshape(-1, 2).T
+    return base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode()
