@@ -11,6 +11,7 @@ Each command of `cf-study` is one call here:
 | `compact` | `open("results/quickstart").compact()` |
 | `frontier` | `draw_figures(open("results/quickstart"))` |
 | `select` | `select_bundle(store)`, or with a rule `Selection(maximise=..., where=[...])` |
+| `publish` | `publish_studies([open("results/quickstart")], Path("published"))` |
 | `fuse` | `fuse_files(left, right, load_bundle())`, `write_midi(...)`, `write_wav(...)` |
 
 Each raises `UserError` for bad input. They are imported when first used: `import study` is cheap.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from study.ledger import list_failures
     from study.parts import QuarantineWarning
     from study.progress import Reporter
+    from study.publish import publish as publish_studies
     from study.reading import ray_tasks
     from study.run import plan as plan_study
     from study.run import run as run_study
@@ -57,6 +59,7 @@ __all__ = [
     "place",
     "plan_study",
     "processes",
+    "publish_studies",
     "ray_tasks",
     "read_rule",
     "run_studies",
@@ -83,6 +86,7 @@ _HOMES = {
     "place": "cf_core.files:place",
     "plan_study": "study.run:plan",
     "processes": "cf_core.isolation:processes",
+    "publish_studies": "study.publish:publish",
     "ray_tasks": "study.reading:ray_tasks",
     "read_rule": "study.select:read_rule",
     "run_studies": "study.run:run_all",

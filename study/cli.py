@@ -299,6 +299,27 @@ def select(
     _say(*choice.lines(), f"wrote {choice.bundle}")
 
 
+@app.command(epilog="Example: cf-study publish quickstart --output published")
+def publish(
+    studies: Annotated[
+        list[str],
+        typer.Argument(metavar="STUDIES", help="Folders, URIs or bare names of finished studies."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+) -> None:
+    """Write the tables of finished studies to a folder that others can cite and read.
+
+    It holds no model. An earlier publication there is replaced.
+    """
+    done = study.publish_studies([_open(each) for each in studies], output)
+    largest = done.largest
+    _say(
+        f"wrote {done.folder}: {done.size / 1e6:,.2f} MB; the largest table is {largest.table} of"
+        f" {largest.study}, {largest.size / 1e6:,.2f} MB",
+        f"to draw its figures: cf-study frontier {done.folder / largest.study}",
+    )
+
+
 @app.command(epilog="Example: cf-study fuse a.mid b.abc --lambda 0.1 --output ab.mid")
 def fuse(
     left: Annotated[Path, typer.Argument(metavar="LEFT", help="MIDI, MusicXML or ABC file.")],

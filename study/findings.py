@@ -102,12 +102,13 @@ def draw(store: Store, meter: str | None = None) -> Iterator[AnyPath]:
     Each is written as SVG and PNG. A figure for which the study has no data is left out. With a
     `meter`, the figures that compare methods are drawn of the pairs in this meter, into a folder of
     its own, after the verdicts on these pairs. Choices among the points are made in this meter,
-    too. Raises `ConfigError` if the study has no pairs in it.
+    too. Raises `ConfigError` if the study has no pairs in it, `RecordsError` in a publication.
     """
     folder = store.root / "figures"
     if meter is None:
         figures = _figures(store)
     else:
+        store.need_whole("outcomes of all pairs")
         config = StudyConfig.restored(store.record)
         metrics, found = _measure_meter(store, config, meter)
         folder /= meter.replace("/", "-")
@@ -309,7 +310,7 @@ def _figures(store: Store) -> Iterator[tuple[str, Figure]]:
     config = StudyConfig.restored(store.record)
     metrics = read_finished_metrics(store)
     yield from _comparing_figures(config, metrics, store.scan("verdicts").collect())
-    shown = _shown_points(store, metrics)
+    shown = find_shown_points(store, metrics)
     if not shown.is_empty():
         named = pl.col("trial").is_in([*shown["trial"], "identity", REAL])
         outcomes = store.outcomes.filter(named).collect()
@@ -381,7 +382,7 @@ def _attainment_differences(metrics: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
+def find_shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
     """Select the points of ours (lowest seed) and of LP that the judge's panel compares, if any."""
     matched = store.scan("matched").filter(
         pl.col("rival") == "lp",
