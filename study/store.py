@@ -129,12 +129,15 @@ class Store:
     def record(self) -> dict[str, Any]:
         """What `study.json` holds: name, fingerprint, identity, selection, versions of tables.
 
+        That of a publication also holds `left_out`.
+
         Raises `RecordsError` if there is none or it is damaged.
         """
         path = self.root / "study.json"
         try:
             record: dict[str, Any] = json.loads(path.read_bytes())
             _ = record["tables"].get, record["identity"]["core"]["latent_dim"]
+            _ = tuple(record.get("left_out", ()))
         except OSError:
             raise RecordsError(
                 f"{self.root}: is not the folder of a study (no study.json)"
