@@ -9,7 +9,7 @@ Each command of `cf-study` is one call here:
 | `status` | `list_jobs(open("results/quickstart"))`, and `list_failures(store, trial)` |
 | `query` | `open("results/quickstart").sql("SELECT * FROM metrics")` |
 | `compact` | `open("results/quickstart").compact()` |
-| `frontier` | `draw_figures(open("results/quickstart"))` |
+| `frontier` | `draw_figures(open("results/quickstart"))`, and `list_findings(...)` |
 | `select` | `select_bundle(store)`, or with a rule `Selection(maximise=..., where=[...])` |
 | `publish` | `publish_studies([open("results/quickstart")], Path("published"))` |
 | `fuse` | `fuse_files(left, right, load_bundle())`, `write_midi(...)`, `write_wav(...)` |
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cf_core.render import write_midi, write_wav
     from study.config import Selection, load_config, load_configs
     from study.findings import draw as draw_figures
+    from study.findings import list_findings
     from study.ledger import list_failures
     from study.parts import QuarantineWarning
     from study.progress import Reporter
@@ -51,6 +52,7 @@ __all__ = [
     "fuse_files",
     "ingest",
     "list_failures",
+    "list_findings",
     "list_jobs",
     "load_bundle",
     "load_config",
@@ -78,6 +80,7 @@ _HOMES = {
     "fuse_files": "cf_core.fuse:fuse_files",
     "ingest": "cf_core.ingest:ingest",
     "list_failures": "study.ledger:list_failures",
+    "list_findings": "study.findings:list_findings",
     "list_jobs": "study.select:list_jobs",
     "load_bundle": "cf_core.bundle:load_bundle",
     "load_config": "study.config:load_config",

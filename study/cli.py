@@ -265,8 +265,14 @@ def frontier(
         typer.Option(help="Compare the pairs in this meter alone, in figures and verdicts."),
     ] = None,
 ) -> None:
-    """Draw all figures again, from the tables alone."""
-    for path in study.draw_figures(_open(folder), meter):
+    """Draw all figures again, from the tables alone.
+
+    Unless it is for one meter, it also tells the findings again.
+    """
+    store = _open(folder)
+    if meter is None:
+        _say(*(f"found: {line}" for line in study.list_findings(store)))
+    for path in study.draw_figures(store, meter):
         _say(f"wrote {path}")
 
 
@@ -307,9 +313,9 @@ def publish(
     ],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
 ) -> None:
-    """Write the tables of finished studies to a folder that others can cite and read.
+    """Write finished studies to a folder that others can cite.
 
-    It holds no model. An earlier publication there is replaced.
+    It holds their tables and no model. An earlier publication there is replaced.
     """
     done = study.publish_studies([_open(each) for each in studies], output)
     largest = done.largest

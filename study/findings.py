@@ -1,4 +1,7 @@
-"""The findings of a finished study: tables, figures and sentences, made from its tables alone."""
+"""The findings of a finished study: tables, figures and sentences, made from its tables alone.
+
+This file is long, because all three rest on the same choice of points.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -155,6 +158,16 @@ def _write_csv(verdicts: Sequence[pl.DataFrame], path: AnyPath) -> AnyPath:
     with replacing(path) as temporary:
         pl.concat(verdicts).select(CSV_COLUMNS).write_csv(temporary)
     return path
+
+
+def list_findings(store: Store) -> list[str]:
+    """Say what a study found, in the sentences with which its run ended.
+
+    >>> import study
+    >>> told = list_findings(study.open("results/quickstart"))
+    """
+    says = (say_verdicts, say_controls, say_improvements)
+    return [line for say in says for line in say(store)]
 
 
 def say_verdicts(store: Store) -> list[str]:

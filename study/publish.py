@@ -59,11 +59,10 @@ def publish(stores: Sequence[Store], output: Path) -> Publication:
 
     An earlier publication at `output` is replaced. Equal records give equal bytes.
 
+        >>> from pathlib import Path
         >>> import study
         >>> store = study.open("results/quickstart")
-        >>> done = study.publish_studies([store], Path("published"))
-        >>> done.largest.table
-        'outcomes'
+        >>> published = study.publish_studies([store], Path("published"))
 
     Raises `RecordsError` for a study that is not finished, that is itself a publication, or whose
     records are of another release; `UserError` where two studies have one name, and where `output`

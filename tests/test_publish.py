@@ -1,9 +1,11 @@
 """It is long, since it opens every file of a publication as its readers would."""
 
+import doctest
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,10 @@ from cf_core.errors import RecordsError, UserError
 from evaluation.figures import save
 from evaluation.frontier import DEPLOYED_AXES
 from evaluation.inference import decide_verdicts
-from study import findings
-from study.cards import write_readme
+from study import cli, findings
 from study.config import StudyConfig
 from study.findings import CSV_COLUMNS, count_bins, draw, find_shown_points, read_finished_metrics
-from study.publish import LEFT_OUT, publish
+from study.publish import _CARDS, LEFT_OUT, publish
 from study.select import select
 from study.store import Store
 from study.tables import TABLES
@@ -140,10 +141,11 @@ def test_verdicts_on_deployed_axes_can_be_reached_again(published: Path) -> None
     assert_frame_equal(found.sort(panel), stored.sort(panel), rel_tol=1e-9)
 
 
-def test_figures_are_those_of_the_study(
+def test_figures_and_findings_are_those_of_the_study(
     finished: tuple[Store, StudyConfig], published: Path, tmp_path: Path
 ) -> None:
     again = study.open(published / "1e3")
+    assert study.list_findings(again) == study.list_findings(finished[0])
     figures = zip(findings._figures(finished[0]), findings._figures(again), strict=True)
     compared = {"likeness", "transitions", "song-distances", "cost", "styles"}
     for (name, ours), (same, theirs) in figures:
@@ -174,6 +176,16 @@ def test_what_is_not_there_is_said(
     with pytest.raises(RecordsError, match="no models to go on with"):
         claim(config, str(store.record["identity"]["corpus"]))
     assert not list(tmp_path.iterdir())
+
+
+def test_examples_in_docstrings_run(own: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed = folder(own).rename(folder(own).parent / "quickstart")
+    monkeypatch.chdir(renamed.parent.parent)
+    for name in ("publish", "findings"):
+        found = doctest.testmod(import_module(f"study.{name}"), report=True)
+        assert found.attempted > 0
+        assert not found.failed
+    assert Path("published", "1e3", "study.json").is_file()
 
 
 # ---- cards ---------------------------------------------------------------------------------------
@@ -342,6 +354,24 @@ def test_a_name_that_no_study_has_is_refused(name: str, own: Store, tmp_path: Pa
     assert read_all(tmp_path) == before
 
 
+def test_the_command_says_what_it_wrote(
+    own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder(own).parent.parent)
+    monkeypatch.setattr("sys.argv", ["cf-study", "publish", "1e3", "--output", "out"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    wrote, draws = capsys.readouterr().out.splitlines()
+    assert not end.value.code
+    files = read_all(tmp_path / "out")
+    largest = max((n for n in files if n.endswith(".parquet")), key=lambda n: len(files[n]))
+    assert wrote == (
+        f"wrote out: {sum(map(len, files.values())) / 1e6:.2f} MB; the largest table is"
+        f" {largest.split('/')[1]} of 1e3, {len(files[largest]) / 1e6:.2f} MB"
+    )
+    assert draws == "to draw its figures: cf-study frontier out/1e3"
+
+
 # ---- whole or not at all -------------------------------------------------------------------------
 
 
@@ -357,21 +387,13 @@ def test_an_interrupted_publication_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setitem(study_cards(), "README.md", press_control_c)
+        patch.setitem(_CARDS, "README.md", press_control_c)
         for output in (earlier, tmp_path / "new"):
             with pytest.raises(KeyboardInterrupt):
                 publish([own], output)
     assert read_all(tmp_path) == before
     publish([own], earlier)
     assert not (earlier / "1e3" / "figures").exists()
-
-
-def study_cards() -> dict[str, Any]:
-    from study import publish as module  # noqa: PLC0415
-
-    cards: dict[str, Any] = module._CARDS
-    assert cards["README.md"] is write_readme
-    return cards
 
 
 def test_what_is_no_publication_is_left_alone(own: Store, published: Path, tmp_path: Path) -> None:
