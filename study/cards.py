@@ -60,7 +60,7 @@ _CRE = CorpusCard(
     "The folder `cre_corpus` of the repository"
     " <https://github.com/polifonia-project/folk_ngram_analysis>.",
 )
-_KNOWN = {
+KNOWN = {
     "81774e04f980ced94ffd7cee7dd29bf850083c114a6759ca838b912d8111a4d0": BUILTIN,
     "a4f2782e7f3ce2ac4e1ac6442b557be4f4de9f87f730979f66b3c222496158f2": BUILTIN,
     "64b0458edda7145e2342a3458021772cb886473c769cf6709060cca9cda1bac7": _NOTTINGHAM,
@@ -115,7 +115,7 @@ def write_config(study: PublishedStudy) -> str:
     `cf-study run` takes it, once `corpus.source` names the melodies.
     """
     own = {k: v for k, v in study.record["identity"].items() if k not in ("corpus", "code")}
-    source = "builtin" if _KNOWN.get(study.corpus) is BUILTIN else study.source or "corpus.parquet"
+    source = "builtin" if KNOWN.get(study.corpus) is BUILTIN else study.source or "corpus.parquet"
     # JSON's strings are YAML's, too: no name is read as a number or as markup.
     quoted = json.dumps(_plain(source), ensure_ascii=False)
     return (
@@ -197,7 +197,7 @@ def _introduce(studies: Sequence[PublishedStudy]) -> list[str]:
 def _list_corpora(studies: Sequence[PublishedStudy]) -> list[str]:
     lines = ["## Corpora", ""]
     for study in studies:
-        known = _KNOWN.get(study.corpus)
+        known = KNOWN.get(study.corpus)
         if known is None:
             source = "a file that is not known" if study.source is None else _escape(study.source)
             told = (

@@ -24,6 +24,7 @@ from evaluation.figures import save
 from evaluation.frontier import DEPLOYED_AXES
 from evaluation.inference import decide_verdicts
 from study import cli, findings
+from study.cards import BUILTIN, KNOWN
 from study.config import StudyConfig
 from study.findings import CSV_COLUMNS, count_bins, draw, find_shown_points, read_finished_metrics
 from study.publish import _CARDS, LEFT_OUT, publish
@@ -252,6 +253,17 @@ def test_the_configuration_gives_the_same_study(
     assert again.name == "1e3"
     assert again.fingerprint(corpus) == store.record["fingerprint"]
     assert again.selection == config.selection
+
+
+def test_the_built_in_tunes_are_known_by_their_hash(own: Store, tmp_path: Path) -> None:
+    record = json.loads((folder(own) / "study.json").read_text())
+    record["identity"]["corpus"] = next(hash_ for hash_, card in KNOWN.items() if card is BUILTIN)
+    (folder(own) / "study.json").write_text(json.dumps(record))
+    publish([Store(own.root)], tmp_path / "out")
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "in the public domain" in page
+    assert "pip install 'connective-fusion[builtin]'" in page
+    assert study.load_config(tmp_path / "out" / "1e3" / "config.yaml").corpus.path is None
 
 
 def test_citation(published: Path, finished: tuple[Store, StudyConfig]) -> None:
