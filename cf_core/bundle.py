@@ -6,10 +6,8 @@ because everything that a received manifest says is checked before anything is b
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -27,7 +25,7 @@ from torch import Tensor, nn
 
 from cf_core.distance import edit_distance
 from cf_core.errors import BundleError
-from cf_core.files import AnyPath, RemotePath, replacing
+from cf_core.files import AnyPath, RemotePath, replacing, replacing_folder
 from cf_core.fusion import Generator
 from cf_core.heard import Heard
 from cf_core.melody import MelodyFormat
@@ -286,12 +284,7 @@ def save_bundle(bundle: Bundle, path: AnyPath) -> None:
     if not isinstance(path, Path):
         _upload(bundle, path)
         return
-    temporary = path.parent / f".{path.name}.{os.getpid()}"
-    earlier = path.parent / f"{temporary.name}.earlier"
-    try:
-        if path.exists() and not _is_bundle(path):
-            raise BundleError(f"{path}: exists and is not a bundle; choose another place")
-        temporary.mkdir(parents=True)
+    with replacing_folder(path, "a bundle", _is_bundle, BundleError) as temporary:
         checksums = {}
         for name, network in _networks(bundle).items():
             content = serialise(collect_weights(network))
@@ -299,19 +292,6 @@ def save_bundle(bundle: Bundle, path: AnyPath) -> None:
             checksums[name] = sha256(content).hexdigest()
         manifest = _describe(bundle, checksums)
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        if path.exists():
-            path.rename(earlier)
-        temporary.rename(path)
-    except OSError as error:
-        raise BundleError(
-            f"{path}: can't be written ({error.strerror or error}); choose another place"
-        ) from error
-    finally:
-        with suppress(OSError):
-            if earlier.exists() and not path.exists():
-                earlier.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _upload(bundle: Bundle, path: RemotePath) -> None:

@@ -199,11 +199,21 @@ def check_grid(path: Path, form: MelodyFormat) -> None:
         )
 
 
+def read_source(path: Path) -> tuple[str, str]:
+    """Read the content hash of a corpus file, and the name of what it was ingested from.
+
+    Raises `CorpusError` for a file of another kind.
+    """
+    about = _read_about(path)
+    return str(about["content_hash"]), str(about["source"])
+
+
 def _read_about(path: Path) -> dict[str, Any]:
     """Read the metadata in the footer of a corpus file."""
     try:
         about = json.loads(pq.read_schema(path).metadata[_KEY])
-        return {name: about[name] for name in ("schema_version", "steps_per_beat", "content_hash")}
+        needed = ("schema_version", "steps_per_beat", "content_hash", "source")
+        return {name: about[name] for name in needed}
     except FileNotFoundError as error:
         raise CorpusError(f"{path}: no such file") from error
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:

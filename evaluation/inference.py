@@ -105,6 +105,8 @@ def decide_verdicts(
         panels = matched.filter(pl.col("source") == source).partition_by(
             "rival", "axis", "metric", maintain_order=True
         )
+        if not panels:
+            continue
         contrasts = [_contrast(panel, trials) for panel in panels]
         needed = {point for contrast in contrasts for point in contrast}
         pairs = _Pairs.of(outcomes, influences, real, source, needed)

@@ -9,8 +9,9 @@ Each command of `cf-study` is one call here:
 | `status` | `list_jobs(open("results/quickstart"))`, and `list_failures(store, trial)` |
 | `query` | `open("results/quickstart").sql("SELECT * FROM metrics")` |
 | `compact` | `open("results/quickstart").compact()` |
-| `frontier` | `draw_figures(open("results/quickstart"))` |
+| `frontier` | `draw_figures(open("results/quickstart"))`, and `list_findings(...)` |
 | `select` | `select_bundle(store)`, or with a rule `Selection(maximise=..., where=[...])` |
+| `publish` | `publish_studies([open("results/quickstart")], Path("published"))` |
 | `fuse` | `fuse_files(left, right, load_bundle())`, `write_midi(...)`, `write_wav(...)` |
 
 Each raises `UserError` for bad input. They are imported when first used: `import study` is cheap.
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from cf_core.render import write_midi, write_wav
     from study.config import Selection, load_config, load_configs
     from study.findings import draw as draw_figures
+    from study.findings import list_findings
     from study.ledger import list_failures
     from study.parts import QuarantineWarning
     from study.progress import Reporter
+    from study.publish import publish as publish_studies
     from study.reading import ray_tasks
     from study.run import plan as plan_study
     from study.run import run as run_study
@@ -49,6 +52,7 @@ __all__ = [
     "fuse_files",
     "ingest",
     "list_failures",
+    "list_findings",
     "list_jobs",
     "load_bundle",
     "load_config",
@@ -57,6 +61,7 @@ __all__ = [
     "place",
     "plan_study",
     "processes",
+    "publish_studies",
     "ray_tasks",
     "read_rule",
     "run_studies",
@@ -75,6 +80,7 @@ _HOMES = {
     "fuse_files": "cf_core.fuse:fuse_files",
     "ingest": "cf_core.ingest:ingest",
     "list_failures": "study.ledger:list_failures",
+    "list_findings": "study.findings:list_findings",
     "list_jobs": "study.select:list_jobs",
     "load_bundle": "cf_core.bundle:load_bundle",
     "load_config": "study.config:load_config",
@@ -83,6 +89,7 @@ _HOMES = {
     "place": "cf_core.files:place",
     "plan_study": "study.run:plan",
     "processes": "cf_core.isolation:processes",
+    "publish_studies": "study.publish:publish",
     "ray_tasks": "study.reading:ray_tasks",
     "read_rule": "study.select:read_rule",
     "run_studies": "study.run:run_all",

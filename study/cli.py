@@ -265,8 +265,14 @@ def frontier(
         typer.Option(help="Compare the pairs in this meter alone, in figures and verdicts."),
     ] = None,
 ) -> None:
-    """Draw all figures again, from the tables alone."""
-    for path in study.draw_figures(_open(folder), meter):
+    """Draw all figures again, from the tables alone.
+
+    Unless it is for one meter, it also tells the findings again.
+    """
+    store = _open(folder)
+    if meter is None:
+        _say(*(f"found: {line}" for line in study.list_findings(store)))
+    for path in study.draw_figures(store, meter):
         _say(f"wrote {path}")
 
 
@@ -297,6 +303,27 @@ def select(
     rule = study.read_rule(store, **{name: x for name, x in given.items() if x is not None})
     choice = study.select_bundle(store, rule, study.place(output) if output else None)
     _say(*choice.lines(), f"wrote {choice.bundle}")
+
+
+@app.command(epilog="Example: cf-study publish quickstart --output published")
+def publish(
+    studies: Annotated[
+        list[str],
+        typer.Argument(metavar="STUDIES", help="Folders, URIs or bare names of finished studies."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+) -> None:
+    """Write finished studies to a folder that others can cite.
+
+    It holds their tables and no model. An earlier publication there is replaced.
+    """
+    done = study.publish_studies([_open(each) for each in studies], output)
+    largest = done.largest
+    _say(
+        f"wrote {done.folder}: {done.size / 1e6:,.2f} MB; the largest table is {largest.table} of"
+        f" {largest.study}, {largest.size / 1e6:,.2f} MB",
+        f"to draw its figures: cf-study frontier {done.folder / largest.study}",
+    )
 
 
 @app.command(epilog="Example: cf-study fuse a.mid b.abc --lambda 0.1 --output ab.mid")

@@ -1,4 +1,7 @@
-"""The findings of a finished study: tables, figures and sentences, made from its tables alone."""
+"""The findings of a finished study: tables, figures and sentences, made from its tables alone.
+
+This file is long, because all three rest on the same choice of points.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -102,12 +105,13 @@ def draw(store: Store, meter: str | None = None) -> Iterator[AnyPath]:
     Each is written as SVG and PNG. A figure for which the study has no data is left out. With a
     `meter`, the figures that compare methods are drawn of the pairs in this meter, into a folder of
     its own, after the verdicts on these pairs. Choices among the points are made in this meter,
-    too. Raises `ConfigError` if the study has no pairs in it.
+    too. Raises `ConfigError` if the study has no pairs in it, `RecordsError` in a publication.
     """
     folder = store.root / "figures"
     if meter is None:
         figures = _figures(store)
     else:
+        store.need_whole("outcomes of all pairs")
         config = StudyConfig.restored(store.record)
         metrics, found = _measure_meter(store, config, meter)
         folder /= meter.replace("/", "-")
@@ -154,6 +158,16 @@ def _write_csv(verdicts: Sequence[pl.DataFrame], path: AnyPath) -> AnyPath:
     with replacing(path) as temporary:
         pl.concat(verdicts).select(CSV_COLUMNS).write_csv(temporary)
     return path
+
+
+def list_findings(store: Store) -> list[str]:
+    """Say what a study found, in the sentences with which its run ended.
+
+    >>> import study
+    >>> told = list_findings(study.open("results/quickstart"))
+    """
+    says = (say_verdicts, say_controls, say_improvements)
+    return [line for say in says for line in say(store)]
 
 
 def say_verdicts(store: Store) -> list[str]:
@@ -309,7 +323,7 @@ def _figures(store: Store) -> Iterator[tuple[str, Figure]]:
     config = StudyConfig.restored(store.record)
     metrics = read_finished_metrics(store)
     yield from _comparing_figures(config, metrics, store.scan("verdicts").collect())
-    shown = _shown_points(store, metrics)
+    shown = find_shown_points(store, metrics)
     if not shown.is_empty():
         named = pl.col("trial").is_in([*shown["trial"], "identity", REAL])
         outcomes = store.outcomes.filter(named).collect()
@@ -381,7 +395,7 @@ def _attainment_differences(metrics: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
+def find_shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
     """Select the points of ours (lowest seed) and of LP that the judge's panel compares, if any."""
     matched = store.scan("matched").filter(
         pl.col("rival") == "lp",

@@ -22,14 +22,7 @@ from evaluation.figures import piano_roll_figure, save
 from evaluation.frontier import CHOSEN_ON, FUSIONS
 from study.cluster import reached
 from study.config import Range, StudyConfig
-from study.findings import (
-    draw,
-    say_controls,
-    say_improvements,
-    say_verdicts,
-    tabulate,
-    write_verdicts,
-)
+from study.findings import draw, list_findings, say_verdicts, tabulate, write_verdicts
 from study.lease import Lease
 from study.ledger import Status
 from study.parameters import PARAMETERS
@@ -296,11 +289,7 @@ def summary(store: Store, choice: Choice, example: AnyPath) -> list[str]:
     statuses = store.scan("trials").collect()
     counts = statuses.group_by("method", "status").len().sort("method", "status").iter_rows()
     lines = ["run: " + ", ".join(f"{n} {method} {status}" for method, status, n in counts)]
-    lines += [
-        f"found: {line}"
-        for say in (say_verdicts, say_controls, say_improvements)
-        for line in say(store)
-    ]
+    lines += [f"found: {line}" for line in list_findings(store)]
     lines += [
         f"tables: {store.root}/{{{','.join(TABLES)}}}",
         f"verdicts: {store.root / 'verdicts.csv'}",

@@ -184,8 +184,9 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
         >>> choice = study.select_bundle(store, rule, study.place("near.bundle"))
 
     Raises `SelectionError` as `rank_candidates` does, `RecordsError` where the weights of the
-    choice are missing, and `BundleError` where `output` can't be written.
+    choice are missing (a publication has none), and `BundleError` where `output` can't be written.
     """
+    store.need_whole("weights")
     config = StudyConfig.restored(store.record)
     rule = rule or config.selection
     output = output or store.root / "bundle"

@@ -6,8 +6,9 @@ a folder of Parquet files (`study.parts`).
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -72,7 +73,7 @@ class Store:
         `identity` and `fingerprint` are those of `StudyConfig`, and `selection` its rule as JSON
         values; an empty one is the default rule. Raises `ConfigError` if the folder
         holds another study, naming the settings that differ, or something else; `RecordsError` if
-        its tables are of another release.
+        its tables are of another release, or it is a publication.
         """
         path = self.root / "study.json"
         record = {
@@ -83,6 +84,7 @@ class Store:
             "identity": identity,
         }
         if path.exists():
+            self.need_whole("models to go on with")
             self.check(identity)
             for table in TABLES:
                 self._check_version(table)
@@ -110,9 +112,24 @@ class Store:
                 " study another name or results folder, or set them back"
             )
 
+    def need_whole(self, needed: str) -> None:
+        """Raise `RecordsError`, naming what is needed, in a publication, which lacks it."""
+        if self.left_out:
+            raise RecordsError(
+                f"{self.root}: is a publication, which has no {needed}; use the study's own folder,"
+                " or run its config.yaml again"
+            )
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Tables that a publication (`study.publish`) lacks; in a study's own folder, none."""
+        return tuple(self.record.get("left_out", ()))
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """What `study.json` holds: name, fingerprint, identity, selection, versions of tables.
+
+        That of a publication also holds `left_out`.
 
         Raises `RecordsError` if there is none or it is damaged.
         """
@@ -120,6 +137,7 @@ class Store:
         try:
             record: dict[str, Any] = json.loads(path.read_bytes())
             _ = record["tables"].get, record["identity"]["core"]["latent_dim"]
+            _ = tuple(record.get("left_out", ()))
         except OSError:
             raise RecordsError(
                 f"{self.root}: is not the folder of a study (no study.json)"
@@ -143,8 +161,11 @@ class Store:
         """All rows of a table, for a table's name in a variable; else it is an attribute.
 
         Without rows where there is no part. What is no part of the table is set aside, with a
-        warning. Raises `RecordsError` where another release wrote the table.
+        warning. Raises `RecordsError` where another release wrote the table, and where this is a
+        publication without it.
         """
+        if table in self.left_out:
+            self.need_whole(f"table {table}")
         return self._open(table).scan()
 
     def sql(self, query: str) -> pl.DataFrame:
@@ -191,6 +212,19 @@ class Store:
         for table in TABLES:
             if (gain := self._open(table).compact()) is not None:
                 yield gain
+
+    def copy(
+        self,
+        table: str,
+        folder: Path,
+        keep: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
+    ) -> Path | None:
+        """Write a table, or what `keep` returns of the rows of each part, to one file in `folder`.
+
+        Returns the file, or None for a table without rows. A folder of such folders, each with its
+        table's name, can be opened again.
+        """
+        return self._open(table).copy(folder, keep)
 
     def _open(self, table: str) -> TableFiles:
         if table not in self._files:

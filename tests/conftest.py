@@ -29,6 +29,7 @@ _STUDIES = (
     "test_chaos.py",
     "test_example_scripts.py",
     "test_heard_study.py",
+    "test_publish.py",
 )
 """Files of tests that run whole studies. They take longest, so they come first: no process should
 wait for another at the end."""

@@ -23,6 +23,7 @@ from evaluation.judge import JudgeData, JudgeSettings, JudgeTrainer, ReaderSetti
 from evaluation.negatives import draw_hard_pairs
 from evaluation.sources import Source, make_sources
 from evaluation.transforms import Step
+from study.cards import BUILTIN, KNOWN
 from study.config import StudyConfig, list_builtin, load_configs
 
 pytestmark = pytest.mark.slow
@@ -57,6 +58,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     form = load_bundle(BUNDLE).form
     ingest_builtin(path, steps_per_beat=form.steps_per_beat)
     return load_corpus(path, form, seed=0)
+
+
+def test_publications_know_the_built_in_tunes(corpus: Corpus) -> None:
+    assert KNOWN[corpus.content_hash] is BUILTIN
 
 
 @pytest.fixture(scope="module")
