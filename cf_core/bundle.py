@@ -6,10 +6,8 @@ because everything that a received manifest says is checked before anything is b
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -27,7 +25,7 @@ from torch import Tensor, nn
 
 from cf_core.distance import edit_distance
 from cf_core.errors import BundleError
-from cf_core.files import AnyPath, RemotePath, replacing
+from cf_core.files import AnyPath, RemotePath, replacing, replacing_folder
 from cf_core.fusion import Generator
 from cf_core.heard import Heard, share_step
 from cf_core.melody import MelodyFormat
@@ -286,32 +284,17 @@ def save_bundle(bundle: Bundle, path: AnyPath) -> None:
     if not isinstance(path, Path):
         _upload(bundle, path)
         return
-    temporary = path.parent / f".{path.name}.{os.getpid()}"
-    earlier = path.parent / f"{temporary.name}.earlier"
-    try:
-        if path.exists() and not _is_bundle(path):
-            raise BundleError(f"{path}: exists and is not a bundle; choose another place")
-        temporary.mkdir(parents=True)
-        checksums = {}
-        for name, network in _networks(bundle).items():
-            content = serialise(collect_weights(network))
+    with replacing_folder(path, "a bundle", _is_bundle, BundleError) as temporary:
+        weights = _serialise(bundle)
+        for name, content in weights.items():
             (temporary / name).write_bytes(content)
-            checksums[name] = sha256(content).hexdigest()
-        manifest = _describe(bundle, checksums)
+        manifest = _describe(bundle, _checksums(weights))
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        if path.exists():
-            path.rename(earlier)
-        temporary.rename(path)
-    except OSError as error:
-        raise BundleError(
-            f"{path}: can't be written ({error.strerror or error}); choose another place"
-        ) from error
-    finally:
-        with suppress(OSError):
-            if earlier.exists() and not path.exists():
-                earlier.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(earlier, ignore_errors=True)
+
+
+def describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    """The manifest with which `save_bundle` writes a bundle, with the checksums of its weights."""
+    return _describe(bundle, _checksums(_serialise(bundle)))
 
 
 def _upload(bundle: Bundle, path: RemotePath) -> None:
@@ -325,6 +308,16 @@ def _upload(bundle: Bundle, path: RemotePath) -> None:
         for name in (_MANIFEST, *_networks(bundle)):
             with replacing(path / name, BundleError) as temporary:
                 shutil.copyfile(whole / name, temporary)
+
+
+def _serialise(bundle: Bundle) -> dict[str, bytes]:
+    """The files of weights by their names."""
+    named = _networks(bundle).items()
+    return {name: serialise(collect_weights(network)) for name, network in named}
+
+
+def _checksums(contents: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def _networks(bundle: Bundle) -> dict[str, nn.Module]:

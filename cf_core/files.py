@@ -1,8 +1,9 @@
 """Files that appear whole or not at all, in local folders and in any file system of pyarrow."""
 
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -178,6 +179,38 @@ def replacing(path: AnyPath, failure: type[UserError] = UserError) -> Iterator[P
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise failure(f"{path}: can't be written ({reason}); choose another place") from error
+
+
+@contextmanager
+def replacing_folder(
+    path: Path, what: str, is_one: Callable[[Path], bool], failure: type[UserError] = UserError
+) -> Iterator[Path]:
+    """Yield a temporary folder to write into, which becomes `path` if nothing is raised.
+
+    Missing parent folders are created. What is at `path` is replaced if it `is_one`. Raises
+    `failure` where it is not, with `what` it should be ("a bundle"), and where `path` can't be
+    written.
+    """
+    temporary = path.parent / f".{path.name}.{os.getpid()}"
+    earlier = path.parent / f"{temporary.name}.earlier"
+    try:
+        if path.exists() and not is_one(path):
+            raise failure(f"{path}: exists and is not {what}; choose another place")
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            path.rename(earlier)
+        temporary.rename(path)
+    except OSError as error:
+        raise failure(
+            f"{path}: can't be written ({error.strerror or error}); choose another place"
+        ) from error
+    finally:
+        with suppress(OSError):
+            if earlier.exists() and not path.exists():
+                earlier.rename(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -79,10 +79,13 @@ class MelodyVAE(nn.Module):
         self.register_buffer("sigma_bar", torch.ones(settings.latent_dim))
 
     def encode(
-        self, tokens: Integer[Tensor, "B T"]
+        self, tokens: Integer[Tensor, "B T"], kinds: Int64[Tensor, "B"] | None = None
     ) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
-        """Mean and standard deviation of the posterior of each segment."""
-        kinds = find_kinds(tokens, self.form)
+        """Mean and standard deviation of the posterior of each segment.
+
+        `kinds` are as in `decode`. If left out, they are those that the marks say.
+        """
+        kinds = find_kinds(tokens, self.form) if kinds is None else kinds
         steps = torch.from_numpy(self.form.slots)[kinds]
         placed = self.tokens(tokens.long().gather(1, steps.clamp(min=0)).clamp(min=0))
         embedded = placed.masked_fill(steps[..., None] < 0, 0.0).flatten(1)
@@ -198,15 +201,20 @@ def decode_likeliest(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
     has no meaning.
     """
     tokens = logits.argmax(-1)
-    before = functional.pad(tokens[:, :-1], (1, 0), value=REST)
-    hangs = ((tokens == HOLD) & (before == REST)).any(1)
+    hangs = find_hanging(tokens)
     # The likeliest tokens of all are the likeliest of these, too, in all other segments.
     if hangs.any():
-        tokens[hangs] = _search_likeliest(logits[hangs])
+        tokens[hangs] = search_likeliest(logits[hangs])
     return tokens
 
 
-def _search_likeliest(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
+def find_hanging(tokens: Integer[Tensor, "B T"]) -> Bool[Tensor, "B"]:
+    """Which segments have a hold at the start or after a rest."""
+    before = functional.pad(tokens[:, :-1], (1, 0), value=REST)
+    return ((tokens == HOLD) & (before == REST)).any(1)
+
+
+def search_likeliest(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
     """The likeliest tokens in which every hold has a note, by the Viterbi algorithm.
 
     The two states are whether a note sounds after a step or not.
@@ -214,24 +222,21 @@ def _search_likeliest(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
     pitch, onset = logits[..., FIRST_PITCH:].max(-1)
     onset, rest, hold = onset + FIRST_PITCH, logits[..., REST], logits[..., HOLD]
     sounding, silent = torch.full_like(rest[:, 0], -torch.inf), torch.zeros_like(rest[:, 0])
-    held, before = (
-        torch.empty_like(rest, dtype=torch.bool),
-        torch.empty_like(rest, dtype=torch.bool),
-    )
+    held, before = [], []
     for step in range(rest.shape[1]):
         # An onset or a rest may follow either state, so it follows the better one.
-        before[:, step] = sounding > silent
+        before.append(sounding > silent)
         best = torch.maximum(sounding, silent)
         goes_on, struck = sounding + hold[:, step], best + pitch[:, step]
-        held[:, step] = goes_on > struck
+        held.append(goes_on > struck)
         sounding, silent = torch.maximum(goes_on, struck), best + rest[:, step]
-    tokens, sounds = onset, sounding > silent
+    tokens, sounds = [], sounding > silent
     for step in reversed(range(rest.shape[1])):
-        holds = sounds & held[:, step]
+        holds = sounds & held[step]
         token = torch.where(holds, HOLD, onset[:, step])
-        tokens[:, step] = torch.where(sounds, token, REST)
-        sounds = holds | before[:, step]
-    return tokens
+        tokens.append(torch.where(sounds, token, REST))
+        sounds = holds | before[step]
+    return torch.stack(tokens[::-1], 1)
 
 
 def transpose(
