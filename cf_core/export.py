@@ -19,7 +19,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from keyword import iskeyword
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,9 +36,6 @@ from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.seeding import make_random
 from cf_core.training import limit_threads
 from cf_core.vae import MelodyVAE, find_hanging, search_likeliest
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 OPSET = 18
 """The version of ONNX's operators that the graphs use."""
@@ -225,7 +222,8 @@ def _serialise(graph: _Graph) -> bytes:
         )
     model = cast("torch.onnx.ONNXProgram", program).model_proto
     _clean(model)
-    return model.SerializeToString(deterministic=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
 @contextmanager
@@ -241,13 +239,13 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _clean(message: "Message") -> None:
+def _clean(message: Any) -> None:
     """Drop what a graph does not need, such as the paths of source files; name its batches."""
     for field, value in message.ListFields():
         if field.name in {"metadata_props", "doc_string", "value_info"}:
             message.ClearField(field.name)
         elif field.name == "dim_param":
-            message.dim_param = "batch"  # type: ignore[attr-defined]
+            message.dim_param = "batch"
         elif field.message_type is not None:
             for part in value if field.is_repeated else (value,):
                 _clean(part)
