@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch._higher_order_ops import scan
+from torch._higher_order_ops import scan  # public in no module, though the exporter knows it
 
 from cf_core.bundle import Bundle, describe_bundle
 from cf_core.errors import BundleError
@@ -44,6 +44,7 @@ _KIND = "connective-fusion export"
 _CARD, _VECTORS = "card.json", "vectors.json"
 _GRAPHS = ("encode", "apply", "decode")
 _MAX_CARD = 1 << 20
+"""Largest card that is read, in bytes."""
 _PER_KIND = 8
 """Pairs of each kind of bars in the test vectors."""
 _RULE = (
@@ -105,6 +106,7 @@ def _is_export(path: Path) -> bool:
     return isinstance(known, dict) and known.get("kind") == _KIND and names <= ours
 
 
+# The batch is read off with `shape[0]`, since `len` would fix it in the graph.
 class _Encode(nn.Module):
     def __init__(self, core: MelodyVAE) -> None:
         super().__init__()

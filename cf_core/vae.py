@@ -102,7 +102,7 @@ class MelodyVAE(nn.Module):
         `kinds` are the segments' kinds of bars, as indices into the format's. They may be left out
         where it has only one.
         """
-        kinds = take_kinds(kinds, z.shape[0], self.form)  # len() would fix it in an exported graph
+        kinds = take_kinds(kinds, z.shape[0], self.form)
         inputs = torch.cat((z, encode_kinds(kinds, len(self.form.kinds))), 1)
         written: Tensor = self.write(self.decoder(self.expand(inputs)))
         placed = written.unflatten(-1, (self.form.slots.shape[1], -1))

@@ -344,3 +344,5 @@ def test_the_example_runs_without_torch_and_prints_what_it_says(
         check=False,
     )
     assert done.stdout == printed, done.stderr
+    for path in folder.iterdir():
+        assert f"\n  {path.name}: {path.stat().st_size / 1e6:.2f} MB\n" in page
