@@ -285,13 +285,16 @@ def save_bundle(bundle: Bundle, path: AnyPath) -> None:
         _upload(bundle, path)
         return
     with replacing_folder(path, "a bundle", _is_bundle, BundleError) as temporary:
-        checksums = {}
-        for name, network in _networks(bundle).items():
-            content = serialise(collect_weights(network))
+        weights = _serialise(bundle)
+        for name, content in weights.items():
             (temporary / name).write_bytes(content)
-            checksums[name] = sha256(content).hexdigest()
-        manifest = _describe(bundle, checksums)
+        manifest = _describe(bundle, _checksums(weights))
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    """The manifest with which `save_bundle` writes a bundle, with the checksums of its weights."""
+    return _describe(bundle, _checksums(_serialise(bundle)))
 
 
 def _upload(bundle: Bundle, path: RemotePath) -> None:
@@ -305,6 +308,16 @@ def _upload(bundle: Bundle, path: RemotePath) -> None:
         for name in (_MANIFEST, *_networks(bundle)):
             with replacing(path / name, BundleError) as temporary:
                 shutil.copyfile(whole / name, temporary)
+
+
+def _serialise(bundle: Bundle) -> dict[str, bytes]:
+    """The files of weights by their names."""
+    named = _networks(bundle).items()
+    return {name: serialise(collect_weights(network)) for name, network in named}
+
+
+def _checksums(contents: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def _networks(bundle: Bundle) -> dict[str, nn.Module]:

@@ -154,7 +154,7 @@ class Generator(nn.Module):
         """Transform both halves once.
 
         `condition` is what `condition_on` returns for λ where it is an input, then the kinds of the
-        pairs' bars as `encode_kinds` returns them.
+        pairs' bars as `encode_kinds` returns them (`join_conditions`).
         """
         inputs = torch.cat(pair, -1)
         outputs = self.net(torch.cat((inputs, condition, style), -1))
@@ -165,6 +165,13 @@ class Generator(nn.Module):
             outputs = inputs + outputs
         left, right = outputs.chunk(2, -1)
         return left, right
+
+    def join_conditions(
+        self, lambdas: Float[Tensor, "*B"], kinds: Int64[Tensor, "*B"]
+    ) -> Float[Tensor, "*B C"]:
+        """The `condition` of pairs. A map that is not conditional takes nothing from `lambdas`."""
+        coded = encode_kinds(kinds, self.kinds).to(lambdas)
+        return torch.cat((condition_on(lambdas), coded), -1) if self.conditional else coded
 
     def iterate(
         self,
@@ -183,13 +190,10 @@ class Generator(nn.Module):
         if kinds is None and self.kinds > 1:
             raise ValueError("kinds: must say which kind of bars each pair has")
         own = torch.zeros(len(style), dtype=torch.int64) if kinds is None else kinds
-        condition = encode_kinds(own.to(style.device), self.kinds).to(style)
-        if self.conditional:
-            lambdas = torch.as_tensor(0.0 if lambda_ is None else lambda_).to(style)
-            if not bool((lambdas > 0).all()):
-                raise ValueError("lambda_: a conditional generator needs a λ above 0")
-            own_lambda = condition_on(lambdas.expand(style.shape[:-1]))
-            condition = torch.cat((own_lambda, condition), -1)
+        lambdas = torch.as_tensor(0.0 if lambda_ is None else lambda_).to(style)
+        if self.conditional and not bool((lambdas > 0).all()):
+            raise ValueError("lambda_: a conditional generator needs a λ above 0")
+        condition = self.join_conditions(lambdas.expand(style.shape[:-1]), own.to(style.device))
         kept: dict[int, Pair] = {}
         for count in range(1, max(counts) + 1):
             pair = self(pair, style, condition)

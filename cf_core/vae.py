@@ -3,11 +3,12 @@
 Letters in shapes: `B` segments, `T` steps, `V` tokens, `Z` latent dimensions, `K` kinds of bars.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -79,10 +80,13 @@ class MelodyVAE(nn.Module):
         self.register_buffer("sigma_bar", torch.ones(settings.latent_dim))
 
     def encode(
-        self, tokens: Integer[Tensor, "B T"]
+        self, tokens: Integer[Tensor, "B T"], kinds: Int64[Tensor, "B"] | None = None
     ) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
-        """Mean and standard deviation of the posterior of each segment."""
-        kinds = find_kinds(tokens, self.form)
+        """Mean and standard deviation of the posterior of each segment.
+
+        `kinds` are as in `decode`. If left out, they are those that the marks say.
+        """
+        kinds = find_kinds(tokens, self.form) if kinds is None else kinds
         steps = torch.from_numpy(self.form.slots)[kinds]
         placed = self.tokens(tokens.long().gather(1, steps.clamp(min=0)).clamp(min=0))
         embedded = placed.masked_fill(steps[..., None] < 0, 0.0).flatten(1)
@@ -98,7 +102,7 @@ class MelodyVAE(nn.Module):
         `kinds` are the segments' kinds of bars, as indices into the format's. They may be left out
         where it has only one.
         """
-        kinds = take_kinds(kinds, len(z), self.form)
+        kinds = take_kinds(kinds, z.shape[0], self.form)
         inputs = torch.cat((z, encode_kinds(kinds, len(self.form.kinds))), 1)
         written: Tensor = self.write(self.decoder(self.expand(inputs)))
         placed = written.unflatten(-1, (self.form.slots.shape[1], -1))
@@ -198,40 +202,76 @@ def decode_likeliest(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
     has no meaning.
     """
     tokens = logits.argmax(-1)
-    before = functional.pad(tokens[:, :-1], (1, 0), value=REST)
-    hangs = ((tokens == HOLD) & (before == REST)).any(1)
+    hangs = find_hanging(tokens)
     # The likeliest tokens of all are the likeliest of these, too, in all other segments.
     if hangs.any():
-        tokens[hangs] = _search_likeliest(logits[hangs])
+        tokens[hangs] = search_likeliest(logits[hangs])
     return tokens
 
 
-def _search_likeliest(logits: Float[Tensor, "B T V"]) -> Integer[Tensor, "B T"]:
+def find_hanging(tokens: Integer[Tensor, "B T"]) -> Bool[Tensor, "B"]:
+    """Which segments have a hold at the start or after a rest."""
+    before = functional.pad(tokens[:, :-1], (1, 0), value=REST)
+    return ((tokens == HOLD) & (before == REST)).any(1)
+
+
+def search_likeliest(
+    logits: Float[Tensor, "B T V"], scan: "Scan | None" = None
+) -> Integer[Tensor, "B T"]:
     """The likeliest tokens in which every hold has a note, by the Viterbi algorithm.
 
-    The two states are whether a note sounds after a step or not.
+    The two states are whether a note sounds after a step or not. `scan` goes over the steps; an
+    exported graph has a loop of its own.
     """
+    scan = _scan if scan is None else scan
     pitch, onset = logits[..., FIRST_PITCH:].max(-1)
     onset, rest, hold = onset + FIRST_PITCH, logits[..., REST], logits[..., HOLD]
-    sounding, silent = torch.full_like(rest[:, 0], -torch.inf), torch.zeros_like(rest[:, 0])
-    held, before = (
-        torch.empty_like(rest, dtype=torch.bool),
-        torch.empty_like(rest, dtype=torch.bool),
-    )
-    for step in range(rest.shape[1]):
-        # An onset or a rest may follow either state, so it follows the better one.
-        before[:, step] = sounding > silent
-        best = torch.maximum(sounding, silent)
-        goes_on, struck = sounding + hold[:, step], best + pitch[:, step]
-        held[:, step] = goes_on > struck
-        sounding, silent = torch.maximum(goes_on, struck), best + rest[:, step]
-    tokens, sounds = onset, sounding > silent
-    for step in reversed(range(rest.shape[1])):
-        holds = sounds & held[:, step]
-        token = torch.where(holds, HOLD, onset[:, step])
-        tokens[:, step] = torch.where(sounds, token, REST)
-        sounds = holds | before[:, step]
-    return tokens
+    count = (rest.shape[0],)
+    start = rest.new_full(count, -torch.inf), rest.new_zeros(count)
+    (sounding, silent), found = scan(_go_forwards, start, (pitch.T, rest.T, hold.T))
+    last = (sounding > silent,)
+    _, (tokens,) = scan(_go_backwards, last, (*found, onset.T), reverse=True)
+    return tokens.T
+
+
+Tensors = tuple[Tensor, ...]
+Scan = Callable[..., tuple[Tensors, Tensors]]
+"""Goes over the rows of tensors with a state, as `_scan` does."""
+
+
+def _scan(
+    step: Callable[[Tensors, Tensors], tuple[Tensors, Tensors]],
+    state: Tensors,
+    rows: Tensors,
+    *,
+    reverse: bool = False,
+) -> tuple[Tensors, Tensors]:
+    """Call `step` with the state and each row; return the last state, and all outputs as rows."""
+    numbers = range(len(rows[0]))
+    outputs = []
+    for number in reversed(numbers) if reverse else numbers:
+        state, output = step(state, tuple(each[number] for each in rows))
+        outputs.append(output)
+    ordered = reversed(outputs) if reverse else outputs
+    return state, tuple(map(torch.stack, zip(*ordered, strict=True)))
+
+
+def _go_forwards(state: Tensors, scores: Tensors) -> tuple[Tensors, Tensors]:
+    """How likely each state is at best after one more step, and how it was reached."""
+    (sounding, silent), (pitch, rest, hold) = state, scores
+    # An onset or a rest may follow either state, so it follows the better one.
+    best = torch.maximum(sounding, silent)
+    goes_on, struck = sounding + hold, best + pitch
+    after = torch.maximum(goes_on, struck), best + rest
+    return after, (goes_on > struck, sounding > silent)
+
+
+def _go_backwards(state: Tensors, found: Tensors) -> tuple[Tensors, Tensors]:
+    """The token with which a step reached its state, and the state before it."""
+    (sounds,), (held, before, onset) = state, found
+    holds = sounds & held
+    token = torch.where(sounds, torch.where(holds, HOLD, onset), REST)
+    return (holds | before,), (token,)
 
 
 def transpose(

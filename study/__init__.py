@@ -13,6 +13,7 @@ Each command of `cf-study` is one call here:
 | `select` | `select_bundle(store)`, or with a rule `Selection(maximise=..., where=[...])` |
 | `publish` | `publish_studies([open("results/quickstart")], Path("published"))` |
 | `fuse` | `fuse_files(left, right, load_bundle())`, `write_midi(...)`, `write_wav(...)` |
+| `export` | `export_bundle(load_bundle(), Path("onnx"))` |
 
 Each raises `UserError` for bad input. They are imported when first used: `import study` is cheap.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cf_core.bundle import load_bundle
     from cf_core.errors import UserError
+    from cf_core.export import export_bundle
     from cf_core.files import place
     from cf_core.fuse import fuse_files
     from cf_core.ingest import ingest
@@ -49,6 +51,7 @@ __all__ = [
     "Selection",
     "UserError",
     "draw_figures",
+    "export_bundle",
     "fuse_files",
     "ingest",
     "list_failures",
@@ -77,6 +80,7 @@ _HOMES = {
     "Selection": "study.config:Selection",
     "UserError": "cf_core.errors:UserError",
     "draw_figures": "study.findings:draw",
+    "export_bundle": "cf_core.export:export_bundle",
     "fuse_files": "cf_core.fuse:fuse_files",
     "ingest": "cf_core.ingest:ingest",
     "list_failures": "study.ledger:list_failures",

@@ -460,6 +460,26 @@ def fuse(
     _say(*lines, *(f"wrote {path}" for path in written))
 
 
+@app.command(epilog="Example: cf-study export results/quickstart/bundle --output onnx")
+def export(
+    bundle: Annotated[
+        str | None,
+        typer.Argument(metavar="BUNDLE", help="Folder of a bundle; the ready-made one if none."),
+    ] = None,
+    *,
+    output: Annotated[Path, typer.Option(help="Folder to write; an earlier export is replaced.")],
+) -> None:
+    """Write a bundle as ONNX graphs, for programs in any language.
+
+    The folder also has a card, which says what the numbers mean, and vectors to test with.
+    """
+    sizes = study.export_bundle(
+        study.load_bundle(None if bundle is None else study.place(bundle)), output
+    )
+    _say(f"wrote {output}: {sum(sizes.values()) / 1e6:.1f} MB")
+    _say(*(f"  {name}: {size / 1e6:.2f} MB" for name, size in sizes.items()))
+
+
 def _write_fused(
     fused: "Fused", path: Path, names: tuple[Path, Path], *, whole: bool, wav: bool, picture: bool
 ) -> "list[AnyPath]":

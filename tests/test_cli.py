@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import jaxtyping
 import polars as pl
 import pytest
 from typer.models import CommandInfo
@@ -106,6 +107,7 @@ def test_the_commands_are_those_promised() -> None:
     ]
     assert names == [
         "ingest", "run", "status", "query", "compact", "frontier", "select", "publish", "fuse",
+        "export",
     ]  # fmt: skip
 
 
@@ -649,3 +651,54 @@ def test_abc_book_meets_midi(cf_study: Run, tunes: Path) -> None:
     (tunes / "left.abc").write_text(fields + tune)
     assert cf_study("fuse", "left.abc", "right.mid", *OUT).code == 0
     assert (tunes / "out.mid").is_file()
+
+
+# ---- export --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_bundle_is_exported_and_what_was_written_is_told(
+    cf_study: Run, tmp_path: Path, make_bundle: MakeBundle
+) -> None:
+    jaxtyping.config.update("jaxtyping_disable", True)  # sizes are symbols where it is traced
+    save_bundle(make_bundle(), tmp_path / "bundle")
+    outcome = cf_study("export", "bundle", "--output", "deep/onnx")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == ""
+    first, *lines = outcome.out.splitlines()
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "deep" / "onnx").iterdir()}
+    assert first == f"wrote deep/onnx: {sum(sizes.values()) / 1e6:.1f} MB"
+    assert sorted(lines) == sorted(f"  {name}: {size / 1e6:.2f} MB" for name, size in sizes.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nil", "--output", "onnx"], ["nil: no bundle here"]),
+        (["--output", "bundle"], ["bundle: exists and is not an export", "choose another place"]),
+        (["--output", "file"], ["file: exists and is not an export"]),
+        (["--output", "file/onnx"], ["file/onnx: can't be written", "choose another place"]),
+    ],
+)
+def test_export_refuses(
+    cf_study: Run,
+    tmp_path: Path,
+    make_bundle: MakeBundle,
+    arguments: list[str],
+    words: list[str],
+) -> None:
+    save_bundle(make_bundle(), tmp_path / "bundle")
+    (tmp_path / "file").write_text("mine")
+    before = _files(tmp_path)
+    _refused(cf_study("export", *arguments), *words)
+    assert _files(tmp_path) == before
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnxscript"])
+def test_export_without_its_extra(
+    cf_study: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    outcome = cf_study("export", "--output", "onnx")
+    _refused(outcome, f"{module} is not installed", "pip install 'connective-fusion[export]'")
+    assert not (tmp_path / "onnx").exists()

@@ -148,7 +148,9 @@ def test_every_dependency_is_justified() -> None:
     page = (ROOT / "docs" / "dependencies.md").read_text()
     project = settings["project"]
     extras = project["optional-dependencies"]
-    for requirement in project["dependencies"] + extras["builtin"] + extras["study"]:
+    for requirement in (
+        project["dependencies"] + extras["builtin"] + extras["export"] + extras["study"]
+    ):
         name = re.split(r"[<>=~;]", requirement)[0]
         assert f"| {name} |" in page, f"{name}: docs/dependencies.md does not say why"
 

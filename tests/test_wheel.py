@@ -80,18 +80,24 @@ def test_a_bare_installation_fuses_two_files(bare: Path, tunes: tuple[Path, Path
 
 
 @pytest.mark.parametrize(
-    "command",
-    [("run", "quickstart", "--dry-run"), ("status", "."), ("select", "."), ("fuse", "--picture")],
+    ("extra", "command"),
+    [
+        ("study", ("run", "quickstart", "--dry-run")),
+        ("study", ("status", ".")),
+        ("study", ("select", ".")),
+        ("study", ("fuse", "--picture")),
+        ("export", ("export", "--output", "onnx")),
+    ],
 )
 def test_commands_that_lack_their_extra_say_which(
-    bare: Path, tunes: tuple[Path, Path], command: tuple[str, ...]
+    bare: Path, tunes: tuple[Path, Path], extra: str, command: tuple[str, ...]
 ) -> None:
     files = (*tunes, "--output", tunes[0].with_name("fused.mid")) if "fuse" in command else ()
     done = run(bare / "cf-study", *command, *files)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert line.endswith("pip install 'connective-fusion[study]'")
+    assert line.endswith(f"pip install 'connective-fusion[{extra}]'")
 
 
 def test_the_page_brings_its_scripts(bare: Path) -> None:

@@ -1,0 +1,368 @@
+"""A bundle as ONNX graphs, which programs in any language run without this package.
+
+The folder holds `encode.onnx` (segments to latents), `apply.onnx` (one application of G) and
+`decode.onnx` (latents to tokens). `card.json` says what the numbers mean, and `vectors.json` has
+inputs and what must come of them. Graphs have only the inputs that they use: λ where the generator
+takes it, a kind of bars where there are several.
+
+Letters in shapes: `B` pairs or segments, `T` tokens, `V` vocabulary, `Z` latent dimensions, `S`
+style dimensions, `K` kinds of bars.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from keyword import iskeyword
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch._higher_order_ops import scan  # public in no module, though the exporter knows it
+
+from cf_core.bundle import Bundle, describe_bundle
+from cf_core.errors import BundleError
+from cf_core.files import replacing_folder
+from cf_core.kinds import find_marks, take_kinds
+from cf_core.losses import Pair
+from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
+from cf_core.seeding import make_random
+from cf_core.training import limit_threads
+from cf_core.vae import MelodyVAE, find_hanging, search_likeliest
+
+OPSET = 18
+"""The version of ONNX's operators that the graphs use."""
+VERSION = 1
+_KIND = "connective-fusion export"
+_CARD, _VECTORS = "card.json", "vectors.json"
+_GRAPHS = ("encode", "apply", "decode")
+_MAX_CARD = 1 << 20
+"""Largest card that is read, in bytes."""
+_PER_KIND = 8
+"""Pairs of each kind of bars in the test vectors."""
+_RULE = (
+    "tokens is the likeliest row in which every hold has a note: of all rows in which no hold is"
+    " the first token or follows a rest, it has the largest sum of logits. Marks follow its last"
+    " step. decode.onnx has this rule inside."
+)
+_NOT_HEARD = (
+    "Outputs are decoded as they are. The models of notes of the scheme heard, which keep an"
+    " application only where the halves then fit better and choose among drafts of the notes, are"
+    " not in the graphs. So outputs are those of repeated application, not those of cf-study fuse."
+)
+
+
+def export_bundle(bundle: Bundle, path: Path) -> dict[str, int]:
+    """Write the folder of an export, whole or not at all; return the sizes of its files in bytes.
+
+    An earlier export at `path` is replaced. Equal bundles give equal bytes with equal versions of
+    the libraries. Raises `BundleError` where the extra `export` is not installed, where `path`
+    holds anything but an export, and where it can't be written.
+    """
+    _check_installed()
+    with replacing_folder(path, "an export", _is_export, BundleError) as temporary:
+        graphs = _list_graphs(bundle)
+        files = {f"{name}.onnx": _serialise(graph) for name, graph in graphs.items()}
+        files[_VECTORS] = json.dumps(_make_vectors(bundle)).encode()
+        files[_CARD] = (json.dumps(_make_card(bundle, graphs, files), indent=2) + "\n").encode()
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+    return {name: len(content) for name, content in files.items()}
+
+
+def _check_installed() -> None:
+    try:
+        import onnx  # noqa: F401, PLC0415  (an extra)
+        import onnxscript  # noqa: F401, PLC0415  (an extra; torch.onnx translates with it)
+    except ModuleNotFoundError as error:
+        raise BundleError(
+            f"{error.name} is not installed, which exporting needs; to install all that it takes:"
+            " pip install 'connective-fusion[export]'"
+        ) from None
+
+
+def _is_export(path: Path) -> bool:
+    """Whether a folder holds an export and nothing else, or nothing, and so may be replaced."""
+    if not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir()}
+    if not names:
+        return True
+    card = path / _CARD
+    if not card.is_file() or card.stat().st_size > _MAX_CARD:
+        return False
+    try:
+        known = json.loads(card.read_text())
+    except (ValueError, RecursionError):
+        return False
+    ours = {_CARD, _VECTORS, *(f"{name}.onnx" for name in _GRAPHS)}
+    return isinstance(known, dict) and known.get("kind") == _KIND and names <= ours
+
+
+# The batch is read off with `shape[0]`, since `len` would fix it in the graph.
+class _Encode(nn.Module):
+    def __init__(self, core: MelodyVAE) -> None:
+        super().__init__()
+        self.core = core
+
+    def forward(self, tokens: Tensor, kind: Tensor | None = None) -> tuple[Tensor]:
+        return (self.core.encode(tokens, take_kinds(kind, tokens.shape[0], self.core.form))[0],)
+
+
+class _Apply(nn.Module):
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        self.generator, self.form = bundle.generator, bundle.form
+
+    def forward(
+        self,
+        left: Tensor,
+        right: Tensor,
+        style: Tensor | None = None,
+        lambda_: Tensor | None = None,
+        kind: Tensor | None = None,
+    ) -> Pair:
+        own = left.new_zeros(left.shape[0]) if lambda_ is None else lambda_
+        condition = self.generator.join_conditions(own, take_kinds(kind, left.shape[0], self.form))
+        chosen = left.new_zeros(left.shape[0], 0) if style is None else style
+        applied: Pair = self.generator((left, right), chosen, condition)
+        return applied
+
+
+class _Decode(nn.Module):
+    def __init__(self, core: MelodyVAE) -> None:
+        super().__init__()
+        self.core = core
+
+    def forward(self, latents: Tensor, kind: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        kinds = take_kinds(kind, latents.shape[0], self.core.form)
+        logits = self.core.decode(latents, kinds)
+        tokens = logits.argmax(-1)
+        hangs = find_hanging(tokens)[:, None]
+        tokens = torch.where(hangs, search_likeliest(logits, scan), tokens)
+        marks = find_marks(kinds, self.core.form)
+        return torch.where(marks, -1 - kinds[:, None], tokens), logits
+
+
+@dataclass(frozen=True)
+class _Input:
+    """An example with two rows, and what the numbers mean."""
+
+    example: Tensor
+    about: str
+
+
+@dataclass(frozen=True)
+class _Graph:
+    about: str
+    network: nn.Module
+    inputs: Mapping[str, _Input]
+    outputs: Mapping[str, str]
+    """What the numbers of each output mean."""
+
+
+def _list_graphs(bundle: Bundle) -> dict[str, _Graph]:
+    form, size = bundle.form, bundle.core.settings.latent_dim
+    tokens = _Input(torch.zeros(2, form.steps, dtype=torch.int64), "segments, with their marks")
+    latents = _Input(torch.zeros(2, size), "latents of segments")
+    kind: dict[str, _Input] = {}
+    if len(form.kinds) > 1:
+        kind["kind"] = _Input(torch.tensor([0, 1]), "of each row, index into melody.kinds")
+    chosen: dict[str, _Input] = {}
+    if (count := bundle.generator.style_dim) > 0:
+        chosen["style"] = _Input(torch.zeros(2, count), "of each pair, numbers in 0 to 1")
+    if bundle.generator.conditional:
+        chosen["lambda"] = _Input(torch.ones(2), "of each pair, in lambda_range")
+    halves = {"left": latents, "right": latents}
+    return {
+        "encode": _Graph(
+            "Segments to the means of their posteriors.",
+            _Encode(bundle.core),
+            {"tokens": tokens, **kind},
+            {"latents": latents.about},
+        ),
+        "apply": _Graph(
+            "One application of G. Feed its outputs in again for the next one.",
+            _Apply(bundle),
+            {**halves, **chosen, **kind},
+            {"left_fused": "latents of left halves", "right_fused": "latents of right halves"},
+        ),
+        "decode": _Graph(
+            "Latents to segments, by the rule in decoding_rule.",
+            _Decode(bundle.core),
+            {"latents": latents, **kind},
+            {"tokens": tokens.about, "logits": "of each token at each step"},
+        ),
+    }
+
+
+def _serialise(graph: _Graph) -> bytes:
+    """Translate a graph to ONNX, without what says where and when that was done."""
+    # Two inputs that are one tensor in the example would be one in the graph.
+    copies = {name: each.example.clone() for name, each in graph.inputs.items()}
+    examples = {f"{name}_" if iskeyword(name) else name: copy for name, copy in copies.items()}
+    shapes = {name: {0: torch.export.Dim("batch")} for name in examples}
+    with torch.no_grad(), _quiet():
+        network = graph.network.eval()
+        traced = torch.export.export(network, (), kwargs=examples, dynamic_shapes=shapes)
+        program = torch.onnx.export(
+            traced,
+            (),
+            kwargs=examples,
+            opset_version=OPSET,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamo=True,
+            verbose=False,
+        )
+    model = cast("torch.onnx.ONNXProgram", program).model_proto
+    _clean(model)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, which warns of what it does without and of its own deprecations."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _clean(message: Any) -> None:
+    """Drop what a graph does not need, such as the paths of source files; name its batches."""
+    for field, value in message.ListFields():
+        if field.name in {"metadata_props", "doc_string", "value_info"}:
+            message.ClearField(field.name)
+        elif field.name == "dim_param":
+            message.dim_param = "batch"
+        elif field.message_type is not None:
+            for part in value if field.is_repeated else (value,):
+                _clean(part)
+
+
+def _make_vectors(bundle: Bundle) -> dict[str, Any]:
+    """Pairs decoded from draws of the prior, in all kinds of bars, and what comes of them."""
+    core, random = bundle.core, make_random(0, "export", "vectors")
+    kinds = np.arange(len(bundle.form.kinds)).repeat(_PER_KIND)
+    count, own = len(kinds), torch.from_numpy(kinds)
+    drawn = torch.randn(2 * count, core.settings.latent_dim, generator=random)
+    style = torch.randint(10_001, (count, bundle.generator.style_dim), generator=random) / 10_000
+    chance = torch.rand(count, generator=random).numpy()
+    low, high = bundle.lambda_range or (1.0, 1.0)
+    lambdas = [float(f"{low * (high / low) ** each:.3g}") for each in chance]
+    with limit_threads(1):
+        halves = np.split(core.decode_tokens(drawn, np.tile(kinds, 2)), 2)
+        latents = core.encode_mean(halves[0]), core.encode_mean(halves[1])
+        counts = [1, bundle.iterations]
+        with torch.no_grad():
+            fused = bundle.generator.iterate(latents, style, counts, torch.tensor(lambdas), own)
+        once, last = (fused[each] for each in counts)
+        outputs = [core.decode_tokens(half, kinds) for half in last]
+    inputs = {"left": halves[0].tolist(), "right": halves[1].tolist(), "kind": kinds.tolist()}
+    inputs |= {"style": _write(style)} | ({"lambda": lambdas} if bundle.lambda_range else {})
+    return {
+        "iterations": bundle.iterations,
+        "inputs": inputs,
+        "latents": _write_pair(latents),
+        "applied_once": _write_pair(once),
+        "applied": _write_pair(last),
+        "outputs": {"left": outputs[0].tolist(), "right": outputs[1].tolist()},
+    }
+
+
+def _write_pair(pair: Pair) -> dict[str, Any]:
+    return {"left": _write(pair[0]), "right": _write(pair[1])}
+
+
+def _write(rows: Float[Tensor, "B N"]) -> list[list[float]]:
+    """As few digits as give the same 32-bit numbers again."""
+    return [[float(str(value)) for value in row] for row in rows.numpy()]
+
+
+def _make_card(
+    bundle: Bundle, graphs: Mapping[str, _Graph], files: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """What a program must know to use the graphs."""
+    manifest, heard = describe_bundle(bundle), bundle.heard
+    return {
+        "kind": _KIND,
+        "version": VERSION,
+        "opset": OPSET,
+        "graphs": {name: _describe(graph) for name, graph in graphs.items()},
+        "melody": _describe_form(bundle.form),
+        "latent_dim": bundle.core.settings.latent_dim,
+        "style": {"dimensions": bundle.generator.style_dim, "low": 0.0, "high": 1.0},
+        "lambda": bundle.lambda_,
+        "lambda_range": bundle.lambda_range,
+        "iterations": bundle.iterations,
+        "decoding_rule": _RULE,
+        "scheme": "poster" if heard is None else "heard",
+        "not_in_the_graphs": None if heard is None else _NOT_HEARD,
+        "vectors": {
+            "file": _VECTORS,
+            "about": "inputs encoded, applied once and iterations times, and decoded to outputs",
+        },
+        "bundle": {"sha256": manifest["sha256"], "record": manifest["record"]},
+        "versions": {name: version(name) for name in ("connective-fusion", "torch", "onnx")},
+        "sha256": {name: sha256(content).hexdigest() for name, content in files.items()},
+        "bytes": {name: len(content) for name, content in files.items()},
+    }
+
+
+def _describe(graph: _Graph) -> dict[str, Any]:
+    inputs = [
+        {
+            "name": name,
+            "type": str(each.example.dtype).removeprefix("torch."),
+            "shape": ["batch", *each.example.shape[1:]],
+            "about": each.about,
+        }
+        for name, each in graph.inputs.items()
+    ]
+    outputs = [{"name": name, "about": about} for name, about in graph.outputs.items()]
+    return {"about": graph.about, "inputs": inputs, "outputs": outputs}
+
+
+def _describe_form(form: MelodyFormat) -> dict[str, Any]:
+    """How a segment is laid out as tokens."""
+    marked = len(form.kinds) > 1
+    kinds = [
+        {
+            "meters": [meter for meter in form.meters if form.find_kind(meter) == number],
+            "steps": form.lengths[number],
+            "bar": form.bars[number],
+            "slots": form.slot_of[number, : form.lengths[number]].tolist(),
+            "mark": -1 - number if marked else None,
+        }
+        for number in range(len(form.kinds))
+    ]
+    return {
+        "about": (
+            "A segment is a row of tokens: one for each step, then marks up to the last column."
+            " bar is the grid lines of a bar at which steps begin, steps_per_beat of them in a"
+            " quarter note; slots is where the network has each step."
+        ),
+        "kinds": kinds,
+        "tokens": form.steps,
+        "bars_per_segment": form.bars_per_segment,
+        "steps_per_beat": form.steps_per_beat,
+        "lowest": form.lowest,
+        "highest": form.highest,
+        "vocabulary": form.vocabulary,
+        "rest": REST,
+        "hold": HOLD,
+        "first_pitch": FIRST_PITCH,
+    }
