@@ -1,6 +1,7 @@
 """The page's scripts, run by node, against what they stand for in Python.
 
 `CF_PAGE_PAIRS` says how many pairs of the ready-made bundle are fused, by default 200.
+This file is long, because all its tests ask one process of node, which has the model loaded.
 """
 
 import base64
