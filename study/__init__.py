@@ -12,6 +12,7 @@ Each command of `cf-study` is one call here:
 | `frontier` | `draw_figures(open("results/quickstart"))` |
 | `select` | `select_bundle(store)`, or with a rule `Selection(maximise=..., where=[...])` |
 | `fuse` | `fuse_files(left, right, load_bundle())`, `write_midi(...)`, `write_wav(...)` |
+| `serve` | `serve_bundle(None, "127.0.0.1", 8000, workers=1)` |
 
 Each raises `UserError` for bad input. They are imported when first used: `import study` is cheap.
 """
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from study.run import run_all as run_studies
     from study.select import list_jobs, read_rule
     from study.select import select as select_bundle
+    from study.serve import serve as serve_bundle
     from study.store import open  # noqa: A004
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "run_studies",
     "run_study",
     "select_bundle",
+    "serve_bundle",
     "write_midi",
     "write_wav",
 ]
@@ -88,6 +91,7 @@ _HOMES = {
     "run_studies": "study.run:run_all",
     "run_study": "study.run:run",
     "select_bundle": "study.select:select",
+    "serve_bundle": "study.serve:serve",
     "write_midi": "cf_core.render:write_midi",
     "write_wav": "cf_core.render:write_wav",
 }
