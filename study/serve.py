@@ -7,6 +7,7 @@ described here field by field.
 """
 
 import asyncio
+import logging
 import re
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -288,10 +289,10 @@ def make_app(bundle: Bundle, limits: Limits = Limits()) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    fails: dict[int | str, dict[str, Any]] = {
-        int(status): {"content": {"application/problem+json": {}}, "description": title}
-        for status, title in PROBLEMS.values()
-    }
+    fails: dict[int | str, dict[str, Any]] = {}
+    for status, title in PROBLEMS.values():
+        said = fails.setdefault(int(status), {"description": title})["description"]
+        fails[int(status)]["description"] = said if title in said else f"{said}; {title}"
     app.post(
         "/fuse",
         response_class=Response,
@@ -563,7 +564,7 @@ EXAMPLE: dict[str, Any] = {
     "seed": 1,
 }
 """A request in JSON."""
-FORM_EXAMPLE = {"transpose_right": "auto", "style": "0.2,0.8", "lead": "left", "seed": "1"}
+FORM_EXAMPLE = {"transpose_right": "auto", "edits": "8", "lead": "left", "seed": "1"}
 """Options as fields of a form, beside the two files."""
 
 
@@ -572,7 +573,10 @@ def _describe_bodies() -> dict[str, Any]:
     return {
         "required": True,
         "content": {
-            "multipart/form-data": {"schema": {"$ref": f"{reference}Files"}},
+            "multipart/form-data": {
+                "schema": {"$ref": f"{reference}Files"},
+                "example": FORM_EXAMPLE,
+            },
             JSON: {"schema": {"$ref": f"{reference}Melodies"}, "example": EXAMPLE},
         },
     }
@@ -587,11 +591,9 @@ def _describe(app: FastAPI) -> dict[str, Any]:
     )
     found["components"]["schemas"] |= schemas["$defs"]
     problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    answers = found["paths"]["/fuse"]["post"]["responses"]
-    for answer in answers.values():
-        if "application/problem+json" in answer["content"]:
-            answer["content"]["application/problem+json"] = problem
-    found["components"]["schemas"]["Files"]["example"] = FORM_EXAMPLE
+    for status, answer in found["paths"]["/fuse"]["post"]["responses"].items():
+        if status != "200":
+            answer["content"] = {"application/problem+json": problem}
     return found
 
 
@@ -624,6 +626,8 @@ def serve(bundle: AnyPath | None, host: str, port: int, workers: int) -> None:
     config = uvicorn.Config(
         app if alone else load, factory=not alone, workers=workers, access_log=False
     )
+    place = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    logging.getLogger("uvicorn.error").info("answering at %s", place)
     with listening, suppress(KeyboardInterrupt):
         if alone:
             uvicorn.Server(config).run([listening])
