@@ -121,7 +121,9 @@ class Options(BaseModel):
     lambda_: float | None = Field(
         None, alias="lambda", description="Small is far from the inputs, large near them."
     )
-    edits: int | None = Field(None, description="About so many grid steps change; or lambda.")
+    edits: int | None = Field(
+        None, ge=0, le=10_000, description="In place of lambda: about so many grid steps change."
+    )
     lead: Literal["left", "even", "right"] | float | None = Field(
         None, description="Who stays as it is: left (0), right (1), or neither (0.5)."
     )

@@ -5,15 +5,23 @@ It is long, since each kind of bad request has its test.
 
 import asyncio
 import json
+import os
 import re
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
@@ -22,9 +30,10 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from cf_core import isolation
-from cf_core.bundle import Bundle, load_bundle
+from cf_core.bundle import Bundle, load_bundle, save_bundle
 from cf_core.fuse import fuse_files
 from cf_core.melody import Note
+from cf_core.readers import read_file
 from cf_core.render import write_midi
 from study import cli
 from study.serve import PROBLEMS, Limits, make_app
@@ -308,6 +317,7 @@ GOOD = {"left": plain(*range(60, 68)), "right": plain(*range(60, 68))}
         ({"json": GOOD | {"left_bars": "1"}}, "option", ["left_bars"]),
         ({"json": GOOD | {"lead": "both"}}, "option", ["lead"]),
         ({"json": GOOD | {"seed": -1}}, "option", ["seed"]),
+        ({"json": GOOD | {"edits": 10**20}}, "option", ["edits"]),
         ({"json": GOOD | {"left": {"notes": []}}}, "option", ["left.notes"]),
         ({"json": GOOD | {"left": plain(200)}}, "option", ["left.notes.0.pitch"]),
         ({"content": json.dumps(GOOD | {"tempo": float("nan")}).encode(),
@@ -513,6 +523,169 @@ def test_the_help_states_the_limits() -> None:
     assert f"may have {limits.body // 2**20} MiB and take {limits.seconds:g} seconds" in told
     assert f"a melody {limits.notes:,} notes" in told
     assert f"at most {limits.requests} requests at one time" in told
+
+
+# ---- a cluster -----------------------------------------------------------------------------------
+
+
+def load_ray_serve() -> ModuleType:
+    spec = spec_from_file_location("ray_serve", ROOT / "configs" / "cluster" / "ray_serve.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_ray_serve_is_given_the_same_application(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for Ray Serve, which needs more than Ray."""
+    builders: list[Callable[[], FastAPI]] = []
+    stand_in = ModuleType("ray.serve")
+    stand_in.Application = object  # type: ignore[attr-defined]
+    stand_in.ingress = lambda build: lambda: builders.append(build)  # type: ignore[attr-defined]
+    stand_in.deployment = lambda **_: lambda _: MagicMock()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray.serve", stand_in)
+    monkeypatch.setattr("ray.serve", stand_in, raising=False)
+    save_bundle(replace(bundle, iterations=7), tmp_path / "own")
+    module = load_ray_serve()
+    module.app({})
+    module.app({"bundle": str(tmp_path / "own")})
+    for build, iterations in zip(builders, (bundle.iterations, 7), strict=True):
+        found = ask(build(), {}, path="/capabilities")[0].json()
+        assert found["iterations"]["default"] == iterations
+
+
+RAY_SERVE = """
+import sys
+import httpx
+import ray
+from ray import serve
+ray.init(num_cpus=2, include_dashboard=False)
+serve.start(http_options={"port": int(sys.argv[1])})
+sys.path.insert(0, "configs/cluster")
+import ray_serve
+serve.run(ray_serve.app({}))
+files = {name: (f"{name}.mid", open(sys.argv[2], "rb").read()) for name in ("left", "right")}
+answer = httpx.post(f"http://127.0.0.1:{sys.argv[1]}/fuse", files=files, timeout=60)
+sys.stdout.write(answer.content.hex())
+serve.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_ray_serve_answers_alike(app: FastAPI, tunes: Path) -> None:
+    try:
+        import_module("ray.serve")
+    except ImportError:
+        pytest.skip("needs ray[serve]")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", RAY_SERVE, str(port), str(tunes / "left.mid")]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    shown = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    (here,) = ask(app, upload(tunes / "left.mid", tunes / "left.mid"))
+    assert here.content.hex() in shown
+
+
+# ---- REAPER --------------------------------------------------------------------------------------
+
+LUA = shutil.which("lua5.4") or shutil.which("lua")
+needs_lua = pytest.mark.skipif(LUA is None, reason="needs lua5.4")
+REAPER = ROOT / "examples" / "reaper_fuse.lua"
+
+
+def run_lua(program: str) -> bytes:
+    assert LUA is not None
+    return subprocess.run(
+        [LUA, "-"], input=program.encode(), capture_output=True, check=True
+    ).stdout
+
+
+@needs_lua
+def test_the_script_for_reaper_writes_midi(tmp_path: Path) -> None:
+    notes = [(0, 960, 60), (960, 1440, 60), (1440, 1920, 64), (2880, 200_000, 127)]
+    listed = ", ".join(
+        f"{{on={on}, off={off}, pitch={pitch}, velocity=90}}" for on, off, pitch in notes
+    )
+    content = run_lua(f"io.write(dofile({str(REAPER)!r}).make_smf({{{listed}}}, 6, 8, 93.5))")
+    (tmp_path / "x.mid").write_bytes(content)
+    melody = read_file(tmp_path / "x.mid")
+    found = [
+        (int(note.onset * 960), int((note.onset + note.duration) * 960), note.pitch)
+        for note in melody.notes
+    ]
+    assert found == notes
+    assert melody.tempo == pytest.approx(93.5, abs=1e-3)
+    assert melody.bars[0].meter == "6/8"
+
+
+# Items of crotchets from bar 3 and bar 1 on, at 100 quarter notes per minute.
+STAND_IN = """
+local quarter = 60 / 100
+local items = {{start=8, pitches={76, 74, 72, 71, 69, 67, 65, 64}},
+               {start=0, pitches={60, 62, 64, 65, 67, 69, 71, 72}}}
+local function shown(...) print(...) end
+reaper = {
+  CountSelectedMediaItems = function() return #items end,
+  GetSelectedMediaItem = function(_, number) return items[number + 1] end,
+  GetActiveTake = function(item) return item end,
+  TakeIsMIDI = function() return true end,
+  GetMediaItemInfo_Value = function(item, name)
+    return (name == "D_POSITION" and item.start or #item.pitches) * quarter
+  end,
+  TimeMap2_timeToQN = function(_, time) return time / quarter end,
+  MIDI_GetProjQNFromPPQPos = function(take, ticks) return take.start + ticks / 480 end,
+  MIDI_CountEvts = function(take) return true, #take.pitches, 0, 0 end,
+  MIDI_GetNote = function(take, number)
+    return true, false, false, number * 480, number * 480 + 480, 0, take.pitches[number + 1], 90
+  end,
+  TimeMap_GetTimeSigAtTime = function() return 4, 4, 100 end,
+  GetUserInputs = function() return true, "EDITS,1" end,
+  GetResourcePath = function() return "FOLDER" end,
+  GetOS = function() return "Other" end,
+  ExecProcess = function(command)
+    local asked = command:gsub("http://127.0.0.1:8000", "ADDRESS")
+    local pipe = io.popen(asked)
+    local told = pipe:read("a")
+    pipe:close()
+    return "0 " .. told
+  end,
+  SetEditCurPos = function(time) shown("cursor", time) end,
+  InsertMedia = function(path, mode) shown("insert", mode, path) end,
+  ShowMessageBox = function(message) shown("message", message) end,
+}
+dofile("SCRIPT")
+"""
+
+
+@pytest.mark.slow
+@needs_lua
+@pytest.mark.skipif(not Path("/usr/bin/curl").exists(), reason="needs curl")
+@pytest.mark.parametrize("edits", ["6", "99999999999999999999"])
+def test_the_script_for_reaper_fuses_two_items(
+    app: FastAPI, served: str, tmp_path: Path, edits: str
+) -> None:
+    program = STAND_IN
+    for name, value in {
+        "EDITS": edits, "FOLDER": str(tmp_path), "ADDRESS": served, "SCRIPT": str(REAPER)
+    }.items():  # fmt: skip
+        program = program.replace(name, value)
+    told = run_lua(program).decode().splitlines()
+    left, right = tmp_path / "fuse-left.mid", tmp_path / "fuse-right.mid"
+    assert [note.pitch for note in read_file(left).notes][:3] == [60, 62, 64]
+    (here,) = ask(app, upload(left, right, edits=edits, seed=1))
+    if here.status_code == 200:
+        assert told[0].split() == ["cursor", "0.0"]
+        (_, mode, path) = told[1].split("\t")
+        assert mode == "1"
+        assert Path(path).read_bytes() == here.content
+    else:
+        assert told[0] == f"message\t{here.json()['detail']}"
+        assert set(tmp_path.iterdir()) == {left, right}
 
 
 # ---- a container ---------------------------------------------------------------------------------
