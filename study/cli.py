@@ -84,7 +84,7 @@ def main() -> None:
             raise
         what, extra = "running and reading studies", "study"
         if error.name in _OF_SERVING:
-            what = extra = "serve"
+            what, extra = "serving", "serve"
         sys.stderr.write(
             f"error: {error.name} is not installed, which {what} needs; to"
             f" install all that it takes: pip install 'connective-fusion[{extra}]'\n"

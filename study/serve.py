@@ -609,6 +609,7 @@ def load_app(bundle: AnyPath | None = None) -> FastAPI:
     """
     # Products are small: threads that share one would cost more than they gain.
     torch.set_num_threads(1)
+    make_midi([], tempo=120.0)  # imports what the first request would wait for
     return make_app(load_bundle(bundle))
 
 

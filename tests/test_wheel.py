@@ -81,7 +81,13 @@ def test_a_bare_installation_fuses_two_files(bare: Path, tunes: tuple[Path, Path
 
 @pytest.mark.parametrize(
     "command",
-    [("run", "quickstart", "--dry-run"), ("status", "."), ("select", "."), ("fuse", "--picture")],
+    [
+        ("run", "quickstart", "--dry-run"),
+        ("status", "."),
+        ("select", "."),
+        ("fuse", "--picture"),
+        ("serve",),
+    ],
 )
 def test_commands_that_lack_their_extra_say_which(
     bare: Path, tunes: tuple[Path, Path], command: tuple[str, ...]
@@ -91,4 +97,5 @@ def test_commands_that_lack_their_extra_say_which(
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert line.endswith("pip install 'connective-fusion[study]'")
+    extra = "serve" if "serve" in command else "study"
+    assert line.endswith(f"pip install 'connective-fusion[{extra}]'")
