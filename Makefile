@@ -4,7 +4,7 @@ BIN := .venv/bin
 # these import is compiled once, even where the environment says that nothing is to be kept.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15
 
-.PHONY: quickstart test test-fast docs bundle fuzz chaos bench-core bench-evaluation bench-ingest bench-study clean
+.PHONY: quickstart test test-fast docs bundle fuzz chaos bench-core bench-evaluation bench-ingest bench-serve bench-study clean
 
 # The whole study on the built-in tunes: sets itself up, then runs one command.
 quickstart: .venv/ready
@@ -43,6 +43,10 @@ bench-evaluation: .venv/ready
 # What sweeps, queries and ingests cost.
 bench-study: .venv/ready
 	$(BIN)/python -m benchmarks.study
+
+# What a server of fusions bears: its rate, and four times that with hostile files among them.
+bench-serve: .venv/ready
+	$(BIN)/python -m benchmarks.serve
 
 # Processes killed, nodes lost, disks filled: nothing may be lost, repeated or different after it.
 chaos: .venv/ready

@@ -20,6 +20,8 @@ __all__ = ["BarRange", "Fused", "Tune", "fuse_files"]
 
 SLOWEST, FASTEST = 10.0, 500.0
 """Slowest and fastest tempo that can be written, in quarter notes per minute."""
+LEADS = {"left": 0.0, "even": 0.5, "right": 1.0}
+"""Names of leads: who stays as it is, the left segment, neither or the right one."""
 _NEAR_SEAM = 4
 """How many of the last bars of the left piece, and of the first of the right one, may be where it
 is left and entered, if the bundle chooses."""
@@ -132,14 +134,19 @@ class Fused:
             fit=bundle.rate(outputs),
         )
 
+    @property
+    def excerpt(self) -> Tune:
+        """The fused segments alone."""
+        return Tune(self.output_notes, [(Fraction(0), self.meter)], [])
+
     def _joined(self, halves: Integer[np.ndarray, "2 T"]) -> list[Note]:
         left, right = (to_notes(half, self.form) for half in halves)
         return left + _shift(right, bar_length(self.meter) * self.form.bars_per_segment)
 
 
 def fuse_files(
-    left: Path,
-    right: Path,
+    left: Path | Piece,
+    right: Path | Piece,
     bundle: Bundle,
     *,
     left_bars: BarRange | None = None,
@@ -159,7 +166,8 @@ def fuse_files(
 ) -> Fused:
     """Fuse the last whole segment of one melody file with the first of another.
 
-    Files are MIDI, MusicXML or ABC.
+    Files are MIDI, MusicXML or ABC. A `Piece` stands for a file that was read before; parts and
+    chords are then as it was read.
 
     *What is fused.* Where a piece has several meters, these are the last and the first segment that
     have bars of one kind. `left_bars` and `right_bars` choose other segments. With `seam` "auto",
@@ -191,8 +199,10 @@ def fuse_files(
     ((3, 4), (1, 2))
     >>> write_midi(fused.output_notes, Path("fused.mid"), fused.tempo, fused.meter)
     """
-    before = Piece.read(left, left_part, bundle.form, chords)
-    after = Piece.read(right, right_part, bundle.form, chords)
+    before, after = (
+        source if isinstance(source, Piece) else Piece.read(source, part, bundle.form, chords)
+        for source, part in ((left, left_part), (right, right_part))
+    )
     lasts = before.list_segments() if left_bars is None else [before.take_chosen(left_bars)]
     firsts = after.list_segments() if right_bars is None else [after.take_chosen(right_bars)]
     _check_meters(before, after, lasts, firsts)
@@ -203,13 +213,13 @@ def fuse_files(
     speed = last.tempo if tempo is None else tempo
     if not SLOWEST <= speed <= FASTEST:
         raise MelodyError(
-            f"{left if tempo is None else 'tempo'}: {speed:g} quarter notes per minute can't be"
-            f" written; give a tempo of {SLOWEST:g} to {FASTEST:g}"
+            f"{before.name if tempo is None else 'tempo'}: {speed:g} quarter notes per minute can't"
+            f" be written; give a tempo of {SLOWEST:g} to {FASTEST:g}"
         )
     right_tokens = _transpose(first.tokens, shift, bundle.form)
     if right_tokens is None:
         raise MelodyError(
-            f"{right}: {shift} semitones would move its notes out of the bundle's pitches"
+            f"{after.name}: {shift} semitones would move its notes out of the bundle's pitches"
             f" {bundle.form.lowest} to {bundle.form.highest}; give another interval"
         )
     if edits is not None and lambda_ is not None:
@@ -239,7 +249,7 @@ def _check_meters(
         return
     meters = [" and ".join(dict.fromkeys(each.meter for each in some)) for some in (lasts, firsts)]
     raise MelodyError(
-        f"{left.path} can be taken in {meters[0]}, {right.path} in {meters[1]}: a bundle fuses two"
+        f"{left.name} can be taken in {meters[0]}, {right.name} in {meters[1]}: a bundle fuses two"
         " segments of one meter; choose another file or other bars"
     )
 

@@ -5,19 +5,20 @@ repeats are played out.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer
 
 from cf_core.errors import MelodyError
 from cf_core.grid import TOLERANCE, GridBar, make_segment, to_grid
+from cf_core.isolation import CallError, call_isolated
 from cf_core.melody import FIRST_PITCH, Bar, Melody, MelodyFormat, Note
-from cf_core.readers import read_file
+from cf_core.readers import load_file, read_melody
 
 BarRange = tuple[int, int]
 """Number of the first and of the last bar, both included."""
@@ -54,9 +55,10 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A melody file on the grid of a format."""
+    """A melody on the grid of a format."""
 
-    path: Path
+    name: str
+    """What errors call it: the path or the name of its file."""
     melody: Melody
     bars: Sequence[GridBar]
     form: MelodyFormat
@@ -69,15 +71,29 @@ class Piece:
 
         If chords are not rejected, a MIDI file without a melody track gives its first one.
         """
+        return cls.parse(str(path), load_file(path), part, form, chords)
+
+    @classmethod
+    def parse(
+        cls, name: str, data: bytes, part: str | None, form: MelodyFormat, chords: Chords = "reject"
+    ) -> "Piece":
+        """Read the bytes of a file, as `read` does. The suffix of `name` gives the format."""
         try:
-            melody = read_file(path, part)
+            melody = read_melody(name, data, part)
         except MelodyError:
             if chords == "reject" or part is not None:
                 raise
-            melody = read_file(path, "1")
+            melody = read_melody(name, data, "1")
+        return cls.of(name, melody, form, chords)
+
+    @classmethod
+    def of(
+        cls, name: str, melody: Melody, form: MelodyFormat, chords: Chords = "reject"
+    ) -> "Piece":
+        """Put a melody on the grid of a format."""
         if chords != "reject":
             melody = replace(melody, notes=thin_out(melody.notes, chords))
-        return cls(path, melody, to_grid(melody, form.steps_per_beat), form)
+        return cls(name, melody, to_grid(melody, form.steps_per_beat), form)
 
     @property
     def pickup(self) -> int:
@@ -106,20 +122,20 @@ class Piece:
         if last - first + 1 != many:
             example = f"{max(first, 1)}-{max(first, 1) + many - 1}"
             raise MelodyError(
-                f"{self.path}: bars {first}-{last}: a segment of this bundle has {many} bars; give"
+                f"{self.name}: bars {first}-{last}: a segment of this bundle has {many} bars; give"
                 f" as many bars, such as {example}"
             )
         start, count = first - 1 + pickup, len(self.bars)
         if start < 0 or start + many > count:
             raise MelodyError(
-                f"{self.path}: bars {first}-{last}: the piece has bars {1 - pickup} to"
+                f"{self.name}: bars {first}-{last}: the piece has bars {1 - pickup} to"
                 f" {count - pickup}; choose among them"
             )
         try:
             return self.take(start)
         except MelodyError as error:
             raise MelodyError(
-                f"{self.path}: bars {first}-{last}: {error}; choose other bars ({self._describe()})"
+                f"{self.name}: bars {first}-{last}: {error}; choose other bars ({self._describe()})"
             ) from None
 
     def list_segments(self) -> list[Segment]:
@@ -132,7 +148,7 @@ class Piece:
             chords = any(bar.reason == "chord" for bar in self.bars)
             advice = "take the top notes of chords (chords: top), " if chords else ""
             raise MelodyError(
-                f"{self.path}: no {form.bars_per_segment} neighbouring bars with notes that the"
+                f"{self.name}: no {form.bars_per_segment} neighbouring bars with notes that the"
                 f" bundle can take: it knows {_enumerate(form.meters)}, steps at each"
                 f" {_enumerate([_PARTS.get(n, f'1/{n}') for n in form.divisions])} of a quarter"
                 f" note, and MIDI pitches {form.lowest} to {form.highest} ({self._describe()});"
@@ -164,6 +180,31 @@ class Piece:
         """Describe the bars, such as "its bars: 30 of 4/4, 2 off grid"."""
         kinds = Counter(bar.reason or f"of {bar.meter}" for bar in self.bars)
         return "its bars: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
+
+def read_isolated(read: Callable[..., Piece], name: str, *arguments: Any) -> Piece:
+    """Call `Piece.parse` or `Piece.of` in a process with limits, for what strangers send.
+
+    Raises `MelodyError` as they do, and where `cf_core.isolation` stops the call.
+    """
+    try:
+        result = call_isolated(_attempt, read, name, *arguments)
+    except CallError as error:
+        raise MelodyError(
+            f"{name}: can't be read within the limits: {error.reason} ({error.detail}); give"
+            " another file"
+        ) from None
+    if isinstance(result, MelodyError):
+        raise result
+    return result
+
+
+def _attempt(read: Callable[..., Piece], *arguments: Any) -> Piece | MelodyError:
+    """Return what would be raised, since an exception would end the process."""
+    try:
+        return read(*arguments)
+    except MelodyError as error:
+        return error
 
 
 def _enumerate(names: Sequence[str]) -> str:

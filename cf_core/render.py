@@ -3,7 +3,7 @@
 import wave
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -41,18 +41,28 @@ def write_midi(
     """
     if path.suffix.lower() not in (".mid", ".midi"):
         raise MelodyError(f"{path}: the name of a MIDI file must end in .mid")
-    midi = _midi(notes, tempo, meter)
+    content = make_midi(notes, tempo, meter, markers)
     with replacing(path, MelodyError) as temporary:
-        midi.write(str(temporary))
-        if markers:
-            _add_markers(temporary, markers)
+        temporary.write_bytes(content)
 
 
-def _add_markers(path: Path, markers: Sequence[tuple[Fraction, str]]) -> None:
+def make_midi(
+    notes: Sequence[Note],
+    tempo: float,
+    meter: str | Sequence[tuple[Fraction, str]] = "4/4",
+    markers: Sequence[tuple[Fraction, str]] = (),
+) -> bytes:
+    """Make the content of the file that `write_midi` writes."""
+    stream = BytesIO()
+    _midi(notes, tempo, meter).write(stream)
+    return _add_markers(stream.getvalue(), markers) if markers else stream.getvalue()
+
+
+def _add_markers(content: bytes, markers: Sequence[tuple[Fraction, str]]) -> bytes:
     """Add markers to a MIDI file: pretty_midi knows none."""
     import mido  # noqa: PLC0415  (slow, and needed only where a file is written)
 
-    midi = mido.MidiFile(str(path), charset="utf-8")
+    midi = mido.MidiFile(file=BytesIO(content), charset="utf-8")
     track = mido.MidiTrack()
     tick = 0
     for start, text in sorted(markers):
@@ -60,7 +70,9 @@ def _add_markers(path: Path, markers: Sequence[tuple[Fraction, str]]) -> None:
         track.append(mido.MetaMessage("marker", text=text, time=at - tick))
         tick = at
     midi.tracks[0] = mido.merge_tracks([midi.tracks[0], track])
-    midi.save(str(path))
+    stream = BytesIO()
+    midi.save(file=stream)
+    return stream.getvalue()
 
 
 def write_wav(notes: Sequence[Note], path: AnyPath, tempo: float) -> None:

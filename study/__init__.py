@@ -14,6 +14,7 @@ Each command of `cf-study` is one call here:
 | `publish` | `publish_studies([open("results/quickstart")], Path("published"))` |
 | `fuse` | `fuse_files(left, right, load_bundle())`, `write_midi(...)`, `write_wav(...)` |
 | `export` | `export_bundle(load_bundle(), Path("onnx"))` |
+| `serve` | `serve_bundle(None, "127.0.0.1", 8000, workers=1)` |
 
 Each raises `UserError` for bad input. They are imported when first used: `import study` is cheap.
 """
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from study.run import run_all as run_studies
     from study.select import list_jobs, read_rule
     from study.select import select as select_bundle
+    from study.serve import serve as serve_bundle
     from study.store import open  # noqa: A004
 
 __all__ = [
@@ -70,6 +72,7 @@ __all__ = [
     "run_studies",
     "run_study",
     "select_bundle",
+    "serve_bundle",
     "write_midi",
     "write_wav",
 ]
@@ -99,6 +102,7 @@ _HOMES = {
     "run_studies": "study.run:run_all",
     "run_study": "study.run:run",
     "select_bundle": "study.select:select",
+    "serve_bundle": "study.serve:serve",
     "write_midi": "cf_core.render:write_midi",
     "write_wav": "cf_core.render:write_wav",
 }

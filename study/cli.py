@@ -22,13 +22,10 @@ from cf_core.errors import UserError
 from cf_core.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import polars as pl
 
     from cf_core.files import AnyPath
     from cf_core.fuse import BarRange, Fused
-    from cf_core.melody import Note
     from study.store import Store
 
 app = typer.Typer(
@@ -47,6 +44,8 @@ Folder = Annotated[
 
 _OF_STUDIES = ("cmaes", "matplotlib", "moocore", "optuna", "polars", "pydantic", "ray", "yaml")
 """Modules that the extra `study` brings."""
+_OF_SERVING = ("fastapi", "uvicorn")
+"""Modules that the extra `serve` brings."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,11 +80,14 @@ def main() -> None:
         sys.stderr.write(f"error: {_printable(' '.join(str(error).split()))}\n")
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if error.name not in _OF_STUDIES:
+        if error.name not in _OF_STUDIES + _OF_SERVING:
             raise
+        what, extra = "running and reading studies", "study"
+        if error.name in _OF_SERVING:
+            what, extra = "serving", "serve"
         sys.stderr.write(
-            f"error: {error.name} is not installed, which running and reading studies needs; to"
-            " install all that it takes: pip install 'connective-fusion[study]'\n"
+            f"error: {error.name} is not installed, which {what} needs; to"
+            f" install all that it takes: pip install 'connective-fusion[{extra}]'\n"
         )
         sys.exit(2)
     except SystemExit as end:
@@ -479,18 +481,33 @@ def export(
     _say(f"wrote {output}: {sum(sizes.values()) / 1e6:.1f} MB")
     _say(*(f"  {name}: {size / 1e6:.2f} MB" for name, size in sizes.items()))
 
+@app.command(epilog="Example: cf-study serve --bundle results/quickstart/bundle --port 8000")
+def serve(
+    bundle: Annotated[
+        str | None,
+        typer.Option(help="Folder of a bundle, as select writes it; the ready-made one if none."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others than the loopback let strangers in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
+) -> None:
+    """Fuse melodies over HTTP, until interrupted.
+
+    POST /fuse takes two files or two lists of notes, GET /capabilities says what can be asked. A
+    request may have 4 MiB and take 30 seconds, a melody 4,000 notes; a worker has at most 16
+    requests at one time.
+    """
+    study.serve_bundle(None if bundle is None else study.place(bundle), host, port, workers)
+
 
 def _write_fused(
     fused: "Fused", path: Path, names: tuple[Path, Path], *, whole: bool, wav: bool, picture: bool
 ) -> "list[AnyPath]":
     """Write a fused melody as MIDI, and as sound and picture if asked for."""
-    notes: Sequence[Note]
-    if whole:
-        notes, meters, markers = fused.tune
-        study.write_midi(notes, path, fused.tempo, meters, markers)
-    else:
-        notes = fused.output_notes
-        study.write_midi(notes, path, fused.tempo, fused.meter)
+    notes, meters, markers = fused.tune if whole else fused.excerpt
+    study.write_midi(notes, path, fused.tempo, meters, markers)
     written: list[AnyPath] = [path]
     if wav:
         written.append(path.with_suffix(".wav"))
@@ -604,9 +621,10 @@ def _interval(text: str) -> "int | Literal['auto']":
 
 def _lead(text: str | None) -> float | None:
     """Read a lead, as a word or a number."""
-    named = {"left": 0.0, "even": 0.5, "right": 1.0}
-    if text is None or text in named:
-        return None if text is None else named[text]
+    from cf_core.fuse import LEADS  # noqa: PLC0415  (slow)
+
+    if text is None or text in LEADS:
+        return None if text is None else LEADS[text]
     try:
         return float(text)
     except ValueError:

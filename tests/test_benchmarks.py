@@ -1,5 +1,6 @@
 """What the benchmarks measure against is what a step does, and they run on a bare machine."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -9,13 +10,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import evaluation, ingest, query
+from benchmarks import evaluation, ingest, query, serve
 from benchmarks.core import STYLE_DIM, WEIGHT, Bench, Shape, cuda
 from benchmarks.eager import Batch, EagerTrial
 from benchmarks.measuring import Measure
@@ -223,3 +225,47 @@ def test_the_ingest_benchmark_names_what_it_promises(
         "ingest_speedup_2": (1.8, "higher"),
     }
     assert all(measure["value"] > 0 for measure in measures)
+
+
+@pytest.mark.slow
+def test_the_server_benchmark_loses_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "serve.json"
+    serve.main(scale=250, output=output)
+    measures = json.loads(output.read_text())
+    assert {measure["name"]: (measure["target"], measure["better"]) for measure in measures} == {
+        "serve_requests_per_s": (None, "higher"),
+        "serve_overload_p50": (None, "lower"),
+        "serve_overload_p99": (None, "lower"),
+        "serve_overload_refused": (None, "lower"),
+        "serve_overload_lost": (0, "lower"),
+        "serve_memory_growth": (1.1, "lower"),
+    }
+    found = {measure["name"]: measure["value"] for measure in measures}
+    assert found["serve_requests_per_s"] > 0
+    assert found["serve_overload_lost"] == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "whole"),
+    [
+        (200, {"Content-Type": "audio/midi"}, True),
+        (200, {"Content-Type": "text/html"}, False),
+        (422, {"Content-Type": "application/problem+json"}, True),
+        (422, {"Content-Type": "application/json"}, False),
+        (503, {"Content-Type": "application/problem+json", "Retry-After": "1"}, True),
+        (503, {"Content-Type": "application/problem+json"}, False),
+        (500, {"Content-Type": "application/problem+json"}, False),
+    ],
+)
+def test_an_answer_without_what_its_status_demands_is_lost(
+    status: int, headers: dict[str, str], whole: bool
+) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, headers=headers, content=b"MThd")
+
+    async def ask() -> serve.Outcome:
+        transport = httpx.MockTransport(answer)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await serve._ask(client, {})
+
+    assert asyncio.run(ask()).status == (status if whole else 0)

@@ -107,7 +107,7 @@ def test_the_commands_are_those_promised() -> None:
     ]
     assert names == [
         "ingest", "run", "status", "query", "compact", "frontier", "select", "publish", "fuse",
-        "export",
+        "export", "serve",
     ]  # fmt: skip
 
 

@@ -111,6 +111,10 @@ IMPORTS = {
         "study.ray_executor",
         {"matplotlib", "music21", "optuna", "scipy.stats", "torch._dynamo", "typer"},
     ),
+    "a server": (
+        "study.serve",
+        {"evaluation", "matplotlib", "music21", "optuna", "polars", "pretty_midi", "ray"},
+    ),
     "a node that answers": ("study.nodes", {"evaluation", "polars", "pydantic", "torch"}),
 }
 """What some processes import, and what that may not bring along."""
@@ -148,9 +152,10 @@ def test_every_dependency_is_justified() -> None:
     page = (ROOT / "docs" / "dependencies.md").read_text()
     project = settings["project"]
     extras = project["optional-dependencies"]
-    for requirement in (
-        project["dependencies"] + extras["builtin"] + extras["export"] + extras["study"]
-    ):
+    used = [*project["dependencies"]]
+    for extra in ("builtin", "export", "serve", "study"):
+        used += extras[extra]
+    for requirement in used:
         name = re.split(r"[<>=~;]", requirement)[0]
         assert f"| {name} |" in page, f"{name}: docs/dependencies.md does not say why"
 

@@ -87,6 +87,7 @@ def test_a_bare_installation_fuses_two_files(bare: Path, tunes: tuple[Path, Path
         ("study", ("select", ".")),
         ("study", ("fuse", "--picture")),
         ("export", ("export", "--output", "onnx")),
+        ("serve", ("serve",)),
     ],
 )
 def test_commands_that_lack_their_extra_say_which(

@@ -39,9 +39,11 @@ __all__ = [
     "Song",
     "count_passed_over",
     "find_songs",
+    "load_file",
     "read_file",
     "read_gridded",
     "read_melodies",
+    "read_melody",
     "read_song",
     "split_songs",
 ]
@@ -138,19 +140,37 @@ def read_file(path: Path, part: str | None = None) -> Melody:
     >>> len(melody.bars), melody.bars[0].meter, melody.tempo
     (4, '4/4', 120.0)
     """
+    return read_melody(str(path), load_file(path), part)
+
+
+def load_file(path: Path) -> bytes:
+    """Return the bytes of a melody file: at most one more than its format may have.
+
+    Raises `MelodyError` where there is no such file or its name has no suffix of `FORMATS`.
+    """
     if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file raises where it may not look)
         raise MelodyError(f"{path}: no such file")
-    if path.suffix.lower() not in FORMATS:
-        raise MelodyError(f"{path}: not a melody file: its name must end in {', '.join(FORMATS)}")
+    _check_suffix(str(path))
+    return read_content(path)
+
+
+def read_melody(name: str, data: bytes, part: str | None = None) -> Melody:
+    """Read the melody of a file's bytes, as `read_file` does. `name` gives the format."""
+    _check_suffix(name)
     rejected: list[Rejected] = []
-    for song in read_melodies(path.name, read_content(path), part):
+    for song in read_melodies(name, data, part):
         if isinstance(song, Melody):
             return song
         rejected.append(song)
     first = rejected[0]
     why = f"{first.reason} ({first.detail})" if first.detail else first.reason
     hint = "; name one of them as the part" if first.reason == "several parts" else ""
-    raise MelodyError(f"{path}: can't read its melody: {why}{hint}")
+    raise MelodyError(f"{name}: can't read its melody: {why}{hint}")
+
+
+def _check_suffix(name: str) -> None:
+    if PurePosixPath(name).suffix.lower() not in FORMATS:
+        raise MelodyError(f"{name}: not a melody file: its name must end in {', '.join(FORMATS)}")
 
 
 def find_songs(source: Path, include: str | None = None) -> Iterator[Song | Rejected]:
