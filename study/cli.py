@@ -481,6 +481,7 @@ def export(
     _say(f"wrote {output}: {sum(sizes.values()) / 1e6:.1f} MB")
     _say(*(f"  {name}: {size / 1e6:.2f} MB" for name, size in sizes.items()))
 
+
 @app.command(epilog="Example: cf-study serve --bundle results/quickstart/bundle --port 8000")
 def serve(
     bundle: Annotated[
