@@ -11,6 +11,8 @@ Each command of `cf-study` is one call here:
 | `compact` | `open("results/quickstart").compact()` |
 | `frontier` | `draw_figures(open("results/quickstart"))` |
 | `select` | `select_bundle(store)`, or with a rule `Selection(maximise=..., where=[...])` |
+| `page` | `write_page(open("results/quickstart"))` |
+| `listening` | `count_answers(paths)` |
 | `fuse` | `fuse_files(left, right, load_bundle())`, `write_midi(...)`, `write_wav(...)` |
 
 Each raises `UserError` for bad input. They are imported when first used: `import study` is cheap.
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from study.config import Selection, load_config, load_configs
     from study.findings import draw as draw_figures
     from study.ledger import list_failures
+    from study.page import write_page
+    from study.page.listening import count_answers
     from study.parts import QuarantineWarning
     from study.progress import Reporter
     from study.reading import ray_tasks
@@ -45,6 +49,7 @@ __all__ = [
     "Reporter",
     "Selection",
     "UserError",
+    "count_answers",
     "draw_figures",
     "fuse_files",
     "ingest",
@@ -63,6 +68,7 @@ __all__ = [
     "run_study",
     "select_bundle",
     "write_midi",
+    "write_page",
     "write_wav",
 ]
 
@@ -71,6 +77,7 @@ _HOMES = {
     "Reporter": "study.progress:Reporter",
     "Selection": "study.config:Selection",
     "UserError": "cf_core.errors:UserError",
+    "count_answers": "study.page.listening:count_answers",
     "draw_figures": "study.findings:draw",
     "fuse_files": "cf_core.fuse:fuse_files",
     "ingest": "cf_core.ingest:ingest",
@@ -89,6 +96,7 @@ _HOMES = {
     "run_study": "study.run:run",
     "select_bundle": "study.select:select",
     "write_midi": "cf_core.render:write_midi",
+    "write_page": "study.page:write_page",
     "write_wav": "cf_core.render:write_wav",
 }
 

@@ -105,7 +105,8 @@ def test_the_commands_are_those_promised() -> None:
         command.callback.__name__ for command in cli.app.registered_commands if command.callback
     ]
     assert names == [
-        "ingest", "run", "status", "query", "compact", "frontier", "select", "fuse",
+        "ingest", "run", "status", "query", "compact", "frontier", "page", "listening", "select",
+        "fuse",
     ]  # fmt: skip
 
 
