@@ -12,6 +12,8 @@ import re
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+
 from cf_core.bundle import load_bundle
 from cf_core.errors import BundleError, RecordsError
 from cf_core.files import AnyPath, replacing
@@ -36,21 +38,26 @@ _SCRIPTS = (
     "blind.js",
     "page.js",
 )
+_TOO_LARGE = {
+    "problem": "The model is too large for this page; the commands fuse and serve use it."
+}
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def write_page(store: Store) -> AnyPath:
     """Write `report.html` into a finished study's folder, from its tables, core and bundle.
 
+    A model that makes the page larger than `MAX_BYTES` is left out, and the page says so.
+
         >>> import study
         >>> path = study.write_page(study.open("results/quickstart"))
 
     Raises `RecordsError` where the study has no points yet, lacks its core, or has so many points
-    that the page would be larger than `MAX_BYTES`.
+    that the page would be too large for these alone.
     """
     model = _pack_bundle(store)
-    for count in _PAIRS:
-        page = build(collect(store, count), model).encode()
+    for count, packed in [(_PAIRS[0], model), *((count, _TOO_LARGE) for count in _PAIRS)]:
+        page = build(collect(store, count), packed).encode()
         if len(page) <= MAX_BYTES:
             break
     else:
@@ -64,15 +71,21 @@ def write_page(store: Store) -> AnyPath:
     return path
 
 
-def build(study: dict[str, Any], model: dict[str, Any] | None) -> str:
-    """Join the parts of the page around what `collect` and `pack_model` give."""
+def build(study: dict[str, Any], model: dict[str, Any]) -> str:
+    """Join the parts of the page around what `collect` and `pack_model` give.
+
+    In place of a model, a `problem` says why there is none.
+    """
     style, script = _read("page.css"), "\n".join(filter(None, map(_read, _SCRIPTS)))
+    # Without a time in it, so that equal studies have equal pages.
+    content = gzip.compress(json.dumps(study, separators=(",", ":")).encode(), mtime=0)
     parts = {
         "style_hash": _hash(style),
         "script_hash": _hash(script),
         "style": style,
-        "study": embed({"gzip": _compress(study)}),
-        "model": embed(model),
+        "study": pack_bytes(content),
+        "model": embed(model | {"weights": None}),
+        "weights": pack_bytes(base64.b64decode(model.get("weights", ""))),
         "script": script,
     }
     # In one pass: what is put in is not looked at again.
@@ -84,10 +97,17 @@ def embed(value: object) -> str:
     return json.dumps(value, separators=(",", ":")).translate(_ESCAPES)
 
 
-def _compress(value: object) -> str:
-    # Without a time in it, so that equal studies have equal pages.
-    content = json.dumps(value, separators=(",", ":")).encode()
-    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
+def pack_bytes(content: bytes) -> str:
+    """Write bytes as text of the letters 1 to 127, seven bits in each, the highest bits first.
+
+    Letters that would not come through HTML as they are (null, carriage return, `<`) are moved up
+    by 128. In UTF-8 this is an eighth smaller than base64, which would not leave room for a model.
+    """
+    bits = np.unpackbits(np.frombuffer(content, np.uint8))
+    filled = np.pad(bits, (0, -len(bits) % 7)).reshape(-1, 7)
+    letters = (np.packbits(filled, axis=1)[:, 0] >> 1).astype("<u4")
+    letters[np.isin(letters, [0, ord("\r"), ord("<")])] += 128
+    return letters.tobytes().decode("utf-32-le")
 
 
 def _hash(text: str) -> str:
@@ -99,12 +119,14 @@ def _read(name: str) -> str:
     return found.read_text("utf-8") if found.is_file() else ""
 
 
-def _pack_bundle(store: Store) -> dict[str, Any] | None:
-    """The study's model for the page; None where none was selected yet."""
+def _pack_bundle(store: Store) -> dict[str, Any]:
+    """The study's model for the page, or why there is none."""
     try:
         bundle = load_bundle(store.root / "bundle")
     except BundleError:
-        return None
+        return {
+            "problem": "This study has selected no model yet: the command cf-study select does."
+        }
     from study.page.model import pack_model  # noqa: PLC0415
 
     return pack_model(bundle)

@@ -89,12 +89,12 @@ const CFBlind = (() => {
     }
 
     invite() {
-      const { state } = this;
       const listener = el("input", { id: "listener", type: "text", maxlength: 40, autocomplete: "off", placeholder: "a name or a number" });
       const seed = el("input", { id: "seed", type: "number", min: 0, max: 4294967295, value: crypto.getRandomValues(new Uint32Array(1))[0] });
-      const begin = el("button", { type: "button", id: "begin", onclick: () => this.begin({
-        seed: Number(seed.value) >>> 0, listener: clean(listener.value), source: state.source, axis: state.axis, distance: Number(state.at.toPrecision(4)),
-      }, []) }, "Begin");
+      const begin = el("button", { type: "button", id: "begin", onclick: () => {
+        const { source, axis, at } = this.state();
+        this.begin({ seed: Number(seed.value) >>> 0, listener: clean(listener.value), source, axis, distance: at }, []);
+      } }, "Begin");
       const saved = remember(this.key);
       const resume = saved && saved.answers.length && saved.answers.length < TRIALS
         ? el("button", { type: "button", id: "resume", onclick: () => this.begin(saved.settings, saved.answers) }, `Go on after ${saved.answers.length} answers`)
@@ -102,7 +102,7 @@ const CFBlind = (() => {
       this.body.replaceChildren(
         el("p", { class: "about" }, `${TRIALS} times you hear two pairs of melodies and say which two belong together. One may be real neighbours of a song, ` +
           "the inputs as they were, or what a method made of them at the distance of the line above. Nothing says which until the end."),
-        el("p", { class: "about" }, "Answers stay in this page until you save them as a CSV file; `cf-study listening FILES` counts the files of all listeners."),
+        el("p", { class: "about" }, "Answers stay in this page until you save them as a CSV file. ", el("code", {}, "cf-study listening FILES"), " counts the files of all listeners."),
         el("div", { class: "choices" }, el("label", {}, "Listener ", listener), el("label", {}, "Seed ", seed), begin, resume),
       );
     }

@@ -7,6 +7,8 @@ const CFChart = (() => {
   const REACH = 16; // pixels within which a click takes a point
   const BEYOND = 2; // the axis ends at so many times the largest matched distance
 
+  const short = (value) => String(+value.toPrecision(6)).replace("-", "−");
+
   // Outlines of markers around 0, of about 8 pixels; the letters of matplotlib.
   const SHAPES = {
     o: "M4,0A4,4 0 1 1 -4,0A4,4 0 1 1 4,0Z",
@@ -133,14 +135,14 @@ const CFChart = (() => {
         const x = this.x(value);
         this.svg.append(
           svg("line", { class: "tick", x1: x, x2: x, y1: bottom, y2: bottom + 5 }),
-          svg("text", { class: "tick-label", x, y: bottom + 18, "text-anchor": "middle" }, number(value)),
+          svg("text", { class: "tick-label", x, y: bottom + 18, "text-anchor": "middle" }, short(value)),
         );
       }
       for (const value of ticks(this.low, this.high, 6)) {
         const y = this.y(value);
         this.svg.append(
           svg("line", { class: "grid", x1: MARGIN.left, x2: right, y1: y, y2: y }),
-          svg("text", { class: "tick-label", x: MARGIN.left - 8, y, dy: "0.33em", "text-anchor": "end" }, number(value)),
+          svg("text", { class: "tick-label", x: MARGIN.left - 8, y, dy: "0.33em", "text-anchor": "end" }, short(value)),
         );
       }
       const { better } = this.study.metrics.get(this.state.metric);

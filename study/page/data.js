@@ -4,27 +4,49 @@
 const CFData = (() => {
   const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-  async function unpack(packed) {
-    const stream = new Blob([bytes(packed)]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return JSON.parse(await new Response(stream).text());
+  // Bytes of the page's own text: seven bits in each letter, the highest first.
+  function unpack(id) {
+    const text = document.getElementById(id).textContent;
+    const content = new Uint8Array(Math.floor((text.length * 7) / 8));
+    let [kept, count, at] = [0, 0, 0];
+    for (let i = 0; i < text.length; i += 1) {
+      kept = ((kept << 7) | (text.charCodeAt(i) & 127)) & 0x3fff;
+      count += 7;
+      if (count < 8) continue;
+      count -= 8;
+      content[at] = kept >> count;
+      at += 1;
+    }
+    return content;
+  }
+
+  // As base64, which the model's own reader takes.
+  function repack(content) {
+    const parts = [];
+    for (let at = 0; at < content.length; at += 0x8000) parts.push(String.fromCharCode(...content.subarray(at, at + 0x8000)));
+    return btoa(parts.join(""));
+  }
+
+  function readModel() {
+    const model = JSON.parse(document.getElementById("model-data").textContent);
+    return model.problem ? model : { ...model, weights: repack(unpack("weights")) };
   }
 
   async function load() {
-    const read = (id) => JSON.parse(document.getElementById(id).textContent);
-    const study = await unpack(read("study-data").gzip);
+    const stream = new Blob([unpack("study-data")]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const study = JSON.parse(await new Response(stream).text());
     study.methods = new Map(study.methods.map((one) => [one.name, one]));
     study.metrics = new Map(study.metrics.map((one) => [one.name, one]));
     study.points.forEach((point, index) => {
       point.index = index;
       point.id = [point.method, point.configuration, point.lambda ?? "", point.iteration].join("~");
     });
-    return new Study(study, read("model-data"));
+    return new Study(study);
   }
 
   class Study {
-    constructor(content, model) {
+    constructor(content) {
       Object.assign(this, content);
-      this.model = model;
       this.byId = new Map(this.points.map((point) => [point.id, point]));
     }
 
@@ -137,5 +159,5 @@ const CFData = (() => {
     return [...pair.halves[0], ...later];
   }
 
-  return { load, join };
+  return { load, readModel, join };
 })();

@@ -160,7 +160,7 @@ def _describe_metric(name: str) -> dict[str, str]:
     group = "likeness" if one.is_likeness else "coherency" if one.is_panel else "other"
     return {
         "name": name,
-        "label": one.label.replace("- ", ""),  # where figures break a word
+        "label": one.label.replace("-\n", "").replace("\n", " "),
         "about": one.about,
         "better": str(one.better),
         "real": one.real,

@@ -6,13 +6,14 @@ const CFLive = (() => {
 
   async function start(study) {
     const body = find("live-body");
-    if (!study.model || typeof CFEngine === "undefined") {
-      body.replaceChildren(el("p", { class: "about" }, "This study has selected no model yet; `cf-study select` does."));
+    const packed = CFData.readModel();
+    if (packed.problem) {
+      body.replaceChildren(el("p", { class: "about" }, packed.problem));
       return;
     }
     body.replaceChildren(el("p", { class: "about" }, "The model is being unpacked…"));
     try {
-      new Live(study, await CFEngine.load(study.model), body);
+      new Live(study, await CFEngine.load(packed), body);
     } catch (error) {
       body.replaceChildren(el("p", { class: "problem" }, `The model can't be used here: ${error.message}`));
     }
@@ -81,9 +82,10 @@ const CFLive = (() => {
 
     build() {
       const { study } = this;
-      this.told = el("p", { class: "about" });
-      this.account = el("p", { class: "account" });
-      this.rolls = el("div", { class: "live-rolls" });
+      const fixed = this.model.lambdaRange ? "" : "λ is fixed in this model.";
+      this.told = el("p", { class: "about", id: "live-told" }, fixed);
+      this.account = el("p", { class: "account", id: "live-account" });
+      this.rolls = el("div", { class: "live-rolls", id: "live-rolls" });
       const pair = el("select", { id: "live-pair", onchange: () => { this.choose(Number(pair.value)); this.schedule(); } });
       CFDom.options(pair, study.pairs.test.map((_, i) => [i, study.describePair("test", i)]), 0);
       const drop = el("div", { class: "drop" },
@@ -119,9 +121,10 @@ const CFLive = (() => {
       const { model } = this;
       const sliders = [];
       if (model.lambdaRange) {
-        const [low, high] = model.lambdaRange.map(Math.log);
+        const [least, most] = model.lambdaRange;
+        const [low, high] = [Math.log(least), Math.log(most)];
         sliders.push({ name: "lambda", label: "λ (small: far)", low, high, step: (high - low) / 200,
-          get: () => Math.log(this.lambda), set: (x) => { this.lambda = Math.exp(x); }, show: () => number(this.lambda) });
+          get: () => Math.log(this.lambda), set: (x) => { this.lambda = Math.min(most, Math.max(least, Math.exp(x))); }, show: () => number(this.lambda) });
       }
       sliders.push({ name: "iterations", label: "iterations", low: 1, high: Math.max(16, model.iterations), step: 1,
         get: () => this.iterations, set: (x) => { this.iterations = x; }, show: () => String(this.iterations) });

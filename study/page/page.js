@@ -51,7 +51,7 @@ const CFPage = (() => {
 
   function write() {
     const told = new URLSearchParams({
-      source: state.source, metric: state.metric, axis: state.axis, at: Number(state.at.toPrecision(4)), point: state.point.id, pair: state.pair + 1,
+      source: state.source, metric: state.metric, axis: state.axis, at: state.at, point: state.point.id, pair: state.pair + 1,
     });
     if (state.whole) told.set("whole", "1");
     if (state.hidden.size) told.set("hidden", [...state.hidden].join(" "));
@@ -68,6 +68,7 @@ const CFPage = (() => {
   function change(changes) {
     if (changes.axis && changes.axis !== state.axis) changes = { at: middle(changes.axis), whole: false, ...changes };
     Object.assign(state, changes);
+    state.at = Number(state.at.toPrecision(4)); // as the address has it
     write();
     draw();
   }
@@ -180,7 +181,7 @@ const CFPage = (() => {
     state = read();
     draw();
     window.addEventListener("hashchange", () => { state = read(); draw(); });
-    new CFBlind.Blind(study, state);
+    new CFBlind.Blind(study, () => state);
     await CFLive.start(study);
     document.documentElement.dataset.ready = "true";
   }
