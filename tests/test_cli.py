@@ -417,7 +417,7 @@ def test_the_version_is_printed(cf_study: Run) -> None:
 def test_helps_of_commands_are_not_cut_off(cf_study: Run) -> None:
     _, _, commands = cf_study("--help").out.partition("Commands:")
     lines = [line for line in commands.splitlines() if line.strip()]
-    assert len(lines) == 8
+    assert len(lines) == 10
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
 
 

@@ -121,12 +121,13 @@ def _read(name: str) -> str:
 
 def _pack_bundle(store: Store) -> dict[str, Any]:
     """The study's model for the page, or why there is none."""
+    folder = store.root / "bundle"
+    if not folder.exists():
+        return {"problem": "This study has no model yet: the command cf-study select chooses one."}
     try:
-        bundle = load_bundle(store.root / "bundle")
+        bundle = load_bundle(folder)
     except BundleError:
-        return {
-            "problem": "This study has selected no model yet: the command cf-study select does."
-        }
+        return {"problem": "The model is damaged: the command cf-study select writes it anew."}
     from study.page.model import pack_model  # noqa: PLC0415
 
     return pack_model(bundle)

@@ -61,7 +61,7 @@ const CFCompare = (() => {
     const play = () => CFSound.play([clip(study, row)]);
     const button = pair && el("button", { type: "button", class: "play", "aria-label": `Play ${name}`, onclick: play }, "play");
     const told = point && row.name !== "inputs"
-      ? el("button", { type: "button", class: "link", onclick: () => choose(point) }, study.say(point).replace(`${method.label}, `, ""))
+      ? el("button", { type: "button", class: "link", onclick: () => choose(point) }, method.kind === "trick" ? "see it" : study.say(point).replace(`${method.label}, `, ""))
       : row.name === "real" ? realName(study, state) : row.name === "inputs" ? "as they are" : "no point this near";
     const beyond = point && method.kind === "trick" && distance.value > state.at;
     row.line = el(

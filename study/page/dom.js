@@ -23,7 +23,8 @@ const CFDom = (() => {
     if (value === null || value === undefined || !Number.isFinite(value)) return "–";
     const size = Math.abs(value);
     if (size === 0) return "0";
-    if (size < 1e-3 || size >= 1e5) return value.toExponential(1).replace("-", "−");
+    if (size < 5e-4) return "0.000";
+    if (size >= 1e5) return value.toExponential(1);
     const places = Math.max(0, digits - 1 - Math.floor(Math.log10(Math.max(size, 0.1))));
     return value.toFixed(Math.min(places, 3)).replace("-", "−");
   }

@@ -89,7 +89,7 @@ const CFLive = (() => {
       const pair = el("select", { id: "live-pair", onchange: () => { this.choose(Number(pair.value)); this.schedule(); } });
       CFDom.options(pair, study.pairs.test.map((_, i) => [i, study.describePair("test", i)]), 0);
       const drop = el("div", { class: "drop" },
-        "Or your own melodies, as MIDI files: drop them here, the left one first, or choose ",
+        el("p", {}, "Or your own melodies, as MIDI files: drop them here, the left one first, or choose"),
         this.picker("left"), this.picker("right"));
       drop.addEventListener("dragover", (event) => event.preventDefault());
       drop.addEventListener("drop", (event) => this.dropped(event));
@@ -129,7 +129,7 @@ const CFLive = (() => {
       sliders.push({ name: "iterations", label: "iterations", low: 1, high: Math.max(16, model.iterations), step: 1,
         get: () => this.iterations, set: (x) => { this.iterations = x; }, show: () => String(this.iterations) });
       if (this.lead !== null) {
-        sliders.push({ name: "lead", label: "who leads (left … right)", low: 0, high: 1, step: 0.05,
+        sliders.push({ name: "lead", label: "lead, left to right", low: 0, high: 1, step: 0.05,
           get: () => this.lead, set: (x) => { this.lead = x; }, show: () => number(this.lead, 2) });
       }
       this.style.forEach((_, i) => sliders.push({ name: `style-${i + 1}`, label: `style ${i + 1}`, low: 0, high: 1, step: 0.01,

@@ -7,6 +7,7 @@ const CFPage = (() => {
   let study = null;
   let chart = null;
   let state = null;
+  let detailed = null;
 
   // ---- the address -----------------------------------------------------------------------------
 
@@ -89,7 +90,10 @@ const CFPage = (() => {
       .filter(Boolean);
     chart.draw(state);
     drawControls();
-    CFDetail.draw(study, state);
+    // Moving the line changes nothing of the point, whose rolls may be followed by ear.
+    const shown = [source, state.metric, axis, state.point.id].join(" ");
+    if (shown !== detailed) CFDetail.draw(study, state);
+    detailed = shown;
     CFCompare.draw(study, state, (point) => { choose(point); find("frontier").scrollIntoView(); });
   }
 
