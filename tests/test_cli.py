@@ -414,6 +414,12 @@ def test_the_version_is_printed(cf_study: Run) -> None:
     assert (outcome.code, outcome.out) == (0, f"cf-study {version('connective-fusion')}\n")
 
 
+def test_a_page_needs_a_study_and_listening_needs_answers(cf_study: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    _refused(cf_study("listening", tmp_path / "x.csv"), "x.csv", "is no file of answers")
+    _refused(cf_study("page", tmp_path), "is not the folder of a study")
+
+
 def test_helps_of_commands_are_not_cut_off(cf_study: Run) -> None:
     _, _, commands = cf_study("--help").out.partition("Commands:")
     lines = [line for line in commands.splitlines() if line.strip()]

@@ -15,7 +15,8 @@ def _answers(path: Path, listener: str, chosen: str, **changes: str) -> Path:
     """Real neighbours as `a` against LP; each letter of `chosen` is about another pair."""
     shared = {
         "study": "tiny", "fingerprint": "f", "seed": "1", "listener": listener, "source": "test",
-        "axis": "z_distance", "distance": "9", "a": "real", "a_point": "", "b": "lp", "b_point": "x",
+        "axis": "z_distance", "distance": "9", "a": "real", "a_point": "", "b": "lp",
+        "b_point": "x",
     }  # fmt: skip
     rows = [
         shared | {"trial": str(i + 1), "pair": str(i), "chosen": one} | changes
