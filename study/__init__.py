@@ -12,6 +12,8 @@ Each command of `cf-study` is one call here:
 | `frontier` | `draw_figures(open("results/quickstart"))`, and `list_findings(...)` |
 | `select` | `select_bundle(store)`, or with a rule `Selection(maximise=..., where=[...])` |
 | `publish` | `publish_studies([open("results/quickstart")], Path("published"))` |
+| `page` | `write_page(open("results/quickstart"))` |
+| `listening` | `count_answers(paths)` |
 | `fuse` | `fuse_files(left, right, load_bundle())`, `write_midi(...)`, `write_wav(...)` |
 | `export` | `export_bundle(load_bundle(), Path("onnx"))` |
 | `serve` | `serve_bundle(None, "127.0.0.1", 8000, workers=1)` |
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from study.findings import draw as draw_figures
     from study.findings import list_findings
     from study.ledger import list_failures
+    from study.page import write_page
+    from study.page.listening import count_answers
     from study.parts import QuarantineWarning
     from study.progress import Reporter
     from study.publish import publish as publish_studies
@@ -52,6 +56,7 @@ __all__ = [
     "Reporter",
     "Selection",
     "UserError",
+    "count_answers",
     "draw_figures",
     "export_bundle",
     "fuse_files",
@@ -74,6 +79,7 @@ __all__ = [
     "select_bundle",
     "serve_bundle",
     "write_midi",
+    "write_page",
     "write_wav",
 ]
 
@@ -82,6 +88,7 @@ _HOMES = {
     "Reporter": "study.progress:Reporter",
     "Selection": "study.config:Selection",
     "UserError": "cf_core.errors:UserError",
+    "count_answers": "study.page.listening:count_answers",
     "draw_figures": "study.findings:draw",
     "export_bundle": "cf_core.export:export_bundle",
     "fuse_files": "cf_core.fuse:fuse_files",
@@ -104,6 +111,7 @@ _HOMES = {
     "select_bundle": "study.select:select",
     "serve_bundle": "study.serve:serve",
     "write_midi": "cf_core.render:write_midi",
+    "write_page": "study.page:write_page",
     "write_wav": "cf_core.render:write_wav",
 }
 

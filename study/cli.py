@@ -278,6 +278,22 @@ def frontier(
         _say(f"wrote {path}")
 
 
+@app.command(epilog="Example: cf-study page quickstart")
+def page(folder: Folder) -> None:
+    """Write report.html: every point to be seen, heard and compared, in one file."""
+    _say(f"wrote {study.write_page(_open(folder))}")
+
+
+@app.command(epilog="Example: cf-study listening listening-*.csv")
+def listening(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES", help="CSV files of a page's blind test.")
+    ],
+) -> None:
+    """Count the answers of listeners: how often each method was preferred."""
+    _print_table(study.count_answers(files))
+
+
 @app.command(epilog="Example: cf-study select quickstart --where 'larger_edit_distance <= 12'")
 def select(
     folder: Folder,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from itertools import product
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
@@ -17,7 +18,7 @@ from cf_core.corpus import Split
 from cf_core.training import Progress, measure_peak_memory_mb
 from evaluation.controls import make_controls
 from evaluation.evaluator import LABELS
-from evaluation.frontier import CHOSEN_ON
+from evaluation.frontier import CHOSEN_ON, REAL
 from evaluation.rivals import Setting
 from evaluation.sources import Source, name_pairs
 from evaluation.transforms import Step
@@ -134,36 +135,14 @@ class Recorder:
 
     def _write_latents(self, part: str, outputs: Sequence[Outputs]) -> None:
         parts = [
-            self._latent_columns(one, source, step)
+            _latent_columns(self.bench, one.label, source, step, one.styles[source.name])
             for one in outputs
             for source in self.bench.sources
             if one.keep and source.name in self.bench.plan.latent_sources
             for step in one.steps[source.name]
         ]
-        if not parts:
-            return
-        columns = {
-            name: torch.cat([part[name] for part in parts]).numpy()
-            if isinstance(parts[0][name], Tensor)
-            else [value for part in parts for value in part[name]]
-            for name in parts[0]
-        }
-        self.write("latents", part, columns)
-
-    def _latent_columns(self, outputs: Outputs, source: Source, step: Step) -> dict[str, Any]:
-        count = len(source.songs)
-        named = ("trial", "configuration", "method", "lambda")
-        return {
-            **{name: [outputs.label.get(name)] * count for name in named},
-            "source": [source.name] * count,
-            "iteration": [step.iteration] * count,
-            **name_pairs(self.bench.evaluator.corpus, source.songs, source.kinds),
-            "style": outputs.styles[source.name].tolist(),
-            "z_left_in": source.inputs[0],
-            "z_right_in": source.inputs[1],
-            "z_left": step.outputs[0],
-            "z_right": step.outputs[1],
-        }
+        if parts:
+            self.write("latents", part, _join(parts))
 
 
 def record_over(
@@ -185,19 +164,32 @@ def has_references(store: Store) -> bool:
 
 
 def record_references(bench: Workbench, store: Store) -> None:
-    """Record identity, controls, floor and ceiling of each source, and the real pairs."""
-    evaluator = bench.evaluator
+    """Record identity, controls, floor and ceiling of each source, and the real pairs.
+
+    Latents are kept of the controls, and of as many real pairs of each split as there are inputs.
+    """
+    evaluator, kept = bench.evaluator, bench.plan.latent_sources
     rows: list[dict[str, Any]] = []
+    latents = [
+        _real_latents(bench, source)
+        for source in bench.sources
+        if source.name in kept and source.rows is not None
+    ]
     outcomes = [evaluator.real_outcomes(split) for split in (Split.VALIDATION, Split.TEST)]
     influences = []
     for source in bench.sources:
         rows += evaluator.references_rows(source)
         for name, pair in [("identity", source.inputs), *make_controls(evaluator, source)]:
-            measured = evaluator.evaluate(dict.fromkeys(LABELS, name), source, [Step(0, pair)])
+            label, step = dict.fromkeys(LABELS, name), Step(0, pair)
+            measured = evaluator.evaluate(label, source, [step])
             rows += measured.metrics
             outcomes.append(measured.outcomes)
             if source.name in CHOSEN_ON:
                 influences.append(measured.influences)
+            if source.name in kept and name != "identity":
+                latents.append(_latent_columns(bench, label, source, step))
+    if latents:
+        store.write("latents", "references", _join(latents))
     store.write("outcomes", "references", pl.concat(outcomes))
     store.write("influences", "references", pl.concat(influences))
     store.write(
@@ -214,6 +206,51 @@ def record_references(bench: Workbench, store: Store) -> None:
         ],
     )
     store.write("metrics", "references", rows)
+
+
+def _latent_columns(
+    bench: Workbench,
+    label: Mapping[str, Any],
+    source: Source,
+    step: Step,
+    styles: Float[Tensor, "B S"] | None = None,
+) -> dict[str, Any]:
+    count = len(source.songs)
+    named = ("trial", "configuration", "method", "lambda")
+    return {
+        **{name: [label.get(name)] * count for name in named},
+        "source": [source.name] * count,
+        "iteration": [step.iteration] * count,
+        **name_pairs(bench.evaluator.corpus, source.songs, source.kinds),
+        "style": [[]] * count if styles is None else styles.tolist(),
+        "z_left_in": source.inputs[0],
+        "z_right_in": source.inputs[1],
+        "z_left": step.outputs[0],
+        "z_right": step.outputs[1],
+    }
+
+
+def _real_latents(bench: Workbench, source: Source) -> dict[str, Any]:
+    """Real pairs of a source's split, spaced evenly, numbered as in `outcomes`."""
+    evaluator = bench.evaluator
+    corpus, every = evaluator.corpus, evaluator.corpus.pairs_of(source.split)
+    places = np.unique(np.linspace(0, len(every) - 1, len(source.songs)).astype(int))
+    rows = every[places]
+    left, right = (evaluator.core.encode_mean(corpus.tokens[half]) for half in rows.T)
+    kinds = corpus.kinds[rows[:, 0]]
+    real = Source(source.name, source.split, (left, right), corpus.song[rows], kinds, rows)
+    columns = _latent_columns(bench, dict.fromkeys(LABELS, REAL), real, Step(0, (left, right)))
+    return columns | {"pair": places.tolist()}
+
+
+def _join(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join columns of latents."""
+    return {
+        name: torch.cat([part[name] for part in parts]).numpy()
+        if isinstance(parts[0][name], Tensor)
+        else [value for part in parts for value in part[name]]
+        for name in parts[0]
+    }
 
 
 def _cost_rows(outputs: Outputs, bench: Workbench) -> list[dict[str, Any]]:

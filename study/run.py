@@ -25,6 +25,7 @@ from study.config import Range, StudyConfig
 from study.findings import draw, list_findings, say_verdicts, tabulate, write_verdicts
 from study.lease import Lease
 from study.ledger import Status
+from study.page import write_page
 from study.parameters import PARAMETERS
 from study.prepare import find_corpus, prepare
 from study.progress import Reporter
@@ -170,8 +171,10 @@ def _run(
     for path in draw(store):
         reporter.say(str(path))
     write_verdicts([store], store.root / "verdicts.csv")
+    reporter.stage("Page: every point to be seen and heard")
+    page = write_page(store)
     reporter.stage("Summary")
-    for line in summary(store, choice, example):
+    for line in summary(store, choice, example, page):
         reporter.say(line)
     return store
 
@@ -282,7 +285,7 @@ def _record_styles(
     store.write("examples", "all", rows)
 
 
-def summary(store: Store, choice: Choice, example: AnyPath) -> list[str]:
+def summary(store: Store, choice: Choice, example: AnyPath, page: AnyPath) -> list[str]:
     """What was run, what was found, where everything is, and what to type next."""
     called = Path(sys.argv[0])
     command = called if called.name == "cf-study" and not which("cf-study") else "cf-study"
@@ -300,6 +303,7 @@ def summary(store: Store, choice: Choice, example: AnyPath) -> list[str]:
         "next:",
         f'  {command} query {store.root} "{_EXAMPLE_QUERY}"',
         f"  {command} fuse LEFT.mid RIGHT.mid --bundle {choice.bundle} --output fused.mid",
+        f"see and hear all of it: open {page} in a browser",
     ]
     return lines
 

@@ -197,7 +197,7 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
     seed = own.pop("seed")
     name = f"{best['configuration']}-seed{seed}"
     conditional = best["method"] == "conditional"
-    core = _fill(MelodyVAE(config.melody, config.core), store.root / "core" / "core.safetensors")
+    core = read_core(config, store)
     trial = store.scan("trials").filter(pl.col("trial") == name).collect()
     settings = replace(config.fusion, hidden=trial["hidden"][0])
     generator = _fill(
@@ -356,6 +356,11 @@ def _read_writer(config: StudyConfig, store: Store) -> Writer:
     for name, network in writer.named_children():
         _fill(network, store.root / "classifiers" / f"writer_{name}.safetensors")
     return writer
+
+
+def read_core(config: StudyConfig, store: Store) -> MelodyVAE:
+    """Read the core of a study. Raises `RecordsError` where it is missing or damaged."""
+    return _fill(MelodyVAE(config.melody, config.core), store.root / "core" / "core.safetensors")
 
 
 def _fill(network: Network, path: AnyPath) -> Network:

@@ -106,8 +106,8 @@ def test_the_commands_are_those_promised() -> None:
         command.callback.__name__ for command in cli.app.registered_commands if command.callback
     ]
     assert names == [
-        "ingest", "run", "status", "query", "compact", "frontier", "select", "publish", "fuse",
-        "export", "serve",
+        "ingest", "run", "status", "query", "compact", "frontier", "page", "listening", "select",
+        "publish", "fuse", "export", "serve",
     ]  # fmt: skip
 
 
@@ -413,6 +413,12 @@ def test_a_trial_shows_all_its_failures_with_tracebacks(cf_study: Run, store: St
 def test_the_version_is_printed(cf_study: Run) -> None:
     outcome = cf_study("--version")
     assert (outcome.code, outcome.out) == (0, f"cf-study {version('connective-fusion')}\n")
+
+
+def test_a_page_needs_a_study_and_listening_needs_answers(cf_study: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    _refused(cf_study("listening", tmp_path / "x.csv"), "x.csv", "is no file of answers")
+    _refused(cf_study("page", tmp_path), "is not the folder of a study")
 
 
 def test_helps_of_commands_are_not_cut_off(cf_study: Run) -> None:

@@ -100,6 +100,28 @@ def results(melodies: Path, shared: Store, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _check_latents_of_references(latents: pl.DataFrame, outcomes: pl.DataFrame) -> None:
+    """Controls are there for every input, and real pairs as they are numbered in `outcomes`."""
+    tricks = latents.filter(pl.col("method") != "real")
+    made = set(tricks.select("method", "source").unique().iter_rows())
+    assert made == {
+        (name, source)
+        for name in CONTROLS
+        for source in SOURCES
+        if name != "same_song" or "prior" not in source
+    }
+    twice = tricks.filter(method="left_twice")
+    for half in ("z_left", "z_right"):
+        np.testing.assert_array_equal(twice[half].to_numpy(), twice["z_left_in"].to_numpy())
+    real = latents.filter(method="real")
+    assert set(real["source"]) == {"test", "validation"}
+    np.testing.assert_array_equal(real["z_right"].to_numpy(), real["z_right_in"].to_numpy())
+    on = ["source", "pair", "left_song", "right_song", "meter"]
+    known = outcomes.filter(method="real").select(on)
+    assert real.join(known, on=on).height == real.height
+    assert real.filter(source="test").height == 24
+
+
 def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -> None:
     store, config, _ = undisturbed
     tables = {name: store.scan(name).collect() for name in TABLES}
@@ -123,10 +145,12 @@ def test_every_table_has_its_schema_and_every_row_is_there(undisturbed: Study) -
         for source in SOURCES
         for count in counts
     }
-    latents = tables["latents"]
+    of_references = pl.col("trial").is_in(["real", *CONTROLS])
+    latents = tables["latents"].filter(~of_references)
     assert set(latents.select("trial", "lambda", "source", "iteration").iter_rows()) == points
     pairs = {name: 20 if name.startswith("validation") else 24 for name in SOURCES}
     assert latents.height == sum(pairs[source] for _, _, source, _ in points)
+    _check_latents_of_references(tables["latents"].filter(of_references), tables["outcomes"])
     sizes = latents.group_by("trial", "lambda", "source", "iteration").len()
     assert all(count == pairs[source] for _, _, source, _, count in sizes.iter_rows())
     metrics = tables["metrics"]
