@@ -197,7 +197,8 @@ class Bundle:
         fused = self._fuse_at(left, right, style, iterations, tried, lead)
         inputs = np.stack((left, right))[:, None].repeat(len(tried), 1)
         changed = sum(edit_distance(*halves) for halves in zip(inputs, fused, strict=True))
-        return float(tried[int(np.abs(changed - edits).argmin())])
+        wanted = min(edits, len(left) + len(right))  # no more can change
+        return float(tried[int(np.abs(changed - wanted).argmin())])
 
     @torch.no_grad()
     def _fuse_at(
