@@ -280,7 +280,7 @@ def frontier(
 
 @app.command(epilog="Example: cf-study page quickstart")
 def page(folder: Folder) -> None:
-    """Write report.html: every point to be seen, heard and compared, in one file."""
+    """Write report.html: every point, to be seen and heard."""
     _say(f"wrote {study.write_page(_open(folder))}")
 
 
@@ -290,7 +290,7 @@ def listening(
         list[Path], typer.Argument(metavar="FILES", help="CSV files of a page's blind test.")
     ],
 ) -> None:
-    """Count the answers of listeners: how often each method was preferred."""
+    """Count which methods listeners preferred."""
     _print_table(study.count_answers(files))
 
 

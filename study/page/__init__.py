@@ -18,6 +18,7 @@ from cf_core.bundle import load_bundle
 from cf_core.errors import BundleError, RecordsError
 from cf_core.files import AnyPath, replacing
 from study.page.data import collect
+from study.page.model import pack_model
 from study.store import Store
 
 MAX_BYTES = 10_000_000
@@ -76,7 +77,7 @@ def build(study: dict[str, Any], model: dict[str, Any]) -> str:
 
     In place of a model, a `problem` says why there is none.
     """
-    style, script = _read("page.css"), "\n".join(filter(None, map(_read, _SCRIPTS)))
+    style, script = _read("page.css"), "\n".join(map(_read, _SCRIPTS))
     # Without a time in it, so that equal studies have equal pages.
     content = gzip.compress(json.dumps(study, separators=(",", ":")).encode(), mtime=0)
     parts = {
@@ -115,8 +116,7 @@ def _hash(text: str) -> str:
 
 
 def _read(name: str) -> str:
-    found = files("study.page").joinpath(name)
-    return found.read_text("utf-8") if found.is_file() else ""
+    return files("study.page").joinpath(name).read_text("utf-8")
 
 
 def _pack_bundle(store: Store) -> dict[str, Any]:
@@ -128,6 +128,4 @@ def _pack_bundle(store: Store) -> dict[str, Any]:
         bundle = load_bundle(folder)
     except BundleError:
         return {"problem": "The model is damaged: the command cf-study select writes it anew."}
-    from study.page.model import pack_model  # noqa: PLC0415
-
     return pack_model(bundle)
