@@ -139,10 +139,16 @@ def _measure_meter(
 
 
 def _list_meters(store: Store) -> list[str]:
-    """The meters that have pairs in every source."""
-    inputs = store.outcomes.filter(pl.col("method") == "identity")
-    sources = inputs.group_by("meter").agg(pl.col("source").n_unique()).sort("meter").collect()
-    return sources.filter(pl.col("source") == pl.col("source").max())["meter"].to_list()
+    """The meters in which there are inputs of every source, and real pairs to hold them against."""
+    inputs = [*CHOSEN_ON, *CHOSEN_ON.values()]
+    needed = {("identity", source) for source in inputs} | {
+        (REAL, source) for source in ("test", CHOSEN_ON["test"])
+    }
+    known: dict[str, set[tuple[str, str]]] = {}
+    columns = store.outcomes.select("meter", "method", "source").unique().collect()
+    for meter, method, source in columns.iter_rows():
+        known.setdefault(meter, set()).add((method, source))
+    return sorted(meter for meter, found in known.items() if needed <= found)
 
 
 def write_verdicts(stores: Sequence[Store], path: AnyPath) -> None:

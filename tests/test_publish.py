@@ -409,8 +409,14 @@ def test_an_interrupted_publication_leaves_nothing(
 
 
 def test_what_is_no_publication_is_left_alone(own: Store, published: Path, tmp_path: Path) -> None:
-    notes, versioned, file = (tmp_path / name for name in ("notes", "versioned", "file"))
+    names = ("notes", "versioned", "file", "bare", "added")
+    notes, versioned, file, bare, added = (tmp_path / name for name in names)
     notes.mkdir()
+    bare.mkdir()
+    for name in ("README.md", "checksums.sha256"):
+        (bare / name).write_text("mine")
+    shutil.copytree(published, added)
+    (added / "1e3" / "metrics" / "thesis.txt").write_text("mine")
     (notes / "checksums.sha256").write_text("mine")
     (notes / "thesis.txt").write_text("mine")
     shutil.copytree(published, versioned)
@@ -418,7 +424,7 @@ def test_what_is_no_publication_is_left_alone(own: Store, published: Path, tmp_p
     (versioned / ".git" / "HEAD").write_text("mine")
     file.write_text("mine")
     before = read_all(tmp_path)
-    for output in (notes, versioned, file, folder(own), folder(own).parent):
+    for output in (notes, versioned, file, bare, added, folder(own), folder(own).parent):
         with pytest.raises(UserError, match="exists and is not a publication"):
             publish([own], output)
     assert read_all(tmp_path) == before

@@ -11,7 +11,8 @@ from dataclasses import replace
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import duckdb
 import numpy as np
@@ -429,6 +430,15 @@ def test_figures_and_verdicts_of_one_meter(undisturbed: Study, tmp_path: Path) -
     own, whole = pl.read_csv(written[0]), copy.scan("verdicts").collect()
     assert own.height == whole.height
     assert_close(own["difference"], whole["difference"])
+
+
+def test_a_meter_needs_inputs_of_every_source_and_real_pairs() -> None:
+    whole = [("identity", source) for source in SOURCES] + [(REAL, "test"), (REAL, "validation")]
+    rows = [("4/4", *one) for one in whole]
+    for meter, missing in (("2/2", (REAL, "validation")), ("6/8", ("identity", "prior"))):
+        rows += [(meter, *one) for one in whole if one != missing]
+    table = pl.LazyFrame(rows, ["meter", "method", "source"], orient="row")
+    assert findings._list_meters(cast("Store", SimpleNamespace(outcomes=table))) == ["4/4"]
 
 
 def test_verdicts_are_those_of_the_tables(undisturbed: Study) -> None:
