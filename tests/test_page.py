@@ -24,7 +24,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cf_core.bundle import Bundle, save_bundle
+from cf_core.bundle import Bundle, load_bundle, save_bundle
 from cf_core.errors import RecordsError
 from cf_core.fusion import Generator
 from cf_core.melody import Note
@@ -257,6 +257,24 @@ def test_a_page_that_is_too_large_goes_without_its_model_then_with_fewer_pairs(
         monkeypatch.setattr("study.page.MAX_BYTES", 1000)
         with pytest.raises(RecordsError, match="too many points"):
             write_page(furnished[0])
+    finally:
+        report.write_bytes(whole)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), 1e6])
+def test_a_page_says_that_weights_do_not_fit_into_it(
+    furnished: tuple[Store, MelodyVAE],
+    report: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weight: float,
+) -> None:
+    whole, bundle = report.read_bytes(), load_bundle(folder(furnished[0]) / "bundle")
+    with torch.no_grad():
+        bundle.generator.net.biases[0][0, 0] = weight
+    monkeypatch.setattr("study.page.load_bundle", lambda _: bundle)
+    try:
+        write_page(furnished[0])
+        assert b"too large for this page, which holds them in half" in report.read_bytes()
     finally:
         report.write_bytes(whole)
 
@@ -624,3 +642,24 @@ def test_a_blind_test_comes_out_as_a_file_that_is_counted(seen: Seen, tmp_path: 
     order = [[SHOWN.index(int(row["pair"])), row["a"], row["b"]] for row in rows]
     assert json.loads(drawn[0]) == json.loads(drawn[1]) == order
     assert json.loads(drawn[2]) != order
+
+
+def test_answers_are_resumed_only_with_the_trials_that_were_heard(seen: Seen) -> None:
+    page = seen.page
+    page.fill("#seed", "7")
+    page.click("#begin")
+    for side in "ab":
+        page.click(f"#hear-{side}")
+    page.click("#choose-a")
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    page.click("#resume")
+    assert seen.text(".trial-number") == "Trial 2 of 24"
+    # A page that was written again may have other points, and so other trials.
+    page.evaluate("""() => {
+      const { study } = CFPage;
+      study.pairs[CFPage.state.source][0].pair = 99;
+      new CFBlind.Blind(study, () => CFPage.state);
+    }""")
+    assert page.locator("#begin").count() == 1
+    assert page.locator("#resume").count() == 0
