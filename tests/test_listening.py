@@ -73,6 +73,7 @@ def test_answers_that_all_agree_are_no_certainty() -> None:
         (b"\xff\xfe\x00", "is no text"),
         (",".join(COLUMNS).encode() + b"\n", "holds no answers"),
         (",".join(COLUMNS).encode() + b"\n1,2\n", "line 2: is no answer"),
+        (",".join(COLUMNS).encode() + b"\n" + b"x" * 140_000, r"x\.csv: is no CSV .*; give files"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes, words: str) -> None:
@@ -85,6 +86,10 @@ def test_answers_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
     first = _answers(tmp_path / "1.csv", "ann", "ab")
     with pytest.raises(RecordsError, match=r"3\.csv, line 2: has another distance"):
         count_answers([first, _answers(tmp_path / "3.csv", "bob", "ab", distance="8")])
+    with pytest.raises(RecordsError, match=r"3\.csv, line 2: has another source .*1\.csv, line 2"):
+        count_answers([first, _answers(tmp_path / "3.csv", "bob", "ab", source="prior")])
+    with pytest.raises(RecordsError, match=r"another point of lp than .*1\.csv, line 2; count"):
+        count_answers([first, _answers(tmp_path / "3.csv", "bob", "ab", b_point="y")])
     with pytest.raises(RecordsError, match=r"repeats an answer of .*1\.csv, line 2"):
         count_answers([first, first])
     with pytest.raises(RecordsError, match="a or b as chosen"):

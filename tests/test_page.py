@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -24,7 +24,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cf_core.bundle import Bundle, save_bundle
+from cf_core.bundle import Bundle, load_bundle, save_bundle
 from cf_core.errors import RecordsError
 from cf_core.fusion import Generator
 from cf_core.melody import Note
@@ -83,6 +83,8 @@ def _metrics(point: Point) -> Iterator[dict[str, Any]]:
     method, configuration, trial, lambda_, iteration, seed, values = point
     for source in SOURCES:
         likeness, distance = values[source.replace("_prior", "").replace("prior", "test")]
+        if source == "validation_prior":  # by which nothing is chosen
+            likeness = 1 - likeness
         for metric, value, wide in (
             ("indistinguishable", likeness, 0.196),
             ("judge", likeness / 2, 0.1),
@@ -114,7 +116,7 @@ def _latents(trial: str, method: str, lambda_: float | None, iteration: int) -> 
     }  # fmt: skip
 
 
-def _furnish(store: Store) -> MelodyVAE:
+def _furnish(store: Store, points: Sequence[Point] = POINTS) -> MelodyVAE:
     """A study as a run would leave it, with random networks."""
     store.claim(CONFIG.identity("abc"), CONFIG.fingerprint("abc"), CONFIG.name)
     core = MelodyVAE(CONFIG.melody, CONFIG.core)
@@ -124,12 +126,12 @@ def _furnish(store: Store) -> MelodyVAE:
             weight.mul_(3)
     core.sigma_bar.uniform_(generator=torch.Generator().manual_seed(3))
     save_tensors(collect_weights(core), store.root / "core" / "core.safetensors")
-    for point in POINTS:
+    for point in points:
         method, configuration, trial, lambda_, iteration, seed, _ = point
-        store.write("metrics", f"{trial}-{iteration}", list(_metrics(point)))
+        store.write("metrics", f"{trial}-{lambda_}-{iteration}", list(_metrics(point)))
         if (trial, iteration) != WITHOUT_NOTES and method not in ("identity", "ceiling"):
             columns = _latents(trial, method, lambda_, iteration)
-            store.write("latents", f"{trial}-{iteration}", columns)
+            store.write("latents", f"{trial}-{lambda_}-{iteration}", columns)
         if method in ("fusion", "lp"):
             row = {
                 "trial": trial, "configuration": configuration, "method": method,
@@ -184,18 +186,44 @@ def test_values_are_means_over_seeds_with_intervals_for_songs_and_seeds(
     content = collect(furnished[0], 2)
     place = _find(content, "l-s2", 1)
     likeness = content["values"]["test"]["indistinguishable"]
-    # Means of 0.4 and 0.6; songs have a standard error of 0.1 in each, and seeds one of 0.1.
+    # Means of 0.4 and 0.6; songs have a standard error of 0.1 in each, and seeds one of 0.1. Only
+    # the seeds' half of the variance is uncertain, with one degree of freedom: 0.02² / 0.01² = 4.
     assert likeness["value"][place] == 0.5
-    assert likeness["low"][place] == pytest.approx(0.5 - 1.96 * 0.02**0.5, abs=1e-4)
-    assert likeness["high"][place] == pytest.approx(0.5 + 1.96 * 0.02**0.5, abs=1e-4)
+    assert likeness["low"][place] == pytest.approx(0.5 - 2.7764 * 0.02**0.5, abs=1e-4)
+    assert likeness["high"][place] == pytest.approx(0.5 + 2.7764 * 0.02**0.5, abs=1e-4)
+    # Seeds that agree add nothing: 0.3 ± 0.196.
+    same = _find(content, "l-s2", 4)
+    assert (likeness["low"][same], likeness["high"][same]) == (0.104, 0.496)
     # One seed keeps the interval that was recorded.
     place = _find(content, "lp-a", 5)
     assert (likeness["low"][place], likeness["high"][place]) == (0.704, 1.096)
     assert content["values"]["test"]["seam"]["value"] == [None] * len(content["points"])
     # What is chosen by comes from validation songs.
-    assert content["chosen"]["test"]["indistinguishable"][place] == 0.3
+    assert content["chosen"]["indistinguishable"][place] == 0.3
     assert content["levels"]["test"]["indistinguishable"] == {"ceiling": [1.0, 0.804, 1.196]}
     assert len(content["points"]) == 6
+
+
+def test_a_point_counts_only_if_it_is_finite_and_finished_in_every_seed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "tiny")
+    nan, fine = float("nan"), {"validation": (0.99, 1.0), "test": (0.99, 1.0)}
+    halved = fine | {"validation": (nan, 1.0)}
+    _furnish(
+        store,
+        [
+            *POINTS,
+            ("fusion", "l-s2", "l-s2-seed0", 0.2, 1, 0, fine),  # without its second seed
+            ("fusion", "l-s2", "l-s2-seed0", 0.3, 1, 0, fine),
+            ("fusion", "l-s2", "l-s2-seed1", 0.3, 1, 1, halved),
+        ],
+    )
+    content = collect(store, 1)
+    lambdas = [point["lambda"] for point in content["points"]]
+    assert 0.2 not in lambdas
+    place = lambdas.index(0.3)
+    assert content["chosen"]["indistinguishable"][place] is None
+    assert content["chosen"][DISTANCE][place] == 1.0
+    assert content["values"]["test"]["indistinguishable"]["value"][place] == 0.99
 
 
 def test_notes_are_those_of_the_first_seed_for_pairs_without_a_common_song(
@@ -261,10 +289,28 @@ def test_a_page_that_is_too_large_goes_without_its_model_then_with_fewer_pairs(
         report.write_bytes(whole)
 
 
+@pytest.mark.parametrize("weight", [float("nan"), 1e6])
+def test_a_page_says_that_weights_do_not_fit_into_it(
+    furnished: tuple[Store, MelodyVAE],
+    report: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weight: float,
+) -> None:
+    whole, bundle = report.read_bytes(), load_bundle(folder(furnished[0]) / "bundle")
+    with torch.no_grad():
+        bundle.generator.net.biases[0][0, 0] = weight
+    monkeypatch.setattr("study.page.load_bundle", lambda _: bundle)
+    try:
+        write_page(furnished[0])
+        assert b"too large for this page, which holds them in half" in report.read_bytes()
+    finally:
+        report.write_bytes(whole)
+
+
 def test_a_study_without_a_trial_has_no_page(tmp_path: Path) -> None:
     store = Store(tmp_path / "tiny")
     store.claim(CONFIG.identity("abc"), CONFIG.fingerprint("abc"), CONFIG.name)
-    with pytest.raises(RecordsError, match="no trial is done yet"):
+    with pytest.raises(RecordsError, match="no configuration is done for all seeds yet"):
         write_page(store)
     assert not (folder(store) / "report.html").exists()
 
@@ -374,9 +420,9 @@ def test_a_click_takes_a_point_and_another_place_moves_the_line(seen: Seen) -> N
 def test_the_line_takes_of_each_method_what_is_likest_on_validation_songs(seen: Seen) -> None:
     page = seen.page
 
-    def rows(at: float) -> dict[str, str]:
-        page.evaluate(f"location.hash = '#at={at}'")
-        seen.wait(f"CFPage.state.at === {at}")
+    def rows(at: float, source: str = "test") -> dict[str, str]:
+        page.evaluate(f"location.hash = '#at={at}&source={source}'")
+        seen.wait(f"CFPage.state.at === {at} && CFPage.state.source === '{source}'")
         table = page.locator("#rows tbody tr").all()
         cells = [row.locator("th, td").all_inner_texts() for row in table]
         return {cell[1].strip(): cell[2].strip() for cell in cells}
@@ -390,12 +436,23 @@ def test_the_line_takes_of_each_method_what_is_likest_on_validation_songs(seen: 
     assert far["ours"] == "λ 0.100, 4 iterations"
     assert far["LP"] == "5 iterations"
     assert list(far) == ["inputs", "ours", "LP", "real neighbours"]
+    # Samples of the prior are shown at the same point, as in the study.
+    assert rows(19.5, "prior") == far == rows(19.5)
+    assert "more to choose from; the study's verdicts correct" in seen.text("#compare-about")
+    assert seen.text("#detail").count("95 % intervals are for other songs and seeds.") == 1
     page.locator("#skip-tricks").uncheck()
     assert "left twice" in page.locator("#rows").inner_text()
     page.locator("#rows button.link").first.click()
     assert seen.point() == "fusion~l-s2~0.1~4"
     page.select_option("#pair", "2")
     assert page.evaluate("CFPage.state.pair") == 2
+    # Of points that are equally like real pairs, the nearest is taken.
+    nearest = """({ study, state }) => {
+      study.chosen.indistinguishable.fill(0.5);
+      const farthestFirst = [...study.groups().get("ours")].reverse();
+      return study.candidate(farthestFirst, state.axis, 19.5).id;
+    }"""
+    assert page.evaluate(f"({nearest})(CFPage)") == "fusion~l-s2~0.1~1"
 
 
 def test_what_was_not_kept_is_said(seen: Seen) -> None:
@@ -624,3 +681,24 @@ def test_a_blind_test_comes_out_as_a_file_that_is_counted(seen: Seen, tmp_path: 
     order = [[SHOWN.index(int(row["pair"])), row["a"], row["b"]] for row in rows]
     assert json.loads(drawn[0]) == json.loads(drawn[1]) == order
     assert json.loads(drawn[2]) != order
+
+
+def test_answers_are_resumed_only_with_the_trials_that_were_heard(seen: Seen) -> None:
+    page = seen.page
+    page.fill("#seed", "7")
+    page.click("#begin")
+    for side in "ab":
+        page.click(f"#hear-{side}")
+    page.click("#choose-a")
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    page.click("#resume")
+    assert seen.text(".trial-number") == "Trial 2 of 24"
+    # A page that was written again may have other points, and so other trials.
+    page.evaluate("""() => {
+      const { study } = CFPage;
+      study.pairs[CFPage.state.source][0].pair = 99;
+      new CFBlind.Blind(study, () => CFPage.state);
+    }""")
+    assert page.locator("#begin").count() == 1
+    assert page.locator("#resume").count() == 0

@@ -128,4 +128,10 @@ def _pack_bundle(store: Store) -> dict[str, Any]:
         bundle = load_bundle(folder)
     except BundleError:
         return {"problem": "The model is damaged: the command cf-study select writes it anew."}
-    return pack_model(bundle)
+    try:
+        return pack_model(bundle)
+    except ValueError:
+        return {
+            "problem": "Weights of this model are no numbers, or too large for this page, which"
+            " holds them in half precision; the commands fuse and serve use them as they are."
+        }

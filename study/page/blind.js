@@ -58,16 +58,19 @@ const CFBlind = (() => {
 
   const quote = (value) => (/[",\n\r]/.test(String(value)) ? `"${String(value).replace(/"/g, '""')}"` : String(value));
 
-  function write(study, test) {
-    const { seed, source, axis, distance, listener } = test.settings;
+  function write(study, { settings, trials, answers }) {
+    const { seed, source, axis, distance, listener } = settings;
     const point = (row) => (row.point ? row.point.id : "");
-    const rows = test.answers.map((chosen, i) => {
-      const { pair, a, b } = test.trials[i];
+    const rows = answers.map((chosen, i) => {
+      const { pair, a, b } = trials[i];
       const number_ = study.pairs[source][pair].pair;
       return [study.name, study.fingerprint, seed, listener, i + 1, source, axis, distance, number_, a.name, point(a), b.name, point(b), chosen];
     });
     return `${[COLUMNS, ...rows].map((row) => row.map(quote).join(",")).join("\r\n")}\r\n`;
   }
+
+  // All trials of a test without its answers. A page that is written again may draw others.
+  const describe = (study, { settings, trials }) => write(study, { settings, trials, answers: trials.map(() => "") });
 
   // ---- the page --------------------------------------------------------------------------------
 
@@ -96,7 +99,7 @@ const CFBlind = (() => {
         this.begin({ seed: Number(seed.value) >>> 0, listener: clean(listener.value), source, axis, distance: at }, []);
       } }, "Begin");
       const saved = remember(this.key);
-      const resume = saved && saved.answers.length && saved.answers.length < TRIALS
+      const resume = saved && saved.answers.length && saved.answers.length < TRIALS && this.isSame(saved)
         ? el("button", { type: "button", id: "resume", onclick: () => this.begin(saved.settings, saved.answers) }, `Go on after ${saved.answers.length} answers`)
         : null;
       this.body.replaceChildren(
@@ -105,6 +108,11 @@ const CFBlind = (() => {
         el("p", { class: "about" }, "Answers stay in this page until you save them as a CSV file. ", el("code", {}, "cf-study listening FILES"), " counts the files of all listeners."),
         el("div", { class: "choices" }, el("label", {}, "Listener ", listener), el("label", {}, "Seed ", seed), begin, resume),
       );
+    }
+
+    // Answers belong to trials by their order, so these must be the ones that were heard.
+    isSame({ settings, trials }) {
+      return trials && trials === describe(this.study, { settings, trials: draw(this.study, settings) });
     }
 
     begin(settings, answers) {
@@ -146,7 +154,8 @@ const CFBlind = (() => {
     answer(side) {
       CFSound.stop();
       this.test.answers.push(side);
-      remember(this.key, { settings: this.test.settings, answers: this.test.answers });
+      const { settings, answers } = this.test;
+      remember(this.key, { settings, answers, trials: describe(this.study, this.test) });
       this.ask();
     }
 

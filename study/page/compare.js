@@ -10,7 +10,7 @@ const CFCompare = (() => {
     for (const [name, points] of study.groups()) {
       const method = study.method(points[0]);
       if (method.kind === "inputs") continue;
-      const point = method.kind === "trick" ? points[0] : study.candidate(points, state.source, state.axis, state.at);
+      const point = method.kind === "trick" ? points[0] : study.candidate(points, state.axis, state.at);
       const pair = point && study.outputs(state.source, point, state.pair);
       rows.push({ name, method, point, pair });
     }
@@ -22,7 +22,8 @@ const CFCompare = (() => {
     const metric = study.metrics.get(state.metric);
     find("compare-about").textContent =
       `Each method at ${study.metrics.get(state.axis).label} of at most ${number(state.at)}: the point that is likest to real pairs on ` +
-      "validation songs, and its values on the inputs chosen above. Real neighbours are of other songs.";
+      "validation songs, and its values on the inputs chosen above. Methods with more points have more to choose from; the study's " +
+      "verdicts correct for this. Real neighbours are of other songs.";
     const rows = list(study, state).filter(({ method }) => !state.skipTricks || !method || method.kind !== "trick");
     const before = rows[0].pair;
     const span = CFRoll.range(rows.map(({ pair }) => pair));

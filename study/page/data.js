@@ -91,13 +91,14 @@ const CFData = (() => {
     }
 
     // The point that a study would take: the likest to real pairs within a distance, both as
-    // measured on validation songs.
-    candidate(points, source, axis, distance) {
-      const { [axis]: far, [this.chosen_by]: likeness } = this.chosen[source];
+    // measured on validation songs; of equal ones the nearest.
+    candidate(points, axis, distance) {
+      const { [axis]: far, [this.chosen_by]: likeness } = this.chosen;
       const near = points.filter(
         ({ index }) => far[index] !== null && far[index] <= distance && likeness[index] !== null,
       );
-      return near.reduce((best, one) => (best && likeness[best.index] >= likeness[one.index] ? best : one), null);
+      const order = (one, other) => likeness[other.index] - likeness[one.index] || far[one.index] - far[other.index];
+      return near.sort(order)[0] || null;
     }
 
     // A pair of a point as notes; null where they were not kept.

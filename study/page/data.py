@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Integer
+from scipy import special
 
 from cf_core.errors import RecordsError
 from cf_core.melody import MelodyFormat, bar_length
@@ -19,6 +20,7 @@ from cf_core.vae import MelodyVAE
 from evaluation.controls import CONTROLS
 from evaluation.figures.canvas import in_order, look
 from evaluation.frontier import CHOSEN_BY, CHOSEN_ON, DEPLOYED_AXES, FUSIONS, LEVELS, REAL
+from evaluation.jackknife import satterthwaite
 from evaluation.metrics import AXES, METRICS
 from study.config import StudyConfig
 from study.findings import read_finished_metrics
@@ -44,19 +46,22 @@ def collect(store: Store, count: int) -> dict[str, Any]:
     done, and where the core is missing.
     """
     config = StudyConfig.restored(store.record)
-    metrics = read_finished_metrics(store).filter(pl.col("value").is_finite())
-    placed = metrics.filter(~pl.col("method").is_in(LEVELS))
+    metrics = read_finished_metrics(store)
+    placed = _drop_partial(metrics.filter(~pl.col("method").is_in(LEVELS)))
     points = _list_points(placed)
     if points.filter(pl.col("method").is_in(FUSIONS)).is_empty():
-        raise RecordsError(f"{store.root}: no trial is done yet; run the study first")
+        raise RecordsError(
+            f"{store.root}: no configuration is done for all seeds yet; run the study first"
+        )
     measured = _pool_seeds(placed)
     values = {
         source: {name: _align(points, measured, source, name) for name in METRICS}
         for source in CHOSEN_ON
     }
+    # As the study does on deployed axes, whose points are those of validation songs in all panels.
     chosen = {
-        source: {name: _align(points, measured, twin, name)["value"] for name in (CHOSEN_BY, *AXES)}
-        for source, twin in CHOSEN_ON.items()
+        name: _align(points, measured, CHOSEN_ON["test"], name, None)["value"]
+        for name in (CHOSEN_BY, *AXES)
     }
     return {
         "name": store.record["name"],
@@ -75,6 +80,19 @@ def collect(store: Store, count: int) -> dict[str, Any]:
     }
 
 
+def _drop_partial(metrics: pl.DataFrame) -> pl.DataFrame:
+    """Keep the values that are finite in every seed, for ours in all seeds of the study.
+
+    What is left out would make a mean of other seeds than those of the points beside it.
+    """
+    is_ours = pl.col("method").is_in(FUSIONS)
+    seeds = metrics.filter(is_ours)["seed"].n_unique()
+    same = ["source", "metric", *_POINT]
+    finite = pl.col("value").is_finite().fill_null(value=False).all().over(same)
+    finished = ~is_ours | (pl.col("seed").n_unique().over(same) == seeds)
+    return metrics.filter(finite & finished)
+
+
 def _list_points(metrics: pl.DataFrame) -> pl.DataFrame:
     """All points, with the trial of the first seed and the number of seeds."""
     return (
@@ -86,41 +104,58 @@ def _list_points(metrics: pl.DataFrame) -> pl.DataFrame:
 
 
 def _pool_seeds(metrics: pl.DataFrame) -> pl.DataFrame:
-    """Means over seeds, with 95 % intervals for other songs and seeds.
+    """Means over seeds, with 95 % intervals for other songs and seeds; of one seed, for songs.
 
-    Seeds share their songs, so that more of them don't make the songs' part smaller.
+    Seeds share their songs, so that more of them don't make the songs' part smaller. A few seeds
+    tell little of how far seeds differ, so their part has as many degrees of freedom less one.
     """
-    songs = ((pl.col("high") - pl.col("low")) / (2 * _NORMAL)).pow(2).mean()
-    seeds = (pl.col("value").var() / pl.len()).fill_null(0.0)
-    wide = _NORMAL * (songs + seeds).sqrt()
-    value, one = pl.col("value").mean(), pl.len() == 1
-    return (
+    pooled = (
         metrics.sort("trial")
         .group_by("source", "metric", *_POINT)
         .agg(
-            mean=value,
-            low=pl.when(one).then(pl.col("low").first()).otherwise(value - wide),
-            high=pl.when(one).then(pl.col("high").first()).otherwise(value + wide),
+            pl.col("value").mean(),
+            pl.col("low").first(),
+            pl.col("high").first(),
+            songs=((pl.col("high") - pl.col("low")) / (2 * _NORMAL)).pow(2).mean(),
+            seeds=(pl.col("value").var() / pl.len()).fill_null(0.0),
+            count=pl.len(),
         )
-        .rename({"mean": "value"})
+    )
+    songs, seeds = (pooled[name].cast(pl.Float64).to_numpy() for name in ("songs", "seeds"))
+    # What few songs leave open has widened the recorded intervals already.
+    parts = (songs, np.inf), (seeds, np.maximum(pooled["count"].to_numpy() - 1, 1))
+    with np.errstate(divide="ignore"):  # seeds that agree leave a normal distribution
+        freedom = satterthwaite(songs + seeds, *parts)
+    wide = pl.Series(special.stdtrit(freedom, 0.975) * np.sqrt(songs + seeds))
+    one = pl.col("count") == 1
+    return pooled.with_columns(
+        low=pl.when(one).then("low").otherwise(pl.col("value") - wide),
+        high=pl.when(one).then("high").otherwise(pl.col("value") + wide),
     )
 
 
-def _align(points: pl.DataFrame, measured: pl.DataFrame, source: str, metric: str) -> Values:
+def _align(
+    points: pl.DataFrame,
+    measured: pl.DataFrame,
+    source: str,
+    metric: str,
+    digits: int | None = _DIGITS,
+) -> Values:
     own = measured.filter(pl.col("source") == source, pl.col("metric") == metric)
     rows = points.join(own, on=_POINT, how="left", nulls_equal=True, maintain_order="left")
-    return {name: [_round(x) for x in rows[name]] for name in ("value", "low", "high")}
+    return {name: [_round(x, digits) for x in rows[name]] for name in ("value", "low", "high")}
 
 
-def _round(number: float | None) -> float | None:
+def _round(number: float | None, digits: int | None = _DIGITS) -> float | None:
     if number is None or not np.isfinite(number):
         return None
-    return float(f"{number:.{_DIGITS}g}")
+    return number if digits is None else float(f"{number:.{digits}g}")
 
 
 def _read_levels(metrics: pl.DataFrame, source: str) -> dict[str, dict[str, Any]]:
     """Floor and ceiling of each metric: a value with its interval."""
-    rows = metrics.filter(pl.col("source") == source, pl.col("method").is_in(LEVELS))
+    own = pl.col("source") == source, pl.col("method").is_in(LEVELS), pl.col("value").is_finite()
+    rows = metrics.filter(*own)
     levels: dict[str, dict[str, Any]] = {}
     for metric, method, *numbers in rows.select(
         "metric", "method", "value", "low", "high"

@@ -18,6 +18,7 @@ const CFDetail = (() => {
       el("h3", { id: "detail-title" }, CFChart.sample(method), study.say(point)),
       ...(method.about ? [el("p", { class: "about" }, method.about)] : []),
       settings(study, point),
+      el("p", { class: "about" }, `95 % intervals are for other songs${point.seeds > 1 ? " and seeds" : ""}.`),
       ...GROUPS.map(([group, title]) => values(study, state, point, group, title)),
     );
   }

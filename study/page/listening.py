@@ -33,7 +33,8 @@ def count_answers(paths: Sequence[Path]) -> pl.DataFrame:
     `inputs` the inputs as they were.
 
     Raises `RecordsError`, naming file and line, for what is no such file, for answers about
-    different studies or distances, and for answers that are given twice.
+    different studies, inputs, distances or points of a method, and for answers that are given
+    twice.
 
         >>> from pathlib import Path
         >>> from study import count_answers
@@ -48,7 +49,7 @@ def count_answers(paths: Sequence[Path]) -> pl.DataFrame:
                 "method": row[side],
                 "chosen": float(row["chosen"] == side),
                 "listener": row["listener"],
-                "pair": f"{row['source']} {row['pair']}",
+                "pair": row["pair"],
             }
             for row in answers
             for side in ("a", "b")
@@ -121,7 +122,12 @@ def _read(path: Path) -> Iterator[dict[str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is no text"
         raise RecordsError(f"{path}: can't be read ({reason}); give files of the page") from None
-    lines = list(csv.reader(text.splitlines()))
+    try:
+        lines = list(csv.reader(text.splitlines()))
+    except csv.Error as error:
+        raise RecordsError(
+            f"{path}: is no CSV ({error}); give files as the page saves them"
+        ) from None
     if not lines or tuple(lines[0]) != COLUMNS:
         raise RecordsError(
             f"{path}: is no file of answers; its first line must be {','.join(COLUMNS)}, as the"
@@ -145,12 +151,21 @@ def _read(path: Path) -> Iterator[dict[str, str]]:
 def _check_together(answers: Sequence[dict[str, str]]) -> None:
     """Refuse answers that can't be counted together."""
     seen: dict[tuple[str, ...], str] = {}
+    points: dict[str, dict[str, str]] = {}
     for row in answers:
-        for name in ("fingerprint", "axis", "distance"):
+        for name in ("fingerprint", "source", "axis", "distance"):
             if row[name] != answers[0][name]:
                 raise RecordsError(
                     f"{row['where']}: has another {name} than {answers[0]['where']}; count each"
-                    " study and distance by itself"
+                    " study, source and distance by itself"
+                )
+        for side in ("a", "b"):
+            point = {"point": row[f"{side}_point"], "where": row["where"]}
+            first = points.setdefault(row[side], point)
+            if point["point"] != first["point"]:
+                raise RecordsError(
+                    f"{row['where']}: has another point of {row[side]} than {first['where']}; count"
+                    " files with different points by themselves"
                 )
         key = row["listener"], row["seed"], row["trial"]
         if key in seen:

@@ -21,7 +21,7 @@ def pack_model(bundle: Bundle) -> dict[str, Any]:
     row. `weights` is text: in base64, compressed by zlib, first the low bytes of all numbers, then
     the high bytes (float16, little endian). So ordered, they become smaller.
 
-    Raises `ValueError` for a weight that is too large for half precision.
+    Raises `ValueError` for a weight that is too large for half precision, or no number.
     """
     tensors = _collect(bundle)
     return {
@@ -104,6 +104,6 @@ def _collect(bundle: Bundle) -> dict[str, Float[Tensor, "..."]]:
 def _compress(tensors: dict[str, Float[Tensor, "..."]]) -> str:
     numbers = np.concatenate([tensor.numpy().ravel() for tensor in tensors.values()])
     if not (np.abs(numbers) <= np.finfo(np.float16).max).all():
-        raise ValueError("a weight is too large for half precision")
+        raise ValueError("a weight is too large for half precision, or no number")
     planes = numbers.astype("<f2").view(np.uint8).reshape(-1, 2).T
     return base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode()

@@ -20,7 +20,7 @@ const CFPage = (() => {
     const ours = groups.get("ours");
     return {
       source: "test", metric, axis, at, whole: false, pair: 0, skipTricks: true, hidden: new Set(),
-      point: study.candidate(ours, "test", axis, at) || ours[0],
+      point: study.candidate(ours, axis, at) || ours[0],
     };
   }
 
@@ -86,7 +86,7 @@ const CFPage = (() => {
     const { source, axis, at } = state;
     state.candidates = [...study.groups()]
       .filter(([, points]) => study.method(points[0]).kind !== "trick")
-      .map(([, points]) => study.candidate(points, source, axis, at))
+      .map(([, points]) => study.candidate(points, axis, at))
       .filter(Boolean);
     chart.draw(state);
     drawControls();
