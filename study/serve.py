@@ -167,10 +167,18 @@ class Place(BaseModel):
     text: str
 
 
+class FusedNote(BaseModel):
+    """A note of an answer; it may be shorter than a note that is asked for in JSON."""
+
+    onset: float
+    duration: float
+    pitch: int = Field(description="MIDI number; 60 is middle C.")
+
+
 class Answer(BaseModel):
     """A fused melody, and the settings that it was made with."""
 
-    notes: list[PlainNote]
+    notes: list[FusedNote]
     meters: list[Place] = Field(description="Where a time signature begins.")
     markers: list[Place]
     tempo: float
@@ -530,7 +538,7 @@ def _to_json(fused: Fused, *, whole: bool) -> bytes:
     }
     answer = Answer(
         notes=[
-            PlainNote(onset=float(n.onset), duration=float(n.duration), pitch=n.pitch)
+            FusedNote(onset=float(n.onset), duration=float(n.duration), pitch=n.pitch)
             for n in notes
         ],
         meters=_places(meters),

@@ -211,6 +211,17 @@ def test_triplets_of_decimal_numbers_are_triplets(app: FastAPI) -> None:
     assert [note["onset"] for note in answer.json()["notes"]] == [n / 3 for n in range(48)]
 
 
+def test_notes_shorter_than_those_of_json_are_answered(app: FastAPI, tmp_path: Path) -> None:
+    short = tmp_path / "short.abc"
+    short.write_text("X:1\nM:4/4\nL:1/4\nK:C\nCCC C/2048 z2047/2048|CDEF|GFED|CDEF|GFED|\n")
+    (answer,) = ask(app, upload(short, short, "application/json"))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["notes"][3] == {"onset": 3, "duration": 1 / 2048, "pitch": 60}
+    described = ask(app, {}, path="/openapi.json")[0].json()
+    schema = {"$ref": "#/components/schemas/Answer", "components": described["components"]}
+    Draft202012Validator(schema).validate(answer.json())
+
+
 def test_the_same_request_gets_the_same_bytes(app: FastAPI, tunes: Path) -> None:
     def request(accept: str, seed: int) -> dict[str, Any]:
         return upload(tunes / "left.mid", tunes / "tune.abc", accept, seed=seed, **{"lambda": 0.01})
