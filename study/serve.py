@@ -46,6 +46,9 @@ MIDI, JSON = "audio/midi", "application/json"
 TICKS = 960
 """Positions of notes in JSON count to the nearest of so many parts of a quarter note."""
 MOST_ITERATIONS = 100
+_MOST_STYLE = 64
+_MOST_ERRORS = 100
+"""Most wrong fields that a request may have and still hear which; to list more takes long."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,20 @@ class PlainMelody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    notes: list[PlainNote] = Field(min_length=1, max_length=Limits.notes)
+    notes: list[PlainNote] = Field(
+        min_length=1, fail_fast=True, description="As many as the limits of /capabilities say."
+    )
     meter: str = Field("4/4", pattern=r"^[1-9]\d?/(1|2|4|8|16|32)$")
     tempo: float = Field(core.DEFAULT_TEMPO, ge=SLOWEST, le=FASTEST)
 
 
 def _split(style: Any) -> Any:
-    return style.split(",") if isinstance(style, str) else style
+    return style.split(",", _MOST_STYLE) if isinstance(style, str) else style
 
 
+Style = Annotated[
+    list[float], Field(max_length=_MOST_STYLE, fail_fast=True), BeforeValidator(_split)
+]
 Bars = Annotated[str, Field(pattern=r"^\d{1,6}-\d{1,6}$")]
 
 
@@ -115,7 +123,7 @@ class Options(BaseModel):
     chords: Literal["reject", "top", "bottom"] = Field(
         "reject", description="Which note of chords to take; bars with chords are rejected if none."
     )
-    style: Annotated[list[float], BeforeValidator(_split)] | None = Field(
+    style: Style | None = Field(
         None, description="Numbers in 0…1, in a form such as 0.2,0.8; drawn if not given."
     )
     lambda_: float | None = Field(
@@ -265,6 +273,10 @@ async def _tell(_: Request, error: Exception) -> Response:
 
 def _explain(error: ValidationError) -> ProblemError:
     """Say of each wrong field what is wrong."""
+    if error.error_count() > _MOST_ERRORS:
+        return ProblemError(
+            "option", "too many fields are wrong; /openapi.json lists what can be given"
+        )
     wrong = error.errors(include_url=False, include_input=False, include_context=False)
     if wrong[0]["type"] == "json_invalid":
         return ProblemError("malformed", f"{wrong[0]['msg']}; send JSON as in /openapi.json")
@@ -413,17 +425,13 @@ class _Service:
     def _read(self, wanted: Files | Melodies, side: str) -> Piece:
         source, form = getattr(wanted, side), self.bundle.form
         if isinstance(source, PlainMelody):
-            melody = _to_melody(side, source, self.limits.bars)
+            melody = _to_melody(side, source, self.limits)
             return read_isolated(Piece.of, side, melody, form, wanted.chords)
         name, part = _clean(source.filename), getattr(wanted, f"{side}_part")
         content = source.file.read()
         piece = read_isolated(Piece.parse, name, content, part, form, wanted.chords)
-        notes, bars = len(piece.melody.notes), len(piece.bars)
-        if notes > self.limits.notes or bars > self.limits.bars:
-            raise MelodyError(
-                f"{name}: has {notes} notes in {bars} bars; this server takes at most"
-                f" {self.limits.notes} notes and {self.limits.bars} bars, so send a part of it"
-            )
+        _check_count(name, "notes", len(piece.melody.notes), self.limits.notes)
+        _check_count(name, "bars", len(piece.bars), self.limits.bars)
         return piece
 
 
@@ -507,16 +515,23 @@ def _bars(text: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
-def _to_melody(name: str, plain: PlainMelody, most: int) -> core.Melody:
+def _check_count(name: str, what: str, found: int, most: int) -> None:
+    if found > most:
+        raise MelodyError(
+            f"{name}: has {found} {what}; this server takes at most {most}, so send a part of it"
+        )
+
+
+def _to_melody(name: str, plain: PlainMelody, limits: Limits) -> core.Melody:
     """The notes by onset, in as many whole bars as they take."""
+    _check_count(name, "notes", len(plain.notes), limits.notes)
     notes = sorted(
         core.Note(_to_ticks(note.onset), _to_ticks(note.duration), note.pitch)
         for note in plain.notes
     )
     length = core.bar_length(plain.meter)
     count = ceil(max(note.onset + note.duration for note in notes) / length)
-    if count > most:
-        raise MelodyError(f"{name}: has {count} bars; this server takes at most {most}")
+    _check_count(name, "bars", count, limits.bars)
     bars = tuple(core.Bar(number * length, length, plain.meter) for number in range(count))
     tempos = (core.Tempo(Fraction(0), plain.tempo),)
     return core.Melody(name, name, tuple(notes), bars, tempos)

@@ -273,7 +273,7 @@ def test_capabilities_are_those_of_the_bundle(app: FastAPI, bundle: Bundle) -> N
     assert [answer.status_code for answer in ask(app, *asked)] == [200] * 4 + [422] * 4
     notes = found["limits"]["notes"]
     long = {"left": plain(*[60] * (notes + 1), length=0.25)}
-    refused(ask(app, {"json": melodies | long})[0], "option", "left.notes", str(notes))
+    refused(ask(app, {"json": melodies | long})[0], "melody", "left: has 4001 notes", str(notes))
 
 
 def test_health(app: FastAPI) -> None:
@@ -434,7 +434,53 @@ def test_a_melody_that_would_take_too_long_to_fuse(app: FastAPI, tunes: Path) ->
     long = tunes / "long.mid"
     write_midi([Note(Fraction(4 * n), Fraction(4), 60) for n in range(1001)], long, 120.0)
     (answer,) = ask(app, upload(long, tunes / "left.mid"))
-    refused(answer, "melody", "long.mid: has 1001 notes in 1001 bars", "at most", "1000 bars")
+    refused(answer, "melody", "long.mid: has 1001 bars", "at most 1000,", "send a part")
+
+
+def test_the_limits_of_an_application_are_those_of_melodies(bundle: Bundle, tunes: Path) -> None:
+    short = make_app(bundle, Limits(notes=12))
+    long = make_app(bundle, Limits(notes=5000, bars=2000))
+    numbers = {"json": GOOD | {"left": plain(*range(60, 73))}}
+    for answer, name in zip(
+        ask(short, numbers, upload(tunes / "left.mid", tunes / "right.mid")),
+        ("left: has 13 notes", "left.mid: has 16 notes"),
+        strict=True,
+    ):
+        refused(answer, "melody", name, "at most 12,")
+    assert ask(short, {"json": GOOD})[0].status_code == 200
+    many = {"json": GOOD | {"left": plain(*[60] * 4100)}}
+    assert ask(long, many)[0].status_code == 200
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {f"unknown{number}": 1 for number in range(200)},
+        {"left": {"notes": [{f"x{number}": 1 for number in range(200)}]}},
+    ],
+)
+def test_a_request_with_too_many_wrong_fields_is_told_so(
+    app: FastAPI, wrong: dict[str, Any]
+) -> None:
+    detail = refused(ask(app, {"json": GOOD | wrong})[0], "option", "too many fields", "/openapi")
+    assert len(detail) < 100
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"style": [""] * 100_000}, "style.0: "),
+        ({"style": [0.5] * 65}, "style: List should have at most 64 items"),
+        ({"style": ",".join(["0.5"] * 100_000)}, "style: List should have at most 64 items"),
+        ({"style": "," * 100_000}, "style.0: "),
+        ({"left": {"notes": [{}] * 100_000}}, "left.notes.0.onset: "),
+    ],
+)
+def test_the_first_wrong_item_of_a_list_is_told_alone(
+    app: FastAPI, wrong: dict[str, Any], words: str
+) -> None:
+    detail = refused(ask(app, {"json": GOOD | wrong})[0], "option", words)
+    assert not re.search(r"\.1\b", detail)
 
 
 def test_a_request_that_is_too_large(app: FastAPI, tunes: Path, tmp_path: Path) -> None:
