@@ -8,6 +8,7 @@ described here field by field.
 
 import asyncio
 import logging
+import platform
 import re
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -42,6 +43,7 @@ from cf_core.piece import Piece, read_isolated
 from cf_core.readers import FORMATS
 from cf_core.render import make_midi
 
+_LOG = logging.getLogger("uvicorn.error")
 MIDI, JSON = "audio/midi", "application/json"
 TICKS = 960
 """Positions of notes in JSON count to the nearest of so many parts of a quarter note."""
@@ -260,6 +262,10 @@ async def _tell(_: Request, error: Exception) -> Response:
             return _problem("melody", str(error))
         case BundleError():
             return _problem("bundle", str(error))
+        case UserError():
+            # What is left is no fault of the request: no process can be started to read it.
+            _LOG.error("%s", error)
+            return _problem("busy", "there is no room to read a melody; ask again later")
         case HTTPException():
             title = HTTPStatus(error.status_code).phrase
             detail = f"{title}: see /openapi.json for what there is"
@@ -639,8 +645,11 @@ def load_app(bundle: AnyPath | None = None) -> FastAPI:
 def serve(bundle: AnyPath | None, host: str, port: int, workers: int) -> None:
     """Answer requests until interrupted, in so many processes; the port may be 0 for any.
 
-    Raises `BundleError` as `load_bundle` does, and `UserError` where the port can't be had.
+    Raises `BundleError` as `load_bundle` does, and `UserError` on Windows and where the port can't
+    be had.
     """
+    if platform.system() == "Windows":
+        raise UserError("Windows can't limit the reading of melodies; serve on Linux or macOS")
     load = partial(load_app, bundle)
     app = load()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -653,7 +662,7 @@ def serve(bundle: AnyPath | None, host: str, port: int, workers: int) -> None:
         app if alone else load, factory=not alone, workers=workers, access_log=False
     )
     place = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-    logging.getLogger("uvicorn.error").info("answering at %s", place)
+    _LOG.info("answering at %s", place)
     with listening, suppress(KeyboardInterrupt):
         if alone:
             uvicorn.Server(config).run([listening])

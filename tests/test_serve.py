@@ -31,12 +31,13 @@ from typer.testing import CliRunner
 
 from cf_core import isolation
 from cf_core.bundle import Bundle, load_bundle, save_bundle
+from cf_core.errors import UserError
 from cf_core.fuse import fuse_files
 from cf_core.melody import Note
 from cf_core.readers import read_file
 from cf_core.render import write_midi
 from study import cli
-from study.serve import PROBLEMS, Limits, make_app
+from study.serve import PROBLEMS, Limits, make_app, serve
 from tests import fuzz
 from tests.melodies import score, xml_note
 
@@ -517,6 +518,25 @@ def test_too_many_requests_at_one_time(bundle: Bundle) -> None:
         assert answer.headers["retry-after"] == "1"
     # Whoever was let in has made room again.
     assert ask(service, {"json": GOOD})[0].status_code == 200
+
+
+def test_a_melody_that_no_process_can_be_started_for(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = make_app(bundle)
+    with monkeypatch.context() as patch:
+        patch.setattr(isolation, "_COMMAND", "raise SystemExit(3)")
+        (answer,) = ask(service, {"json": GOOD})
+    refused(answer, "busy", "no room", "ask again")
+    assert answer.headers["retry-after"] == "1"
+    assert "can't start a process for a reader (exit status 3)" in caplog.text
+    assert ask(service, {"json": GOOD})[0].status_code == 200
+
+
+def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    with pytest.raises(UserError, match="serve on Linux or macOS"):
+        serve(None, "256.0.0.0", 0, 1)
 
 
 # ---- a server of its own -------------------------------------------------------------------------
