@@ -66,7 +66,7 @@ class Limits:
     threads: int = 4
     """Requests that are worked on at one time; each thread has a process that reads."""
     notes: int = 4_000
-    """Most notes of a melody."""
+    """Most notes of a melody; in JSON never more than the default, so that no time is lost."""
     bars: int = 1_000
     """Most bars of a melody, repeats played out."""
 
@@ -89,9 +89,7 @@ class PlainMelody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    notes: list[PlainNote] = Field(
-        min_length=1, fail_fast=True, description="As many as the limits of /capabilities say."
-    )
+    notes: list[PlainNote] = Field(min_length=1, max_length=Limits.notes, fail_fast=True)
     meter: str = Field("4/4", pattern=r"^[1-9]\d?/(1|2|4|8|16|32)$")
     tempo: float = Field(core.DEFAULT_TEMPO, ge=SLOWEST, le=FASTEST)
 
