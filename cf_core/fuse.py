@@ -302,11 +302,15 @@ def _transpose(
 
 
 def _move(passage: Passage, shift: int) -> Passage:
-    """A passage `shift` semitones higher; notes that MIDI does not have are an octave nearer."""
+    """A passage `shift` semitones higher; notes that MIDI does not have are octaves nearer."""
     notes = []
     for note in passage.notes:
         pitch = note.pitch + shift
-        notes.append(note._replace(pitch=pitch - 12 * (pitch > 127) + 12 * (pitch < 0)))
+        if pitch < 0:
+            pitch %= 12
+        elif pitch > 127:
+            pitch = 127 - (127 - pitch) % 12
+        notes.append(note._replace(pitch=pitch))
     return Passage(tuple(notes), passage.bars)
 
 

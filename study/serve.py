@@ -8,6 +8,7 @@ described here field by field.
 
 import asyncio
 import logging
+import platform
 import re
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -42,10 +43,14 @@ from cf_core.piece import Piece, read_isolated
 from cf_core.readers import FORMATS
 from cf_core.render import make_midi
 
+_LOG = logging.getLogger("uvicorn.error")
 MIDI, JSON = "audio/midi", "application/json"
 TICKS = 960
 """Positions of notes in JSON count to the nearest of so many parts of a quarter note."""
 MOST_ITERATIONS = 100
+_MOST_STYLE = 64
+_MOST_ERRORS = 100
+"""Most wrong fields that a request may have and still hear which; to list more takes long."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Limits:
     threads: int = 4
     """Requests that are worked on at one time; each thread has a process that reads."""
     notes: int = 4_000
-    """Most notes of a melody."""
+    """Most notes of a melody; in JSON never more than the default, so that no time is lost."""
     bars: int = 1_000
     """Most bars of a melody, repeats played out."""
 
@@ -84,15 +89,18 @@ class PlainMelody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    notes: list[PlainNote] = Field(min_length=1, max_length=Limits.notes)
+    notes: list[PlainNote] = Field(min_length=1, max_length=Limits.notes, fail_fast=True)
     meter: str = Field("4/4", pattern=r"^[1-9]\d?/(1|2|4|8|16|32)$")
     tempo: float = Field(core.DEFAULT_TEMPO, ge=SLOWEST, le=FASTEST)
 
 
 def _split(style: Any) -> Any:
-    return style.split(",") if isinstance(style, str) else style
+    return style.split(",", _MOST_STYLE) if isinstance(style, str) else style
 
 
+Style = Annotated[
+    list[float], Field(max_length=_MOST_STYLE, fail_fast=True), BeforeValidator(_split)
+]
 Bars = Annotated[str, Field(pattern=r"^\d{1,6}-\d{1,6}$")]
 
 
@@ -115,7 +123,7 @@ class Options(BaseModel):
     chords: Literal["reject", "top", "bottom"] = Field(
         "reject", description="Which note of chords to take; bars with chords are rejected if none."
     )
-    style: Annotated[list[float], BeforeValidator(_split)] | None = Field(
+    style: Style | None = Field(
         None, description="Numbers in 0…1, in a form such as 0.2,0.8; drawn if not given."
     )
     lambda_: float | None = Field(
@@ -167,10 +175,18 @@ class Place(BaseModel):
     text: str
 
 
+class FusedNote(BaseModel):
+    """A note of an answer; it may be shorter than a note that is asked for in JSON."""
+
+    onset: float
+    duration: float
+    pitch: int = Field(description="MIDI number; 60 is middle C.")
+
+
 class Answer(BaseModel):
     """A fused melody, and the settings that it was made with."""
 
-    notes: list[PlainNote]
+    notes: list[FusedNote]
     meters: list[Place] = Field(description="Where a time signature begins.")
     markers: list[Place]
     tempo: float
@@ -244,6 +260,10 @@ async def _tell(_: Request, error: Exception) -> Response:
             return _problem("melody", str(error))
         case BundleError():
             return _problem("bundle", str(error))
+        case UserError():
+            # What is left is no fault of the request: no process can be started to read it.
+            _LOG.error("%s", error)
+            return _problem("busy", "there is no room to read a melody; ask again later")
         case HTTPException():
             title = HTTPStatus(error.status_code).phrase
             detail = f"{title}: see /openapi.json for what there is"
@@ -257,6 +277,10 @@ async def _tell(_: Request, error: Exception) -> Response:
 
 def _explain(error: ValidationError) -> ProblemError:
     """Say of each wrong field what is wrong."""
+    if error.error_count() > _MOST_ERRORS:
+        return ProblemError(
+            "option", "too many fields are wrong; /openapi.json lists what can be given"
+        )
     wrong = error.errors(include_url=False, include_input=False, include_context=False)
     if wrong[0]["type"] == "json_invalid":
         return ProblemError("malformed", f"{wrong[0]['msg']}; send JSON as in /openapi.json")
@@ -405,17 +429,13 @@ class _Service:
     def _read(self, wanted: Files | Melodies, side: str) -> Piece:
         source, form = getattr(wanted, side), self.bundle.form
         if isinstance(source, PlainMelody):
-            melody = _to_melody(side, source, self.limits.bars)
+            melody = _to_melody(side, source, self.limits)
             return read_isolated(Piece.of, side, melody, form, wanted.chords)
         name, part = _clean(source.filename), getattr(wanted, f"{side}_part")
         content = source.file.read()
         piece = read_isolated(Piece.parse, name, content, part, form, wanted.chords)
-        notes, bars = len(piece.melody.notes), len(piece.bars)
-        if notes > self.limits.notes or bars > self.limits.bars:
-            raise MelodyError(
-                f"{name}: has {notes} notes in {bars} bars; this server takes at most"
-                f" {self.limits.notes} notes and {self.limits.bars} bars, so send a part of it"
-            )
+        _check_count(name, "notes", len(piece.melody.notes), self.limits.notes)
+        _check_count(name, "bars", len(piece.bars), self.limits.bars)
         return piece
 
 
@@ -499,16 +519,23 @@ def _bars(text: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
-def _to_melody(name: str, plain: PlainMelody, most: int) -> core.Melody:
+def _check_count(name: str, what: str, found: int, most: int) -> None:
+    if found > most:
+        raise MelodyError(
+            f"{name}: has {found} {what}; this server takes at most {most}, so send a part of it"
+        )
+
+
+def _to_melody(name: str, plain: PlainMelody, limits: Limits) -> core.Melody:
     """The notes by onset, in as many whole bars as they take."""
+    _check_count(name, "notes", len(plain.notes), limits.notes)
     notes = sorted(
         core.Note(_to_ticks(note.onset), _to_ticks(note.duration), note.pitch)
         for note in plain.notes
     )
     length = core.bar_length(plain.meter)
     count = ceil(max(note.onset + note.duration for note in notes) / length)
-    if count > most:
-        raise MelodyError(f"{name}: has {count} bars; this server takes at most {most}")
+    _check_count(name, "bars", count, limits.bars)
     bars = tuple(core.Bar(number * length, length, plain.meter) for number in range(count))
     tempos = (core.Tempo(Fraction(0), plain.tempo),)
     return core.Melody(name, name, tuple(notes), bars, tempos)
@@ -530,7 +557,7 @@ def _to_json(fused: Fused, *, whole: bool) -> bytes:
     }
     answer = Answer(
         notes=[
-            PlainNote(onset=float(n.onset), duration=float(n.duration), pitch=n.pitch)
+            FusedNote(onset=float(n.onset), duration=float(n.duration), pitch=n.pitch)
             for n in notes
         ],
         meters=_places(meters),
@@ -616,8 +643,11 @@ def load_app(bundle: AnyPath | None = None) -> FastAPI:
 def serve(bundle: AnyPath | None, host: str, port: int, workers: int) -> None:
     """Answer requests until interrupted, in so many processes; the port may be 0 for any.
 
-    Raises `BundleError` as `load_bundle` does, and `UserError` where the port can't be had.
+    Raises `BundleError` as `load_bundle` does, and `UserError` on Windows and where the port can't
+    be had.
     """
+    if platform.system() == "Windows":
+        raise UserError("Windows can't limit the reading of melodies; serve on Linux or macOS")
     load = partial(load_app, bundle)
     app = load()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -630,7 +660,7 @@ def serve(bundle: AnyPath | None, host: str, port: int, workers: int) -> None:
         app if alone else load, factory=not alone, workers=workers, access_log=False
     )
     place = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-    logging.getLogger("uvicorn.error").info("answering at %s", place)
+    _LOG.info("answering at %s", place)
     with listening, suppress(KeyboardInterrupt):
         if alone:
             uvicorn.Server(config).run([listening])

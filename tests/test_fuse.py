@@ -472,6 +472,20 @@ def test_the_right_piece_is_moved_as_a_whole(left: Path, right: Path, bundle: Bu
         fuse_files(left, right, bundle, transpose_right=-30)
 
 
+@pytest.mark.parametrize(
+    ("within", "beyond", "by", "found"), [(96, 15, -60, 3), (36, 120, 60, 120), (96, 4, -10, 6)]
+)
+def test_notes_moved_out_of_midi_are_brought_back_by_octaves(
+    tmp_path: Path, left: Path, within: int, beyond: int, by: int, found: int
+) -> None:
+    right = _midi(tmp_path / "right.mid", *[within] * 4, beyond, beyond)
+    fused = fuse_files(left, right, load_bundle(), transpose_right=by)
+    notes, meters, markers = fused.tune
+    write_midi(notes, tmp_path / "fused.mid", fused.tempo, meters, markers)
+    pitches = [note.pitch for note in read_file(tmp_path / "fused.mid").notes]
+    assert pitches[-2:] == [found, found]
+
+
 def test_chords_are_thinned_out_or_refused(tmp_path: Path, left: Path, bundle: Bundle) -> None:
     chords = tmp_path / "chords.abc"
     chords.write_text("X:1\nM:4/4\nL:1/4\nK:C\n[CEG]D[Ec]F|[G,G]ABc|]\n")

@@ -31,12 +31,13 @@ from typer.testing import CliRunner
 
 from cf_core import isolation
 from cf_core.bundle import Bundle, load_bundle, save_bundle
+from cf_core.errors import UserError
 from cf_core.fuse import fuse_files
 from cf_core.melody import Note
 from cf_core.readers import read_file
 from cf_core.render import write_midi
 from study import cli
-from study.serve import PROBLEMS, Limits, make_app
+from study.serve import PROBLEMS, Limits, make_app, serve
 from tests import fuzz
 from tests.melodies import score, xml_note
 
@@ -209,6 +210,17 @@ def test_triplets_of_decimal_numbers_are_triplets(app: FastAPI) -> None:
     asked = {"left": third, "right": third, "edits": 0, "whole": False}
     (answer,) = ask(app, {"json": asked, "headers": {"Accept": "application/json"}})
     assert [note["onset"] for note in answer.json()["notes"]] == [n / 3 for n in range(48)]
+
+
+def test_notes_shorter_than_those_of_json_are_answered(app: FastAPI, tmp_path: Path) -> None:
+    short = tmp_path / "short.abc"
+    short.write_text("X:1\nM:4/4\nL:1/4\nK:C\nCCC C/2048 z2047/2048|CDEF|GFED|CDEF|GFED|\n")
+    (answer,) = ask(app, upload(short, short, "application/json"))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["notes"][3] == {"onset": 3, "duration": 1 / 2048, "pitch": 60}
+    described = ask(app, {}, path="/openapi.json")[0].json()
+    schema = {"$ref": "#/components/schemas/Answer", "components": described["components"]}
+    Draft202012Validator(schema).validate(answer.json())
 
 
 def test_the_same_request_gets_the_same_bytes(app: FastAPI, tunes: Path) -> None:
@@ -423,7 +435,50 @@ def test_a_melody_that_would_take_too_long_to_fuse(app: FastAPI, tunes: Path) ->
     long = tunes / "long.mid"
     write_midi([Note(Fraction(4 * n), Fraction(4), 60) for n in range(1001)], long, 120.0)
     (answer,) = ask(app, upload(long, tunes / "left.mid"))
-    refused(answer, "melody", "long.mid: has 1001 notes in 1001 bars", "at most", "1000 bars")
+    refused(answer, "melody", "long.mid: has 1001 bars", "at most 1000,", "send a part")
+
+
+def test_the_limits_of_an_application_are_those_of_melodies(bundle: Bundle, tunes: Path) -> None:
+    short = make_app(bundle, Limits(notes=12))
+    numbers = {"json": GOOD | {"left": plain(*range(60, 73))}}
+    for answer, name in zip(
+        ask(short, numbers, upload(tunes / "left.mid", tunes / "right.mid")),
+        ("left: has 13 notes", "left.mid: has 16 notes"),
+        strict=True,
+    ):
+        refused(answer, "melody", name, "at most 12,")
+    assert ask(short, {"json": GOOD})[0].status_code == 200
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {f"unknown{number}": 1 for number in range(200)},
+        {"left": {"notes": [{f"x{number}": 1 for number in range(200)}]}},
+    ],
+)
+def test_a_request_with_too_many_wrong_fields_is_told_so(
+    app: FastAPI, wrong: dict[str, Any]
+) -> None:
+    detail = refused(ask(app, {"json": GOOD | wrong})[0], "option", "too many fields", "/openapi")
+    assert len(detail) < 100
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"style": [""] * 100_000}, "style.0: "),
+        ({"style": [0.5] * 65}, "style: List should have at most 64 items"),
+        ({"style": ",".join(["0.5"] * 100_000)}, "style: List should have at most 64 items"),
+        ({"style": "," * 100_000}, "style.0: "),
+        ({"left": {"notes": [{}] * 100_000}}, "left.notes.0.onset: "),
+    ],
+)
+def test_the_first_wrong_item_of_a_list_is_told_alone(
+    app: FastAPI, wrong: dict[str, Any], words: str
+) -> None:
+    detail = refused(ask(app, {"json": GOOD | wrong})[0], "option", words)
+    assert not re.search(r"\.1\b", detail)
 
 
 def test_a_request_that_is_too_large(app: FastAPI, tunes: Path, tmp_path: Path) -> None:
@@ -460,6 +515,25 @@ def test_too_many_requests_at_one_time(bundle: Bundle) -> None:
         assert answer.headers["retry-after"] == "1"
     # Whoever was let in has made room again.
     assert ask(service, {"json": GOOD})[0].status_code == 200
+
+
+def test_a_melody_that_no_process_can_be_started_for(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = make_app(bundle)
+    with monkeypatch.context() as patch:
+        patch.setattr(isolation, "_COMMAND", "raise SystemExit(3)")
+        (answer,) = ask(service, {"json": GOOD})
+    refused(answer, "busy", "no room", "ask again")
+    assert answer.headers["retry-after"] == "1"
+    assert "can't start a process for a reader (exit status 3)" in caplog.text
+    assert ask(service, {"json": GOOD})[0].status_code == 200
+
+
+def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    with pytest.raises(UserError, match="serve on Linux or macOS"):
+        serve(None, "256.0.0.0", 0, 1)
 
 
 # ---- a server of its own -------------------------------------------------------------------------
