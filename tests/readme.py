@@ -46,7 +46,7 @@ def list_examples(text: str) -> Iterator[Example]:
 
 def find_summary(text: str) -> tuple[str, ...]:
     """The lines with which the quickstart is said to end."""
-    (block,) = re.findall(r"```text\n(7\. Summary\n.*?)```", text, re.DOTALL)
+    (block,) = re.findall(r"```text\n(8\. Summary\n.*?)```", text, re.DOTALL)
     return tuple(block.splitlines())
 
 
