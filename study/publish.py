@@ -115,7 +115,7 @@ def _is_publication(path: Path) -> bool:
 def _copy(store: Store, folder: Path) -> PublishedStudy:
     """Write the study's own folder within that of the publication."""
     root = folder / store.record["name"]
-    keep = {"outcomes": _keep_compared(store)}
+    keep = {"outcomes": _keep_compared(store), "trials": _drop_hosts}
     tables = [
         _describe(file, folder)
         for table in TABLES
@@ -128,6 +128,11 @@ def _copy(store: Store, folder: Path) -> PublishedStudy:
     study = PublishedStudy(record, _find_source(store), tables, f"{last:%Y-%m-%d}")
     (root / "config.yaml").write_text(write_config(study), encoding="utf-8")
     return study
+
+
+def _drop_hosts(trials: pl.DataFrame) -> pl.DataFrame:
+    """The machines on which trials ran are nobody else's business."""
+    return trials.with_columns(host=pl.lit(""))
 
 
 def _keep_compared(store: Store) -> Callable[[pl.DataFrame], pl.DataFrame]:
