@@ -22,10 +22,12 @@ from benchmarks import HAS_SAFETENSORS
 from benchmarks.eager import EagerTrial
 from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
 from benchmarks.products import Product, bare, decoding, fusion_step, vae_step
+from cf_core.batches import Member
 from cf_core.fusion import FusionSettings, Generator, Latents
+from cf_core.graphs import WARM_UP
 from cf_core.melody import MelodyFormat
-from cf_core.pack import Member, PackTrainer
-from cf_core.training import Trainer, limit_threads, use_huge_pages
+from cf_core.pack import PackTrainer
+from cf_core.training import Trainer, limit_threads, measure_peak_memory_mb, use_huge_pages
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
 
 OUTPUT = Path(__file__).parent / "out" / "core.json"
@@ -57,11 +59,13 @@ class Shape:
             torch.device(device)
         )
 
-    def pack(self, trials: Sequence[int], device: str = "cpu") -> PackTrainer:
+    def pack(
+        self, trials: Sequence[int], device: str = "cpu", *, eager: bool = False
+    ) -> PackTrainer:
         """A pack of one trial for each seed."""
         settings = self.settings()
         alike = [Member(WEIGHT, STYLE_DIM, seed, settings.learning_rate) for seed in trials]
-        return PackTrainer(self.latents(device), settings, alike, device)
+        return PackTrainer(self.latents(device), settings, alike, device, eager=eager)
 
     def products(self) -> list[Product]:
         """The matrix products of one trial's step."""
@@ -185,28 +189,44 @@ def cuda(bench: Bench, device: str) -> Iterator[Measure]:
     """Packs on a GPU, in trial-steps per second, against one trial in plain PyTorch."""
     shape, some, many = bench.shape(256, 64, 512), 64 // bench.scale, 256 // bench.scale
     plain = EagerTrial(shape.latents(device), shape.settings(), WEIGHT, STYLE_DIM, seed=0)
-    pack, alone = shape.pack(range(some), device), shape.pack([0], device)
+    alone, launched = (shape.pack([0], device, eager=eager) for eager in (False, True))
+    pack, memory = _pack_and_memory(shape, some, device)
+    _advance(alone, WARM_UP)
     seconds = bench.take_turns(
         partial(_advance, pack),
         plain.update,
         partial(_advance, alone),
-        bare(shape.products(), some, device),
+        partial(_advance, launched),
     )
-    what = (f"pack of {some}", "one in plain PyTorch", "pack of one", f"products of {some}")
+    what = (f"pack of {some}", "one in plain PyTorch", "pack of one", "pack of one, no graph")
     precision = torch.get_float32_matmul_precision()
     name = torch.cuda.get_device_name(device)
     tell(f"{name}, {shape}, float32 products in {precision!r} precision", seconds, what)
     gain, gain_one = some * ratio(seconds, 1, 0), some * ratio(seconds, 2, 0)
     yield Measure("cuda_pack64_vs_eager_h512", gain, "×", 30.0, "higher")
     yield Measure("cuda_pack64_vs_one_h512", gain_one, "×", None, "higher")
-    yield Measure("cuda_pack_matmul_share", ratio(seconds, 3, 0), "share", None, "higher")
+    yield Measure("cuda_pack1_graph_vs_eager", ratio(seconds, 3, 2), "×", 3.0, "higher")
+    yield Measure("cuda_pack64_memory", memory, "MB", None, "lower")
     del pack
     with suppress(torch.OutOfMemoryError):
-        large = shape.pack(range(many), device)
-        seconds = bench.take_turns(partial(_advance, large), plain.update)
-        tell(f"{name}, {shape}", seconds, (f"pack of {many}", "one in plain PyTorch"))
+        large, memory = _pack_and_memory(shape, many, device)
+        products = bare(shape.products(), many, device)
+        seconds = bench.take_turns(partial(_advance, large), plain.update, products)
+        each = (f"pack of {many}", "one in plain PyTorch", f"products of {many}")
+        tell(f"{name}, {shape}", seconds, each)
         gain = many * ratio(seconds, 1, 0)
         yield Measure("cuda_pack256_vs_eager_h512", gain, "×", None, "higher")
+        yield Measure("cuda_pack256_matmul_share", ratio(seconds, 2, 0), "share", 0.5, "higher")
+        yield Measure("cuda_pack256_memory", memory, "MB", None, "lower")
+
+
+def _pack_and_memory(shape: Shape, trials: int, device: str) -> tuple[PackTrainer, float]:
+    """A pack whose step has been captured, and the most memory in use so far, in 10⁶ bytes."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats(device)
+    pack = shape.pack(range(trials), device)
+    _advance(pack, WARM_UP)
+    return pack, measure_peak_memory_mb(device)
 
 
 def _advance(trainer: Trainer, steps: int = 1) -> None:

@@ -14,12 +14,13 @@ from torch import nn
 
 from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
 from benchmarks.products import Product, bare, decoding, forward
+from cf_core.batches import Member
 from cf_core.continuation import Continuation, ContinuationSettings
 from cf_core.corpus import Corpus, Split
 from cf_core.fusion import FusionSettings, Generator
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 from cf_core.nets import initialise
-from cf_core.pack import Member, PackTrainer
+from cf_core.pack import PackTrainer
 from cf_core.seeding import make_random
 from cf_core.training import limit_threads
 from cf_core.vae import MelodyVAE, VAESettings

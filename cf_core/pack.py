@@ -11,32 +11,20 @@ codes of kinds of bars, `C` conditions (1 if any trial is conditional, else 0, a
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd import grad
-from torch.nn.functional import pad
 
 from cf_core import losses
-from cf_core.fusion import Discriminator, FusionSettings, Generator, Latents, condition_on
+from cf_core.batches import Batch, Batches, Member
+from cf_core.fusion import Discriminator, FusionSettings, Generator, Latents
+from cf_core.graphs import Graphed
 from cf_core.losses import Pair
 from cf_core.nets import initialise
 from cf_core.seeding import make_random
 from cf_core.training import Progress, Trainer
-
-
-@dataclass(frozen=True)
-class Member:
-    """One trial of a pack: the settings in which it may differ from the others."""
-
-    lambda_: float | None
-    """λ of equation 4; None trains a conditional generator over the settings' range of λ."""
-    style_dim: int
-    seed: int
-    learning_rate: float
 
 
 class PackTrainer(Trainer):
@@ -46,6 +34,8 @@ class PackTrainer(Trainer):
     gradients are not finite is frozen at its last weights and leaves the pack at the next report
     (`diverged`); the others are not affected. Reported losses hold one number for each of `trials`,
     and NaN for those that have left.
+
+    On a GPU a step is one graph of kernels; `eager` launches each kernel by itself.
     """
 
     def __init__(
@@ -54,10 +44,12 @@ class PackTrainer(Trainer):
         settings: FusionSettings,
         trials: Sequence[Member],
         device: torch.device | str = "cpu",
+        *,
+        eager: bool = False,
     ) -> None:
         super().__init__(settings.steps)
         self.latents, self.settings = latents.to(torch.device(device)), settings
-        self.trials = tuple(trials)
+        self.trials, self._eager = tuple(trials), eager
         self.alive = list(range(len(trials)))
         """The trial of each row of the stacks, as an index (place) into `trials`."""
         self._running = torch.ones(len(trials), dtype=torch.bool, device=device)
@@ -169,7 +161,8 @@ class PackTrainer(Trainer):
 
     def update(self) -> dict[str, Tensor]:
         """`d_steps` updates of D, one of G, and one of G's average, for every trial."""
-        report = self._step(self._draw())
+        self._batches.draw(self.step)
+        report = self._graph()
         gone = self._average.new_full((len(self.trials),), torch.nan)
         return {name: gone.index_copy(0, self._places, loss) for name, loss in report.items()}
 
@@ -219,85 +212,32 @@ class PackTrainer(Trainer):
         trials, like = [self.trials[place] for place in self.alive], self.latents.sigma_bar
         self._places = torch.tensor(self.alive, dtype=torch.int64, device=like.device)
         self._rates = like.new_tensor([[trial.learning_rate] for trial in trials])
-        self._lambdas = like.new_tensor([[trial.lambda_ or 0.0] for trial in trials])
-        self._is_conditional = like.new_tensor([[trial.lambda_ is None] for trial in trials]) > 0
-        self._seeds = list(dict.fromkeys(trial.seed for trial in trials))
-        rows = [self._seeds.index(trial.seed) for trial in trials]
-        self._seed_rows = torch.tensor(rows, dtype=torch.int64, device=like.device)
-        self._has_style = like.new_tensor([trial.style_dim > 0 for trial in trials])
+        self._has_style = like.new_tensor([float(trial.style_dim > 0) for trial in trials])
+        self._batches = Batches(
+            self.latents, self.settings, trials, self._styles, conditional=self._conditional
+        )
+        # Captured anew: tensors have moved.
+        self._graph = Graphed(self._step, like.device, eager=self._eager)
 
-    def _draw(self) -> list["_Draws"]:
-        """Draw the inputs of one step's updates. Trials of one seed get the same draws."""
-        latents, batch, turns = self.latents, self.settings.batch, self.settings.d_steps + 1
-        like, seeds = latents.sigma_bar, self._seeds
-        noise = like.new_empty(len(seeds), turns, 3, batch, 2 * len(like))
-        chance = like.new_empty(len(seeds), turns, 5, batch)
-        for row, seed in enumerate(seeds):
-            random = make_random(seed, "fusion", self.step, device=like.device)
-            noise[row].normal_(generator=random)
-            chance[row].uniform_(generator=random)
-        drawn, codes = latents.sample(chance[:, :, :3], noise)
-        unpaired, paired, prior = drawn.unbind(2)
-        inputs = torch.cat((unpaired, prior), 2)
-        low, high = self.settings.lambda_range
-        lambdas = low * (high / low) ** chance[:, :, 3:].flatten(2)
-        if len(seeds) < len(self.alive):
-            inputs, paired, lambdas, codes = (
-                t[self._seed_rows] for t in (inputs, paired, lambdas, codes)
-            )
-        styles = self._draw_styles(turns + 1)
-        return [
-            _Draws(
-                inputs=inputs[:, turn],
-                paired=paired[:, turn],
-                style=styles[:, turn],
-                other_style=styles[:, -1],
-                lambda_=lambdas[:, turn].where(self._is_conditional, self._lambdas),
-                condition=self._condition(
-                    lambdas[:, turn], torch.cat((codes[:, turn, 0], codes[:, turn, 0]), 1)
-                ),
-                paired_condition=self._condition(lambdas[:, turn, :batch], codes[:, turn, 1]),
-            )
-            for turn in range(turns)
-        ]
-
-    def _draw_styles(self, count: int) -> Float[Tensor, "N count B2 S"]:
-        like, batch = self.latents.sigma_bar, self.settings.batch
-
-        @cache
-        def draw(seed: int, style_dim: int) -> Tensor:
-            random = make_random(seed, "fusion", "style", self.step, device=like.device)
-            drawn = like.new_empty(count, 2 * batch, style_dim).uniform_(generator=random)
-            return pad(drawn, (0, self._styles - style_dim))
-
-        trials = [self.trials[place] for place in self.alive]
-        return torch.stack([draw(trial.seed, trial.style_dim) for trial in trials])
-
-    def _condition(
-        self, lambdas: Float[Tensor, "N b"], codes: Float[Tensor, "N b K"]
-    ) -> Float[Tensor, "N b C"]:
-        """λ of conditional trials, 0 for others and nothing if none is; then the kinds of bars."""
-        every = condition_on(lambdas) * self._is_conditional[..., None]
-        return torch.cat((every[..., : int(self._conditional)], codes), -1)
-
-    def _step(self, turns: Sequence["_Draws"]) -> dict[str, Tensor]:
-        """Take one step on given draws. Nothing here waits for the device."""
+    def _step(self) -> dict[str, Tensor]:
+        """Take one step on the random numbers drawn. Nothing here waits for the device."""
+        *turns, last = self._batches.deal()
         report: dict[str, Tensor] = {}
-        for draws in turns[:-1]:
-            report = self._update_discriminator(draws)
-        report |= self._update_generator(turns[-1])
+        for batch in turns:
+            report = self._update_discriminator(batch)
+        report |= self._update_generator(last)
         self._average.lerp_(self._g.weights, 1.0 - self.settings.ema)
         running = self._running[self._places]
         self._lasted.index_add_(0, self._places, running.long())
         return {name: loss.detach().where(running, torch.nan) for name, loss in report.items()}
 
-    def _update_discriminator(self, draws: "_Draws") -> dict[str, Tensor]:
-        pair, discriminator = _halves(draws.inputs), self._d.network
+    def _update_discriminator(self, batch: Batch) -> dict[str, Tensor]:
+        pair, discriminator = _halves(batch.inputs), self._d.network
         with torch.no_grad():
-            fused = self._g.network(pair, draws.style, draws.condition)
-        real = draws.paired.requires_grad_()
-        real_logits = discriminator(_halves(real), draws.paired_condition)
-        negatives = [discriminator(each, draws.condition).chunk(2, -1) for each in (pair, fused)]
+            fused = self._g.network(pair, batch.style, batch.condition)
+        real = batch.paired.requires_grad_()
+        real_logits = discriminator(_halves(real), batch.paired_condition)
+        negatives = [discriminator(each, batch.condition).chunk(2, -1) for each in (pair, fused)]
         eq2 = losses.discriminator_positive(real_logits)
         eq3 = losses.discriminator_negative(*negatives[0], *negatives[1])
         eq1 = losses.discriminator_loss(eq2, eq3)
@@ -305,28 +245,28 @@ class PackTrainer(Trainer):
         self._descend(self._d, eq1 + self.settings.gradient_penalty * penalty)
         return {"eq1": eq1, "eq2": eq2, "eq3": eq3, "gradient_penalty": penalty}
 
-    def _update_generator(self, draws: "_Draws") -> dict[str, Tensor]:
-        pair, sigma_bar = _halves(draws.inputs), self.latents.sigma_bar
-        fused = self._g.network(pair, draws.style, draws.condition)
-        logits = self._d.network(fused, draws.condition)
+    def _update_generator(self, batch: Batch) -> dict[str, Tensor]:
+        pair, sigma_bar = _halves(batch.inputs), self.latents.sigma_bar
+        fused = self._g.network(pair, batch.style, batch.condition)
+        logits = self._d.network(fused, batch.condition)
         moved = losses.distance(pair, fused, sigma_bar)
         eq5 = losses.generator_adversarial(*logits.chunk(2, -1))
         eq6 = losses.similarity_loss(*moved.chunk(2, -1))
-        weighted = losses.similarity_loss(*(draws.lambda_ * moved).chunk(2, -1))
+        weighted = losses.similarity_loss(*(batch.lambda_ * moved).chunk(2, -1))
         eq4 = losses.generator_loss(eq5, weighted)
-        style = self._style_loss(draws, pair, fused, moved)
+        style = self._style_loss(batch, pair, fused, moved)
         self._descend(self._g, eq4 + self.settings.style_weight * style)
         return {"eq4": eq4, "eq5": eq5, "eq6": eq6, "style": style}
 
     def _style_loss(
-        self, draws: "_Draws", pair: Pair, fused: Pair, moved: Float[Tensor, "N B2"]
+        self, batch: Batch, pair: Pair, fused: Pair, moved: Float[Tensor, "N B2"]
     ) -> Float[Tensor, "N"]:
         """How far the distance between two styles' outputs falls short of `style_share`."""
         if not self._styles or self.settings.style_weight == 0:
             return moved.new_zeros(len(moved))
         some = slice(None, None, COMPARED)
         inputs = pair[0][:, some], pair[1][:, some]
-        other = self._g.network(inputs, draws.other_style[:, some], draws.condition[:, some])
+        other = self._g.network(inputs, batch.other_style[:, some], batch.condition[:, some])
         one = fused[0][:, some], fused[1][:, some]
         apart = losses.distance(one, other, self.latents.sigma_bar)
         share = apart / (moved[:, some].detach() + NO_MOVEMENT)
@@ -351,18 +291,6 @@ COMPARED = 4
 """For the style loss, one input in this many is fused again in another style."""
 NO_MOVEMENT = 1e-3
 """A distance of equation 7 that is too small to change a note."""
-
-
-@dataclass(frozen=True)
-class _Draws:
-    inputs: Float[Tensor, "N B2 Z2"]
-    """Unpaired latents, then as many prior ones."""
-    paired: Float[Tensor, "N B Z2"]
-    style: Float[Tensor, "N B2 S"]
-    other_style: Float[Tensor, "N B2 S"]
-    lambda_: Float[Tensor, "N B2"]
-    condition: Float[Tensor, "N B2 C"]
-    paired_condition: Float[Tensor, "N B C"]
 
 
 class _Stack:
@@ -397,16 +325,17 @@ class _Stack:
 
     def write(self, row: Float[Tensor, "P"], alone: nn.Module, inputs: list[int]) -> None:
         """Write a network into a row. `inputs` lists which inputs of the padded layer it uses."""
-        parts = self._parts(row)
+        own = row.cpu()  # the row itself where it is on a CPU
+        parts = self._parts(own)
         with torch.no_grad():
             for part, parameter in zip(parts, alone.parameters(), strict=True):
-                part[inputs[: len(parameter)] if part is parts[0] else slice(None)] = parameter.to(
-                    part
-                )
+                used = inputs[: len(parameter)] if part is parts[0] else slice(None)
+                part[used] = parameter.to(part)
+            row.copy_(own)
 
     def read(self, weights: Float[Tensor, "P"], alone: nn.Module, inputs: list[int]) -> None:
         """Fill a network from a row of weights. `inputs` is as in `write`."""
-        parts = self._parts(weights)
+        parts = self._parts(weights.cpu())
         with torch.no_grad():
             for part, parameter in zip(parts, alone.parameters(), strict=True):
                 own = inputs[: len(parameter)] if part is parts[0] else slice(None)

@@ -3,6 +3,7 @@
 from hashlib import blake2b
 
 import torch
+from torch import Generator
 
 
 def derive(seed: int, *purpose: str | int) -> int:
@@ -11,12 +12,10 @@ def derive(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(blake2b(words.encode(), digest_size=8).digest()) >> 1
 
 
-def make_random(
-    seed: int, *purpose: str | int, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def make_random(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> Generator:
     """Make a random generator for one purpose. CPUs and GPUs draw different numbers.
 
     Trainers make a new one for every step, so that no generator state is part of a checkpoint and
     a resumed run draws what an uninterrupted one would have drawn.
     """
-    return torch.Generator(device).manual_seed(derive(seed, *purpose))
+    return Generator(device).manual_seed(derive(seed, *purpose))

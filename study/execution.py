@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cf_core.batches import Member
 from cf_core.fusion import Generator
 from cf_core.heard import Heard
-from cf_core.pack import Member, PackTrainer
+from cf_core.pack import PackTrainer
 from cf_core.seeding import make_random
 from cf_core.training import collect_weights, load_tensors, save_tensors, train
 from evaluation.evaluator import DIVERSITY_INPUTS

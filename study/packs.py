@@ -13,6 +13,7 @@ import torch
 from cf_core.errors import RecordsError
 from cf_core.files import replacing
 from cf_core.fusion import FusionSettings
+from cf_core.graphs import WARM_UP
 from study.config import Execution
 from study.execution import make_trainer
 from study.progress import Reporter
@@ -105,13 +106,13 @@ def measure_packs(
 
 def _rate(trials: Sequence[TrialSpec], bench: Workbench, device: str) -> float:
     trainer, seconds = make_trainer(trials, bench, device=device), []
-    for _ in range(1 + _REPEATS):
+    for _ in range(WARM_UP + _REPEATS):
         started = time.perf_counter()
         trainer.update()
         if device != "cpu":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    return len(trials) / median(seconds[1:])
+    return len(trials) / median(seconds[WARM_UP:])
 
 
 def _most_in_memory(trials: Sequence[TrialSpec], bench: Workbench, workers: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cf_core.batches import Member
 from cf_core.continuation import (
     Continuation,
     ContinuationSettings,
@@ -35,7 +36,7 @@ from cf_core.melody import (
     to_notes,
 )
 from cf_core.nets import initialise
-from cf_core.pack import Member, PackTrainer
+from cf_core.pack import PackTrainer
 from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer, report_reconstruction, transpose
 from evaluation.classifier import ClassifierSettings, SearchClassifier

@@ -14,6 +14,7 @@ from rich.console import Console
 import study.packs as module
 from cf_core.errors import UserError
 from cf_core.fusion import FusionSettings, Latents
+from cf_core.graphs import WARM_UP
 from study.config import Execution, StudyConfig
 from study.execution import make_trainer
 from study.packs import PackPlan, Rates, measure_packs, plan_packs
@@ -177,10 +178,10 @@ def test_a_pack_fits_into_memory(bench: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert max(measure_packs(TRIALS, bench, 1, "cuda")) == 2
 
 
-def test_a_rate_is_trial_steps_over_the_median_without_the_first(
+def test_a_rate_is_trial_steps_over_the_median_without_the_first_ones(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    durations = [100.0, 1.0, 2.0, 3.0, 4.0, 50.0]
+    durations = [*[100.0] * WARM_UP, 1.0, 2.0, 3.0, 4.0, 50.0]
     clock = iter([time for seconds in durations for time in (0.0, seconds)])
     monkeypatch.setattr("study.packs.time.perf_counter", lambda: next(clock))
     assert module._rate(TRIALS[:4], bench, "cpu") == 4 / 3

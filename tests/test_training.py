@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from cf_core.batches import Member
 from cf_core.continuation import Continuation, ContinuationSettings, ContinuationTrainer
 from cf_core.fusion import FusionSettings, Latents
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 from cf_core.nets import initialise
-from cf_core.pack import Member, PackTrainer
+from cf_core.pack import PackTrainer
 from cf_core.seeding import derive, make_random
 from cf_core.training import (
     Progress,

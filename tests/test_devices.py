@@ -1,0 +1,176 @@
+"""Packs on other devices than the CPU: on one that is pretended, and on a GPU where there is one.
+
+Both take the CPU's random numbers here, since GPUs draw others.
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from cf_core.pack import PackTrainer
+from tests import pretended
+from tests.test_pack import MIXED, SETTINGS, latents
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+
+
+@pytest.fixture(params=[pretended.NAME, pytest.param("cuda", marks=needs_gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    with pretended.device() if request.param == pretended.NAME else nullcontext():
+        yield request.param
+
+
+def make(device: str, kind: type[PackTrainer] = PackTrainer, *, eager: bool = False) -> PackTrainer:
+    return kind(latents(torch.float64), SETTINGS, MIXED, device, eager=eager)
+
+
+def advance(cpu: PackTrainer, other: PackTrainer, steps: int) -> None:
+    """Take steps in both, on the same random numbers, and compare the losses."""
+    for _ in range(steps):
+        expected = cpu.update()
+        for name in ("_noise", "_chance", "_styles"):
+            getattr(other._batches, name).copy_(getattr(cpu._batches, name))
+        found = {name: loss.cpu() for name, loss in take_step(other).items()}
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+        cpu.step += 1
+        other.step += 1
+
+
+def take_step(made: PackTrainer) -> dict[str, Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(made._batches), "draw", lambda *_: None)
+        return made.update()
+
+
+def assert_equal(cpu: PackTrainer, other: PackTrainer) -> None:
+    found = {name: tensor.cpu() for name, tensor in other.state().items()}
+    torch.testing.assert_close(found, cpu.state(), rtol=1e-9, atol=1e-9)
+
+
+def compare(cpu: PackTrainer, other: PackTrainer, steps: int) -> None:
+    """Take steps in both, and compare the losses and what they end with."""
+    advance(cpu, other, steps)
+    assert_equal(cpu, other)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_a_pack_trains_as_on_the_cpu(device: str, eager: bool) -> None:
+    cpu, other = make("cpu"), make(device, eager=eager)
+    compare(cpu, other, 12 if device == pretended.NAME else 50)
+    assert (other._graph._graph is None) == eager
+
+
+def test_graphs_are_captured_anew_when_trials_leave_join_and_are_restored(device: str) -> None:
+    cpu, other = make("cpu"), make(device)
+    advance(cpu, other, 6)
+    begun = other.state()
+    for made in (cpu, other):
+        made.stop([1])
+    compare(cpu, other, 6)
+    cpu, again = make("cpu"), make(device)
+    again.restore(begun)
+    cpu.restore({name: tensor.cpu() for name, tensor in begun.items()})
+    compare(cpu, again, 6)
+    joined = make(device)
+    joined.join([again.take_state(place) for place in range(len(MIXED))])
+    compare(cpu, joined, 6)
+    for place in range(len(MIXED)):
+        expected = cpu.take_generator(place).state_dict()
+        torch.testing.assert_close(joined.take_generator(place).state_dict(), expected)
+
+
+def test_a_trial_that_diverges_is_frozen(device: str) -> None:
+    made = []
+    for where in ("cpu", device):
+        one = make(where)
+        one._g.weights[1, :5].fill_(float("inf"))
+        made.append(one)
+    cpu, other = made
+    advance(cpu, other, 6)
+    assert other.diverged == cpu.diverged == {1: 0}
+
+
+def test_no_step_makes_the_host_wait_and_all_tensors_stay_where_they_are() -> None:
+    with pretended.device() as log:
+        made = make(pretended.NAME, eager=True)
+        made.update()  # the first one groups the segments by kind
+        log.waits.clear()
+        buffers = {**made._tensors(), **vars(made._batches), "gradients": made._g.gradients}
+        where = {
+            name: tensor.inner.data_ptr()
+            for name, tensor in buffers.items()
+            if isinstance(tensor, pretended.OnDevice)
+        }
+        assert len(where) > 12
+        for _ in range(3):
+            made.step += 1
+            made.update()
+        assert log.waits == []
+        buffers = {**made._tensors(), **vars(made._batches), "gradients": made._g.gradients}
+        assert {name: buffers[name].inner.data_ptr() for name in where} == where
+
+
+class Asks(PackTrainer):
+    """Asks for a number in the middle of a step."""
+
+    def _step(self) -> dict[str, Tensor]:
+        report = super()._step()
+        assert report["eq1"][0].item() != 1
+        return report
+
+
+class Selects(PackTrainer):
+    """Takes rows by a mask, so that the host has to know how many there are."""
+
+    def _step(self) -> dict[str, Tensor]:
+        report = super()._step()
+        assert len(self._average[self._running]) == len(self._average)
+        return report
+
+
+class Forgets(PackTrainer):
+    """Leaves a tensor on the CPU."""
+
+    def _step(self) -> dict[str, Tensor]:
+        self._average *= torch.ones(self._average.shape)
+        return super()._step()
+
+
+class Counts(PackTrainer):
+    """Takes a number from Python that changes from step to step."""
+
+    def _step(self) -> dict[str, Tensor]:
+        self._g.weights.mul_(1 - self.step / 1000)
+        return super()._step()
+
+
+class Replaces(PackTrainer):
+    """Puts what it changes into another place."""
+
+    def _step(self) -> dict[str, Tensor]:
+        report = super()._step()
+        self._average = self._average * 0.5
+        return report
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Asks, pretended.WaitedError),
+        (Selects, pretended.WaitedError),
+        (Forgets, pretended.MixedError),
+        (Counts, AssertionError),
+        (Replaces, AssertionError),
+    ],
+)
+def test_mistakes_that_only_a_gpu_would_show_are_found(
+    kind: type[PackTrainer], expected: type[Exception]
+) -> None:
+    with pretended.device():
+        made = make("cpu", kind), make(pretended.NAME, kind)
+        with pytest.raises(expected):
+            compare(*made, 8)
