@@ -109,13 +109,18 @@ class PublishedStudy:
         return str(self.record["identity"]["corpus"])
 
 
+def is_free(corpus: str) -> bool:
+    """Whether the corpus of this hash is the built-in one, whose tunes are in the public domain."""
+    return KNOWN.get(corpus) is BUILTIN
+
+
 def write_config(study: PublishedStudy) -> str:
     """The study's configuration as YAML, as far as it changes results.
 
     `cf-study run` takes it, once `corpus.source` names the melodies.
     """
     own = {k: v for k, v in study.record["identity"].items() if k not in ("corpus", "code")}
-    source = "builtin" if KNOWN.get(study.corpus) is BUILTIN else study.source or "corpus.parquet"
+    source = "builtin" if is_free(study.corpus) else study.source or "corpus.parquet"
     # JSON's strings are YAML's, too: no name is read as a number or as markup.
     quoted = json.dumps(_plain(source), ensure_ascii=False)
     return (
@@ -211,8 +216,8 @@ def _list_corpora(studies: Sequence[PublishedStudy]) -> list[str]:
         *lines,
         "",
         "The songs are not included. Tables name them by their ids, which may be names of files."
-        " The table `examples` holds two segments of test songs, and what was made of them; the"
-        " licence of the corpus applies to these.",
+        " Only of the built-in tunes, which are in the public domain, the table `examples` holds"
+        " two segments, and what was made of them.",
         "",
     ]
 

@@ -21,6 +21,7 @@ from evaluation.frontier import DEPLOYED_AXES, REAL
 from study.cards import (
     PublishedStudy,
     PublishedTable,
+    is_free,
     write_citation,
     write_config,
     write_croissant,
@@ -116,10 +117,12 @@ def _copy(store: Store, folder: Path) -> PublishedStudy:
     """Write the study's own folder within that of the publication."""
     root = folder / store.record["name"]
     keep = {"outcomes": _keep_compared(store), "trials": _drop_hosts}
+    # Two segments of songs are in it, which are nobody else's to give away.
+    own = () if is_free(store.record["identity"]["corpus"]) else ("examples",)
     tables = [
         _describe(file, folder)
         for table in TABLES
-        if table not in LEFT_OUT
+        if table not in (*LEFT_OUT, *own)
         and (file := store.copy(table, root / table, keep.get(table))) is not None
     ]
     record = {**store.record, "left_out": LEFT_OUT}
