@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cf_core.kinds import Groups, find_kinds
+from cf_core.kinds import Groups, find_kinds, look_up
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import ResidualBlock, dropout, initialise
 from cf_core.seeding import make_random
@@ -117,7 +117,7 @@ class Continuation(nn.Module):
         The melodies are of one `kind` of bars, and without marks. The tokens of a step are read
         only for the steps after it. Units are dropped only if a generator is given (in training).
         """
-        asked = torch.arange(tokens.shape[1] - count, tokens.shape[1])
+        asked = torch.arange(tokens.shape[1] - count, tokens.shape[1], device=tokens.device)
         return self._predict(tokens, _follow_pitch(tokens), kind, asked, random)
 
     def _predict(
@@ -131,17 +131,17 @@ class Continuation(nn.Module):
         """As `forward`, at the steps `asked`; `pitch` is what `_follow_pitch` finds before them."""
         window, struck, hangs = self._read(tokens, pitch, kind, asked)
         steps = asked % self.form.lengths[kind]
-        place = self.place(torch.from_numpy(self.form.slot_of[kind])[steps])
+        place = self.place(look_up(self.form.slot_of[kind], steps))
         if kind > 0:
             place = place + self.place.weight[self.form.slots.shape[1] + kind - 1]
         if random is not None:
             dropped = torch.rand(window.shape, generator=random) < self.share
             window = torch.where(dropped, _ABSENT, window)
-        rows = (window + torch.arange(_PLACES) * _CODES).flatten(0, 1)
+        rows = (window + torch.arange(_PLACES, device=window.device) * _CODES).flatten(0, 1)
         seen = functional.embedding_bag(rows, self.window.weight, mode="sum")
         inner = seen.unflatten(0, struck.shape) + (place + self.pitch(struck))
         relative = self.output(dropout(self.body(inner), self.share, random))
-        pitches = torch.arange(FIRST_PITCH, self.form.vocabulary)
+        pitches = torch.arange(FIRST_PITCH, self.form.vocabulary, device=struck.device)
         column = (pitches - struck[..., None]).clamp(-WIDEST, WIDEST) + WIDEST + FIRST_PITCH
         hold = relative[..., HOLD].masked_fill(hangs, -torch.inf)
         logits = torch.cat(
@@ -174,7 +174,7 @@ class Continuation(nn.Module):
         struck = torch.where(asked == 0, -1, pitch[:, before])
         struck = torch.where(struck < 0, self.form.vocabulary // 2, struck)
         hangs = is_first | (tokens[:, before] == REST)
-        places = asked[:, None] - self.find_lags(kind)
+        places = asked[:, None] - self.find_lags(kind).to(asked.device)
         at = places.clamp(min=0)
         interval = (pitch[:, at] - struck[..., None]).clamp(-WIDEST, WIDEST) + WIDEST
         seen = tokens[:, at]
@@ -191,8 +191,9 @@ class Continuation(nn.Module):
         `left` is before it too, unless it is None. Marks have a log-probability of 0: they are
         certain.
         """
-        halves = [drop_hanging_holds(half.long()) for half in (left, right) if half is not None]
-        rated = torch.zeros(right.shape)
+        device, given = self.window.weight.device, [h for h in (left, right) if h is not None]
+        halves = [drop_hanging_holds(half.to(device).long()) for half in given]
+        rated = torch.zeros(right.shape, device=device)
         with limit_threads(1):  # sums are to add up alike in workers and elsewhere
             for kind, rows in self._split(right):
                 steps = self.form.lengths[kind]
@@ -203,7 +204,7 @@ class Continuation(nn.Module):
 
     def _split(self, tokens: Integer[Tensor, "B T"]) -> Iterator[tuple[int, Int64[Tensor, "b"]]]:
         """Yield each kind of bars that occurs, and which rows have it."""
-        kinds = find_kinds(tokens, self.form)
+        kinds = find_kinds(tokens, self.form).to(self.window.weight.device)
         for kind in range(len(self.form.kinds)):
             if len(rows := (kinds == kind).nonzero().squeeze(1)):
                 yield kind, rows
@@ -229,8 +230,9 @@ class Continuation(nn.Module):
     ) -> Int64[Tensor, "count B T"]:
         """Draw right halves, `count` for each left one. None has a hold without a note."""
         lefts = left.repeat(count, 1)
-        chance = torch.rand(lefts.shape, generator=random)
-        drawn = self.rewrite(lefts, lefts, torch.zeros(len(lefts)), chance)  # nothing is favoured
+        chance = torch.rand(lefts.shape, generator=random, device=left.device)
+        nothing = torch.zeros(len(lefts), device=left.device)  # no token is favoured
+        drawn = self.rewrite(lefts, lefts, nothing, chance)
         return drawn.reshape(count, *left.shape)
 
     @torch.no_grad()
@@ -275,13 +277,14 @@ class Continuation(nn.Module):
         one that differs from its guess, and the next round begins after it. The more pairs, the
         fewer steps at one time, since then the arithmetic counts and a wrong guess is dear.
         """
-        steps, rows = start.shape[1], torch.arange(len(start))[:, None]
+        device = start.device
+        steps, rows = start.shape[1], torch.arange(len(start), device=device)[:, None]
         tokens = torch.cat((start, favoured), dim=1)
         pitch = _follow_pitch(tokens)
         ahead, done = max(1, _AHEAD // len(start)), steps
         while done < 2 * steps:
             end = min(done + ahead, 2 * steps)
-            asked = torch.arange(done, end)
+            asked = torch.arange(done, end, device=device)
             held = pitch[:, done - 2, None]
             pitch[:, done - 1 : end] = _follow_pitch(tokens[:, done - 1 : end], held)
             logits = self._predict(tokens, pitch, kind, asked)
@@ -300,13 +303,14 @@ def _follow_pitch(
     tokens: Int64[Tensor, "B N"], before: Int64[Tensor, "B 1"] | int = -1
 ) -> Int64[Tensor, "B N"]:
     """The token of the last pitch struck up to each step; `before` until the first one."""
-    last = torch.where(tokens >= FIRST_PITCH, torch.arange(tokens.shape[1]), -1).cummax(1).values
+    steps = torch.arange(tokens.shape[1], device=tokens.device)
+    last = torch.where(tokens >= FIRST_PITCH, steps, -1).cummax(1).values
     return torch.where(last >= 0, tokens.gather(1, last.clamp(min=0)), before)
 
 
 def drop_hanging_holds(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
     """Replace each hold that has no note, at the start or after a rest, by a rest."""
-    steps = torch.arange(tokens.shape[1])
+    steps = torch.arange(tokens.shape[1], device=tokens.device)
     start = torch.where(tokens == HOLD, -1, steps).cummax(1).values
     begun = tokens.gather(1, start.clamp(min=0))
     hangs = (tokens == HOLD) & ((start < 0) | (begun == REST))
@@ -318,7 +322,7 @@ def reverse(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
 
     No hold may be without a note (`drop_hanging_holds`). Marks stay behind the notes.
     """
-    steps = torch.arange(tokens.shape[1])
+    steps = torch.arange(tokens.shape[1], device=tokens.device)
     last = (tokens >= REST).sum(1, keepdim=True) - 1
     goes_on = functional.pad(tokens[:, 1:] == HOLD, (0, 1))
     sounding = torch.where(goes_on, HOLD, _follow_pitch(tokens))

@@ -73,7 +73,8 @@ class Heard:
 
     def draw_chance(self, pairs: int, random: torch.Generator) -> Float[Tensor, "D B 2 T"]:
         """Draw the numbers that decide what the writer draws, for `fuse`."""
-        return torch.rand(self.drafts, pairs, 2, self.core.form.steps, generator=random)
+        shape, device = (self.drafts, pairs, 2, self.core.form.steps), self.core.sigma_bar.device
+        return torch.rand(shape, generator=random, device=device)
 
     def fix_chance(self) -> Float[Tensor, "D 1 2 T"]:
         """The numbers of a deployed model: always the same, so that inputs alone decide."""
@@ -100,10 +101,11 @@ class Heard:
         shares = share_step(self.lead)
         price = lambda_.new_tensor([find_price(self.price, each) for each in lambda_.tolist()])
         price = _price_halves(price, shares)
-        own = take_kinds(kinds, len(style), self.core.form)
+        device = style.device
+        own = take_kinds(kinds, len(style), self.core.form).to(device)
         now = self._listen(torch.cat(pair, 1), own)
-        written, changed = now, torch.ones(len(style), dtype=torch.bool)
-        going, done = torch.arange(len(style)), 0
+        written, changed = now, torch.ones(len(style), dtype=torch.bool, device=device)
+        going, done = torch.arange(len(style), device=device), 0
         for count in counts:
             for _ in range(done, count):
                 old = now.take(going)
@@ -132,20 +134,21 @@ class Heard:
             _halves(decoded.z.repeat(count, 1)),
             price.repeat(count, 1),
             chance.flatten(0, 1),
-            decoded.kinds.repeat(count).numpy(),
+            decoded.kinds.repeat(count).cpu().numpy(),
         )
         again = self._listen(torch.cat(written, 1), decoded.kinds.repeat(count))
         versions = decoded.join(again)
         best = versions.fit.view(1 + count, pairs).argmax(0)  # of equal ones the first, as decoded
-        return versions.take(best * pairs + torch.arange(pairs))
+        return versions.take(best * pairs + torch.arange(pairs, device=best.device))
 
     def _listen(
         self, z: Float[Tensor, "B Z2"], kinds: Int64[Tensor, "B"], before: "_Pairs | None" = None
     ) -> "_Pairs":
         """Decode pairs and rate them. Those that sound as `before` keep their rating."""
         # Both halves at once: for a single pair, each call costs more than its arithmetic.
-        decoded = self.core.decode_tokens(torch.cat(_halves(z)), kinds.repeat(2).numpy())
-        tokens = torch.stack(torch.from_numpy(decoded.astype(np.int64)).chunk(2), 1)
+        decoded = self.core.decode_tokens(torch.cat(_halves(z)), kinds.repeat(2).cpu().numpy())
+        heard = torch.from_numpy(decoded.astype(np.int64)).to(z.device)
+        tokens = torch.stack(heard.chunk(2), 1)
         if before is None:
             return _Pairs(z, kinds, tokens, self.writer.rate((tokens[:, 0], tokens[:, 1])))
         other = (tokens != before.tokens).flatten(1).any(1)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, Integer
+from jaxtyping import Bool, Float, Int64, Integer, Shaped
 from torch import Tensor
 
 from cf_core.melody import MelodyFormat
@@ -15,7 +15,7 @@ from cf_core.melody import MelodyFormat
 
 def find_kinds(tokens: Integer[Tensor, "B T"], form: MelodyFormat) -> Int64[Tensor, "B"]:
     """Index into `form.kinds` of each segment (`MelodyFormat.find_kinds`)."""
-    return torch.from_numpy(form.find_kinds(tokens.numpy()))
+    return torch.from_numpy(form.find_kinds(tokens.cpu().numpy())).to(tokens.device)
 
 
 def take_kinds(
@@ -27,6 +27,13 @@ def take_kinds(
             raise ValueError(f"kinds: must say which of {', '.join(form.kinds)} each segment has")
         return torch.zeros(count, dtype=torch.int64)
     return torch.as_tensor(kinds).long()
+
+
+def look_up(
+    table: Shaped[np.ndarray, "K ..."], kinds: Int64[Tensor, "*B"]
+) -> Shaped[Tensor, "..."]:
+    """What a table of a format has for each of these kinds, on their device."""
+    return torch.from_numpy(table).to(kinds.device)[kinds]
 
 
 def encode_kinds(kinds: Int64[Tensor, "*B"], count: int) -> Float[Tensor, "*B K"]:
@@ -45,7 +52,7 @@ def decode_kinds(code: Float[Tensor, "B K"]) -> Int64[Tensor, "B"]:
 
 def find_marks(kinds: Int64[Tensor, "B"], form: MelodyFormat) -> Bool[Tensor, "B T"]:
     """Where segments of these kinds have marks."""
-    return torch.from_numpy(form.marks)[kinds]
+    return look_up(form.marks, kinds)
 
 
 class Groups(NamedTuple):

@@ -175,7 +175,7 @@ def _processor() -> str:
 def save_tensors(tensors: Mapping[str, Tensor], path: AnyPath) -> None:
     """Write named tensors as one safetensors file, whole or not at all."""
     with replacing(path) as temporary:
-        save_file(dict(tensors), temporary)
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, temporary)
 
 
 def load_tensors(path: AnyPath) -> dict[str, Tensor] | None:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cf_core.kinds import encode_kinds, find_kinds, find_marks, take_kinds
+from cf_core.kinds import encode_kinds, find_kinds, find_marks, look_up, take_kinds
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, is_melody
 from cf_core.nets import ResidualBlock, initialise
 from cf_core.seeding import make_random
@@ -87,7 +87,7 @@ class MelodyVAE(nn.Module):
         `kinds` are as in `decode`. If left out, they are those that the marks say.
         """
         kinds = find_kinds(tokens, self.form) if kinds is None else kinds
-        steps = torch.from_numpy(self.form.slots)[kinds]
+        steps = look_up(self.form.slots, kinds)
         placed = self.tokens(tokens.long().gather(1, steps.clamp(min=0)).clamp(min=0))
         embedded = placed.masked_fill(steps[..., None] < 0, 0.0).flatten(1)
         inputs = torch.cat((embedded, encode_kinds(kinds, len(self.form.kinds))), 1)
@@ -102,13 +102,13 @@ class MelodyVAE(nn.Module):
         `kinds` are the segments' kinds of bars, as indices into the format's. They may be left out
         where it has only one.
         """
-        kinds = take_kinds(kinds, z.shape[0], self.form)
+        kinds = take_kinds(kinds, z.shape[0], self.form).to(z.device)
         inputs = torch.cat((z, encode_kinds(kinds, len(self.form.kinds))), 1)
         written: Tensor = self.write(self.decoder(self.expand(inputs)))
         placed = written.unflatten(-1, (self.form.slots.shape[1], -1))
         if len(self.form.kinds) == 1:
             return self._read_off(placed)
-        slots = torch.from_numpy(self.form.slot_of)[kinds]
+        slots = look_up(self.form.slot_of, kinds)
         logits = self._read_off(placed.gather(1, slots[..., None].expand(-1, -1, placed.shape[2])))
         silent = logits.new_full((logits.shape[-1],), -torch.inf)
         silent[REST] = 0.0
@@ -128,7 +128,8 @@ class MelodyVAE(nn.Module):
         self, tokens: Integer[np.ndarray, "B T"]
     ) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Posterior means and standard deviations, in chunks, without gradients."""
-        chunks = [self.encode(part) for part in torch.as_tensor(tokens).split(4096)]
+        parts = torch.as_tensor(tokens).split(4096)
+        chunks = [self.encode(part.to(self.sigma_bar.device)) for part in parts]
         means, deviations = zip(*chunks, strict=True)
         return torch.cat(means), torch.cat(deviations)
 
@@ -143,7 +144,7 @@ class MelodyVAE(nn.Module):
         own = take_kinds(kinds, len(z), self.form)
         parts = zip(z.split(4096), own.split(4096), strict=True)
         chunks = [decode_likeliest(self.decode(*part)).to(torch.int16) for part in parts]
-        return self.form.put_marks(torch.cat(chunks).numpy(), own.numpy())
+        return self.form.put_marks(torch.cat(chunks).cpu().numpy(), own.cpu().numpy())
 
     @torch.no_grad()
     def measure_sigma_bar(self, tokens: Integer[np.ndarray, "B T"]) -> None:

@@ -101,13 +101,13 @@ class Writer(nn.Module):
         A half of which no token changes keeps its latent. `kinds` are those of the pairs' bars, as
         `MelodyVAE.decode_tokens` takes them.
         """
-        own = take_kinds(kinds, len(pair[0]), core.form).numpy()
+        own = take_kinds(kinds, len(pair[0]), core.form).cpu().numpy()
         before = np.split(core.decode_tokens(torch.cat(pair), np.tile(own, 2)), 2)
-        tokens = torch.from_numpy(before[0]), torch.from_numpy(before[1])
-        outputs = []
+        device, outputs = pair[0].device, []
+        tokens = torch.from_numpy(before[0]).to(device), torch.from_numpy(before[1]).to(device)
         for z, old, new in zip(pair, before, self.rewrite(tokens, price, chance), strict=True):
-            after = new.numpy().astype(np.int16)
-            changed = torch.from_numpy((after != old).any(axis=1))[:, None]
+            after = new.cpu().numpy().astype(np.int16)
+            changed = torch.from_numpy((after != old).any(axis=1))[:, None].to(device)
             outputs.append(torch.where(changed, core.encode_mean(after).to(z), z))
         return outputs[0], outputs[1]
 

@@ -81,7 +81,7 @@ class Inputs:
         drawn = self.evaluator.continuation.sample(
             torch.from_numpy(left), _CONTINUATIONS, self.random("continuation")
         )
-        sampled = drawn.numpy().astype(np.int16)
+        sampled = drawn.cpu().numpy().astype(np.int16)
         nearest = np.stack([edit_distance(right, each) for each in sampled]).argmin(axis=0)
         chosen = sampled[nearest, np.arange(self.count)]
         return self.source.inputs[0], self.evaluator.core.encode_mean(chosen)

@@ -6,6 +6,7 @@ Letters in shapes: `B` pairs, `Z` latent dimensions, `T` steps, `P` adjacent pai
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -100,6 +101,15 @@ class Evaluator:
     continuation: Continuation
     """The model of notes that gives both judges their second opinion."""
 
+    def to(self, device: torch.device) -> "Evaluator":
+        """A copy whose networks are on another device. Statistics of notes stay on the host."""
+        # Copied together, since the judges share the model of notes.
+        own = (self.core, self.classifier, dict(self.judges), self.continuation)
+        core, classifier, judges, continuation = deepcopy(own)
+        for network in (core, classifier, continuation, *judges.values()):
+            network.to(device)
+        return Evaluator(self.corpus, core, classifier, judges, self.seed, continuation)
+
     @cached_property
     def bins(self) -> Bins:
         """Bins of the five statistics, fitted to the training segments of each kind of bars."""
@@ -180,7 +190,9 @@ class Evaluator:
     def _apart(self, rows: Integer[np.ndarray, "P 2"]) -> Float64[np.ndarray, "P"]:
         """Equation 7 between the two segments of each row."""
         one, other = self._encode(rows)
-        distances: np.ndarray = z_distance((one, one), (other, one), self.core.sigma_bar).numpy()
+        distances: np.ndarray = (
+            z_distance((one, one), (other, one), self.core.sigma_bar).cpu().numpy()
+        )
         return distances.astype(np.float64)
 
     def references_rows(self, source: Source) -> Iterator[dict[str, Any]]:
@@ -196,7 +208,8 @@ class Evaluator:
         count = len(source.songs)
         if source.songs[0, 0] < 0:
             noise = make_random(self.seed, "floor", source.name)
-            z_left, z_right = torch.randn(2, *source.inputs[0].shape, generator=noise)
+            drawn = torch.randn(2, *source.inputs[0].shape, generator=noise)
+            z_left, z_right = drawn.to(source.inputs[0])
             floor, songs, kinds = (z_left, z_right), source.songs, source.kinds
         else:
             folds = deal_songs(self.corpus, source.split, self.seed)
@@ -241,11 +254,13 @@ class Evaluator:
         kinds = source.kinds[:DIVERSITY_INPUTS]
         drawn = torch.rand(
             styles, generator.style_dim, generator=make_random(self.seed, "diversity")
-        )
+        ).to(pair[0])
         outputs = []
         for style in drawn:
             styled = replace(fusion, style=style.expand(len(pair[0]), -1), kinds=kinds)
-            steps = styled(pair, counts, make_random(self.seed, "diversity", "writing"))
+            steps = styled(
+                pair, counts, make_random(self.seed, "diversity", "writing", device=pair[0].device)
+            )
             outputs.append({step.iteration: self._decode(step.outputs, kinds) for step in steps})
         return {
             count: float(
@@ -317,7 +332,7 @@ class Evaluator:
         left, right = (
             torch.where(finite[:, None], after, z) for z, after in zip(inputs, outputs, strict=True)
         )
-        kept = finite.numpy()
+        kept = finite.cpu().numpy()
         pairs = self._view(
             self._decode((left, right), source.kinds),
             source.songs,

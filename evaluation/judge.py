@@ -160,7 +160,7 @@ class Judge(nn.Module):
         weights = self.get_buffer("calibration")
         terms = self._terms(self.opinions(left, right, likelihoods))
         found = terms @ weights[:-1] + weights[-1]
-        logits: np.ndarray = found.float().numpy()
+        logits: np.ndarray = found.float().cpu().numpy()
         return logits
 
     @torch.no_grad()

@@ -125,7 +125,7 @@ def _search_classifier(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, 
     if pairs.latents is None:
         return None
     with torch.no_grad():
-        probability: np.ndarray = torch.sigmoid(evaluator.classifier(pairs.latents)).numpy()
+        probability: np.ndarray = torch.sigmoid(evaluator.classifier(pairs.latents)).cpu().numpy()
     return probability
 
 
@@ -147,10 +147,9 @@ def _measure_latents(
 ) -> Num[np.ndarray, "B"] | None:
     if pairs.inputs is None or pairs.inputs.latents is None or pairs.latents is None:
         return None
-    measured: np.ndarray = measure(
-        pairs.inputs.latents, pairs.latents, evaluator.core.sigma_bar
-    ).numpy()
-    return measured
+    measured = measure(pairs.inputs.latents, pairs.latents, evaluator.core.sigma_bar)
+    found: np.ndarray = measured.cpu().numpy()
+    return found
 
 
 @_of_pairs(

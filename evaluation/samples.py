@@ -88,7 +88,7 @@ class Pairs:
         is_new = right >= FIRST_PITCH
         if self.inputs is not None:
             is_new &= right != self.inputs.tokens[1]
-        after, alone = (each.double().numpy() for each in self.likelihoods)
+        after, alone = (each.double().cpu().numpy() for each in self.likelihoods)
         information = np.where(is_new, after - alone, 0.0)
         return np.stack((information.sum(axis=1), is_new.sum(axis=1)))
 

@@ -4,7 +4,7 @@ Letters in shapes: `B` pairs, `S` songs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,11 @@ class Source:
     """The kind of the bars of each pair, as an index into the format's."""
     rows: Integer[np.ndarray, "B 2"] | None = None
     """The corpus's segments; None for the prior."""
+
+    def to(self, device: torch.device) -> "Source":
+        """The same inputs on another device."""
+        left, right = self.inputs
+        return replace(self, inputs=(left.to(device), right.to(device)))
 
 
 def deal_songs(corpus: Corpus, split: Split, seed: int) -> Int64[np.ndarray, "S"]:

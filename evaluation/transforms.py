@@ -54,8 +54,7 @@ class Transform(ABC):
             start = time.perf_counter()
             with torch.no_grad():
                 step = next(steps, None)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            torch.get_device_module(device).synchronize()
             seconds += time.perf_counter() - start
             if step is None:
                 return
@@ -89,7 +88,7 @@ class Fusion(Transform):
             yield from self._hear(self.heard, pair, counts, random)
             return
         done = 0
-        kinds = None if self.kinds is None else torch.from_numpy(self.kinds)
+        kinds = None if self.kinds is None else torch.from_numpy(self.kinds).to(pair[0].device)
         for count in counts:
             more = count - done
             pair = self.generator.iterate(pair, self.style, [more], self.lambda_, kinds)[more]

@@ -93,7 +93,7 @@ def _heard_work(sources: Sequence[Source], bench: Workbench) -> int:
 
 
 def make_trainer(
-    trials: Sequence[TrialSpec], bench: Workbench, until: int | None = None, device: str = "cpu"
+    trials: Sequence[TrialSpec], bench: Workbench, until: int | None = None
 ) -> PackTrainer:
     """The trainer of some trials of one shape and budget, untrained."""
     settings = [spec.configuration.settings(bench.fusion) for spec in trials]
@@ -102,7 +102,7 @@ def make_trainer(
         for spec, setting in zip(trials, settings, strict=True)
     ]
     shared = replace(settings[0], steps=until or settings[0].steps)
-    return PackTrainer(bench.latents, shared, own, device)
+    return PackTrainer(bench.latents, shared, own, bench.device)
 
 
 def run_job(
@@ -110,7 +110,6 @@ def run_job(
     bench: Workbench,
     store: Store,
     attempts: Mapping[str, int],
-    device: str = "cpu",
 ) -> Iterator[Report]:
     """Do one job to the end and record it, reporting on the way.
 
@@ -120,7 +119,7 @@ def run_job(
     befell, as "failed", and the others go on; then, and where training fails, it is raised.
     `attempts` holds the number of this attempt.
     """
-    recorder = Recorder(bench, store, attempts, device)
+    recorder = Recorder(bench, store, attempts, bench.device.type)
     total, done = estimate_work(job, bench), 0
     steps = _run_pack(job, recorder) if isinstance(job, PackSpec) else _run_rival(job, recorder)
     for report in steps:
@@ -131,7 +130,7 @@ def run_job(
 def _run_pack(job: PackSpec, recorder: Recorder) -> Steps[Report, None, None]:
     store, bench = recorder.store, recorder.bench
     checkpoint = find_checkpoint(store, job.checkpoint)
-    trainer = make_trainer(job.trials, bench, job.until, recorder.device or "cpu")
+    trainer = make_trainer(job.trials, bench, job.until)
     saved = load_tensors(checkpoint)
     if len(job.wanted) < len(job.trials) and (saved is None or saved["step"] < trainer.steps):
         # To be done by itself, since with others it never came to an end.
@@ -166,14 +165,18 @@ def _conclude(
 ) -> Iterator[int]:
     """Record how the training of a trial ended, and evaluate what it gave; yields the work done."""
     recorder.write_curves(trial, place, trainer.history)
+
+    def take() -> Generator:
+        return trainer.take_generator(place).to(recorder.bench.device)
+
     if place in trainer.diverged:
         reason = f"gradients were not finite after {trainer.diverged[place]} steps"
         recorder.finish(trial, Status.DIVERGED, reason=reason)
     elif job.until is not None:
         save_tensors(trainer.take_state(place), find_rung(recorder.store, trial.id, job.until))
-        yield from _measure_at_rung(trial, trainer.take_generator(place), job, recorder)
+        yield from _measure_at_rung(trial, take(), job, recorder)
     else:
-        yield from _evaluate(trial, trainer.take_generator(place), recorder, trainer.step)
+        yield from _evaluate(trial, take(), recorder, trainer.step)
 
 
 def _measure_at_rung(
@@ -242,7 +245,7 @@ def _apply(
             _make_fusion(generator, styles[source.name], lambda_, source, bench)(
                 source.inputs,
                 bench.plan.iterations,
-                make_random(bench.seed, "writing", source.name),
+                make_random(bench.seed, "writing", source.name, device=bench.device),
             )
         )
         for source in sources
@@ -318,7 +321,7 @@ def _run_rival(job: RivalJob, recorder: Recorder) -> Steps[Report, None, None]:
     counts, most = rival.iterations, max(rival.iterations)
     joined = inputs[0].repeat(len(settings), 1), inputs[1].repeat(len(settings), 1)
     transform = rival.transform(settings, kinds, bench.tools)
-    random = make_random(bench.seed, "rival", job.id)
+    random = make_random(bench.seed, "rival", job.id, device=bench.device)
     steps: dict[tuple[Setting, str], list[Step]] = defaultdict(list)
     seen = sorted({*counts, *range(_REPORT_RIVALS_EVERY, most, _REPORT_RIVALS_EVERY)})
     for step in transform(joined, seen, random):
@@ -354,4 +357,4 @@ def _lambdas(trial: TrialSpec, bench: Workbench) -> Sequence[float]:
 def _draw_styles(source: Source, style_dim: int, bench: Workbench) -> Float[Tensor, "B S"]:
     """The style of each input pair, the same for all trials of one style dimension."""
     random = make_random(bench.seed, "styles", source.name)
-    return torch.rand(len(source.songs), style_dim, generator=random)
+    return torch.rand(len(source.songs), style_dim, generator=random).to(bench.device)

@@ -79,21 +79,19 @@ def plan_packs(
     return plan
 
 
-def measure_packs(
-    trials: Sequence[TrialSpec], bench: Workbench, workers: int, device: str = "cpu"
-) -> Rates:
+def measure_packs(trials: Sequence[TrialSpec], bench: Workbench, workers: int) -> Rates:
     """Measure packs of 1, 2, 4, … trials of one shape, as long as a larger pack gains enough.
 
     No pack is so large that one of `workers` would be idle, or that the device's memory would not
     hold it.
     """
     most = max(1, len(trials) // workers)
-    if device == "cpu":
+    if bench.device.type == "cpu":
         most = min(most, _most_in_memory(trials, bench, workers))
     rates: dict[int, float] = {}
     for size in takewhile(lambda size: size <= most, (2**power for power in range(16))):
         try:
-            rate = _rate(trials[:size], bench, device)
+            rate = _rate(trials[:size], bench)
         except torch.OutOfMemoryError:
             if not rates:
                 raise
@@ -104,13 +102,12 @@ def measure_packs(
     return rates
 
 
-def _rate(trials: Sequence[TrialSpec], bench: Workbench, device: str) -> float:
-    trainer, seconds = make_trainer(trials, bench, device=device), []
+def _rate(trials: Sequence[TrialSpec], bench: Workbench) -> float:
+    trainer, seconds = make_trainer(trials, bench), []
     for _ in range(WARM_UP + _REPEATS):
         started = time.perf_counter()
         trainer.update()
-        if device != "cpu":
-            torch.cuda.synchronize()
+        torch.get_device_module(bench.device).synchronize()
         seconds.append(time.perf_counter() - started)
     return len(trials) / median(seconds[WARM_UP:])
 

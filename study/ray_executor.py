@@ -168,14 +168,16 @@ def _limit(execution: Execution, job: Job) -> float | None:
     return None if each is None else each * len(job.parts)
 
 
-def _device() -> str:
-    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+def _on_device(bench: Workbench) -> Workbench:
+    """On this worker's GPU, where it was given one."""
+    has_gpu = ray.get_gpu_ids() and torch.cuda.is_available()
+    return bench.to(torch.device("cuda", torch.cuda.current_device())) if has_gpu else bench
 
 
 def _measure_packs(shared: list[ray.ObjectRef], trials: Sequence[TrialSpec]) -> Rates:
     bench, _, execution = ray.get(shared[0])
     torch.set_num_threads(1)  # of a process of Ray's, which does nothing else
-    return measure_packs(trials, bench, execution.workers, _device())
+    return measure_packs(trials, _on_device(bench), execution.workers)
 
 
 class _Trainable(tune.Trainable):
@@ -187,9 +189,8 @@ class _Trainable(tune.Trainable):
         use_huge_pages()
         torch.set_num_threads(1)
         self._tasks = tasks
-        self._bench, root, self._execution = ray.get(shared[0])
-        self._store = Store(root)
-        self._device = _device()
+        bench, root, self._execution = ray.get(shared[0])
+        self._bench, self._store = _on_device(bench), Store(root)
         if self._execution.memory_gb is not None:
             most = int(self._execution.memory_gb * 1e9)
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))
@@ -226,7 +227,7 @@ class _Trainable(tune.Trainable):
         if limit is not None:
             faulthandler.dump_traceback_later(limit, exit=True)
         try:
-            yield from run_job(task.job, self._bench, self._store, task.attempts, self._device)
+            yield from run_job(task.job, self._bench, self._store, task.attempts)
         finally:
             faulthandler.cancel_dump_traceback_later()
 

@@ -246,7 +246,7 @@ def _real_latents(bench: Workbench, source: Source) -> dict[str, Any]:
 def _join(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Join columns of latents."""
     return {
-        name: torch.cat([part[name] for part in parts]).numpy()
+        name: torch.cat([part[name] for part in parts]).cpu().numpy()
         if isinstance(parts[0][name], Tensor)
         else [value for part in parts for value in part[name]]
         for name in parts[0]

@@ -1,7 +1,10 @@
 """What all jobs of a study share, and where they keep what they train."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
 
 from cf_core.corpus import Split
 from cf_core.files import AnyPath
@@ -35,6 +38,23 @@ class Workbench:
     """Trained if a rival `writes`, or the scheme is `heard`."""
     compared_seed: int | None = None
     """Trials of this seed are recorded in the scheme `poster`, too; None where all are in it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents and networks are."""
+        return self.latents.sigma_bar.device
+
+    def to(self, device: torch.device) -> "Workbench":
+        """The same with latents and networks on another device."""
+        if device == self.device:
+            return self
+        return replace(
+            self,
+            latents=self.latents.to(device),
+            evaluator=self.evaluator.to(device),
+            sources=[source.to(device) for source in self.sources],
+            writer=None if self.writer is None else deepcopy(self.writer).to(device),
+        )
 
     @property
     def tools(self) -> Tools:

@@ -30,6 +30,7 @@ _STUDIES = (
     "test_example_scripts.py",
     "test_heard_study.py",
     "test_publish.py",
+    "test_device_study.py",
 )
 """Files of tests that run whole studies. They take longest, so they come first: no process should
 wait for another at the end."""

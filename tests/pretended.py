@@ -124,6 +124,10 @@ class _Module:
     current_stream = _Stream
 
     @staticmethod
+    def synchronize() -> None:
+        """All is done at once."""
+
+    @staticmethod
     def is_available() -> bool:
         """PyTorch is not to look for it by itself."""
         return False

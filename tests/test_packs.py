@@ -45,7 +45,8 @@ def bench() -> Any:
     latents = Latents(
         mean, mean.abs(), torch.stack((rows, rows + 1), 1), torch.ones(4), mean[:, :0]
     )
-    return SimpleNamespace(latents=latents, fusion=FusionSettings(hidden=8, batch=4))
+    device = torch.device("cpu")
+    return SimpleNamespace(latents=latents, fusion=FusionSettings(hidden=8, batch=4), device=device)
 
 
 @pytest.fixture
@@ -167,7 +168,8 @@ def test_a_pack_fits_into_memory(bench: Any, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("study.packs.os.sysconf", lambda name: pages[name])
     assert max(measure_packs(TRIALS, bench, 1)) == 1
     # The memory of a GPU is another; what doesn't fit there is not tried twice.
-    assert max(measure_packs(TRIALS, bench, 1, "cuda")) == 4
+    bench.device = torch.device("cuda")
+    assert max(measure_packs(TRIALS, bench, 1)) == 4
 
     def full(trials: Sequence[TrialSpec], *_: Any) -> float:
         if len(trials) > 2:
@@ -175,7 +177,7 @@ def test_a_pack_fits_into_memory(bench: Any, monkeypatch: pytest.MonkeyPatch) ->
         return len(trials) ** 2
 
     monkeypatch.setattr(module, "_rate", full)
-    assert max(measure_packs(TRIALS, bench, 1, "cuda")) == 2
+    assert max(measure_packs(TRIALS, bench, 1)) == 2
 
 
 def test_a_rate_is_trial_steps_over_the_median_without_the_first_ones(
@@ -184,7 +186,7 @@ def test_a_rate_is_trial_steps_over_the_median_without_the_first_ones(
     durations = [*[100.0] * WARM_UP, 1.0, 2.0, 3.0, 4.0, 50.0]
     clock = iter([time for seconds in durations for time in (0.0, seconds)])
     monkeypatch.setattr("study.packs.time.perf_counter", lambda: next(clock))
-    assert module._rate(TRIALS[:4], bench, "cpu") == 4 / 3
+    assert module._rate(TRIALS[:4], bench) == 4 / 3
 
 
 @pytest.mark.slow

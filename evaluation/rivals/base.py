@@ -193,4 +193,5 @@ class Bound(Transform):
     def _steps(
         self, pair: Pair, counts: Sequence[int], random: torch.Generator, /
     ) -> Iterator[Step]:
-        return self.rival.steps(Batch(pair, counts, random, self.own, self.kinds, self.tools))
+        own = {name: values.to(pair[0].device) for name, values in self.own.items()}
+        return self.rival.steps(Batch(pair, counts, random, own, self.kinds, self.tools))

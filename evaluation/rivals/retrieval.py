@@ -37,7 +37,8 @@ class Retrieval(Rival):
         tools = batch.tools
         bank = torch.cat(tools.neighbours, 1)
         count = min(batch.counts[-1], len(bank))
-        nearest, known = _find_nearest(batch.pair, torch.from_numpy(batch.kinds), count, tools)
+        kinds = torch.from_numpy(batch.kinds).to(bank.device)
+        nearest, known = _find_nearest(batch.pair, kinds, count, tools)
         ratings = tools.classifier(tools.neighbours)[nearest].where(known, -torch.inf)
         for count in batch.counts:
             best = ratings[:, :count].argmax(1, keepdim=True)
@@ -52,7 +53,7 @@ def _find_nearest(
 
     Also returned is which of them have bars of the pair's kind; there may be too few.
     """
-    own = torch.from_numpy(tools.kinds)
+    own = torch.from_numpy(tools.kinds).to(kinds.device)
     bank = tools.neighbours
     rows = max(1, DIFFERENCES // bank[0].numel())
     nearest, known = [], []

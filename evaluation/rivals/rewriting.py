@@ -37,7 +37,8 @@ class Rewriting(Rival):
         if writer is None:
             raise ValueError("tools.writer: rewriting needs one")
         price = batch.own["price"][:, None].expand(-1, 2)
-        chance = torch.rand(len(price), 2, core.form.steps, generator=batch.random)
+        shape = len(price), 2, core.form.steps
+        chance = torch.rand(shape, generator=batch.random, device=price.device)
         outputs = writer.write(core, batch.pair, price, chance, batch.kinds)
         for count in batch.counts:
             yield Step(count, outputs, decoder_calls=2)

@@ -39,7 +39,7 @@ class Transport(Rival):
         """As `Rival.steps` says."""
         mean, matrix = find_transport(batch.tools.neighbours)
         joined = torch.cat(batch.pair, 1)
-        moved = (joined - mean) @ (matrix.T - torch.eye(len(mean)))
+        moved = (joined - mean) @ (matrix.T - torch.eye(len(mean), device=mean.device))
         for count in batch.counts:
             yield Step(count, split_halves(joined + count * self.step * moved))
 

@@ -37,7 +37,8 @@ class Transpose(Rival):
         shifts = find_shifts((left, right), core.form)[:, None]
         moved = np.where(right >= FIRST_PITCH, right + shifts, right)
         encoded = core.encode_mean(moved).to(pair[1])
-        outputs = pair[0].clone(), torch.where(torch.from_numpy(shifts != 0), encoded, pair[1])
+        is_moved = torch.from_numpy(shifts != 0).to(encoded.device)
+        outputs = pair[0].clone(), torch.where(is_moved, encoded, pair[1])
         for count in batch.counts:
             yield Step(count, outputs, decoder_calls=2)
 

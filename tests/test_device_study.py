@@ -1,0 +1,101 @@
+"""The jobs of a study on a device that is pretended: their tables are those of the CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+
+from evaluation.rivals import Rival
+from study.config import StudyConfig
+from study.execution import run_job
+from study.prepare import find_corpus, prepare
+from study.search import list_first_trials
+from study.specs import Job, PackSpec, RivalJob
+from study.store import Store
+from study.tables import TABLES, drop_volatile
+from study.workbench import Workbench
+from tests import pretended
+from tests.test_heard_study import HEARD
+from tests.tiny import EVALUATION, Watch, claim, furnish, tiny
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad"),
+]
+OPTIONS: dict[str, Any] = {
+    "lp": {"step_sizes": [0.3], "iterations": [3]},
+    "best_of_n": {"step_sizes": [0.3], "iterations": [2]},
+    "gradient": {"lambda": [0.1], "iterations": [2]},
+    "cmaes": {"lambda": [0.1], "iterations": [2]},
+    "slerp": {"iterations": [2]},
+    "transport": {"iterations": [2]},
+    "transpose": {},
+    "retrieval": {"iterations": [4]},
+    "rewriting": {"prices": [3.0]},
+}
+
+
+@pytest.fixture(scope="module")
+def config(melodies: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    # Each operation on the device takes a hundred times as long as on the CPU.
+    few = {"pairs": 16, "validation_pairs": 16, "iterations": [2], "lambda": [0.1]}
+    changes = HEARD | {
+        "fusion": HEARD["fusion"] | {"steps": 6, "drafts": 1},
+        "search": {"lambda": ["conditional"], "style_dim": [2], "seeds": [0]},
+        "evaluation": EVALUATION | few | {"rivals": list(OPTIONS)} | OPTIONS,
+    }
+    return tiny(melodies, tmp_path_factory.mktemp("device"), **changes)
+
+
+@pytest.fixture(scope="module")
+def bench(config: StudyConfig, shared: Store) -> Workbench:
+    store = Store(claim(furnish(config, shared), shared.record["identity"]["corpus"]).root)
+    return prepare(config, find_corpus(config, Watch()), store, Watch())
+
+
+@pytest.fixture(scope="module")
+def moved(bench: Workbench) -> Workbench:
+    with pretended.device():
+        return bench.to(torch.device(pretended.NAME, 0))
+
+
+def list_jobs(config: StudyConfig) -> dict[str, Job]:
+    trials = tuple(list_first_trials(config))
+    rivals: list[tuple[str, Rival]] = [(n, config.evaluation.rival(n)) for n in OPTIONS]
+    return {"trials": PackSpec(trials, trials)} | {
+        name: RivalJob(tuple(rival.settings()), name) for name, rival in rivals
+    }
+
+
+def run_on(bench: Workbench, job: Job, store: Store) -> None:
+    for _ in run_job(job, bench, store, {part.id: 1 for part in job.parts}):
+        pass
+
+
+@pytest.mark.parametrize("name", ["trials", *OPTIONS])
+def test_a_job_writes_what_it_writes_on_the_cpu(
+    name: str,
+    config: StudyConfig,
+    bench: Workbench,
+    moved: Workbench,
+    shared: Store,
+    tmp_path: Path,
+) -> None:
+    job, stores = list_jobs(config)[name], []
+    for where in ("cpu", pretended.NAME):
+        results = {"results": str(tmp_path / where)}
+        execution = config.execution.model_copy(update=results)
+        own = config.model_copy(update={"execution": execution})
+        stores.append(claim(own, shared.record["identity"]["corpus"]))
+    run_on(bench, job, stores[0])
+    with pretended.device():
+        run_on(moved, job, stores[1])
+    written = 0
+    for table in TABLES:
+        expected, found = (drop_volatile(s.scan(table).collect(), table) for s in stores)
+        assert_frame_equal(found, expected, abs_tol=1e-5)
+        written += expected.height
+    assert written > 0
+    assert set(stores[1].scan("trials").collect()["device"]) == {pretended.NAME}
