@@ -14,7 +14,10 @@ from cf_core.bundle import load_bundle
 from cf_core.heard import Heard, find_price
 from cf_core.seeding import make_random
 from cf_core.training import load_tensors
+from evaluation.controls import CONTROLS
+from evaluation.frontier import FUSIONS
 from study.execution import estimate_work, run_job
+from study.page.data import collect
 from study.prepare import find_corpus, prepare
 from study.run import plan
 from study.search import list_first_trials
@@ -90,22 +93,39 @@ def test_recorded_outputs_are_those_of_the_scheme(finished: Store, melodies: Pat
 
 
 def test_the_scheme_of_the_poster_is_a_method_beside_it(finished: Store, melodies: Path) -> None:
-    """Its values are those of a study in that scheme, since G is trained alike in both."""
+    """Its values and latents are those of a study in that scheme: G is trained alike in both."""
     plain = tiny(melodies, folder(finished).parent / "plain", **HEARD)
     plain = plain.model_copy(update={"fusion": replace(plain.fusion, scheme="poster")})
     store, _ = go(furnish(plain, finished))
     keys = ["trial", "lambda", "source", "iteration", "metric"]
     of_set = pl.col("metric") != "style_diversity"
-    expected = store.metrics.filter(pl.col("method").is_in(["fusion", "conditional"]), of_set)
-    found = finished.metrics.filter(method="poster").with_columns(
-        pl.col("trial").str.strip_prefix("poster-")
-    )
+    ours, renamed = pl.col("method").is_in(FUSIONS), pl.col("trial").str.strip_prefix("poster-")
+    expected = store.metrics.filter(ours, of_set)
+    found = finished.metrics.filter(method="poster").with_columns(renamed)
     columns = [*keys, "value", "low", "high", "n"]
     assert_frame_equal(
         found.select(columns).sort(keys).collect(), expected.select(columns).sort(keys).collect()
     )
-    assert "poster" not in finished.latents.select("method").collect()["method"].to_list()
+    keys = ["trial", "lambda", "source", "iteration", "pair"]
+    latents = finished.latents.filter(method="poster").with_columns(renamed)
+    assert_frame_equal(
+        latents.drop("method", "configuration").sort(keys).collect(),
+        store.latents.filter(ours).drop("method", "configuration").sort(keys).collect(),
+    )
     assert "poster" in finished.verdicts.select("rival").collect()["rival"].to_list()
+
+
+def test_every_point_of_the_page_has_notes(finished: Store) -> None:
+    content = collect(finished, 2)
+    methods = [point["method"] for point in content["points"]]
+    assert {"fusion", "conditional", "poster", "lp", "identity", *CONTROLS} == set(methods)
+    missing = {
+        (source, method)
+        for source, notes in content["notes"].items()
+        for method, own in zip(methods, notes, strict=True)
+        if own is None
+    }
+    assert missing == {("prior", "same_song")}  # samples of the prior are of no song
 
 
 def test_reports_count_what_is_heard_and_what_is_measured_twice(
