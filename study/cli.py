@@ -513,8 +513,8 @@ def serve(
     """Fuse melodies over HTTP, until interrupted.
 
     POST /fuse takes two files or two lists of notes, GET /capabilities says what can be asked. A
-    request may have 4 MiB and take 30 seconds, a melody 4,000 notes; a worker has at most 16
-    requests at one time.
+    request may have 4 MiB (512 KiB in JSON) and take 30 seconds, a melody 4,000 notes; a worker
+    has at most 16 requests at one time.
     """
     study.serve_bundle(None if bundle is None else study.place(bundle), host, port, workers)
 
