@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 import study
-from cf_core.errors import UserError
+from cf_core.errors import UserError, say_missing
 from cf_core.files import replacing
 
 if TYPE_CHECKING:
@@ -85,10 +85,7 @@ def main() -> None:
         what, extra = "running and reading studies", "study"
         if error.name in _OF_SERVING:
             what, extra = "serving", "serve"
-        sys.stderr.write(
-            f"error: {error.name} is not installed, which {what} needs; to"
-            f" install all that it takes: pip install 'connective-fusion[{extra}]'\n"
-        )
+        sys.stderr.write(f"error: {say_missing(error.name, what, extra)}\n")
         sys.exit(2)
     except SystemExit as end:
         if end.code == 130:

@@ -37,8 +37,8 @@ const answers = {
     return Array.from(model.putMarks(tokens, kind));
   },
   notes({name, tokens}) {
-    const model = models[name];
-    return {notes: model.toNotes(toTokens(tokens)), kind: model.kindOf(toTokens(tokens))};
+    const model = models[name], kind = model.kindOf(tokens);
+    return {notes: CFEngine.toNotes(toTokens(tokens), kind, model.form), kind};
   },
   read({bytes}) {
     return CFMidi.read(toBuffer(bytes));

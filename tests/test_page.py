@@ -17,6 +17,7 @@ from fractions import Fraction
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -279,12 +280,16 @@ def test_a_page_that_is_too_large_goes_without_its_model_then_with_fewer_pairs(
     assert again == report
     assert report.read_bytes() == whole
     monkeypatch.setattr("study.page.MAX_BYTES", len(whole) - 1)
+    collecting = Mock(wraps=collect)
+    monkeypatch.setattr("study.page.collect", collecting)
     try:
         write_page(furnished[0])
         assert b"too large for this page" in report.read_bytes()
+        collecting.assert_called_once_with(furnished[0], 8)
         monkeypatch.setattr("study.page.MAX_BYTES", 1000)
         with pytest.raises(RecordsError, match="too many points"):
             write_page(furnished[0])
+        assert [asked.args[1] for asked in collecting.call_args_list[1:]] == [8, 4, 2, 1]
     finally:
         report.write_bytes(whole)
 

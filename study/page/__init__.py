@@ -57,8 +57,12 @@ def write_page(store: Store) -> AnyPath:
     that the page would be too large for these alone.
     """
     model = _pack_bundle(store)
-    for count, packed in [(_PAIRS[0], model), *((count, _TOO_LARGE) for count in _PAIRS)]:
-        page = build(collect(store, count), packed).encode()
+    for count in _PAIRS:
+        content = collect(store, count)
+        page = build(content, model).encode()
+        if len(page) > MAX_BYTES and "problem" not in model:
+            model = _TOO_LARGE
+            page = build(content, model).encode()
         if len(page) <= MAX_BYTES:
             break
     else:

@@ -3,7 +3,7 @@
  *
  *     const model = await CFEngine.load(packed);  // packed: what study/page/model.py makes
  *     const fused = model.fuse({left, right, style: [0.2, 0.7], lambda: 0.3, iterations: 4, lead: 0.5});
- *     model.toNotes(fused.left);
+ *     CFEngine.toNotes(fused.left, model.kindOf(fused.left), model.form);
  *
  * Tokens, kinds of bars and marks are those of cf_core/melody.py. Weights are 32-bit numbers, read
  * from half precision; sums run in 64 bits, input by input, and latents are rounded to 32 bits. So
@@ -170,6 +170,20 @@ globalThis.CFEngine = (() => {
       before = now;
     });
     return before[other.length];
+  }
+
+  /** The notes of a segment's tokens; `onset` and `duration` in quarter notes from its start. */
+  function toNotes(tokens, kind, form) {
+    const lengths = form.stepLengths[kind], notes = [];
+    let onset = 0, sounding = false;
+    tokens.slice(0, form.lengths[kind]).forEach((token, step) => {
+      const duration = lengths[step];
+      if (token >= FIRST_PITCH) notes.push({onset, duration, pitch: token - FIRST_PITCH + form.lowest});
+      if (token === HOLD && sounding) notes[notes.length - 1].duration += duration;
+      sounding = token >= FIRST_PITCH || (token === HOLD && sounding);
+      onset += duration;
+    });
+    return notes;
   }
 
   /** Results by key, so that what comes again is not computed again; all forgotten when too many. */
@@ -628,22 +642,8 @@ globalThis.CFEngine = (() => {
       }));
       return sum / sigmaBar.length;
     }
-
-    /** The notes of a segment's tokens; `onset` and `duration` in quarter notes from its start. */
-    toNotes(tokens) {
-      const kind = this.kindOf(tokens), lengths = this.form.stepLengths[kind], notes = [];
-      let onset = 0, sounding = false;
-      tokens.slice(0, this.form.lengths[kind]).forEach((token, step) => {
-        const duration = lengths[step];
-        if (token >= FIRST_PITCH) notes.push({onset, duration, pitch: token - FIRST_PITCH + this.form.lowest});
-        if (token === HOLD && sounding) notes[notes.length - 1].duration += duration;
-        sounding = token >= FIRST_PITCH || (token === HOLD && sounding);
-        onset += duration;
-      });
-      return notes;
-    }
   }
 
-  return {load};
+  return {load, toNotes};
 })();
 if (typeof module === "object") module.exports = globalThis.CFEngine;

@@ -25,7 +25,7 @@ def pack_model(bundle: Bundle) -> dict[str, Any]:
     """
     tensors = _collect(bundle)
     return {
-        "form": _describe(bundle.form),
+        "form": describe_form(bundle.form),
         "latentDim": bundle.core.settings.latent_dim,
         "depth": bundle.core.settings.depth,
         "styleDim": bundle.generator.style_dim,
@@ -40,8 +40,11 @@ def pack_model(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _describe(form: MelodyFormat) -> dict[str, Any]:
-    """The format with all that follows from it. Lists by kind of bars are in the order of kinds."""
+def describe_form(form: MelodyFormat) -> dict[str, Any]:
+    """A format with all that follows from it, as JSON values.
+
+    Lists by kind of bars are in the order of kinds. Lengths of bars and steps are in quarter notes.
+    """
     return {
         "meters": list(form.meters),
         "kinds": list(form.kinds),
