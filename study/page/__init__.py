@@ -105,13 +105,16 @@ def embed(value: object) -> str:
 def pack_bytes(content: bytes) -> str:
     """Write bytes as text of the letters 1 to 127, seven bits in each, the highest bits first.
 
-    Letters that would not come through HTML as they are (null, carriage return, `<`) are moved up
-    by 128. In UTF-8 this is an eighth smaller than base64, which would not leave room for a model.
+    Letters that would not come through HTML as they are (null, carriage return, and `<` where it
+    might begin markup) are moved up by 128. In UTF-8 this is an eighth smaller than base64, which
+    would not leave room for a model.
     """
     bits = np.unpackbits(np.frombuffer(content, np.uint8))
     filled = np.pad(bits, (0, -len(bits) % 7)).reshape(-1, 7)
     letters = (np.packbits(filled, axis=1)[:, 0] >> 1).astype("<u4")
-    letters[np.isin(letters, [0, ord("\r"), ord("<")])] += 128
+    following = np.append(letters[1:], ord("/"))
+    markup = (letters == ord("<")) & np.isin(following, [ord("/"), ord("!")])
+    letters[np.isin(letters, [0, ord("\r")]) | markup] += 128
     return letters.tobytes().decode("utf-32-le")
 
 
