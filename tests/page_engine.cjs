@@ -15,6 +15,10 @@ const toLatent = (list) => Float32Array.from(list);
 const answers = {
   async load({name, packed}) {
     models[name] = await CFEngine.load(packed);
+    return answers.choose({name, place: 0});
+  },
+  choose({name, place}) {
+    models[name].choose(place);
     const {meters, styleDim, lambda, lambdaRange, iterations, lead} = models[name];
     return {meters, styleDim, lambda, lambdaRange, iterations, lead};
   },

@@ -1,8 +1,10 @@
 """A study whose outputs are written down by a model of notes, from trials to bundle."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import polars as pl
@@ -10,18 +12,20 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
-from cf_core.bundle import load_bundle
+from cf_core.bundle import Bundle, load_bundle
 from cf_core.heard import Heard, find_price
 from cf_core.seeding import make_random
 from cf_core.training import load_tensors
 from evaluation.controls import CONTROLS
 from evaluation.frontier import FUSIONS
 from study.execution import estimate_work, run_job
+from study.page import build, write_page
 from study.page.data import collect
+from study.page.model import pack_model
 from study.prepare import find_corpus, prepare
 from study.run import plan
 from study.search import list_first_trials
-from study.select import rank_candidates, read_rule, select
+from study.select import assemble, rank_candidates, read_rule, select
 from study.specs import PackSpec
 from study.store import Store
 from tests.conftest import folder
@@ -164,6 +168,37 @@ def test_the_bundle_writes_at_the_price_of_its_trial(
         weights = load_tensors(finished.root / "classifiers" / f"writer_{name}.safetensors")
         assert weights is not None
         assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+
+
+def test_the_page_holds_the_best_trial_of_any_lambda_beside_a_selected_one_of_one_lambda(
+    finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = read_rule(finished)
+    one, anyone = (
+        assemble(finished, rule, rank_candidates(finished, rule, [method]))
+        for method in ("fusion", "conditional")
+    )
+    both = pack_model(one, anyone)
+    assert [each["trial"] for each in both["maps"]] == [
+        "lambda0.1-style2-seed0",
+        "conditional-style2-seed0",
+    ]
+    assert both["maps"][1]["lambdaRange"] == [0.001, 10.0]
+    building = Mock(wraps=build)
+    monkeypatch.setattr("study.page.build", building)
+    monkeypatch.setattr("study.page.replacing", lambda _: nullcontext(tmp_path / "report.html"))
+
+    def write(selected: Bundle) -> list[dict[str, Any]]:
+        monkeypatch.setattr("study.page.load_bundle", lambda _: selected)
+        building.reset_mock()
+        write_page(finished)
+        return [call.args[1] for call in building.call_args_list]
+
+    assert write(anyone) == [pack_model(anyone)]
+    assert write(one) == [both]
+    size = (tmp_path / "report.html").stat().st_size
+    monkeypatch.setattr("study.page.MAX_BYTES", size - 1)
+    assert write(one) == [both, pack_model(one)]
 
 
 def test_written_studies_end_alike_however_often_they_are_stopped(

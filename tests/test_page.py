@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import product
@@ -39,6 +39,7 @@ from study.config import StudyConfig
 from study.page import build, embed, pack_bytes, write_page
 from study.page.data import collect
 from study.page.listening import COLUMNS, count_answers
+from study.page.model import pack_model
 from study.store import Store
 from tests.conftest import folder
 
@@ -154,7 +155,7 @@ def _furnish(store: Store, points: Sequence[Point] = POINTS) -> MelodyVAE:
     initialise(generator, torch.Generator().manual_seed(2))
     bundle = Bundle(
         CONFIG.melody, core, generator, iterations=2, lambda_=0.1, lambda_range=(1e-3, 10.0),
-        record={"study": "tiny"},
+        record={"study": "tiny", "trial": "conditional-style2-seed0"},
     )  # fmt: skip
     save_bundle(bundle, store.root / "bundle")
     return core
@@ -612,6 +613,51 @@ def test_the_model_follows_every_slider_and_the_pad(seen: Seen) -> None:
     page.locator("#live-play-outputs").click()
     seen.wait("document.getElementById('playing').textContent === 'Playing: outputs'")
     assert "grid steps changed" in seen.text("#live-account")
+
+
+def test_a_model_of_any_lambda_may_stand_beside_the_selected_one(
+    browser: "Browser", furnished: tuple[Store, MelodyVAE], tmp_path: Path
+) -> None:
+    store = furnished[0]
+    moving = load_bundle(folder(store) / "bundle")
+    fixed = replace(
+        moving,
+        generator=Generator(8, 1, 16, 2, kinds=2),
+        lambda_=None,
+        lambda_range=None,
+        record={"trial": HOSTILE},
+    )
+    initialise(fixed.generator, torch.Generator().manual_seed(5))
+    path = tmp_path / "report.html"
+    path.write_text(build(collect(store, 2), pack_model(fixed, moving)), encoding="utf-8")
+    seen = Seen(browser.new_page()).open(path)
+    page = seen.page
+
+    def controls() -> list[str]:
+        page.wait_for_timeout(100)
+        shown = page.eval_on_selector_all(".sliders input", "all => all.map(one => one.id)")
+        return [name.removeprefix("live-") for name in shown]
+
+    assert controls() == ["iterations", "style-1"]
+    assert seen.text("#live-fixed") == "λ is fixed in this model."
+    names = page.locator("#live-map option").all_inner_texts()
+    assert names[0].endswith("…, selected, one λ")
+    assert names[1] == "conditional-style2-seed0, any λ"
+    page.locator("#live-style-1").fill("0.9")
+    before = page.inner_html("#live-rolls")
+    page.select_option("#live-map", "1")
+    assert controls() == ["lambda", "iterations", "style-1", "style-2"]
+    assert page.locator("#live-fixed").count() == 0
+    assert page.input_value("#live-style-1") == "0.9"
+    near = page.inner_html("#live-rolls")
+    page.locator("#live-lambda").fill(page.get_attribute("#live-lambda", "min") or "")
+    assert controls()
+    assert len({before, near, page.inner_html("#live-rolls")}) == 3
+    page.select_option("#live-map", "0")
+    assert controls() == ["iterations", "style-1"]
+    assert page.inner_html("#live-rolls") == before
+    assert seen.complaints == []
+    page.close()
 
 
 def test_two_files_are_fused_and_saved(seen: Seen, tmp_path: Path) -> None:

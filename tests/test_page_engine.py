@@ -237,6 +237,35 @@ def test_every_kind_of_bundle_fuses_as_in_python(
     assert changed
 
 
+@pytest.mark.parametrize("heard", [False, True])
+def test_each_map_of_a_model_fuses_as_its_bundle(
+    node: Node, make_bundle: MakeBundle, *, heard: bool
+) -> None:
+    """One λ, and any λ with another number of styles, on one core; in turn, as one may switch."""
+    form = FORMS["several"]
+    wholes = [
+        make_bundle(form, 3, heard=heard),
+        replace(make_bundle(form, 2, conditional=True, heard=heard), iterations=2),
+    ]
+    if wholes[0].heard is not None:
+        wholes[0] = replace(wholes[0], heard=replace(wholes[0].heard, price=0.5))
+    node("load", name="both", packed=pack_model(*wholes))
+    bundles = [round_weights(whole) for whole in wholes]
+    cases = [list(draw_cases(bundle, 9)) for bundle in bundles]
+    for place in (1, 0, 1):
+        bundle = bundles[place]
+        told = node("choose", name="both", place=place)
+        assert (told["styleDim"], told["lambda"], told["iterations"]) == (
+            bundle.generator.style_dim,
+            bundle.lambda_,
+            bundle.iterations,
+        )
+        assert told["lambdaRange"] == (list(bundle.lambda_range) if bundle.lambda_range else None)
+        for case in cases[place]:
+            found = case.ask(node, "both")
+            assert [found["left"], found["right"]] == case.fuse(bundle).tolist()
+
+
 @torch.no_grad()
 def measure(case: Case, bundle: Bundle) -> float:
     """The distance of the latents that `Bundle.fuse` decodes, by equation 7."""

@@ -316,11 +316,11 @@ globalThis.CFEngine = (() => {
   // ---- the fusion map G (cf_core/fusion.py) ----------------------------------------------------
 
   class Generator {
-    constructor({form, latentDim, gated, conditional}, tensors) {
+    constructor({form, latentDim}, {gated, conditional}, tensors, name) {
       Object.assign(this, {kinds: form.kinds.length, size: 2 * latentDim, gated, conditional});
       this.layers = [];
-      while (`generator.${this.layers.length}.weight` in tensors) {
-        this.layers.push(takeLinear(tensors, `generator.${this.layers.length}`));
+      while (`${name}.${this.layers.length}.weight` in tensors) {
+        this.layers.push(takeLinear(tensors, `${name}.${this.layers.length}`));
       }
     }
 
@@ -483,14 +483,12 @@ globalThis.CFEngine = (() => {
     constructor(packed, tensors) {
       this.form = packed.form;
       this.meters = packed.form.meters;
-      this.styleDim = packed.styleDim;
-      this.lambda = packed.lambda;
-      this.lambdaRange = packed.lambdaRange;
-      this.iterations = packed.iterations;
       this.heard = packed.heard;
       this.lead = this.heard && this.heard.lead;
       this.core = new Core(packed, tensors);
-      this.generator = new Generator(packed, tensors);
+      this.maps = packed.maps;
+      this.generators = this.maps.map((map, place) => new Generator(packed, map, tensors, `maps.${place}`));
+      this.choose(0);
       if (this.heard) {
         this.forwards = new Continuation(packed, tensors, "forwards");
         this.backwards = new Continuation(packed, tensors, "backwards");
@@ -499,6 +497,12 @@ globalThis.CFEngine = (() => {
       this.sounds = new Memory(); // tokens that those latents are decoded to
       this.fits = new Memory(); // of two halves
       this.drafts = new Memory(); // of two halves, at two prices
+    }
+
+    /** Fuses with another of `maps` from now on, whose styles, λ and count are its own. */
+    choose(place) {
+      const {styleDim, lambda, lambdaRange, iterations, price} = this.maps[place];
+      Object.assign(this, {styleDim, lambda, lambdaRange, iterations, price, generator: this.generators[place]});
     }
 
     /** Index into `form.kinds` of the kind of a segment's bars, which its last mark says. */
@@ -571,7 +575,7 @@ globalThis.CFEngine = (() => {
         now = heard;
       }
       const rise = lambda < 1 ? this.heard.far : this.heard.near;
-      const price = Math.max(0, this.heard.price + rise * Math.log10(lambda));
+      const price = Math.max(0, this.price + rise * Math.log10(lambda));
       const prices = shares.map((share) => (share > 0 ? price / share : UNPAYABLE));
       const key = `${kind}:${now.tokens.join("|")}:${prices}`;
       const drafts = this.settle(this.drafts.get(key, () => this.rewrite(now.tokens, kind, prices)), now, kind);
