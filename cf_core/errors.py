@@ -10,6 +10,14 @@ class UserError(Exception):
     """Bad input of any kind: a file, a setting, a folder, an address."""
 
 
+def say_missing(module: str | None, what: str, extra: str) -> str:
+    """Say what to install where a module is missing that an extra brings."""
+    return (
+        f"{module} is not installed, which {what} needs; to install all that it takes:"
+        f" pip install 'connective-fusion[{extra}]'"
+    )
+
+
 class MelodyError(UserError):
     """A melody file can't be read or written, or has no bars that can be used."""
 

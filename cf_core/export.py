@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops import scan  # public in no module, though the exporter knows it
 
 from cf_core.bundle import Bundle, describe_bundle
-from cf_core.errors import BundleError
+from cf_core.errors import BundleError, say_missing
 from cf_core.files import replacing_folder
 from cf_core.kinds import find_marks, take_kinds
 from cf_core.losses import Pair
@@ -82,10 +82,7 @@ def _check_installed() -> None:
         import onnx  # noqa: F401, PLC0415  (an extra)
         import onnxscript  # noqa: F401, PLC0415  (an extra; torch.onnx translates with it)
     except ModuleNotFoundError as error:
-        raise BundleError(
-            f"{error.name} is not installed, which exporting needs; to install all that it takes:"
-            " pip install 'connective-fusion[export]'"
-        ) from None
+        raise BundleError(say_missing(error.name, "exporting", "export")) from None
 
 
 def _is_export(path: Path) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 import study
-from cf_core.errors import UserError
+from cf_core.errors import UserError, say_missing
 from cf_core.files import replacing
 
 if TYPE_CHECKING:
@@ -85,10 +85,7 @@ def main() -> None:
         what, extra = "running and reading studies", "study"
         if error.name in _OF_SERVING:
             what, extra = "serving", "serve"
-        sys.stderr.write(
-            f"error: {error.name} is not installed, which {what} needs; to"
-            f" install all that it takes: pip install 'connective-fusion[{extra}]'\n"
-        )
+        sys.stderr.write(f"error: {say_missing(error.name, what, extra)}\n")
         sys.exit(2)
     except SystemExit as end:
         if end.code == 130:
@@ -513,8 +510,8 @@ def serve(
     """Fuse melodies over HTTP, until interrupted.
 
     POST /fuse takes two files or two lists of notes, GET /capabilities says what can be asked. A
-    request may have 4 MiB and take 30 seconds, a melody 4,000 notes; a worker has at most 16
-    requests at one time.
+    request may have 4 MiB (512 KiB in JSON) and take 30 seconds, a melody 4,000 notes; a worker
+    has at most 16 requests at one time.
     """
     study.serve_bundle(None if bundle is None else study.place(bundle), host, port, workers)
 

@@ -268,7 +268,7 @@ def _apply_as_on_poster(
     outputs = _apply(trial, generator, lambda_, styles, plain, bench.sources)
     name = name_on_poster(trial.id)
     label = {"trial": name, "configuration": name, "method": POSTER, "lambda": lambda_}
-    return replace(outputs, label=label, keep=False)
+    return replace(outputs, label=label)
 
 
 def _make_fusion(

@@ -44,8 +44,6 @@ class Outputs:
     steps: Mapping[str, Sequence[Step]]
     """By source."""
     styles: Mapping[str, Float[Tensor, "B S"]]
-    keep: bool = True
-    """Whether their latents are recorded, as far as the plan asks for any."""
 
 
 class Recorder:
@@ -138,7 +136,7 @@ class Recorder:
             _latent_columns(self.bench, one.label, source, step, one.styles[source.name])
             for one in outputs
             for source in self.bench.sources
-            if one.keep and source.name in self.bench.plan.latent_sources
+            if source.name in self.bench.plan.latent_sources
             for step in one.steps[source.name]
         ]
         if parts:

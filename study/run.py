@@ -61,10 +61,12 @@ def plan(config: StudyConfig) -> str:
     _foresee(config)
     search, evaluation = config.search, config.evaluation
     trials = count_configurations(config) * len(search.seeds)
-    readings = trials + count_conditional(config) * len(search.seeds) * (
+    readings = count_configurations(config) + count_conditional(config) * (
         len(evaluation.lambda_) - 1
     )
-    points = readings * len(evaluation.iterations)
+    # Trials of the first seed are recorded in both schemes.
+    recorded = len(search.seeds) + (config.fusion.scheme == "heard")
+    points = readings * recorded * len(evaluation.iterations)
     rivals = [evaluation.rival(name) for name in evaluation.rivals]
     settings = sum(len(rival.settings()) for rival in rivals)
     compared = sum(len(rival.settings()) * len(rival.iterations) for rival in rivals)

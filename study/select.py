@@ -110,8 +110,10 @@ def list_jobs(store: Store) -> pl.DataFrame:
     )
 
 
-def rank_candidates(store: Store, rule: Selection) -> pl.DataFrame:
-    """Rank the points that meet all conditions of a rule, the one to choose first.
+def rank_candidates(
+    store: Store, rule: Selection, methods: Sequence[str] = FUSIONS
+) -> pl.DataFrame:
+    """Rank the points of `methods` that meet all conditions of a rule, the one to choose first.
 
     A point is a configuration at one λ after a number of iterations; its values are means over its
     finished seeds. All are taken on validation songs. Points where a metric in question is not
@@ -129,7 +131,7 @@ def rank_candidates(store: Store, rule: Selection) -> pl.DataFrame:
     done, and where no point meets the conditions, with the nearest miss.
     """
     maximise, conditions = rule.maximise, rule.where
-    points = _points(store, maximise)
+    points = _points(store, maximise).filter(pl.col("method").is_in(methods))
     needed = list(dict.fromkeys([maximise, _NEAREST, *(c.name for c in conditions)]))
     if absent := [name for name in needed if name not in points.columns]:
         raise SelectionError(f"{store.root}: its trials have no values of {', '.join(absent)}")
@@ -187,19 +189,40 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
     choice are missing (a publication has none), and `BundleError` where `output` can't be written.
     """
     store.need_whole("weights")
-    config = StudyConfig.restored(store.record)
-    rule = rule or config.selection
+    rule = rule or read_rule(store)
     output = output or store.root / "bundle"
-    maximise = rule.maximise
     ranked = rank_candidates(store, rule)
+    bundle = assemble(store, rule, ranked)
+    earlier = _find_rule(output)
+    save_bundle(bundle, output)
+    jobs = list_jobs(store)
+    return Choice(
+        bundle=output,
+        trial=bundle.record["trial"],
+        lambda_=bundle.record["lambda"],
+        iterations=bundle.iterations,
+        rule=_say_rule(_describe(rule)),
+        metric=rule.maximise,
+        ranked=ranked,
+        of_seed=bundle.record["of_seed"],
+        pending=jobs.filter(pl.col("status") == Status.PENDING)["trial"].to_list(),
+        replaced=_say_rule(earlier) if earlier not in (None, _describe(rule)) else None,
+    )
+
+
+def assemble(store: Store, rule: Selection, ranked: pl.DataFrame) -> Bundle:
+    """Make a bundle of the first of `rank_candidates`, which records how it was chosen.
+
+    Raises `RecordsError` where weights are missing or damaged.
+    """
+    config = StudyConfig.restored(store.record)
     best = ranked.row(0, named=True)
     own = _choose_seed(store, best, rule)
-    seed = own.pop("seed")
-    name = f"{best['configuration']}-seed{seed}"
+    name = f"{best['configuration']}-seed{own['seed']}"
     conditional = best["method"] == "conditional"
     core = read_core(config, store)
-    trial = store.scan("trials").filter(pl.col("trial") == name).collect()
-    settings = replace(config.fusion, hidden=trial["hidden"][0])
+    trial = store.scan("trials").filter(pl.col("trial") == name).collect().row(0, named=True)
+    settings = replace(config.fusion, hidden=trial["hidden"])
     generator = _fill(
         settings.make_generator(
             config.core.latent_dim,
@@ -214,50 +237,44 @@ def select(store: Store, rule: Selection | None = None, output: AnyPath | None =
         # The λ of a map that takes none is part of the price.
         price = how.price if conditional else find_price(how.price, best["lambda"])
         heard = Heard(core, _read_writer(config, store), price, how.drafts, how.lead)
-    shown = ["configuration", "lambda", "iteration", maximise, "low", "high"]
-    runners_up = ranked[1 : 1 + _RUNNERS_UP].select(*dict.fromkeys((*shown, _NEAREST)))
-    record = {
-        "study": store.record["name"],
-        "fingerprint": store.record["fingerprint"],
-        "trial": name,
-        "configuration": best["configuration"],
-        **{key: best[key] for key in ("lambda", "style_dim")},
-        "seed": seed,
-        "of_seed": own,
-        "rule": _describe(rule),
-        "value": best[maximise],
-        "standard_error": best["se"],
-        "interval": [best["low"], best["high"]],
-        "highest": float(ranked[maximise].max()),  # type: ignore[arg-type]
-        "runners_up": runners_up.to_dicts(),
-        "versions": json.loads(trial["versions"][0]),
-        "git_commit": trial["git_commit"][0],
-    }
-    bundle = Bundle(
+    return Bundle(
         config.melody,
         core,
         generator,
         iterations=best["iteration"],
         lambda_=best["lambda"] if conditional else None,
         lambda_range=config.fusion.lambda_range if conditional else None,
-        record=record,
+        record={
+            "study": store.record["name"],
+            "fingerprint": store.record["fingerprint"],
+            **_tell_choice(rule, ranked, own),
+            "versions": json.loads(trial["versions"]),
+            "git_commit": trial["git_commit"],
+        },
         heard=heard,
     )
-    earlier = _find_rule(output)
-    save_bundle(bundle, output)
-    jobs = list_jobs(store)
-    return Choice(
-        bundle=output,
-        trial=name,
-        lambda_=best["lambda"],
-        iterations=best["iteration"],
-        rule=_say_rule(_describe(rule)),
-        metric=maximise,
-        ranked=ranked,
-        of_seed=own,
-        pending=jobs.filter(pl.col("status") == Status.PENDING)["trial"].to_list(),
-        replaced=_say_rule(earlier) if earlier not in (None, _describe(rule)) else None,
-    )
+
+
+def _tell_choice(
+    rule: Selection, ranked: pl.DataFrame, of_seed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What was chosen and how, as a bundle records it."""
+    best, maximise = ranked.row(0, named=True), rule.maximise
+    shown = ["configuration", "lambda", "iteration", maximise, "low", "high"]
+    runners_up = ranked[1 : 1 + _RUNNERS_UP].select(*dict.fromkeys((*shown, _NEAREST)))
+    return {
+        "trial": f"{best['configuration']}-seed{of_seed['seed']}",
+        "configuration": best["configuration"],
+        **{key: best[key] for key in ("lambda", "style_dim")},
+        "seed": of_seed["seed"],
+        "of_seed": {name: value for name, value in of_seed.items() if name != "seed"},
+        "rule": _describe(rule),
+        "value": best[maximise],
+        "standard_error": best["se"],
+        "interval": [best["low"], best["high"]],
+        "highest": float(ranked[maximise].max()),  # type: ignore[arg-type]
+        "runners_up": runners_up.to_dicts(),
+    }
 
 
 def _describe(rule: Selection) -> dict[str, Any]:

@@ -59,6 +59,8 @@ class Limits:
 
     body: int = 4 * 2**20
     """Most bytes of a request."""
+    json: int = 2**19
+    """Most bytes of a request in JSON: all others of the worker wait while it is parsed."""
     seconds: float = 30.0
     """Longest that a request may take to arrive, and longest that its answer may take then."""
     requests: int = 16
@@ -387,9 +389,11 @@ class _Service:
             )
         self.inside += 1
         try:
-            body = await _receive(request, self.limits.seconds, self.limits.body)
+            kind = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
+            most = self.limits.json if kind == JSON else self.limits.body
+            body = await _receive(request, self.limits.seconds, most)
             media = _choose_media(request.headers.get("accept", "*/*"))
-            wanted = await self._parse(request, body)
+            wanted = await self._parse(request, kind, body)
             async with asyncio.timeout(self.limits.seconds):
                 content = await asyncio.get_running_loop().run_in_executor(
                     self.pool, self._answer, wanted, media
@@ -403,8 +407,7 @@ class _Service:
             self.inside -= 1
         return Response(content, media_type=media)
 
-    async def _parse(self, request: Request, body: bytes) -> Files | Melodies:
-        kind = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
+    async def _parse(self, request: Request, kind: str, body: bytes) -> Files | Melodies:
         try:
             if kind == JSON:
                 return Melodies.model_validate_json(body)
@@ -460,7 +463,8 @@ async def _receive(request: Request, seconds: float, most: int) -> bytes:
     if size > most:
         raise ProblemError(
             "too-large",
-            f"a request may have {most:,} bytes; send fewer bars, or a score as .mxl",
+            f"a request of this media type may have {most:,} bytes; send fewer bars, or files (a"
+            " score as .mxl)",
         )
     raise ProblemError("too-slow", f"a request must arrive within {seconds:g} seconds; send again")
 

@@ -290,8 +290,8 @@ TABLES: dict[str, Table] = {
         ),
     ),
     "latents": Table(
-        "Inputs and outputs of every transform, one row per pair. Controls are among them, and real"
-        " neighbours (`real`), which nothing changes.",
+        "Inputs and outputs of every transform, one row per pair. The method `poster` and controls"
+        " are among them, and real neighbours (`real`), which nothing changes.",
         (
             _TRIAL,
             _CONFIGURATION,

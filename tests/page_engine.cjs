@@ -10,10 +10,15 @@ const CFMidi = require(path.join(page, "midi.js"));
 const models = {};
 const toBuffer = (base64) => Uint8Array.from(Buffer.from(base64, "base64")).buffer;
 const toTokens = (list) => Int16Array.from(list);
+const toLatent = (list) => Float32Array.from(list);
 
 const answers = {
   async load({name, packed}) {
     models[name] = await CFEngine.load(packed);
+    return answers.choose({name, place: 0});
+  },
+  choose({name, place}) {
+    models[name].choose(place);
     const {meters, styleDim, lambda, lambdaRange, iterations, lead} = models[name];
     return {meters, styleDim, lambda, lambdaRange, iterations, lead};
   },
@@ -21,9 +26,23 @@ const answers = {
     const fused = models[name].fuse({...given, left: toTokens(given.left), right: toTokens(given.right)});
     return {...fused, left: Array.from(fused.left), right: Array.from(fused.right)};
   },
-  notes({name, tokens}) {
+  encode({name, tokens}) {
+    const model = models[name], kind = model.kindOf(tokens);
+    const [z] = model.core.encode([toTokens(tokens).slice(0, model.form.lengths[kind])], kind);
+    return Array.from(z);
+  },
+  apply({name, pair, style, lambda, kind}) {
+    const moved = models[name].generator.apply(pair.map(toLatent), style, lambda, kind, [1, 1]);
+    return moved.map((z) => Array.from(z));
+  },
+  decode({name, latent, kind}) {
     const model = models[name];
-    return {notes: model.toNotes(toTokens(tokens)), kind: model.kindOf(toTokens(tokens))};
+    const [tokens] = model.core.decode([toLatent(latent)], kind);
+    return Array.from(model.putMarks(tokens, kind));
+  },
+  notes({name, tokens}) {
+    const model = models[name], kind = model.kindOf(tokens);
+    return {notes: CFEngine.toNotes(toTokens(tokens), kind, model.form), kind};
   },
   read({bytes}) {
     return CFMidi.read(toBuffer(bytes));

@@ -1,8 +1,10 @@
 """A study whose outputs are written down by a model of notes, from trials to bundle."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import polars as pl
@@ -10,15 +12,20 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
-from cf_core.bundle import load_bundle
+from cf_core.bundle import Bundle, load_bundle
 from cf_core.heard import Heard, find_price
 from cf_core.seeding import make_random
 from cf_core.training import load_tensors
+from evaluation.controls import CONTROLS
+from evaluation.frontier import FUSIONS
 from study.execution import estimate_work, run_job
+from study.page import build, write_page
+from study.page.data import collect
+from study.page.model import pack_model
 from study.prepare import find_corpus, prepare
 from study.run import plan
 from study.search import list_first_trials
-from study.select import rank_candidates, read_rule, select
+from study.select import assemble, rank_candidates, read_rule, select
 from study.specs import PackSpec
 from study.store import Store
 from tests.conftest import folder
@@ -90,22 +97,39 @@ def test_recorded_outputs_are_those_of_the_scheme(finished: Store, melodies: Pat
 
 
 def test_the_scheme_of_the_poster_is_a_method_beside_it(finished: Store, melodies: Path) -> None:
-    """Its values are those of a study in that scheme, since G is trained alike in both."""
+    """Its values and latents are those of a study in that scheme: G is trained alike in both."""
     plain = tiny(melodies, folder(finished).parent / "plain", **HEARD)
     plain = plain.model_copy(update={"fusion": replace(plain.fusion, scheme="poster")})
     store, _ = go(furnish(plain, finished))
     keys = ["trial", "lambda", "source", "iteration", "metric"]
     of_set = pl.col("metric") != "style_diversity"
-    expected = store.metrics.filter(pl.col("method").is_in(["fusion", "conditional"]), of_set)
-    found = finished.metrics.filter(method="poster").with_columns(
-        pl.col("trial").str.strip_prefix("poster-")
-    )
+    ours, renamed = pl.col("method").is_in(FUSIONS), pl.col("trial").str.strip_prefix("poster-")
+    expected = store.metrics.filter(ours, of_set)
+    found = finished.metrics.filter(method="poster").with_columns(renamed)
     columns = [*keys, "value", "low", "high", "n"]
     assert_frame_equal(
         found.select(columns).sort(keys).collect(), expected.select(columns).sort(keys).collect()
     )
-    assert "poster" not in finished.latents.select("method").collect()["method"].to_list()
+    keys = ["trial", "lambda", "source", "iteration", "pair"]
+    latents = finished.latents.filter(method="poster").with_columns(renamed)
+    assert_frame_equal(
+        latents.drop("method", "configuration").sort(keys).collect(),
+        store.latents.filter(ours).drop("method", "configuration").sort(keys).collect(),
+    )
     assert "poster" in finished.verdicts.select("rival").collect()["rival"].to_list()
+
+
+def test_every_point_of_the_page_has_notes(finished: Store) -> None:
+    content = collect(finished, 2)
+    methods = [point["method"] for point in content["points"]]
+    assert {"fusion", "conditional", "poster", "lp", "identity", *CONTROLS} == set(methods)
+    missing = {
+        (source, method)
+        for source, notes in content["notes"].items()
+        for method, own in zip(methods, notes, strict=True)
+        if own is None
+    }
+    assert missing == {("prior", "same_song")}  # samples of the prior are of no song
 
 
 def test_reports_count_what_is_heard_and_what_is_measured_twice(
@@ -144,6 +168,37 @@ def test_the_bundle_writes_at_the_price_of_its_trial(
         weights = load_tensors(finished.root / "classifiers" / f"writer_{name}.safetensors")
         assert weights is not None
         assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+
+
+def test_the_page_holds_the_best_trial_of_any_lambda_beside_a_selected_one_of_one_lambda(
+    finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = read_rule(finished)
+    one, anyone = (
+        assemble(finished, rule, rank_candidates(finished, rule, [method]))
+        for method in ("fusion", "conditional")
+    )
+    both = pack_model(one, anyone)
+    assert [each["trial"] for each in both["maps"]] == [
+        "lambda0.1-style2-seed0",
+        "conditional-style2-seed0",
+    ]
+    assert both["maps"][1]["lambdaRange"] == [0.001, 10.0]
+    building = Mock(wraps=build)
+    monkeypatch.setattr("study.page.build", building)
+    monkeypatch.setattr("study.page.replacing", lambda _: nullcontext(tmp_path / "report.html"))
+
+    def write(selected: Bundle) -> list[dict[str, Any]]:
+        monkeypatch.setattr("study.page.load_bundle", lambda _: selected)
+        building.reset_mock()
+        write_page(finished)
+        return [call.args[1] for call in building.call_args_list]
+
+    assert write(anyone) == [pack_model(anyone)]
+    assert write(one) == [both]
+    size = (tmp_path / "report.html").stat().st_size
+    monkeypatch.setattr("study.page.MAX_BYTES", size - 1)
+    assert write(one) == [both, pack_model(one)]
 
 
 def test_written_studies_end_alike_however_often_they_are_stopped(

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 import cf_core.vae
 from cf_core.bundle import Bundle, load_bundle
 from cf_core.distance import edit_distance, z_distance
+from cf_core.export import export_bundle
 from cf_core.melody import Melody, MelodyFormat, Note, to_notes
 from cf_core.piece import Piece, thin_out
 from cf_core.readers import read_melodies
@@ -41,6 +42,8 @@ PAGE = Path(__file__).parent.parent / "study" / "page"
 PAIRS = int(os.environ.get("CF_PAGE_PAIRS", "200"))
 TIE = 1e-4
 """Choices whose logits, fits or probabilities are no farther apart are as good as each other."""
+VECTORS = 1e-4
+"""How far latents may be from those of an export's test vectors: see docs/exporting.md."""
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 
@@ -234,6 +237,35 @@ def test_every_kind_of_bundle_fuses_as_in_python(
     assert changed
 
 
+@pytest.mark.parametrize("heard", [False, True])
+def test_each_map_of_a_model_fuses_as_its_bundle(
+    node: Node, make_bundle: MakeBundle, *, heard: bool
+) -> None:
+    """One λ, and any λ with another number of styles, on one core; in turn, as one may switch."""
+    form = FORMS["several"]
+    wholes = [
+        make_bundle(form, 3, heard=heard),
+        replace(make_bundle(form, 2, conditional=True, heard=heard), iterations=2),
+    ]
+    if wholes[0].heard is not None:
+        wholes[0] = replace(wholes[0], heard=replace(wholes[0].heard, price=0.5))
+    node("load", name="both", packed=pack_model(*wholes))
+    bundles = [round_weights(whole) for whole in wholes]
+    cases = [list(draw_cases(bundle, 9)) for bundle in bundles]
+    for place in (1, 0, 1):
+        bundle = bundles[place]
+        told = node("choose", name="both", place=place)
+        assert (told["styleDim"], told["lambda"], told["iterations"]) == (
+            bundle.generator.style_dim,
+            bundle.lambda_,
+            bundle.iterations,
+        )
+        assert told["lambdaRange"] == (list(bundle.lambda_range) if bundle.lambda_range else None)
+        for case in cases[place]:
+            found = case.ask(node, "both")
+            assert [found["left"], found["right"]] == case.fuse(bundle).tolist()
+
+
 @torch.no_grad()
 def measure(case: Case, bundle: Bundle) -> float:
     """The distance of the latents that `Bundle.fuse` decodes, by equation 7."""
@@ -250,6 +282,38 @@ def measure(case: Case, bundle: Bundle) -> float:
             bundle.generator, (left, right), style, counts, lambdas, how.fix_chance(), kinds
         )
     return float(z_distance((left, right), outputs, bundle.core.sigma_bar))
+
+
+@pytest.mark.parametrize(("form", "conditional"), [("one meter", False), ("several", True)])
+def test_the_vectors_of_an_export_come_of_the_engine(
+    node: Node,
+    make_bundle: MakeBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    *,
+    conditional: bool,
+) -> None:
+    bundle = round_weights(make_bundle(FORMS[form], 3, conditional=conditional))
+    node("load", name="exported", packed=pack_model(bundle))
+    monkeypatch.setattr("cf_core.export._serialise", lambda _: b"")  # the graphs take long
+    export_bundle(bundle, tmp_path / "onnx")
+    vectors = json.loads((tmp_path / "onnx" / "vectors.json").read_text())
+    given, sides = vectors["inputs"], ("left", "right")
+    assert sorted(set(given["kind"])) == list(range(len(bundle.form.kinds)))
+    for row, (kind, style) in enumerate(zip(given["kind"], given["style"], strict=True)):
+        pair = [vectors["latents"][side][row] for side in sides]
+        for side, latent in zip(sides, pair, strict=True):
+            found = node("encode", name="exported", tokens=given[side][row])
+            np.testing.assert_allclose(found, latent, atol=VECTORS)
+            ended = vectors["applied"][side][row]
+            tokens = node("decode", name="exported", latent=ended, kind=kind)
+            assert tokens == vectors["outputs"][side][row]
+        how = {"style": style, "lambda": given["lambda"][row] if conditional else None}
+        moved = node("apply", name="exported", pair=pair, kind=kind, **how)
+        once = [vectors["applied_once"][side][row] for side in sides]
+        np.testing.assert_allclose(moved, once, atol=VECTORS)
+        assert np.abs(np.subtract(once, pair)).max() > 100 * VECTORS
 
 
 def test_what_a_style_changes_is_not_forgotten(node: Node, ready: Bundle) -> None:

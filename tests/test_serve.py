@@ -488,6 +488,19 @@ def test_a_request_that_is_too_large(app: FastAPI, tunes: Path, tmp_path: Path) 
     refused(answer, "too-large", "4,194,304 bytes", ".mxl")
 
 
+def test_json_that_is_too_large(app: FastAPI) -> None:
+    """It would hold all other requests while it is parsed, so it may not have as many bytes."""
+    most = ask(app, {}, path="/capabilities")[0].json()["limits"]["json"]
+    assert most == 2**19
+    body = json.dumps(GOOD).ljust(most)
+    headers = {"Content-Type": "Application/JSON; charset=utf-8"}
+    fits, large = ask(app, *({"content": text, "headers": headers} for text in (body, body + " ")))
+    assert fits.status_code == 200
+    refused(large, "too-large", "524,288 bytes", "files")
+    whole = plain(*[60] * Limits().notes, length=0.25)
+    assert len(json.dumps({"left": whole, "right": whole})) < most
+
+
 def test_a_request_that_arrives_too_slowly(bundle: Bundle) -> None:
     async def drops() -> AsyncIterator[bytes]:
         yield b"{"
@@ -595,7 +608,8 @@ def test_a_port_that_is_taken_and_a_bundle_that_is_none(served: str, tmp_path: P
 def test_the_help_states_the_limits() -> None:
     told = " ".join((cli.serve.__doc__ or "").split())
     limits = Limits()
-    assert f"may have {limits.body // 2**20} MiB and take {limits.seconds:g} seconds" in told
+    size = f"{limits.body // 2**20} MiB ({limits.json // 2**10} KiB in JSON)"
+    assert f"may have {size} and take {limits.seconds:g} seconds" in told
     assert f"a melody {limits.notes:,} notes" in told
     assert f"at most {limits.requests} requests at one time" in told
 

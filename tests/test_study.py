@@ -740,19 +740,23 @@ def test_what_is_kept_of_latents_changes_no_other_table(undisturbed: Study, tmp_
 
 
 def test_the_plan_tells_the_size_of_latents(melodies: Path, tmp_path: Path) -> None:
-    """Three readings after two counts and two points of LP; a row is 4 · 16 floats."""
+    """Three readings of each seed after two counts, and two points of LP; a row is 4 · 16 floats.
+
+    In the scheme `heard` the first seed counts twice.
+    """
     settings = tiny(melodies, tmp_path).evaluation.model_dump()
     rows = {"all": 2 * (50_000 + 20_000), "scored": 2 * 50_000, "none": 0}
-    for latents, pairs in rows.items():
+    for (latents, pairs), scheme in product(rows.items(), ("poster", "heard")):
         changes = {"pairs": 50_000, "validation_pairs": 20_000, "rivals": ["lp"]}
         config = tiny(
             melodies,
             tmp_path,
             core={"latent_dim": 16},
-            search={"lambda": [0.1, "conditional"], "style_dim": [0], "seeds": [0]},
+            fusion={"scheme": scheme},
+            search={"lambda": [0.1, "conditional"], "style_dim": [0], "seeds": [0, 1]},
             evaluation=settings | changes | {"latents": latents},
         )
-        points = (1 + 2) * 2 + 2
+        points = (1 + 2) * 2 * (3 if scheme == "heard" else 2) + 2
         size = f"{pairs * points * 256 / 1e9:.2f}"
         assert f"latents kept: {latents}, up to {size} GB" in plan(config).splitlines()
 

@@ -124,26 +124,10 @@ const CFData = (() => {
     }
 
     pair(left, right, kind, told = {}) {
-      const length = this.form.lengths[kind];
-      const halves = [left, right].map((tokens) => this.toNotes(tokens, kind));
-      const { bars, kinds } = this.form;
+      const { barsPerSegment: bars, barLengths, kinds } = this.form;
+      const length = bars * barLengths[kind];
+      const halves = [left, right].map((tokens) => CFEngine.toNotes(tokens, kind, this.form));
       return { tokens: [left, right], halves, kind, length, bars, meter: kinds[kind], told };
-    }
-
-    // Notes of a segment: [{onset, duration, pitch}] in quarter notes.
-    toNotes(tokens, kind) {
-      const starts = this.form.starts[kind];
-      const ends = [...starts.slice(1), this.form.lengths[kind]];
-      const notes = [];
-      let sounding = false;
-      starts.forEach((onset, step) => {
-        const token = tokens[step];
-        const duration = ends[step] - onset;
-        if (token >= 2) notes.push({ onset, duration, pitch: token - 2 + this.form.lowest });
-        else if (token === 1 && sounding) notes[notes.length - 1].duration += duration;
-        sounding = token >= 2 || (token === 1 && sounding);
-      });
-      return notes;
     }
 
     describePair(source, number) {

@@ -15,7 +15,6 @@ from jaxtyping import Integer
 from scipy import special
 
 from cf_core.errors import RecordsError
-from cf_core.melody import MelodyFormat, bar_length
 from cf_core.vae import MelodyVAE
 from evaluation.controls import CONTROLS
 from evaluation.figures.canvas import in_order, look
@@ -24,6 +23,7 @@ from evaluation.jackknife import satterthwaite
 from evaluation.metrics import AXES, METRICS
 from study.config import StudyConfig
 from study.findings import read_finished_metrics
+from study.page.model import describe_form
 from study.parameters import SETTINGS
 from study.select import read_core
 from study.store import Store
@@ -66,7 +66,7 @@ def collect(store: Store, count: int) -> dict[str, Any]:
     return {
         "name": store.record["name"],
         "fingerprint": store.record["fingerprint"],
-        "form": _describe_form(config.melody),
+        "form": describe_form(config.melody),
         "metrics": [_describe_metric(name) for name in METRICS],
         "axes": _order_axes(dict(config.evaluation.matched)),
         "chosen_by": CHOSEN_BY,
@@ -168,26 +168,6 @@ def _order_axes(bounds: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     """The limits of the matched distances by axis, those of deployed points first."""
     names = [*DEPLOYED_AXES[::-1], *(name for name in AXES if name not in DEPLOYED_AXES)]
     return {name: bounds.get(name) for name in names}
-
-
-def _describe_form(form: MelodyFormat) -> dict[str, Any]:
-    """Where steps begin and segments end, in quarter notes, by the kind of their bars."""
-    starts = [
-        [
-            float(bar * bar_length(meter) + line / form.steps_per_beat)
-            for bar in range(form.bars_per_segment)
-            for line in lines
-        ]
-        for meter, lines in zip(form.kinds, form.bars, strict=True)
-    ]
-    return {
-        "lowest": form.lowest,
-        "steps": form.steps,
-        "kinds": form.kinds,
-        "bars": form.bars_per_segment,
-        "starts": starts,
-        "lengths": [float(bar_length(m) * form.bars_per_segment) for m in form.kinds],
-    }
 
 
 def _describe_metric(name: str) -> dict[str, str]:

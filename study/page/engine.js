@@ -3,7 +3,7 @@
  *
  *     const model = await CFEngine.load(packed);  // packed: what study/page/model.py makes
  *     const fused = model.fuse({left, right, style: [0.2, 0.7], lambda: 0.3, iterations: 4, lead: 0.5});
- *     model.toNotes(fused.left);
+ *     CFEngine.toNotes(fused.left, model.kindOf(fused.left), model.form);
  *
  * Tokens, kinds of bars and marks are those of cf_core/melody.py. Weights are 32-bit numbers, read
  * from half precision; sums run in 64 bits, input by input, and latents are rounded to 32 bits. So
@@ -172,6 +172,20 @@ globalThis.CFEngine = (() => {
     return before[other.length];
   }
 
+  /** The notes of a segment's tokens; `onset` and `duration` in quarter notes from its start. */
+  function toNotes(tokens, kind, form) {
+    const lengths = form.stepLengths[kind], notes = [];
+    let onset = 0, sounding = false;
+    tokens.slice(0, form.lengths[kind]).forEach((token, step) => {
+      const duration = lengths[step];
+      if (token >= FIRST_PITCH) notes.push({onset, duration, pitch: token - FIRST_PITCH + form.lowest});
+      if (token === HOLD && sounding) notes[notes.length - 1].duration += duration;
+      sounding = token >= FIRST_PITCH || (token === HOLD && sounding);
+      onset += duration;
+    });
+    return notes;
+  }
+
   /** Results by key, so that what comes again is not computed again; all forgotten when too many. */
   class Memory {
     constructor() {
@@ -302,11 +316,11 @@ globalThis.CFEngine = (() => {
   // ---- the fusion map G (cf_core/fusion.py) ----------------------------------------------------
 
   class Generator {
-    constructor({form, latentDim, gated, conditional}, tensors) {
+    constructor({form, latentDim}, {gated, conditional}, tensors, name) {
       Object.assign(this, {kinds: form.kinds.length, size: 2 * latentDim, gated, conditional});
       this.layers = [];
-      while (`generator.${this.layers.length}.weight` in tensors) {
-        this.layers.push(takeLinear(tensors, `generator.${this.layers.length}`));
+      while (`${name}.${this.layers.length}.weight` in tensors) {
+        this.layers.push(takeLinear(tensors, `${name}.${this.layers.length}`));
       }
     }
 
@@ -469,14 +483,12 @@ globalThis.CFEngine = (() => {
     constructor(packed, tensors) {
       this.form = packed.form;
       this.meters = packed.form.meters;
-      this.styleDim = packed.styleDim;
-      this.lambda = packed.lambda;
-      this.lambdaRange = packed.lambdaRange;
-      this.iterations = packed.iterations;
       this.heard = packed.heard;
       this.lead = this.heard && this.heard.lead;
       this.core = new Core(packed, tensors);
-      this.generator = new Generator(packed, tensors);
+      this.maps = packed.maps;
+      this.generators = this.maps.map((map, place) => new Generator(packed, map, tensors, `maps.${place}`));
+      this.choose(0);
       if (this.heard) {
         this.forwards = new Continuation(packed, tensors, "forwards");
         this.backwards = new Continuation(packed, tensors, "backwards");
@@ -485,6 +497,12 @@ globalThis.CFEngine = (() => {
       this.sounds = new Memory(); // tokens that those latents are decoded to
       this.fits = new Memory(); // of two halves
       this.drafts = new Memory(); // of two halves, at two prices
+    }
+
+    /** Fuses with another of `maps` from now on, whose styles, λ and count are its own. */
+    choose(place) {
+      const {styleDim, lambda, lambdaRange, iterations, price} = this.maps[place];
+      Object.assign(this, {styleDim, lambda, lambdaRange, iterations, price, generator: this.generators[place]});
     }
 
     /** Index into `form.kinds` of the kind of a segment's bars, which its last mark says. */
@@ -557,7 +575,7 @@ globalThis.CFEngine = (() => {
         now = heard;
       }
       const rise = lambda < 1 ? this.heard.far : this.heard.near;
-      const price = Math.max(0, this.heard.price + rise * Math.log10(lambda));
+      const price = Math.max(0, this.price + rise * Math.log10(lambda));
       const prices = shares.map((share) => (share > 0 ? price / share : UNPAYABLE));
       const key = `${kind}:${now.tokens.join("|")}:${prices}`;
       const drafts = this.settle(this.drafts.get(key, () => this.rewrite(now.tokens, kind, prices)), now, kind);
@@ -628,22 +646,8 @@ globalThis.CFEngine = (() => {
       }));
       return sum / sigmaBar.length;
     }
-
-    /** The notes of a segment's tokens; `onset` and `duration` in quarter notes from its start. */
-    toNotes(tokens) {
-      const kind = this.kindOf(tokens), lengths = this.form.stepLengths[kind], notes = [];
-      let onset = 0, sounding = false;
-      tokens.slice(0, this.form.lengths[kind]).forEach((token, step) => {
-        const duration = lengths[step];
-        if (token >= FIRST_PITCH) notes.push({onset, duration, pitch: token - FIRST_PITCH + this.form.lowest});
-        if (token === HOLD && sounding) notes[notes.length - 1].duration += duration;
-        sounding = token >= FIRST_PITCH || (token === HOLD && sounding);
-        onset += duration;
-      });
-      return notes;
-    }
   }
 
-  return {load};
+  return {load, toNotes};
 })();
 if (typeof module === "object") module.exports = globalThis.CFEngine;

@@ -23,13 +23,24 @@ const CFLive = (() => {
     constructor(study, model, body) {
       Object.assign(this, { study, model });
       this.own = { left: null, right: null };
-      this.style = Array.from({ length: model.styleDim }, () => 0.5);
+      this.lead = model.lead ?? null;
+      this.controls = el("div", { class: "live-controls" });
+      this.choose(0);
+      this.take(0);
+      body.replaceChildren(this.build());
+    }
+
+    // The selected model, or the one beside it: with its own λ and count, and the style as it was.
+    take(place) {
+      const { model } = this;
+      model.choose(place);
+      this.style = Array.from({ length: model.styleDim }, (_, i) => this.style?.[i] ?? 0.5);
       this.lambda = model.lambda;
       this.iterations = model.iterations;
-      this.lead = model.lead ?? null;
       this.refreshers = [];
-      this.choose(0);
-      body.replaceChildren(this.build());
+      const sliders = el("div", { class: "sliders" }, ...this.list().map((slider) => this.slider(slider)));
+      const fixed = model.lambdaRange ? null : el("p", { class: "about", id: "live-fixed" }, "λ is fixed in this model.");
+      this.controls.replaceChildren(...[model.styleDim > 1 ? this.pad() : null, sliders, fixed].filter(Boolean));
       this.schedule();
     }
 
@@ -82,8 +93,7 @@ const CFLive = (() => {
 
     build() {
       const { study } = this;
-      const fixed = this.model.lambdaRange ? "" : "λ is fixed in this model.";
-      this.told = el("p", { class: "about", id: "live-told" }, fixed);
+      this.told = el("p", { class: "about", id: "live-told" });
       this.account = el("p", { class: "account", id: "live-account" });
       this.rolls = el("div", { class: "live-rolls", id: "live-rolls" });
       const pair = el("select", { id: "live-pair", onchange: () => { this.choose(Number(pair.value)); this.schedule(); } });
@@ -93,11 +103,21 @@ const CFLive = (() => {
         this.picker("left"), this.picker("right"));
       drop.addEventListener("dragover", (event) => event.preventDefault());
       drop.addEventListener("drop", (event) => this.dropped(event));
-      this.sliders = el("div", { class: "sliders" }, ...this.list().map((slider) => this.slider(slider)));
       return el("div", { class: "live" },
-        el("div", { class: "live-inputs" }, el("label", {}, "Pair ", pair), drop, this.told),
-        el("div", { class: "live-controls" }, this.model.styleDim > 1 ? this.pad() : null, this.sliders),
+        el("div", { class: "live-inputs" }, this.maps(), el("label", {}, "Pair ", pair), drop, this.told),
+        this.controls,
         el("div", { class: "live-outputs" }, this.rolls, this.account, this.buttons()));
+    }
+
+    // Which model, where there are two.
+    maps() {
+      const { maps } = this.model;
+      if (maps.length < 2) return null;
+      const told = maps.map(({ trial, lambdaRange }, place) =>
+        [place, `${CFDom.tidy(trial, 40)}, ${place ? "" : "selected, "}${lambdaRange ? "any λ" : "one λ"}`]);
+      const select = el("select", { id: "live-map", onchange: () => this.take(Number(select.value)) });
+      CFDom.options(select, told, 0);
+      return el("label", {}, "Model ", select);
     }
 
     picker(side) {
