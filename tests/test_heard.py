@@ -114,7 +114,8 @@ def one_by_one(how: Heard, counts: Sequence[int], cases: Cases) -> dict[int, Ten
                 cases.undone += 1
             if count in counts:
                 halves = left.repeat(DRAFTS, 1), right.repeat(DRAFTS, 1)
-                written = how.writer.write(how.core, halves, price.repeat(DRAFTS, 1), chance[:, row])
+                prices = price.repeat(DRAFTS, 1)
+                written = how.writer.write(how.core, halves, prices, chance[:, row])
                 best, best_fits = torch.cat((left, right), 1)[0], fits
                 for draft, after in zip(torch.cat(written, 1), rate(how, written), strict=True):
                     if after > best_fits:
