@@ -10,7 +10,7 @@ import pytest
 import study
 from cf_core.bundle import load_bundle
 from cf_core.readers import read_file
-from tests.tiny import Here
+from tests.tiny import Here, furnish
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LONGEST = 60
@@ -78,8 +78,18 @@ def test_the_tables_answer(
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_ray")
 def test_a_rival_of_ones_own_is_on_the_frontier(
-    melodies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, melodies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    settings = [
+        'evaluation.rivals=["own_rival:Shift"]',
+        "evaluation.shift.amounts=[0.2, 1]",
+        "name=own-rival",
+        f"corpus.source={melodies}",
+        f"execution.results={tmp_path}",
+    ]
+    # Its models are those of the other study, which take longest.
+    furnish(study.load_config(EXAMPLES / "small.yaml", settings), study.open(finished / "small"))
     run_script(monkeypatch, "own_rival.py", melodies, tmp_path)
     records = study.open(tmp_path / "own-rival")
     shown = records.frontier.filter(pl.col("method") == "shift").collect()

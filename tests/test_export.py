@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -290,17 +291,13 @@ def test_a_bundle_of_one_meter_and_one_lambda_has_no_inputs_for_them(
 
 
 def test_an_export_is_replaced_whole_and_nothing_else_is(
-    tmp_path: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+    folder: Path, ready: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle, path = (
-        make_bundle(MelodyFormat(meters=("3/4", "6/8")), conditional=True),
-        tmp_path / "x",
-    )
-    path.mkdir()  # an empty folder is as good as none
-    sizes = export_bundle(bundle, path)
+    bundle, path = ready, tmp_path / "x"
+    shutil.copytree(folder, path)  # it was empty at first, which is as good as none
     before = {file.name: file.read_bytes() for file in path.iterdir()}
+    sizes = export_bundle(bundle, path)
     assert {name: len(content) for name, content in before.items()} == sizes
-    export_bundle(bundle, path)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
     def fail(*_: object) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -71,47 +72,76 @@ def fit(how: Heard, pair: Pair) -> Tensor:
     return total
 
 
-def one_by_one(how: Heard, count: int) -> list[Tensor]:
+def rate(how: Heard, pair: Pair) -> Tensor:
+    """As `fit`, at once (`test_a_rating_is_that_of_the_tokens_one_by_one`)."""
+    return how.writer.rate(decode(how, pair))
+
+
+@dataclass
+class Cases:
+    """How often each thing happened that can."""
+
+    kept: int = 0
+    undone: int = 0
+    drafted: int = 0
+    refused: int = 0
+
+
+def one_by_one(how: Heard, counts: Sequence[int], cases: Cases) -> dict[int, Tensor]:
     """The outputs of each pair by itself, as the module's docstring says."""
     pair, style, lambda_ = inputs()
-    chance = how.draw_chance(ROWS, make_random(0, "chance"))
+    generator, chance = network(), how.draw_chance(ROWS, make_random(0, "chance"))
     left_share, right_share = min(1, 2 * how.lead), min(1, 2 - 2 * how.lead)
-    found = []
+    found: dict[int, list[Tensor]] = {count: [] for count in counts}
     for row in range(WRITTEN_OUT):
         one = slice(row, row + 1)
         left, right = pair[0][one], pair[1][one]
-        for _ in range(count):
+        fits = rate(how, (left, right))
+        decades = math.log10(float(lambda_[row]))
+        at_lambda = max(0.0, how.price + 1.5 * min(decades, 0) + 4.0 * max(decades, 0))
+        price = torch.tensor([[at_lambda / left_share, at_lambda / right_share]])
+        for count in range(1, max(counts) + 1):
             with torch.no_grad():
-                moved = network()((left, right), style[one], condition_on(lambda_[one]))
+                moved = generator((left, right), style[one], condition_on(lambda_[one]))
             new = (
                 left + left_share * (moved[0] - left),
                 right + right_share * (moved[1] - right),
             )
-            if fit(how, new) < fit(how, (left, right)):
-                break
-            left, right = new
-        decades = math.log10(float(lambda_[row]))
-        at_lambda = max(0.0, how.price + 1.5 * min(decades, 0) + 4.0 * max(decades, 0))
-        price = torch.tensor([[at_lambda / left_share, at_lambda / right_share]])
-        best = left, right
-        for draft in range(DRAFTS):
-            written = how.writer.write(how.core, (left, right), price, chance[draft, one])
-            if fit(how, written) > fit(how, best):
-                best = written
-        found.append(torch.cat(best, 1)[0])
-    return found
+            if (after := rate(how, new)) >= fits:
+                left, right, fits = *new, after
+                cases.kept += 1
+            else:
+                cases.undone += 1
+            if count in counts:
+                halves = left.repeat(DRAFTS, 1), right.repeat(DRAFTS, 1)
+                prices = price.repeat(DRAFTS, 1)
+                written = how.writer.write(how.core, halves, prices, chance[:, row])
+                best, best_fits = torch.cat((left, right), 1)[0], fits
+                for draft, after in zip(torch.cat(written, 1), rate(how, written), strict=True):
+                    if after > best_fits:
+                        best, best_fits = draft, after
+                found[count].append(best)
+                cases.drafted += bool(best_fits > fits)
+                cases.refused += bool(best_fits == fits)
+    return {count: torch.stack(outputs) for count, outputs in found.items()}
 
 
 @pytest.mark.parametrize("lead", [0.5, 0.2, 0.9])
 def test_each_pair_is_fused_by_itself_as_written_down(lead: float) -> None:
-    how = heard(lead=lead)
+    how, cases = heard(lead=lead), Cases()
     outputs = run(how)
-    for count in (1, 5):
-        expected = torch.stack(one_by_one(how, count))
+    for count, expected in one_by_one(how, (1, 5), cases).items():
         found = torch.cat(outputs[count], 1)[:WRITTEN_OUT]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    # The test is of something: proposals are kept and undone, drafts are kept and left.
+    # The test is of something: proposals are kept and undone, drafts are kept and refused.
+    assert min(astuple(cases)) > 0
     assert not torch.equal(*(outputs[count][0][:WRITTEN_OUT] for count in (5, 1)))
+
+
+def test_a_rating_is_that_of_the_tokens_one_by_one() -> None:
+    how = heard()
+    for pair in (inputs()[0], *run(how).values()):
+        torch.testing.assert_close(rate(how, pair), fit(how, pair), rtol=1e-4, atol=1e-4)
 
 
 def test_proposals_and_drafts_are_both_kept_and_refused() -> None:
