@@ -157,10 +157,15 @@ def measure_peak_memory_mb(device: torch.device | str = "cpu") -> float:
 
 
 def describe_hardware() -> str:
-    """Name the processor, the GPU if any, and the number of cores that this process may use."""
+    """Name the processor, the GPU if any, and the number of cores that this process may use.
+
+    It also says whether the GPU multiplies matrices in TF32.
+    """
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    if gpu and torch.get_float32_matmul_precision() != "highest":
+        gpu += " (TF32)"
     return f"{_processor()}{gpu}, {cores} cores"
 
 

@@ -168,16 +168,19 @@ def _limit(execution: Execution, job: Job) -> float | None:
     return None if each is None else each * len(job.parts)
 
 
-def _on_device(bench: Workbench) -> Workbench:
+def _on_device(bench: Workbench, execution: Execution) -> Workbench:
     """On this worker's GPU, where it was given one."""
-    has_gpu = ray.get_gpu_ids() and torch.cuda.is_available()
-    return bench.to(torch.device("cuda", torch.cuda.current_device())) if has_gpu else bench
+    if not (ray.get_gpu_ids() and torch.cuda.is_available()):
+        return bench
+    # Of a process of Ray's, which does nothing else.
+    torch.set_float32_matmul_precision("high" if execution.tf32 else "highest")
+    return bench.to(torch.device("cuda", torch.cuda.current_device()))
 
 
 def _measure_packs(shared: list[ray.ObjectRef], trials: Sequence[TrialSpec]) -> Rates:
     bench, _, execution = ray.get(shared[0])
     torch.set_num_threads(1)  # of a process of Ray's, which does nothing else
-    return measure_packs(trials, _on_device(bench), execution.workers)
+    return measure_packs(trials, _on_device(bench, execution), execution.workers)
 
 
 class _Trainable(tune.Trainable):
@@ -190,7 +193,7 @@ class _Trainable(tune.Trainable):
         torch.set_num_threads(1)
         self._tasks = tasks
         bench, root, self._execution = ray.get(shared[0])
-        self._bench, self._store = _on_device(bench), Store(root)
+        self._bench, self._store = _on_device(bench, self._execution), Store(root)
         if self._execution.memory_gb is not None:
             most = int(self._execution.memory_gb * 1e9)
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -128,13 +128,13 @@ class StageResources(Section):
     """What the workers of each stage need, as Ray counts it."""
 
     trials: Resources = Resources()
-    """Those that train packs of trials; on a GPU where they have one."""
+    """Those that train packs of trials and evaluate them; on a GPU where they have one."""
     rivals: Resources = Resources()
-    """Those that run rivals."""
+    """Those that run rivals and evaluate them; on a GPU where they have one."""
 
 
 class Execution(Section):
-    """How the study is run. Never changes its results, but for the rounding errors of `pack`."""
+    """How the study is run."""
 
     workers: Count = 2
     """Processes that read melodies, or train, at one time, one thread each."""
@@ -152,6 +152,9 @@ class Execution(Section):
     the same wheel must be installed on all of them. The libraries must be there either way."""
     resources: StageResources = StageResources()
     """What the workers of each stage need."""
+    tf32: bool = False
+    """Whether GPUs may multiply matrices with 10 bits of each factor's fraction in place of 23
+    (TF32). The table `trials` says so beside the GPU's name."""
     trial_seconds: Positive | None = None
     """Longest that a trial may take, from its start to its records; what takes longer is stopped
     and recorded as failed. Null sets no limit."""
@@ -196,7 +199,7 @@ class StudyConfig(Section):
     choice needs no new training."""
     execution: Execution = Execution()
     """How the study is run. Not part of the identity: changes no result, but for the rounding
-    errors of `pack`."""
+    errors of `pack`, `tf32` and the device. GPUs also draw other random numbers than CPUs."""
 
     @field_validator("melody", mode="before")
     @classmethod
