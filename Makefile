@@ -4,7 +4,7 @@ BIN := .venv/bin
 # these import is compiled once, even where the environment says that nothing is to be kept.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15
 
-.PHONY: quickstart test test-fast docs bundle fuzz chaos bench-core bench-evaluation bench-ingest bench-serve bench-study clean
+.PHONY: quickstart test test-fast docs reference bundle fuzz chaos bench-core bench-evaluation bench-ingest bench-serve bench-study clean
 
 # The whole study on the built-in tunes: sets itself up, then runs one command.
 quickstart: .venv/ready
@@ -25,6 +25,11 @@ test-fast: .venv/ready
 docs: .venv/ready
 	$(BIN)/python -m study.config > docs/configuration.md
 	$(BIN)/python -m study.tables > docs/tables.md
+
+# The figures and findings of the comparison in README, from published tables alone.
+reference: .venv/ready
+	$(BIN)/cf-study frontier results/reference/nottingham
+	$(BIN)/cf-study frontier results/reference/cre
 
 # The ready-made bundle that comes with the package, made anew. Commit what it writes.
 bundle: .venv/ready

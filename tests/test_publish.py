@@ -23,6 +23,7 @@ from cf_core.errors import RecordsError, UserError
 from evaluation.figures import save
 from evaluation.frontier import DEPLOYED_AXES
 from evaluation.inference import decide_verdicts
+from evaluation.rivals import list_rivals
 from study import cli, findings
 from study.cards import BUILTIN, KNOWN
 from study.config import StudyConfig
@@ -35,6 +36,8 @@ from tests.conftest import folder
 from tests.tiny import EVALUATION, claim, furnish, go, tiny
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "results" / "reference"
 
 HOSTILE = (
     "../../../tmp/x\n---\n# \"'`</code><script>alert(1)</script> | *a* [b](javascript:c) \x1b[2J"
@@ -322,6 +325,46 @@ def test_equal_records_give_equal_bytes(own: Store, published: Path, tmp_path: P
     assert {name for name in first if again[name] != first[name]} == named
     publish([Store(own.root)], tmp_path / "again")
     assert read_all(tmp_path / "again") == again
+
+
+# ---- the publication in this repository ----------------------------------------------------------
+
+
+def test_the_reference_is_whole_and_can_be_drawn() -> None:
+    lines = (REFERENCE / "checksums.sha256").read_text().splitlines()
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name, digest in listed.items():
+        assert sha256((REFERENCE / name).read_bytes()).hexdigest() == digest, name
+    assert sum((REFERENCE / name).stat().st_size for name in listed) < 20e6
+    verdicts = pl.read_csv(REFERENCE / "verdicts.csv")
+    for corpus in ("cre", "nottingham"):
+        store, panel = study.open(REFERENCE / corpus), ["rival", "axis", "source", "metric"]
+        own = verdicts.filter(corpus=corpus).drop("corpus").sort(panel)
+        stored = store.verdicts.select(own.columns).collect().sort(panel)
+        assert own.height > 300
+        assert_frame_equal(own, stored)
+        assert next(findings._figures(store))[0] == "likeness"
+
+
+def test_readme_tells_the_verdicts_of_the_reference() -> None:
+    verdicts = pl.read_csv(REFERENCE / "verdicts.csv").filter(
+        axis="larger_edit_distance_q90", source="test", metric="indistinguishable"
+    )
+    labels = {"the poster's scheme": "poster"} | {
+        rival.look.label: name for name, rival in list_rivals().items()
+    }
+    told = 0
+    for line in (ROOT / "README.md").read_text().splitlines():
+        name, *cells = line.strip("| ").split(" | ")
+        rivals = [rival for label, rival in labels.items() if name.startswith(label)]
+        if len(rivals) == 1 and len(cells) > 1 and cells[0].startswith("+"):
+            for cell, corpus in zip(cells, ("cre", "nottingham"), strict=False):
+                row = verdicts.filter(corpus=corpus, rival=rivals[0]).row(0, named=True)
+                star = "*" if row["verdict"] == "win" else ""
+                interval = f"{row['low']:.2f} to {row['high']:.2f}"
+                assert cell == f"{row['difference']:+.2f} ({interval}){star}", (name, corpus)
+                told += 1
+    assert told == 20
 
 
 # ---- names of strangers --------------------------------------------------------------------------
