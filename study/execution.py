@@ -165,18 +165,16 @@ def _conclude(
 ) -> Iterator[int]:
     """Record how the training of a trial ended, and evaluate what it gave; yields the work done."""
     recorder.write_curves(trial, place, trainer.history)
-
-    def take() -> Generator:
-        return trainer.take_generator(place).to(recorder.bench.device)
-
     if place in trainer.diverged:
         reason = f"gradients were not finite after {trainer.diverged[place]} steps"
         recorder.finish(trial, Status.DIVERGED, reason=reason)
-    elif job.until is not None:
+        return
+    generator = trainer.take_generator(place).to(recorder.bench.device)
+    if job.until is not None:
         save_tensors(trainer.take_state(place), find_rung(recorder.store, trial.id, job.until))
-        yield from _measure_at_rung(trial, take(), job, recorder)
+        yield from _measure_at_rung(trial, generator, job, recorder)
     else:
-        yield from _evaluate(trial, take(), recorder, trainer.step)
+        yield from _evaluate(trial, generator, recorder, trainer.step)
 
 
 def _measure_at_rung(

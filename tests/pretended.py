@@ -232,12 +232,9 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
 def _move(func: Any, args: Any, kwargs: Any) -> Any:
     """Copy a tensor, perhaps to another device: the one or the other waits then."""
     is_new = func is aten._to_copy.default
-    source = args[0] if is_new else args[1]
-    here = isinstance(source, OnDevice)
+    here = isinstance(args[0] if is_new else args[1], OnDevice)
     to = kwargs.pop("device", None) if is_new else None
-    there = (
-        here if is_new and to is None else _is_on(to) if is_new else isinstance(args[0], OnDevice)
-    )
+    there = isinstance(args[0], OnDevice) if to is None else _is_on(to)
     if here != there:
         _wait(f"{func} between devices")
     args, kwargs = tree_map_only(Tensor, _inner, (args, kwargs))
