@@ -39,7 +39,7 @@ from evaluation.statistics import STATISTICS, Bins, compute_statistics, transiti
 from evaluation.transforms import Fusion
 from study.config import StudyConfig, load_configs
 from study.findings import count_bins, read_finished_metrics
-from study.prepare import training_latents
+from study.networks import encode_training
 from study.search import list_first_trials
 from study.store import Store
 
@@ -236,7 +236,7 @@ def _training_seconds(config: StudyConfig, scale: int) -> float:
 
 def _trainer(corpus: Corpus, core: MelodyVAE, settings: FusionSettings) -> PackTrainer:
     trial = Member(None, STYLE_DIM, 0, settings.learning_rate)
-    return PackTrainer(training_latents(corpus, core), settings, [trial])
+    return PackTrainer(encode_training(corpus, core), settings, [trial])
 
 
 def _held_near(fusion: Generator) -> Generator:

@@ -11,6 +11,10 @@ from rapidfuzz.process import cdist, cpdist
 from torch import Tensor
 
 from cf_core.losses import Pair, distance
+from cf_core.melody import REST
+
+_KNOWN = 100_000
+"""Most segments whose nearest one is kept, at about 200 bytes each."""
 
 z_distance = distance
 """Equation 7 between outputs and the original inputs, `[B]`: the study's similarity axis."""
@@ -45,15 +49,49 @@ def edit_distance(
 
 
 class SegmentBank:
-    """Segments in which the nearest segment to a given one is looked up."""
+    """Segments in which the nearest segment to a given one is looked up.
+
+    What was looked up is kept, since outputs that differ little share most of their halves.
+    """
 
     def __init__(self, segments: Integer[np.ndarray, "N T"]) -> None:
-        self._texts = _texts(np.unique(segments, axis=0))
+        unique = np.unique(segments, axis=0)
+        steps = _count_steps(unique)
+        self._texts = {int(n): _texts(unique[steps == n]) for n in np.unique(steps)}
+        self._known: dict[bytes, int] = {}
 
     def nearest(self, segments: Integer[np.ndarray, "B T"]) -> Int[np.ndarray, "B"]:
         """Edit distance of each segment to the nearest in the bank; 0 where it is in the bank."""
-        distances = cdist(_texts(segments), self._texts, scorer=levenshtein, dtype=np.int32)
-        return np.asarray(distances.min(axis=1))
+        texts, steps = _texts(segments), _count_steps(segments)
+        fresh = {text: n for text, n in zip(texts, steps, strict=True) if text not in self._known}
+        if len(self._known) + len(fresh) > _KNOWN:
+            self._known.clear()
+            fresh = dict(zip(texts, steps, strict=True))
+        for count in set(fresh.values()):
+            own = [text for text, n in fresh.items() if n == count]
+            self._known |= zip(own, self._search(own, int(count)), strict=True)
+        return np.array([self._known[text] for text in texts], np.int32)
+
+    def _search(self, texts: list[bytes], steps: int) -> list[int]:
+        """Find the distances of segments of so many steps.
+
+        All segments have the same number of tokens, so the distance of two is at least the
+        difference of their numbers of steps. Where one as near as that was found, the others are
+        not looked at.
+        """
+        best = np.full(len(texts), np.iinfo(np.int32).max)
+        for count in sorted(self._texts, key=lambda count: abs(count - steps)):
+            open_ = np.flatnonzero(best > abs(count - steps))
+            if len(open_):
+                left = [texts[at] for at in open_]
+                found = cdist(left, self._texts[count], scorer=levenshtein, dtype=np.int32)
+                best[open_] = np.minimum(best[open_], found.min(axis=1))
+        return [int(distance) for distance in best]
+
+
+def _count_steps(segments: Integer[np.ndarray, "B T"]) -> Int[np.ndarray, "B"]:
+    """How many tokens of each segment stand for steps; the others mark its kind of bars."""
+    return np.asarray((segments >= REST).sum(axis=1))
 
 
 def _texts(segments: Integer[np.ndarray, "B T"]) -> list[bytes]:

@@ -623,7 +623,7 @@ def _new_onset_pmi(sample: Sample) -> Estimate | None:
 METRICS["style_diversity"] = Metric(
     "style_diversity",
     "Edit distance between outputs of one input in different styles, in tokens of a segment."
-    " Measured by applying the map itself (`Evaluator.style_diversity`).",
+    " Measured by applying the map itself (`Evaluator.style_diversity`) to pairs of songs.",
     "style diversity",
     Better.HIGHER,
     "nowhere: they have no style",

@@ -18,6 +18,7 @@ from cf_core.errors import ClusterError
 from cf_core.files import AnyPath
 from study.config import Execution, StageResources, StudyConfig
 from study.nodes import find_module, folders, prove
+from study.progress import Reporter
 
 _PROBED = 30.0
 """Seconds within which Ray must answer at all."""
@@ -168,10 +169,21 @@ def _handlers(*signals: signal.Signals) -> Iterator[None]:
                 signal.signal(sign, handler or signal.SIG_DFL)
 
 
+def require(execution: Execution, reporter: Reporter) -> None:
+    """Look whether some node has what each job needs; on a cluster, say so and wait for one.
+
+    Raises `ClusterError` on this machine, where no node will come.
+    """
+    if lack := lacking(execution.resources):
+        if execution.address is None:
+            raise ClusterError(f"{lack}; ask for less, or give a cluster that has it")
+        reporter.say(f"{lack}; waiting for one")
+
+
 def lacking(stages: StageResources) -> str | None:
     """Say which resources of a job no node of this cluster has; None where all can run."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, stage in (("trials", stages.trials), ("rivals", stages.rivals)):
+    for name, stage in stages:
         needed = {"CPU": stage.cpu, "GPU": stage.gpu}
         if not any(all(node.get(x, 0.0) >= n for x, n in needed.items()) for node in nodes):
             return f"execution.resources.{name}: no node has {stage.cpu:g} CPU, {stage.gpu:g} GPU"

@@ -300,7 +300,7 @@ def _diversity_rows(
             "excluded": 0,
         }
         for source in bench.sources
-        if source.name in outputs.steps
+        if source.name in outputs.steps and source.rows is not None
         for count, value in bench.evaluator.style_diversity(
             _make_fusion(generator, outputs.styles[source.name], lambda_, source, bench),
             source,

@@ -59,8 +59,11 @@ def plan_packs(
         rates: Rates = {}
         if execution.pack == "auto":
             packs = group_packs(trials, len(trials), fusion)
-            rates = measure(max(packs, key=lambda pack: len(pack.trials)).trials)
-            plan = PackPlan(max(rates, key=lambda size: rates[size]), execution.workers)
+            alike = max(packs, key=lambda pack: len(pack.trials)).trials
+            # With fewer trials than that, a pack of two would leave a worker idle.
+            rates = measure(alike) if len(alike) >= 2 * execution.workers else {}
+            size = max(rates, key=lambda size: rates[size], default=1)
+            plan = PackPlan(size, execution.workers)
         else:
             plan = PackPlan(execution.pack, 1)
         record = asdict(plan) | {"trial_steps_per_second": dict(rates)}

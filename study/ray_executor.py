@@ -22,7 +22,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from cf_core.errors import ClusterError
 from cf_core.training import use_huge_pages
-from study.cluster import connected, lacking
+from study.cluster import connected, require
 from study.config import Execution, StageResources
 from study.dispatch import Task, Watch
 from study.execution import Report, run_job
@@ -147,10 +147,7 @@ class RayExecutor:
         """Start Ray if that is not done yet, and put there once what all jobs share."""
         if self._shared is None:
             self._stack.enter_context(connected(self._execution))
-            if lack := lacking(self._execution.resources):
-                if self._execution.address is None:
-                    raise ClusterError(f"{lack}; ask for less, or give a cluster that has it")
-                self._reporter.say(f"{lack}; waiting for one")
+            require(self._execution, self._reporter)
             self._shared = ray.put((self._bench, self._store.root.resolve(), self._execution))
         return self._shared
 

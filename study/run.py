@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from shutil import which
 
@@ -22,6 +23,7 @@ from evaluation.figures import piano_roll_figure, save
 from evaluation.frontier import CHOSEN_ON, FUSIONS
 from study.cluster import reached
 from study.config import Range, StudyConfig
+from study.crew import make_crew
 from study.findings import draw, list_findings, say_verdicts, tabulate, write_verdicts
 from study.lease import Lease
 from study.ledger import Status
@@ -34,6 +36,7 @@ from study.select import Choice, select
 from study.store import Store
 from study.sweep import count_conditional, count_configurations, sweep
 from study.tables import TABLES
+from study.workbench import Workbench
 
 DRIVER_THREADS = 2
 """Torch threads outside the workers: one number for all machines, so that sums add up alike."""
@@ -151,14 +154,9 @@ def run(config: StudyConfig, reporter: Reporter) -> Store:
 def _run(
     config: StudyConfig, corpus: Corpus, store: Store, reporter: Reporter, lease: Lease
 ) -> Store:
-    bench = prepare(config, corpus, store, reporter)
-    store.inspect()
-    if aside := store.list_quarantined():
-        reporter.say(f"{len(aside)} damaged or foreign files are in {store.root / 'quarantine'}")
-    trials = count_configurations(config) * len(config.search.seeds)
-    reporter.stage(f"Jobs: {trials} trials and their rivals, on Ray Tune")
-    sweep(config, bench, store, reporter, lease)
-    _check_jobs(store, config, reporter)
+    with ExitStack() as stack:
+        bench = prepare(config, corpus, store, reporter, make_crew(config.execution, stack))
+        _sweep(config, bench, store, reporter, lease)
     reporter.stage("Selection: one trial, chosen on validation songs")
     choice = select(store, config.selection)
     for line in choice.lines():
@@ -179,6 +177,18 @@ def _run(
     for line in summary(store, choice, example, page):
         reporter.say(line)
     return store
+
+
+def _sweep(
+    config: StudyConfig, bench: Workbench, store: Store, reporter: Reporter, lease: Lease
+) -> None:
+    store.inspect()
+    if aside := store.list_quarantined():
+        reporter.say(f"{len(aside)} damaged or foreign files are in {store.root / 'quarantine'}")
+    trials = count_configurations(config) * len(config.search.seeds)
+    reporter.stage(f"Jobs: {trials} trials and their rivals, on Ray Tune")
+    sweep(config, bench, store, reporter, lease)
+    _check_jobs(store, config, reporter)
 
 
 def run_all(configs: Sequence[StudyConfig], reporter: Reporter) -> list[Store]:

@@ -39,13 +39,32 @@ def test_edit_distance_of_long_segments_with_high_tokens() -> None:
     assert edit_distance(before, after).tolist() == [300]
 
 
-@given(words, words)
+def mark(segment: tuple[int, ...], steps: int) -> tuple[int, ...]:
+    """Leave so many steps; the marks behind them depend on their number, as of kinds of bars."""
+    return segment[:steps] + (-1 - steps % 2,) * (len(segment) - steps)
+
+
+marked = st.lists(
+    st.builds(mark, st.tuples(*[st.integers(0, 2)] * 5), st.integers(1, 5)), min_size=1, max_size=6
+)
+
+
+@given(marked, marked, marked)
 def test_nearest_segment_by_looking_at_all(
-    segments: list[tuple[int, ...]], bank: list[tuple[int, ...]]
+    bank: list[tuple[int, ...]], segments: list[tuple[int, ...]], later: list[tuple[int, ...]]
 ) -> None:
-    nearest = SegmentBank(np.array(bank)).nearest(np.array(segments))
-    expected = [min(levenshtein(one, other) for other in bank) for one in segments]
-    assert nearest.tolist() == expected
+    filled = SegmentBank(np.array(bank))
+    for asked in (segments, later, segments):  # what was asked before is answered from memory
+        expected = [min(levenshtein(one, other) for other in bank) for one in asked]
+        assert filled.nearest(np.array(asked)).tolist() == expected
+
+
+def test_a_bank_forgets_what_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cf_core.distance._KNOWN", 2)
+    bank = SegmentBank(np.array([[2, 3, 4], [5, 5, 5]]))
+    for _ in range(2):
+        assert bank.nearest(np.array([[2, 3, 4], [5, 5, 6], [9, 9, 9]])).tolist() == [0, 1, 3]
+        assert bank.nearest(np.array([[5, 5, 6], [8, 3, 8]])).tolist() == [1, 2]
 
 
 def test_segments_of_a_bank_are_at_no_distance() -> None:

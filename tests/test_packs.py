@@ -90,6 +90,14 @@ def test_the_fastest_is_taken_of_the_most_that_are_alike(
     assert record["trial_steps_per_second"] == {"1": 10.0, "2": 30.0, "4": 20.0}
 
 
+def test_nothing_is_measured_where_larger_packs_would_leave_workers_idle(
+    store: Store, bench: Any, reporter: Reporter
+) -> None:
+    execution = Execution(workers=3)
+    assert plan_packs(TRIALS, bench.fusion, store, execution, never, reporter) == PackPlan(1, 3)
+    assert json.loads((store.root / "packs.json").read_text())["trial_steps_per_second"] == {}
+
+
 def test_packs_hold_trials_of_one_shape_and_budget_in_their_order(bench: Any) -> None:
     changes: list[tuple[tuple[str, float], ...]] = [
         (),

@@ -235,7 +235,7 @@ def test_a_stopped_preparation_goes_on_and_ends_with_the_same_models(
             models(config, stop)
     store = models(config)
     files = [path for name in ("core", "classifiers") for path in (folder(shared) / name).iterdir()]
-    assert len(files) == 2 * 7
+    assert len(files) == 2 * 7 + 1
     for file in files:
         assert (folder(store) / file.parent.name / file.name).read_bytes() == file.read_bytes()
 

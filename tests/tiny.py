@@ -24,7 +24,7 @@ from study.dispatch import Watch as Told
 from study.execution import run_job
 from study.ledger import Failure
 from study.packs import Rates, measure_packs
-from study.prepare import find_corpus, prepare
+from study.prepare import Crew, find_corpus, prepare, train_here
 from study.progress import Bar, Reporter
 from study.run import DRIVER_THREADS, root, run
 from study.specs import TrialSpec
@@ -195,16 +195,17 @@ def go(
             patch.setattr("study.run.save", lambda *_: [])
         if not on_ray:
             patch.setattr("study.sweep.RayExecutor", Here)
+            patch.setattr("study.run.make_crew", lambda *_: train_here)
         return run(config, reporter), reporter.lines
 
 
-def models(config: StudyConfig, stop: str = "") -> Store:
+def models(config: StudyConfig, stop: str = "", train: Crew = train_here) -> Store:
     """Make what all trials of a study share (melodies read, core, classifiers) and no more."""
     torch.set_num_threads(DRIVER_THREADS)
     with Watch(stop) as reporter:
         corpus = find_corpus(config, reporter)
         store = claim(config, corpus.content_hash)
-        prepare(config, corpus, store, reporter)
+        prepare(config, corpus, store, reporter, train)
     return store
 
 

@@ -127,6 +127,8 @@ class Resources(Section):
 class StageResources(Section):
     """What the workers of each stage need, as Ray counts it."""
 
+    networks: Resources = Resources()
+    """Those that train core, models of notes, classifiers and judges; on the CPU."""
     trials: Resources = Resources()
     """Those that train packs of trials and evaluate them; on a GPU where they have one."""
     rivals: Resources = Resources()
