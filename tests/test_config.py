@@ -75,6 +75,7 @@ def other(key: str, value: Any) -> Any:
         "search.first": [{"lambda": 0.5}],
         "execution.ship_code": True,
         "execution.tf32": True,
+        "execution.resources.networks.gpu": 0.5,
         "execution.resources.trials.gpu": 0.5,
         "execution.resources.rivals.gpu": 0.5,
         "execution.trial_seconds": 9.0,
