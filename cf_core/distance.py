@@ -81,12 +81,13 @@ class SegmentBank:
         """
         best = np.full(len(texts), np.iinfo(np.int32).max)
         for count in sorted(self._texts, key=lambda count: abs(count - steps)):
-            open_ = np.flatnonzero(best > abs(count - steps))
-            if len(open_):
-                left = [texts[at] for at in open_]
-                found = cdist(left, self._texts[count], scorer=levenshtein, dtype=np.int32)
-                best[open_] = np.minimum(best[open_], found.min(axis=1))
-        return [int(distance) for distance in best]
+            rows = np.flatnonzero(best > abs(count - steps))
+            if len(rows):
+                own = [texts[row] for row in rows]
+                found = cdist(own, self._texts[count], scorer=levenshtein, dtype=np.int32)
+                best[rows] = np.minimum(best[rows], found.min(axis=1))
+        distances: list[int] = best.tolist()
+        return distances
 
 
 def _count_steps(segments: Integer[np.ndarray, "B T"]) -> Int[np.ndarray, "B"]:

@@ -11,7 +11,7 @@ from cf_core.errors import ClusterError
 from cf_core.training import Progress, use_huge_pages
 from study.cluster import connected, require
 from study.config import Execution
-from study.networks import Networks
+from study.networks import Networks, spoken
 from study.prepare import Crew
 from study.progress import Reporter
 
@@ -46,8 +46,7 @@ def _follow(going: dict[Any, str], reporter: Reporter) -> Iterator[str]:
     """Show how trainings go; each is taken out, and its name given, when it is over."""
     with ExitStack() as stack:
         bars = {
-            name: stack.enter_context(reporter.job(name.replace("_", " "), None))
-            for name in going.values()
+            name: stack.enter_context(reporter.job(spoken(name), None)) for name in going.values()
         }
         while going:
             (reports,), _ = ray.wait(list(going), num_returns=1)
@@ -63,7 +62,7 @@ def _follow(going: dict[Any, str], reporter: Reporter) -> Iterator[str]:
                 raise
             except RayError as error:
                 raise ClusterError(
-                    f"{name.replace('_', ' ')}: its worker died: {str(error).strip()}; give the"
+                    f"{spoken(name)}: its worker died: {str(error).strip()}; give the"
                     " same command again"
                 ) from error
             bars[name].update(progress.step, progress.total)

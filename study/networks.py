@@ -59,6 +59,12 @@ _HARD_PAIRS = 4096
 _RESAMPLES = 1000
 """Resamples for the intervals of a classifier's report."""
 
+
+def spoken(name: str) -> str:
+    """The name of a network as people are told it."""
+    return name.replace("_", " ")
+
+
 UNSEEN = (("validation", Split.VALIDATION), ("test", Split.TEST))
 
 Report = dict[str, Any]
@@ -273,8 +279,7 @@ class Networks:
         )
 
         def report() -> Report:
-            # Fitted on validation songs, so only the calibration error on test songs is of unseen
-            # ones.
+            # Fitted on validation songs, so the calibration error there is not of unseen ones.
             random = np.random.default_rng(derive(config.seed, name, "calibration"))
             adjacent = draw_adjacent(corpus, Split.VALIDATION, random)
             negatives = unpaired(corpus, Split.VALIDATION, len(adjacent), random)
@@ -330,7 +335,7 @@ class Networks:
             kinds = corpus.form.find_kinds(half[decoded])
             half[decoded] = core.decode_tokens(core.encode_mean(half[decoded]), kinds)
         return JudgeData(
-            real=torch.as_tensor(corpus.tokens[rows]),
+            real=self._training_tokens,
             reconstructed=torch.as_tensor(core.decode_tokens(latents.mean, corpus.kinds[rows])),
             prior=torch.as_tensor(core.decode_tokens(prior, self._draw_prior_kinds())),
             pairs=latents.pairs,

@@ -60,8 +60,7 @@ def plan_packs(
         if execution.pack == "auto":
             packs = group_packs(trials, len(trials), fusion)
             alike = max(packs, key=lambda pack: len(pack.trials)).trials
-            # With fewer trials than that, a pack of two would leave a worker idle.
-            rates = measure(alike) if len(alike) >= 2 * execution.workers else {}
+            rates = measure(alike) if _share(alike, execution.workers) > 1 else {}
             size = max(rates, key=lambda size: rates[size], default=1)
             plan = PackPlan(size, execution.workers)
         else:
@@ -88,7 +87,7 @@ def measure_packs(trials: Sequence[TrialSpec], bench: Workbench, workers: int) -
     No pack is so large that one of `workers` would be idle, or that the device's memory would not
     hold it.
     """
-    most = max(1, len(trials) // workers)
+    most = _share(trials, workers)
     if bench.device.type == "cpu":
         most = min(most, _most_in_memory(trials, bench, workers))
     rates: dict[int, float] = {}
@@ -103,6 +102,11 @@ def measure_packs(trials: Sequence[TrialSpec], bench: Workbench, workers: int) -
             break
         rates[size] = rate
     return rates
+
+
+def _share(trials: Sequence[TrialSpec], workers: int) -> int:
+    """How many trials a pack may hold without leaving one of the workers idle."""
+    return max(1, len(trials) // workers)
 
 
 def _rate(trials: Sequence[TrialSpec], bench: Workbench) -> float:

@@ -22,7 +22,7 @@ from evaluation.negatives import KINDS
 from evaluation.reliability import Estimate
 from evaluation.sources import make_sources
 from study.config import StudyConfig
-from study.networks import CONTINUATION, CORE, UNSEEN, WRITERS, Networks, Report
+from study.networks import CONTINUATION, CORE, UNSEEN, WRITERS, Networks, Report, spoken
 from study.progress import Reporter
 from study.reading import ray_tasks
 from study.store import Store
@@ -35,7 +35,7 @@ Crew = Callable[[Networks, Sequence[str], Reporter], Iterator[str]]
 def train_here(networks: Networks, names: Sequence[str], reporter: Reporter) -> Iterator[str]:
     """Train one after another in this process, a `Crew`."""
     for name in names:
-        reporter.follow(name.replace("_", " "), networks.train(name))
+        reporter.follow(spoken(name), networks.train(name))
         yield name
 
 
@@ -98,7 +98,7 @@ def prepare(
             config.core_gate.check(report)
     reporter.stage("Classifiers: one to search by, and two to judge by")
     for name, report in _trained(networks, networks.judging, train, reporter):
-        for line in _describe_reliability(name.replace("_", " "), report):
+        for line in _describe_reliability(spoken(name), report):
             reporter.say(line)
     agreement = Estimate(**networks.report_agreement()["spearman"])
     reporter.say(f"the two judges rank pairs of test songs alike: Spearman {agreement}")
