@@ -37,7 +37,7 @@ from cf_core.writer import Writer, WriterSettings
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 """The ready-made bundle that comes with this package."""
 
-VERSION = 5
+VERSION = 6
 _KIND = "connective-fusion bundle"
 _CORE, _GENERATOR, _WRITER = "core.safetensors", "generator.safetensors", "writer.safetensors"
 _MANIFEST = "manifest.json"
@@ -378,8 +378,10 @@ def _checked(path: AnyPath) -> Bundle:
         if (how := manifest["heard"]) is not None:
             writes = partial(Writer, form, WriterSettings(hidden=how["hidden"]))
             writer = _filled(writes, path / _WRITER, manifest["sha256"])
-            price, lead = (_read_number(name, how[name]) for name in ("price", "lead"))
-            heard = Heard(network, writer, price, how["drafts"], lead)
+            price, imbalance, lead = (
+                _read_number(name, how[name]) for name in ("price", "imbalance", "lead")
+            )
+            heard = Heard(network, writer, price, how["drafts"], imbalance, lead)
         return Bundle(
             form=form,
             core=network,
@@ -402,8 +404,13 @@ def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
     generator, layers = bundle.generator, bundle.generator.net.weights
     heard = None
     if (how := bundle.heard) is not None:
-        hidden = how.writer.forwards.window.embedding_dim
-        heard = {"hidden": hidden, "price": how.price, "drafts": how.drafts, "lead": how.lead}
+        heard = {
+            "hidden": how.writer.forwards.window.embedding_dim,
+            "price": how.price,
+            "drafts": how.drafts,
+            "imbalance": how.imbalance,
+            "lead": how.lead,
+        }
     return {
         "kind": _KIND,
         "version": VERSION,

@@ -25,7 +25,7 @@ from cf_core.settings import Settings
 class FusionSettings(Settings):
     """Shape and training of G and D: the settings that the trials of a study share."""
 
-    may_be_zero = ("gradient_penalty", "style_weight", "lead")
+    may_be_zero = ("gradient_penalty", "style_weight", "imbalance", "lead")
     shares = ("ema", "style_share")
 
     scheme: Literal["poster", "heard"] = "heard"
@@ -35,6 +35,9 @@ class FusionSettings(Settings):
     """In the scheme `heard`, what each token that the writer changes costs at λ = 1, in nats."""
     drafts: int = 4
     """In the scheme `heard`, how many drafts the writer makes of each pair."""
+    imbalance: float = 2.0
+    """In the scheme `heard`, what each token by which the edits of the two halves differ costs, in
+    nats. The more it costs, the more evenly both halves change, and the fewer tokens do."""
     lead: float = 0.5
     """In the scheme `heard`, which half gives way: from 0, where the left half stays, over 0.5,
     where both may change, to 1, where the right half stays."""

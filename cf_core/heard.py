@@ -2,15 +2,19 @@
 
 G moves latents. Not every application helps what is heard, and what the decoder makes of moved
 latents is not always a melody. Here a model of notes decides what is kept, by the pointwise mutual
-information of two halves x and y as they are heard (Church & Hanks 1990):
+information of two halves x and y as they are heard (Church & Hanks 1990), less a charge for edits
+that one half bears alone:
 
-    I(x; y) = log p(y | x) - log p(y)
+    J(x, y) = log p(y | x) - log p(y) - κ |a_R e_L - a_L e_R|
 
-- *Applications.* What G proposes for a pair is kept unless I falls. If it falls, the proposal is
+with e the edit distances of the halves from the inputs, in tokens, and a the shares of G's step
+that they take (`share_step`). At a lead of 0.5 both shares are 1.
+
+- *Applications.* What G proposes for a pair is kept unless J falls. If it falls, the proposal is
   undone. G would propose the same again, so the pair has come to a fixed point, and more
   applications cannot spoil it.
 - *Drafts.* The writer (`cf_core.writer`) draws several drafts of the notes. Of these and of the
-  notes as decoded, those with the highest I are kept.
+  notes as decoded, those with the highest J are kept.
 
 Letters in shapes: `B` pairs, `Z2` twice the latent dimensions, `T` steps of a half, `S` style
 dimensions, `D` drafts.
@@ -25,6 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 
+from cf_core.distance import edit_distance
 from cf_core.fusion import Generator, share_step
 from cf_core.kinds import take_kinds
 from cf_core.losses import Pair
@@ -65,6 +70,8 @@ class Heard:
     """What each token that the writer changes costs at λ = 1, in nats."""
     drafts: int
     """How many drafts the writer makes of each pair."""
+    imbalance: float
+    """κ: what each token by which the edits of the halves differ costs, in nats."""
     lead: float
     """Which half gives way, as `share_step` says."""
 
@@ -103,15 +110,15 @@ class Heard:
         price = _price_halves(price, shares)
         device = style.device
         own = take_kinds(kinds, len(style), self.core.form).to(device)
-        now = self._listen(torch.cat(pair, 1), own)
+        now = self._listen_first(torch.cat(pair, 1), own)
         written, changed = now, torch.ones(len(style), dtype=torch.bool, device=device)
         going, done = torch.arange(len(style), device=device), 0
         for count in counts:
             for _ in range(done, count):
                 old = now.take(going)
                 moved = _apply(generator, old, style[going], lambda_[going], shares)
-                new = self._listen(moved, old.kinds, old)
-                kept = new.fit >= old.fit
+                new = self._listen(moved, old)
+                kept = new.score >= old.score
                 going = going[kept]
                 now = now.put(going, new.take(kept))
                 changed[going] = True
@@ -127,7 +134,7 @@ class Heard:
         price: Float[Tensor, "B 2"],
         chance: Float[Tensor, "D B 2 T"],
     ) -> "_Pairs":
-        """The pairs as decoded or the best draft of each, whichever has the highest I."""
+        """The pairs as decoded or the best draft of each, whichever has the highest J."""
         count, pairs = chance.shape[:2]
         written = self.writer.write(
             self.core,
@@ -136,58 +143,72 @@ class Heard:
             chance.flatten(0, 1),
             decoded.kinds.repeat(count).cpu().numpy(),
         )
-        again = self._listen(torch.cat(written, 1), decoded.kinds.repeat(count))
+        every = torch.arange(pairs, device=price.device)
+        again = self._listen(torch.cat(written, 1), decoded.take(every.repeat(count)))
         versions = decoded.join(again)
-        best = versions.fit.view(1 + count, pairs).argmax(0)  # of equal ones the first, as decoded
-        return versions.take(best * pairs + torch.arange(pairs, device=best.device))
+        best = versions.score.view(1 + count, pairs).argmax(0)  # of equal ones as decoded
+        return versions.take(best * pairs + every)
 
-    def _listen(
-        self, z: Float[Tensor, "B Z2"], kinds: Int64[Tensor, "B"], before: "_Pairs | None" = None
-    ) -> "_Pairs":
-        """Decode pairs and rate them. Those that sound as `before` keep their rating."""
+    def _listen_first(self, z: Float[Tensor, "B Z2"], kinds: Int64[Tensor, "B"]) -> "_Pairs":
+        """Decode and rate pairs that are inputs."""
+        tokens = self._decode(z, kinds)
+        return _Pairs(z, kinds, tokens, tokens, self._rate(tokens, tokens))
+
+    def _listen(self, z: Float[Tensor, "B Z2"], before: "_Pairs") -> "_Pairs":
+        """Decode and rate what came of pairs. Those that sound as before keep their score."""
+        tokens = self._decode(z, before.kinds)
+        other = (tokens != before.tokens).flatten(1).any(1)
+        score = before.score.clone()
+        score[other] = self._rate(tokens[other], before.inputs[other])
+        return _Pairs(z, before.kinds, before.inputs, tokens, score)
+
+    def _decode(
+        self, z: Float[Tensor, "B Z2"], kinds: Int64[Tensor, "B"]
+    ) -> Int64[Tensor, "B 2 T"]:
         # Both halves at once: for a single pair, each call costs more than its arithmetic.
         decoded = self.core.decode_tokens(torch.cat(_halves(z)), kinds.repeat(2).cpu().numpy())
         heard = torch.from_numpy(decoded.astype(np.int64)).to(z.device)
-        tokens = torch.stack(heard.chunk(2), 1)
-        if before is None:
-            return _Pairs(z, kinds, tokens, self.writer.rate((tokens[:, 0], tokens[:, 1])))
-        other = (tokens != before.tokens).flatten(1).any(1)
-        fit = before.fit.clone()
-        fit[other] = self.writer.rate((tokens[other, 0], tokens[other, 1]))
-        return _Pairs(z, kinds, tokens, fit)
+        return torch.stack(heard.chunk(2), 1)
+
+    def _rate(
+        self, tokens: Int64[Tensor, "B 2 T"], inputs: Int64[Tensor, "B 2 T"]
+    ) -> Float[Tensor, "B"]:
+        """J of each pair, in nats."""
+        fit = self.writer.rate((tokens[:, 0], tokens[:, 1]))
+        before, after = inputs.cpu().numpy(), tokens.cpu().numpy()
+        left, right = (edit_distance(before[:, half], after[:, half]) for half in (0, 1))
+        left_share, right_share = share_step(self.lead)
+        uneven = np.abs(right_share * left - left_share * right)
+        return fit - self.imbalance * torch.from_numpy(uneven).to(fit)
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Pairs of latents, what is heard of them, and how well the halves fit."""
+    """Pairs of latents, what is heard of them, and how good that is."""
 
     z: Float[Tensor, "B Z2"]
     kinds: Int64[Tensor, "B"]
     """The kind of the pairs' bars."""
+    inputs: Int64[Tensor, "B 2 T"]
+    """The inputs as they are heard, from which edits are counted."""
     tokens: Int64[Tensor, "B 2 T"]
-    fit: Float[Tensor, "B"]
-    """I of each pair, in nats."""
+    score: Float[Tensor, "B"]
+    """J of each pair, in nats."""
 
     def take(self, rows: Int64[Tensor, "b"] | Bool[Tensor, "B"]) -> "_Pairs":
-        return _Pairs(self.z[rows], self.kinds[rows], self.tokens[rows], self.fit[rows])
+        return _Pairs(*(own[rows] for own in self._all()))
 
     def join(self, other: "_Pairs") -> "_Pairs":
         """These pairs, then the others."""
-        return _Pairs(
-            torch.cat((self.z, other.z)),
-            torch.cat((self.kinds, other.kinds)),
-            torch.cat((self.tokens, other.tokens)),
-            torch.cat((self.fit, other.fit)),
-        )
+        return _Pairs(*map(torch.cat, zip(self._all(), other._all(), strict=True)))
 
     def put(self, rows: Int64[Tensor, "b"], new: "_Pairs") -> "_Pairs":
         """With other pairs in these rows."""
-        return _Pairs(
-            self.z.index_copy(0, rows, new.z),
-            self.kinds,
-            self.tokens.index_copy(0, rows, new.tokens),
-            self.fit.index_copy(0, rows, new.fit),
-        )
+        both = zip(self._all(), new._all(), strict=True)
+        return _Pairs(*(own.index_copy(0, rows, others) for own, others in both))
+
+    def _all(self) -> tuple[Tensor, ...]:
+        return self.z, self.kinds, self.inputs, self.tokens, self.score
 
 
 def find_price(at_one: float, lambda_: float) -> float:

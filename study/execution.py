@@ -281,7 +281,8 @@ def _make_fusion(
     if bench.writer is None:
         raise ValueError("bench.writer: the scheme heard needs one")
     how = bench.fusion
-    heard = Heard(bench.evaluator.core, bench.writer, how.price, how.drafts, how.lead)
+    core, writer = bench.evaluator.core, bench.writer
+    heard = Heard(core, writer, how.price, how.drafts, how.imbalance, how.lead)
     return Fusion(generator, style, lambda_, heard, source.kinds)
 
 

@@ -107,8 +107,8 @@ def _tell_writing(config: StudyConfig) -> Iterator[str]:
     if config.fusion.scheme == "heard":
         yield (
             f"outputs: as models of notes hear and write them, {config.fusion.drafts} drafts, price"
-            f" {config.fusion.price:g} at λ 1; trials of seed {config.search.seeds[0]} also as on"
-            " the poster"
+            f" {config.fusion.price:g} at λ 1, imbalance {config.fusion.imbalance:g}; trials of"
+            f" seed {config.search.seeds[0]} also as on the poster"
         )
 
 

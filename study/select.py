@@ -236,7 +236,8 @@ def assemble(store: Store, rule: Selection, ranked: pl.DataFrame) -> Bundle:
     if (how := config.fusion).scheme == "heard":
         # The λ of a map that takes none is part of the price.
         price = how.price if conditional else find_price(how.price, best["lambda"])
-        heard = Heard(core, _read_writer(config, store), price, how.drafts, how.lead)
+        writer = _read_writer(config, store)
+        heard = Heard(core, writer, price, how.drafts, how.imbalance, how.lead)
     return Bundle(
         config.melody,
         core,

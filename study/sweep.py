@@ -38,7 +38,7 @@ from study.workbench import DECIDING, Workbench, find_rung
 _SAME = ("corpus", "melody", "core", "seed", "continuation", "selection_judge", "evaluation")
 """Sections of the config that an earlier study must share with one that learns from it."""
 
-_SCHEME = ("scheme", "price", "drafts", "lead")
+_SCHEME = ("scheme", "price", "drafts", "imbalance", "lead")
 """Settings of fusion that it must share, too: another writing gives other values."""
 
 _OBJECTIVES = ("maximise", "minimise")

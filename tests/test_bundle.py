@@ -68,6 +68,7 @@ def test_round_trip(
         networks.append((bundle.heard.writer, loaded.heard.writer))
         assert loaded.heard.core is loaded.core
         assert (loaded.heard.price, loaded.heard.drafts) == (4.0, 2)
+        assert loaded.heard.imbalance == 0.1
     for before, after in networks:
         assert before.state_dict().keys() == after.state_dict().keys()
         for name, tensor in before.state_dict().items():
@@ -179,6 +180,8 @@ def test_edits_and_leads_that_a_bundle_cannot_take_are_refused(make_bundle: Make
         (lambda m: m["heard"].update(price=math.nan), "price nan is not a number"),
         (lambda m: m["heard"].update(lead=1.5), "lead: must be in 0…1, got 1.5"),
         (lambda m: m["heard"].update(lead=None), "lead None is not a number"),
+        (lambda m: m["heard"].update(imbalance=-1), "imbalance -1 is not a number of 0 or more"),
+        (lambda m: m["heard"].pop("imbalance"), "imbalance"),
         (lambda m: m["heard"].update(drafts=0), "heard drafts 0 is not in 1"),
         (lambda m: m["heard"].update(hidden=9), "other names, shapes or types"),
         (lambda m: m["heard"].update(hidden=True), "heard hidden True"),
@@ -419,8 +422,8 @@ def test_a_missing_file(folder: Path, name: str) -> None:
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "later version": (
-        lambda m: m.update(version=6),
-        "has version 6, but this program reads version 5",
+        lambda m: m.update(version=7),
+        "has version 7, but this program reads version 6",
     ),
     "earlier version": (lambda m: m.update(version=1), "has version 1, .*; get a newer bundle"),
     "no version": (lambda m: m.pop("version"), "has version None"),

@@ -33,12 +33,12 @@ def network() -> Generator:
     return made
 
 
-def heard(price: float = 4.0, lead: float = 0.5) -> Heard:
+def heard(price: float = 4.0, lead: float = 0.5, imbalance: float = 0.05) -> Heard:
     core = MelodyVAE(FORM, VAESettings(latent_dim=Z, hidden=32, embedding=8))
     initialise(core, make_random(0, "core"))
     writer = Writer(FORM, WriterSettings(hidden=16))
     initialise(writer, make_random(0, "writer"))
-    return Heard(core, writer, price, DRAFTS, lead)
+    return Heard(core, writer, price, DRAFTS, imbalance, lead)
 
 
 def inputs() -> tuple[Pair, Tensor, Tensor]:
@@ -72,9 +72,29 @@ def fit(how: Heard, pair: Pair) -> Tensor:
     return total
 
 
-def rate(how: Heard, pair: Pair) -> Tensor:
-    """As `fit`, at once (`test_a_rating_is_that_of_the_tokens_one_by_one`)."""
-    return how.writer.rate(decode(how, pair))
+def rate(how: Heard, pair: Pair, before: Pair) -> Tensor:
+    """J: the fit, at once, less what the uneven edits of outputs cost.
+
+    `test_a_fit_is_that_of_the_tokens_one_by_one` has the first term.
+    """
+    tokens, inputs = decode(how, pair), decode(how, before)
+    shares, charges = (min(1, 2 * how.lead), min(1, 2 - 2 * how.lead)), []
+    for row in range(len(pair[0])):
+        left, right = (
+            count_edits(old[row], new[row]) for old, new in zip(inputs, tokens, strict=True)
+        )
+        charges.append(how.imbalance * abs(shares[1] * left - shares[0] * right))
+    return how.writer.rate(tokens) - torch.tensor(charges)
+
+
+def count_edits(before: Tensor, after: Tensor) -> int:
+    """Levenshtein distance, by the textbook's table."""
+    row = list(range(len(after) + 1))
+    for i, old in enumerate(before.tolist()):
+        last, row[0] = row[0], i + 1
+        for j, new in enumerate(after.tolist()):
+            last, row[j + 1] = row[j + 1], min(row[j] + 1, row[j + 1] + 1, last + (old != new))
+    return row[-1]
 
 
 @dataclass
@@ -95,8 +115,8 @@ def one_by_one(how: Heard, counts: Sequence[int], cases: Cases) -> dict[int, Ten
     found: dict[int, list[Tensor]] = {count: [] for count in counts}
     for row in range(WRITTEN_OUT):
         one = slice(row, row + 1)
-        left, right = pair[0][one], pair[1][one]
-        fits = rate(how, (left, right))
+        left, right = left_in, right_in = before = pair[0][one], pair[1][one]
+        score = rate(how, before, before)
         decades = math.log10(float(lambda_[row]))
         at_lambda = max(0.0, how.price + 1.5 * min(decades, 0) + 4.0 * max(decades, 0))
         price = torch.tensor([[at_lambda / left_share, at_lambda / right_share]])
@@ -107,8 +127,8 @@ def one_by_one(how: Heard, counts: Sequence[int], cases: Cases) -> dict[int, Ten
                 left + left_share * (moved[0] - left),
                 right + right_share * (moved[1] - right),
             )
-            if (after := rate(how, new)) >= fits:
-                left, right, fits = *new, after
+            if (after := rate(how, new, before)) >= score:
+                left, right, score = *new, after
                 cases.kept += 1
             else:
                 cases.undone += 1
@@ -116,13 +136,14 @@ def one_by_one(how: Heard, counts: Sequence[int], cases: Cases) -> dict[int, Ten
                 halves = left.repeat(DRAFTS, 1), right.repeat(DRAFTS, 1)
                 prices = price.repeat(DRAFTS, 1)
                 written = how.writer.write(how.core, halves, prices, chance[:, row])
-                best, best_fits = torch.cat((left, right), 1)[0], fits
-                for draft, after in zip(torch.cat(written, 1), rate(how, written), strict=True):
-                    if after > best_fits:
-                        best, best_fits = draft, after
+                best, best_score = torch.cat((left, right), 1)[0], score
+                rated = rate(how, written, (left_in.repeat(DRAFTS, 1), right_in.repeat(DRAFTS, 1)))
+                for draft, after in zip(torch.cat(written, 1), rated, strict=True):
+                    if after > best_score:
+                        best, best_score = draft, after
                 found[count].append(best)
-                cases.drafted += bool(best_fits > fits)
-                cases.refused += bool(best_fits == fits)
+                cases.drafted += bool(best_score > score)
+                cases.refused += bool(best_score == score)
     return {count: torch.stack(outputs) for count, outputs in found.items()}
 
 
@@ -138,10 +159,11 @@ def test_each_pair_is_fused_by_itself_as_written_down(lead: float) -> None:
     assert not torch.equal(*(outputs[count][0][:WRITTEN_OUT] for count in (5, 1)))
 
 
-def test_a_rating_is_that_of_the_tokens_one_by_one() -> None:
+def test_a_fit_is_that_of_the_tokens_one_by_one() -> None:
     how = heard()
     for pair in (inputs()[0], *run(how).values()):
-        torch.testing.assert_close(rate(how, pair), fit(how, pair), rtol=1e-4, atol=1e-4)
+        found = how.writer.rate(decode(how, pair))
+        torch.testing.assert_close(found, fit(how, pair), rtol=1e-4, atol=1e-4)
 
 
 def test_proposals_and_drafts_are_both_kept_and_refused() -> None:
@@ -153,12 +175,29 @@ def test_proposals_and_drafts_are_both_kept_and_refused() -> None:
     assert 0 < int(drafted.sum()) < ROWS
 
 
-def test_no_application_makes_halves_fit_less() -> None:
-    how = heard(price=DEAR)
-    fits = [fit(how, inputs()[0]), *(fit(how, pair) for pair in run(how, (1, 2, 3, 8)).values())]
-    for before, after in pairwise(fits):
-        assert (after >= before - 1e-4).all()
-    assert float((fits[-1] - fits[0]).mean()) > 0
+@pytest.mark.parametrize("imbalance", [0.0, 0.05])
+def test_no_application_makes_pairs_score_less(imbalance: float) -> None:
+    how, before = heard(price=DEAR, imbalance=imbalance), inputs()[0]
+    pairs = [before, *run(how, (1, 2, 3, 8)).values()]
+    scores = [rate(how, pair, before) for pair in pairs]
+    for earlier, later in pairwise(scores):
+        assert (later >= earlier - 1e-4).all()
+    assert float((scores[-1] - scores[0]).mean()) > 0
+
+
+def test_halves_share_their_edits_as_dearly_as_asked() -> None:
+    """Where an uneven token costs more than any fit is worth, edits are even."""
+    before = decode(heard(), inputs()[0])
+    uneven = []
+    for imbalance in (0.0, 1e4):
+        after = decode(heard(), run(heard(imbalance=imbalance))[5])
+        edits = [
+            [count_edits(old, new) for old, new in zip(*halves, strict=True)]
+            for halves in zip(before, after, strict=True)
+        ]
+        uneven.append(sum(left != right for left, right in zip(*edits, strict=True)))
+    assert uneven[0] > ROWS // 2
+    assert uneven[1] == 0
 
 
 def test_what_is_undone_once_is_a_fixed_point() -> None:

@@ -42,6 +42,7 @@ HEARD: dict[str, Any] = {
         "scheme": "heard",
         "price": 3.0,
         "drafts": 2,
+        "imbalance": 0.25,
         "lead": 0.4,
     },
     "search": {"lambda": [0.1, "conditional"], "style_dim": [2], "seeds": [0]},
@@ -59,8 +60,8 @@ def finished(melodies: Path, shared: Store, tmp_path_factory: pytest.TempPathFac
 def test_the_plan_says_that_outputs_are_written(melodies: Path, tmp_path: Path) -> None:
     writer = "writer: two models of notes, 30 steps each"
     outputs = (
-        "outputs: as models of notes hear and write them, 2 drafts, price 3 at λ 1; trials of seed"
-        " 0 also as on the poster"
+        "outputs: as models of notes hear and write them, 2 drafts, price 3 at λ 1, imbalance"
+        " 0.25; trials of seed 0 also as on the poster"
     )
 
     def say(**changes: Any) -> list[str]:
@@ -156,7 +157,7 @@ def test_the_bundle_writes_at_the_price_of_its_trial(
     chosen = select(finished, rule, tmp_path / "chosen")
     bundle = load_bundle(chosen.bundle)
     assert bundle.heard is not None
-    assert (bundle.heard.drafts, bundle.heard.lead) == (2, 0.4)
+    assert (bundle.heard.drafts, bundle.heard.imbalance, bundle.heard.lead) == (2, 0.25, 0.4)
     assert bundle.generator.conditional is (method == "conditional")
     # A conditional map's λ comes with each call, and with it the rest of the price.
     expected = 3.0 if method == "conditional" else find_price(3.0, 0.1)

@@ -609,6 +609,6 @@ def test_what_a_writer_draws_is_no_style(evaluator: Evaluator, sources: dict[str
         same.net.weights[0][8:] = 0
     writer = Writer(evaluator.core.form, WriterSettings(hidden=8))
     initialise(writer, make_random(0, "writer"))
-    heard = Heard(evaluator.core, writer, price=0.5, drafts=2, lead=0.5)
+    heard = Heard(evaluator.core, writer, price=0.5, drafts=2, imbalance=0.1, lead=0.5)
     fusion = Fusion(same, torch.empty(0, 2), 1.0, heard)
     assert evaluator.style_diversity(fusion, sources["test"], 3, (1, 2)) == {1: 0.0, 2: 0.0}

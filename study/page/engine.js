@@ -565,26 +565,27 @@ globalThis.CFEngine = (() => {
       return {z, tokens: this.core.decode(z, kind)};
     }
 
-    /** Keeps applications unless the fit falls, then the best of the notes as decoded and the drafts. */
+    /** Keeps applications unless the score falls, then the best of the notes as decoded and the drafts. */
     fuseHeard(pair, kind, {style, lambda, iterations, shares}) {
-      let now = this.listen(pair, kind);
+      const inputs = this.core.decode(pair, kind);
+      const score = (tokens) => {
+        const [left, right] = tokens.map((half, which) => editDistance(inputs[which], half));
+        return this.rate(tokens, kind) - this.heard.imbalance * Math.abs(shares[1] * left - shares[0] * right);
+      };
+      let now = {z: pair, tokens: inputs};
       for (let i = 0; i < iterations; i++) {
-        const moved = this.generator.apply(now.z, style, lambda, kind, shares);
-        const heard = this.listen(moved, kind);
-        if (heard.fit < now.fit) break;
-        now = heard;
+        const z = this.generator.apply(now.z, style, lambda, kind, shares);
+        const tokens = this.core.decode(z, kind);
+        if (score(tokens) < score(now.tokens)) break;
+        now = {z, tokens};
       }
       const rise = lambda < 1 ? this.heard.far : this.heard.near;
       const price = Math.max(0, this.price + rise * Math.log10(lambda));
       const prices = shares.map((share) => (share > 0 ? price / share : UNPAYABLE));
       const key = `${kind}:${now.tokens.join("|")}:${prices}`;
       const drafts = this.settle(this.drafts.get(key, () => this.rewrite(now.tokens, kind, prices)), now, kind);
-      return drafts.reduce((best, draft) => (draft.fit > best.fit ? draft : best), now);
-    }
-
-    listen(z, kind) {
-      const tokens = this.core.decode(z, kind);
-      return {z, tokens, fit: this.rate(tokens, kind)};
+      const better = (one, other) => (score(one.tokens) > score(other.tokens) ? one : other);
+      return drafts.reduce((best, draft) => better(draft, best), now);
     }
 
     /** Drafts of a pair: the right half after the left one, then the left before the new right. */
@@ -617,7 +618,7 @@ globalThis.CFEngine = (() => {
         heard[number].z[which] = latents[i];
         heard[number].tokens[which] = tokens[i];
       });
-      return heard.map((draft) => ({...draft, fit: this.rate(draft.tokens, kind)}));
+      return heard;
     }
 
     encode(halves, kind) {

@@ -83,6 +83,7 @@ def _describe_heard(heard: Heard) -> dict[str, Any]:
     kinds = range(len(heard.core.form.kinds))
     return {
         "drafts": heard.drafts,
+        "imbalance": heard.imbalance,
         "lead": heard.lead,
         "far": FAR,
         "near": NEAR,
