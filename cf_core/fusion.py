@@ -35,7 +35,7 @@ class FusionSettings(Settings):
     """In the scheme `heard`, what each token that the writer changes costs at λ = 1, in nats."""
     drafts: int = 4
     """In the scheme `heard`, how many drafts the writer makes of each pair."""
-    imbalance: float = 2.0
+    imbalance: float = 1.5
     """In the scheme `heard`, what each token by which the edits of the two halves differ costs, in
     nats. The more it costs, the more evenly both halves change, and the fewer tokens do."""
     lead: float = 0.5

@@ -35,9 +35,9 @@ from cf_core.vae import MelodyVAE
 class WriterSettings(ContinuationSettings):
     """Shape and training of the two models of notes that write."""
 
-    steps: int = 1000
+    steps: int = 800
     """Training steps of each model."""
-    dropout: float = 0.2
+    dropout: float = 0.4
     """Share of units, and of places of the window, dropped in training."""
 
 

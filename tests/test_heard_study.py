@@ -82,7 +82,7 @@ def test_recorded_outputs_are_those_of_the_scheme(finished: Store, melodies: Pat
     trial = bundle.record["trial"]
     lambda_ = bundle.record["lambda"]
     style = torch.rand(len(source.songs), 2, generator=make_random(0, "styles", "validation"))
-    how = Heard(bench.evaluator.core, bench.writer, 3.0, 2, 0.4)
+    how = Heard(bench.evaluator.core, bench.writer, 3.0, 2, 0.25, 0.4)
     chance = how.draw_chance(len(style), make_random(0, "writing", "validation"))
     lambdas = torch.full((len(style),), lambda_)
     outputs = how.fuse(bundle.generator, source.inputs, style, [1, 2], lambdas, chance)
