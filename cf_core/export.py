@@ -54,7 +54,7 @@ _RULE = (
 )
 _NOT_HEARD = (
     "Outputs are decoded as they are. The models of notes of the scheme heard, which keep an"
-    " application only where the halves then fit better and choose among drafts of the notes, are"
+    " application only where it makes the pair no worse and choose among drafts of the notes, are"
     " not in the graphs. So outputs are those of repeated application, not those of cf-study fuse."
 )
 
