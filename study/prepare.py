@@ -87,8 +87,11 @@ def prepare(
 ) -> Workbench:
     """Train or read the core and the classifiers, and draw the input pairs.
 
-    Raises `UserError` if the core does not reach the config's `core_gate`.
+    Raises `UserError` if the core does not reach the config's `core_gate`, and `ConfigError` where
+    the store was begun with other settings or other melodies: models rated by songs of another
+    corpus would give numbers all the same.
     """
+    store.check(config.identity(corpus.content_hash))
     networks = Networks(config, corpus, Store(store.root.resolve()))
     reporter.stage("Core: the VAE over melody segments, and models of notes")
     for name, report in _trained(networks, networks.melodic, train, reporter):

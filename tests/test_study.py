@@ -601,6 +601,13 @@ def test_the_bundle_fuses_files_and_the_example_is_complete(
     assert sorted(examples["row"]) == list(range(1 + (4 if bundle.generator.style_dim else 1)))
 
 
+def test_models_are_not_rated_by_the_songs_of_another_corpus(undisturbed: Study) -> None:
+    finished, config, _ = undisturbed
+    other = replace(find_corpus(config, Watch()), content_hash="another")
+    with pytest.raises(ConfigError, match=r"other settings \(corpus: "):
+        prepare(config, other, finished, Watch())
+
+
 def test_what_a_pack_leaves_undone_is_recorded_and_nothing_else(
     undisturbed: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
