@@ -183,7 +183,7 @@ def make_bundle() -> MakeBundle:
             lambda_=0.1 if conditional else None,
             lambda_range=(1e-3, 10.0) if conditional else None,
             record={"study": "tiny"},
-            heard=Heard(core, writer, price=4.0, drafts=2, imbalance=0.1, lead=0.5)
+            heard=Heard(core, writer, price=4.0, drafts=2, imbalance=0.01, lead=0.5)
             if heard
             else None,
         )

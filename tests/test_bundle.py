@@ -68,7 +68,7 @@ def test_round_trip(
         networks.append((bundle.heard.writer, loaded.heard.writer))
         assert loaded.heard.core is loaded.core
         assert (loaded.heard.price, loaded.heard.drafts) == (4.0, 2)
-        assert loaded.heard.imbalance == 0.1
+        assert loaded.heard.imbalance == 0.01
     for before, after in networks:
         assert before.state_dict().keys() == after.state_dict().keys()
         for name, tensor in before.state_dict().items():
