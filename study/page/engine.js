@@ -568,24 +568,24 @@ globalThis.CFEngine = (() => {
     /** Keeps applications unless the score falls, then the best of the notes as decoded and the drafts. */
     fuseHeard(pair, kind, {style, lambda, iterations, shares}) {
       const inputs = this.core.decode(pair, kind);
-      const score = (tokens) => {
+      const listen = ({z, tokens}) => {
         const [left, right] = tokens.map((half, which) => editDistance(inputs[which], half));
-        return this.rate(tokens, kind) - this.heard.imbalance * Math.abs(shares[1] * left - shares[0] * right);
+        const uneven = Math.abs(shares[1] * left - shares[0] * right);
+        return {z, tokens, score: this.rate(tokens, kind) - this.heard.imbalance * uneven};
       };
-      let now = {z: pair, tokens: inputs};
+      let now = listen({z: pair, tokens: inputs});
       for (let i = 0; i < iterations; i++) {
         const z = this.generator.apply(now.z, style, lambda, kind, shares);
-        const tokens = this.core.decode(z, kind);
-        if (score(tokens) < score(now.tokens)) break;
-        now = {z, tokens};
+        const heard = listen({z, tokens: this.core.decode(z, kind)});
+        if (heard.score < now.score) break;
+        now = heard;
       }
       const rise = lambda < 1 ? this.heard.far : this.heard.near;
       const price = Math.max(0, this.price + rise * Math.log10(lambda));
       const prices = shares.map((share) => (share > 0 ? price / share : UNPAYABLE));
       const key = `${kind}:${now.tokens.join("|")}:${prices}`;
       const drafts = this.settle(this.drafts.get(key, () => this.rewrite(now.tokens, kind, prices)), now, kind);
-      const better = (one, other) => (score(one.tokens) > score(other.tokens) ? one : other);
-      return drafts.reduce((best, draft) => better(draft, best), now);
+      return drafts.map(listen).reduce((best, draft) => (draft.score > best.score ? draft : best), now);
     }
 
     /** Drafts of a pair: the right half after the left one, then the left before the new right. */
