@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 
 from cf_core.distance import edit_distance
-from cf_core.fusion import Generator, share_step
+from cf_core.fusion import FusionSettings, Generator, share_step
 from cf_core.kinds import take_kinds
 from cf_core.losses import Pair
 from cf_core.seeding import make_random
@@ -77,6 +77,11 @@ class Heard:
 
     def __post_init__(self) -> None:
         share_step(self.lead)  # raises for what is no lead
+
+    @classmethod
+    def of(cls, core: MelodyVAE, writer: Writer, settings: FusionSettings) -> "Heard":
+        """As settings say, with their price at λ = 1."""
+        return cls(core, writer, settings.price, settings.drafts, settings.imbalance, settings.lead)
 
     def draw_chance(self, pairs: int, random: torch.Generator) -> Float[Tensor, "D B 2 T"]:
         """Draw the numbers that decide what the writer draws, for `fuse`."""

@@ -280,9 +280,7 @@ def _make_fusion(
         return Fusion(generator, style, lambda_, kinds=source.kinds)
     if bench.writer is None:
         raise ValueError("bench.writer: the scheme heard needs one")
-    how = bench.fusion
-    core, writer = bench.evaluator.core, bench.writer
-    heard = Heard(core, writer, how.price, how.drafts, how.imbalance, how.lead)
+    heard = Heard.of(bench.evaluator.core, bench.writer, bench.fusion)
     return Fusion(generator, style, lambda_, heard, source.kinds)
 
 

@@ -233,11 +233,10 @@ def assemble(store: Store, rule: Selection, ranked: pl.DataFrame) -> Bundle:
         find_generator(store, name),
     )
     heard = None
-    if (how := config.fusion).scheme == "heard":
-        # The λ of a map that takes none is part of the price.
-        price = how.price if conditional else find_price(how.price, best["lambda"])
-        writer = _read_writer(config, store)
-        heard = Heard(core, writer, price, how.drafts, how.imbalance, how.lead)
+    if config.fusion.scheme == "heard":
+        heard = Heard.of(core, _read_writer(config, store), config.fusion)
+        if not conditional:  # the λ of a map that takes none is part of the price
+            heard = replace(heard, price=find_price(heard.price, best["lambda"]))
     return Bundle(
         config.melody,
         core,
