@@ -37,9 +37,11 @@ from cf_core.seeding import make_random
 from cf_core.vae import MelodyVAE
 from cf_core.writer import Writer
 
-FAR, NEAR = 1.5, 4.0
-"""By how much the writer's price rises with every factor of ten in λ, below and above λ = 1, in
-nats. Near the inputs little may be written, or no fusion would be near."""
+FREE = 1e-3
+"""The λ up to which the writer's changes cost nothing: the lower end of what is usual."""
+NEAR = 4.0
+"""By how much the price rises with every factor of ten in λ above λ = 1, in nats. Near the inputs
+little may be written, or no fusion would be near."""
 _UNPAYABLE = 1e4
 """A price at which no token changes, in nats."""
 
@@ -217,11 +219,12 @@ class _Pairs:
 
 
 def find_price(at_one: float, lambda_: float) -> float:
-    """The price at λ, in nats, where it is `at_one` at λ = 1: `at_one + k log10 λ`, at least 0.
+    """The price at λ, in nats, where it is `at_one` at λ = 1. λ so holds back map and writer alike.
 
-    `k` is `FAR` for λ below 1, else `NEAR`. So λ holds back both the map of latents and the writer.
+    It is linear in log λ: from 0 at `FREE` to `at_one` at 1, and above 1 it rises by `NEAR` with
+    every factor of ten.
     """
-    rise = FAR if lambda_ < 1 else NEAR
+    rise = NEAR if lambda_ > 1 else -at_one / math.log10(FREE)
     return max(0.0, at_one + rise * math.log10(lambda_))
 
 

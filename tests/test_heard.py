@@ -118,7 +118,7 @@ def one_by_one(how: Heard, counts: Sequence[int], cases: Cases) -> dict[int, Ten
         left, right = left_in, right_in = before = pair[0][one], pair[1][one]
         score = rate(how, before, before)
         decades = math.log10(float(lambda_[row]))
-        at_lambda = max(0.0, how.price + 1.5 * min(decades, 0) + 4.0 * max(decades, 0))
+        at_lambda = max(0.0, how.price * (1 + min(decades, 0) / 3) + 4.0 * max(decades, 0))
         price = torch.tensor([[at_lambda / left_share, at_lambda / right_share]])
         for count in range(1, max(counts) + 1):
             with torch.no_grad():
@@ -226,7 +226,8 @@ def test_shares_fall_from_the_middle_to_the_ends() -> None:
 
 
 def test_the_price_rises_with_every_factor_of_ten() -> None:
-    assert find_price(7.0, 1.0) == 7.0
-    assert find_price(7.0, 0.01) == pytest.approx(4.0)
-    assert find_price(7.0, 10.0) == pytest.approx(11.0)
-    assert find_price(1.0, 1e-3) == 0.0
+    rising = {1e-4: 0, 1e-3: 0, 1e-2: 2, 0.1: 4, 1.0: 6, 10.0: 10, 100.0: 14}
+    for lambda_, price in rising.items():
+        assert find_price(6.0, lambda_) == pytest.approx(price)
+    assert find_price(3.0, 0.1) == pytest.approx(2)
+    assert find_price(3.0, 10.0) == pytest.approx(7)

@@ -580,7 +580,8 @@ globalThis.CFEngine = (() => {
         if (heard.score < now.score) break;
         now = heard;
       }
-      const rise = lambda < 1 ? this.heard.far : this.heard.near;
+      const {free, near} = this.heard;
+      const rise = lambda > 1 ? near : -this.price / Math.log10(free);
       const price = Math.max(0, this.price + rise * Math.log10(lambda));
       const prices = shares.map((share) => (share > 0 ? price / share : UNPAYABLE));
       const key = `${kind}:${now.tokens.join("|")}:${prices}`;

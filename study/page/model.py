@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cf_core.bundle import Bundle
 from cf_core.continuation import WIDEST, Continuation
-from cf_core.heard import FAR, NEAR, Heard
+from cf_core.heard import FREE, NEAR, Heard
 from cf_core.melody import MelodyFormat, bar_length
 
 
@@ -85,7 +85,7 @@ def _describe_heard(heard: Heard) -> dict[str, Any]:
         "drafts": heard.drafts,
         "imbalance": heard.imbalance,
         "lead": heard.lead,
-        "far": FAR,
+        "free": FREE,
         "near": NEAR,
         "chance": heard.fix_chance()[:, 0].tolist(),
         "widest": WIDEST,
