@@ -68,6 +68,8 @@ _HEARD_SIZES: dict[tuple[str, ...], Sequence[int]] = {
 """The same, of a bundle in the scheme `heard`."""
 _TRIED = 33
 """Number of λ that are tried for a number of edits."""
+_NEAR_ENOUGH = 0.15
+"""By what share of the edits asked for those made may differ, where the choice among λ is free."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -177,10 +179,11 @@ class Bundle:
     ) -> float:
         """The λ at which about `edits` grid steps of this pair change, both halves together.
 
-        Of the λ that are tried, evenly over the logarithm of the bundle's range, it is the one
-        whose outputs come nearest; of equal ones the largest. Where even the smallest λ changes
-        fewer steps, or the largest one more, it is the one that comes nearest still. Raises
-        `BundleError` as `fuse` does, for edits below 0, and where the bundle has one λ.
+        Many λ are tried, evenly over the logarithm of the bundle's range. In the scheme `heard`, it
+        is the one whose outputs have the highest J (H1 in docs/concepts.md), of those that change
+        as many steps to within 15 %; else, and where none does, the one that comes nearest. Of
+        equal ones it is the largest. Raises `BundleError` as `fuse` does, for edits below 0, and
+        where the bundle has one λ.
         """
         if self.lambda_range is None:
             raise BundleError(
@@ -198,7 +201,13 @@ class Bundle:
         inputs = np.stack((left, right))[:, None].repeat(len(tried), 1)
         changed = sum(edit_distance(*halves) for halves in zip(inputs, fused, strict=True))
         wanted = min(edits, len(left) + len(right))  # no more can change
-        return float(tried[int(np.abs(changed - wanted).argmin())])
+        gaps = np.abs(changed - wanted)
+        score = -gaps.astype(float)
+        if (heard := self._lead(lead)) is not None:
+            tokens, before = (torch.from_numpy(each).transpose(0, 1) for each in (fused, inputs))
+            near = gaps <= max(int(gaps.min()), _NEAR_ENOUGH * wanted)
+            score = np.where(near, heard.rate(tokens.long(), before.long()).numpy(), -np.inf)
+        return float(tried[int(score.argmax())])
 
     @torch.no_grad()
     def _fuse_at(

@@ -135,6 +135,18 @@ class Heard:
             changed = torch.zeros_like(changed)
             yield count, _halves(written.z)
 
+    @torch.no_grad()
+    def rate(
+        self, tokens: Int64[Tensor, "B 2 T"], inputs: Int64[Tensor, "B 2 T"]
+    ) -> Float[Tensor, "B"]:
+        """J of each pair of tokens, in nats, with edits counted from `inputs`."""
+        fit = self.writer.rate((tokens[:, 0], tokens[:, 1]))
+        before, after = inputs.cpu().numpy(), tokens.cpu().numpy()
+        left, right = (edit_distance(before[:, half], after[:, half]) for half in (0, 1))
+        left_share, right_share = share_step(self.lead)
+        uneven = np.abs(right_share * left - left_share * right)
+        return fit - self.imbalance * torch.from_numpy(uneven).to(fit)
+
     def _write(
         self,
         decoded: "_Pairs",
@@ -159,14 +171,14 @@ class Heard:
     def _listen_first(self, z: Float[Tensor, "B Z2"], kinds: Int64[Tensor, "B"]) -> "_Pairs":
         """Decode and rate pairs that are inputs."""
         tokens = self._decode(z, kinds)
-        return _Pairs(z, kinds, tokens, tokens, self._rate(tokens, tokens))
+        return _Pairs(z, kinds, tokens, tokens, self.rate(tokens, tokens))
 
     def _listen(self, z: Float[Tensor, "B Z2"], before: "_Pairs") -> "_Pairs":
         """Decode and rate what came of pairs. Those that sound as before keep their score."""
         tokens = self._decode(z, before.kinds)
         other = (tokens != before.tokens).flatten(1).any(1)
         score = before.score.clone()
-        score[other] = self._rate(tokens[other], before.inputs[other])
+        score[other] = self.rate(tokens[other], before.inputs[other])
         return _Pairs(z, before.kinds, before.inputs, tokens, score)
 
     def _decode(
@@ -176,17 +188,6 @@ class Heard:
         decoded = self.core.decode_tokens(torch.cat(_halves(z)), kinds.repeat(2).cpu().numpy())
         heard = torch.from_numpy(decoded.astype(np.int64)).to(z.device)
         return torch.stack(heard.chunk(2), 1)
-
-    def _rate(
-        self, tokens: Int64[Tensor, "B 2 T"], inputs: Int64[Tensor, "B 2 T"]
-    ) -> Float[Tensor, "B"]:
-        """J of each pair, in nats."""
-        fit = self.writer.rate((tokens[:, 0], tokens[:, 1]))
-        before, after = inputs.cpu().numpy(), tokens.cpu().numpy()
-        left, right = (edit_distance(before[:, half], after[:, half]) for half in (0, 1))
-        left_share, right_share = share_step(self.lead)
-        uneven = np.abs(right_share * left - left_share * right)
-        return fit - self.imbalance * torch.from_numpy(uneven).to(fit)
 
 
 @dataclass(frozen=True)
