@@ -28,8 +28,10 @@ docs: .venv/ready
 
 # The figures and findings of the comparison in README, from published tables alone.
 reference: .venv/ready
-	$(BIN)/cf-study frontier results/reference/nottingham
-	$(BIN)/cf-study frontier results/reference/cre
+	$(MAKE) --jobs=2 reference-nottingham reference-cre
+
+reference-%:
+	$(BIN)/cf-study frontier results/reference/$*
 
 # The ready-made bundle that comes with the package, made anew. Commit what it writes.
 bundle: .venv/ready
