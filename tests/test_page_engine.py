@@ -351,7 +351,7 @@ def test_the_defaults_are_those_of_the_bundle(node: Node, ready: Bundle) -> None
     assert node("load", name="again", packed=pack_model(load_bundle())) == {
         "meters": list(ready.form.meters),
         "styleDim": 4,
-        "lambda": 0.3,
+        "lambda": 0.1,
         "lambdaRange": [0.001, 10.0],
         "iterations": 4,
         "lead": 0.5,
