@@ -120,6 +120,11 @@ def letters(song: Melody) -> str:
         ("|:C4|[1,3D4:|[2E4:|[4F4|]", "CDCECDCF"),
         ("|:C4|[1-3D4:|[4E4|]", "CDCDCDCE"),
         ('|:C4|["1"D4:|["2"E4|]', "CDCE"),
+        ('|:C4|["1st time"D4:|["2nd time"[EE]4|]', "CDCE"),
+        ("|:C4|D4[|]E4:|F4|]", "CDECDEF"),  # an invisible bar line
+        ("C4|D4[|]E4|F4:|", "CDEFCDEF"),
+        ("|:C4|D4[|]:|E4|]", "CDCDE"),
+        ("C4|!Segno!D4|E4!D.S.!|]", "CDEDE"),
         ("|:C4|1D4:|E4|]", "CDCE"),
         ("|:C4[1D4:|[2E4|]F4|]", "CDCEF"),
         ("C4|D4!D.C.!|", "CDCD"),
@@ -247,6 +252,8 @@ def test_keys(key: str, music: str, expected: list[int]) -> None:
         ("(3C>DE F2|", ["1", "1/3", "2/3", "2"]),
         ("(3CDE>F z|", ["2/3", "2/3", "2/3", "1"]),
         ("[CE]2[C2E]/G|", ["2", "2", "1", "1", "1"]),
+        ('["C"C"^high"E]2[!accent!G]D|', ["2", "2", "1", "1"]),
+        ("+f+C+ff+D+CE+F|", ["1", "1", "1", "1", "1"]),
         ("C-CD2|", ["2", "2"]),
         ("C2-|C2D2|", ["4", "2"]),
         ("[CE]-[CE]z2|", ["2", "2"]),
@@ -411,6 +418,7 @@ def test_without_a_unit_the_meter_gives_it_once() -> None:
         ("C2=100", 200),
         ("100", 100),
         ('"Andante"', 120),
+        ("1/4=3/8", 120),  # a relation of beats
         ("1/4=0", 120),
     ],
 )
@@ -429,6 +437,13 @@ def test_what_moves_notes_adds_up_and_ends_by_itself() -> None:
     assert pitches(abc("V:1\nCz3|\nV:1 clef=treble\nCz3|", "V:1 treble-8")) == [48, 60]
     assert pitches(abc("V:1\nCz3|", 'V:1 name="my bass octave=1" clef=treble-8')) == [48]
     assert pitches(abc("V:1\nCz3|", 'V:1 clef="treble-8"')) == [48]
+
+
+def test_a_directive_transposes_playback() -> None:
+    for directive in ("%%MIDI transpose -12", "I:MIDI transpose -12", "I:MIDI = transpose -12"):
+        assert pitches(abc("CDEz|", directive, key="C transpose=-2")) == [46, 48, 50]
+    assert pitches(abc("C4|\n%%MIDI transpose 12\nC4|\n%%MIDI transpose 0\nC4|")) == [60, 72, 60]
+    assert pitches(abc("C4|", "%%MIDI program 40")) == [60]
 
 
 def test_a_clef_alone_leaves_the_key() -> None:
@@ -470,6 +485,13 @@ def test_a_voice_keeps_its_own_key_meter_and_accidentals() -> None:
     assert pitches(only("a.abc", text, "2")) == [67, 65]
 
 
+def test_tempos_of_one_voice_hold_for_all() -> None:
+    text = (HEAD + "V:1\nC4|[Q:1/4=80]D4|\nV:2\nE4|G4|\n").encode()
+    for part in ("1", "2"):
+        song = only("a.abc", text, part)
+        assert [song.tempo_at(bar.start) for bar in song.bars] == [120, 80]
+
+
 def test_one_voice_declared_and_used_is_one_part() -> None:
     head = '%%score 1\nI:linebreak $\nV:1 treble nm="Voice" snm="V."\nV:2 octave=-1\n'
     assert letters(abc(head + "V:1\nCDEF|$GABC|\n")) == "CDEFGABC"
@@ -477,6 +499,27 @@ def test_one_voice_declared_and_used_is_one_part() -> None:
 
 
 # ---- books
+
+
+def test_the_title_of_a_book_is_not_that_of_its_tunes() -> None:
+    book = "T:All the Tunes\nM:3/4\n\nX:1\nT:One\nK:C\nCDEFGA|\n\nX:2\nK:C\nCDEFGA|\n"
+    songs = [song for song in read_melodies("book.abc", book.encode()) if isinstance(song, Melody)]
+    assert [song.title for song in songs] == ["One", "book:2"]
+    assert {bar.meter for song in songs for bar in song.bars} == {"3/4"}
+
+
+@pytest.mark.parametrize(
+    ("field", "title"),
+    [
+        (r"La Nov\'elle na\"ive", "La Nov\u00e9lle na\u00efve"),
+        (r"Se\'an \cCa \~n \vs \/O\aa \ss", "Se\u00e1n \u00c7a \u00f1 \u0161 \u00d8\u00e5 \u00df"),
+        (r"\u00c9ire &eacute; &amp; &#233; AT&T", "\u00c9ire \u00e9 & \u00e9 AT&T"),
+        (r"100\% \& more \\ x\y", "100% & more \\ x\\y"),
+        (r"\ud800 &bogus;", "\ufffd &bogus;"),  # no half of a character
+    ],
+)
+def test_titles_are_written_with_escapes(field: str, title: str) -> None:
+    assert only("a.abc", f"X:1\nT:{field}\nK:C\nC8|\n".encode()).title == title
 
 
 def test_ids_of_tunes_know_no_comments() -> None:

@@ -155,6 +155,19 @@ def test_a_release_closes_no_note_that_begins_on_its_own_tick() -> None:
     )
 
 
+def test_a_key_that_is_never_released_sounds_to_the_end_of_its_track() -> None:
+    def hold(*events: tuple[int, str, int]) -> tuple[Note, ...]:
+        end = [(1920, mido.MetaMessage("text", text="the end"))]
+        messages = [(tick, mido.Message(f"note_{kind}", note=p)) for tick, kind, p in events]
+        return only("a.mid", midi([*messages, *end], shuffled=True)).notes
+
+    first = Note(Fraction(0), Fraction(1), 60)
+    head = [(0, "on", 60), (480, "off", 60)]
+    assert hold(*head, (480, "on", 62)) == (first, Note(Fraction(1), Fraction(3), 62))
+    assert hold(*head, (480, "on", 60)) == (first, Note(Fraction(1), Fraction(3), 60))
+    assert hold(*head, (1920, "on", 60)) == (first,)
+
+
 def test_midi_with_running_status_alien_chunks_and_absurd_lengths() -> None:
     head = b"MThd\0\0\0\6\0\1\0\1\1\xe0"
     body = (

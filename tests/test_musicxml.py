@@ -75,6 +75,10 @@ def ending(numbers: str, side: str = "left", *, end: bool = False) -> str:
     return line(f'<ending number="{numbers}" type="{kind}"/>{repeat}', side)
 
 
+def unnumbered(text: str) -> str:
+    return line(f'<ending number=" " type="start">{text}</ending>', "left")
+
+
 def played(times: int) -> str:
     return line(f'<repeat direction="backward" times="{times}"/>')
 
@@ -104,6 +108,15 @@ SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
                 f"F{END}",
             ],
             [C, D, C, D, C, E, F, F],
+        ),
+        (
+            [
+                "C",
+                f"D{unnumbered('1.')}{ending(' ', 'right', end=True)}",
+                f"E{unnumbered('2.')}{ending(' ', 'right')}",
+                "F",
+            ],
+            [C, D, C, E, F],
         ),
         ([f"C{played(3)}", "D"], [C, C, C, D]),
         ([f"C{played(99)}", "D"], [C, C, C, C, D]),

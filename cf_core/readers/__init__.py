@@ -48,7 +48,7 @@ __all__ = [
     "split_songs",
 ]
 
-VERSION = 4
+VERSION = 5
 """Increased whenever the result of reading a file changes; cached corpora are named by it."""
 
 
@@ -243,7 +243,8 @@ def _tunes(stem: str, data: bytes, path: str) -> Iterator[Song | Rejected]:
     if len(tunes) > MAX_TUNES:
         yield Rejected(stem, "too large", f"{len(tunes)} tunes, more than {MAX_TUNES}")
         return
-    fields = "".join(re.findall(r"(?m)^(?:[A-Z]:|%%).*\n", header))[: MAX_TUNE + 1]
+    # A title before the first tune is the book's.
+    fields = "".join(re.findall(r"(?m)^(?:[A-SU-Z]:|%%).*\n", header))[: MAX_TUNE + 1]
     for tune in tunes or [f"1\n{header}"]:
         number, body = tune.split("\n", 1)
         short = number.partition("%")[0].strip().lstrip("0")[:MAX_TITLE]

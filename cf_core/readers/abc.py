@@ -15,6 +15,7 @@ from cf_core.readers.abc_notation import (
     IN_NOTE,
     LENGTH,
     AbcNote,
+    decode_escapes,
     parse_length,
     parse_note,
 )
@@ -43,6 +44,9 @@ def read(song_id: str, text: str, part: str | None) -> Melody:
         voice = voices[0 if part is None else choose_part(names, part)]
     else:
         voice = named
+    for other in voices:
+        for measure, beside in zip(voice.measures, other.measures, strict=False):
+            measure.tempos = measure.tempos or beside.tempos
     return play(song_id, tune.title or song_id, voice.measures, tune.order(voice))
 
 
@@ -89,7 +93,7 @@ _TOKEN = re.compile(
     "(?P<words>[^"\n]*)"
     | \[(?P<inline>[A-Za-z]:[^\]\n]*)\]
     | (?P<bar>(?:\[(?=\|)|(?<=\|)\]|:\ +(?=\|)|[|:])+)(?P<number>\d[\d,-]*)?
-    | \[\ *(?P<variant>\d[\d,\- ]*|"[^"\n]*")
+    | \[\ *(?P<variant>\d[\d,\- ]*|"[^"\n]*"(?![^\[\]|\n]*\]))
     | \[(?P<chord>[^\]|\n]*)\](?P<chord_length>{LENGTH})
     | !(?P<decoration>[^!|\s:\[\]]+|(?i:d\.?[cs]|dal?\b|to\b|fine)[^!|\n]*)!
     | \+(?P<plus>[^+|\s]+)\+
@@ -157,13 +161,14 @@ class _Tune:
         elif name == "P":
             self._take_part(text)
         elif name == "T":
-            self.title = self.title or " ".join(text.split())
+            self.title = self.title or " ".join(decode_escapes(text).split())
         elif name == "U":
             letter, _, meaning = text.partition("=")
             self._letters[letter.strip()] = meaning.strip().strip("!+")
         elif name == "I":
             found = re.match(r"propagate-accidentals\s+(not|octave|pitch)", text)
             self._voice.propagation = found[1] if found else self._voice.propagation
+            self._voice.move_playback(text)
         elif name in _SETTINGS:
             _SETTINGS[name](self._voice, text)
 
@@ -250,6 +255,7 @@ class _Tune:
 
     def _chord(self, text: str, length: str) -> None:
         """Add notes that sound together, all as long as the first; unisons are added once."""
+        text = _BESIDE_NOTES.sub(" ", text)
         written = [note for found in IN_NOTE.finditer(text) if (note := parse_note(found[0]))]
         heard: dict[tuple[str, int, int | None], AbcNote] = {}
         for note in written:
@@ -262,7 +268,10 @@ class _Tune:
             self._voice.element(notes, notes[0].length, times)
 
 
-_CHORD = re.compile(rf"(?:{ABC_NOTE})+")
+_CHORD = re.compile(rf"(?!f+$)(?:{ABC_NOTE})+")
+"""Notes between two "+"; one or several "f" alone are a dynamic mark."""
+_BESIDE_NOTES = re.compile(r'"[^"]*"|![^!]*!|\{[^}]*\}')
+"""Annotations, decorations and graces within a chord."""
 _SETTINGS: dict[str, Callable[[Voice, str], None]] = {
     "K": Voice.set_key,
     "L": Voice.set_unit,

@@ -3,7 +3,9 @@
 import re
 from fractions import Fraction
 from functools import lru_cache
+from html import unescape
 from typing import NamedTuple
+from unicodedata import normalize
 
 from cf_core.readers.score import Time, simplify
 
@@ -62,6 +64,32 @@ def parse_moves(text: str) -> dict[str, int]:
         moves["octave" if octave else "transpose"] = int(number) * (12 if octave else 1)
     clef = _CLEF.search(text)
     return moves if clef is None else moves | {"clef": {None: 0, "+8": 12, "-8": -12}[clef[1]]}
+
+
+# ---- titles ------------------------------------------------------------------------------------
+
+_ACCENTS = {"`": "\u0300", "'": "\u0301", "^": "\u0302", "~": "\u0303", '"': "\u0308"}
+_ACCENTS |= {"c": "\u0327", "v": "\u030c", "H": "\u030b", "u": "\u0306"}
+"""Combining characters by the sign that a backslash and a letter enclose."""
+_LETTERS = {"AA": "Å", "aa": "å", "AE": "Æ", "ae": "æ", "OE": "Œ", "oe": "œ", "/O": "Ø", "/o": "ø"}
+_LETTERS |= {"DH": "Ð", "dh": "ð", "TH": "Þ", "th": "þ", "ss": "ß", "%": "%", "&": "&", "\\": "\\"}
+_ESCAPE = re.compile(
+    rf"\\u(?P<code>[\dA-Fa-f]{{4}})|\\(?P<letter>{'|'.join(map(re.escape, _LETTERS))})"
+    r"|\\(?P<accent>[`'^~\"cvHu])(?P<base>[A-Za-z])|&#?\w{2,8};"
+)
+
+
+def decode_escapes(text: str) -> str:
+    r"""Replace what stands for a character in a text, such as `\'e`, `\u00e9` or `&eacute;`."""
+
+    def character(found: re.Match[str]) -> str:
+        if found["letter"]:
+            return _LETTERS[found["letter"]]
+        if found["accent"]:
+            return normalize("NFC", found["base"] + _ACCENTS[found["accent"]])
+        return unescape(f"&#x{found['code']};" if found["code"] else found[0])
+
+    return _ESCAPE.sub(character, text)
 
 
 # ---- notes -------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ _IN_TIME_OF = {2: 3, 3: 2, 4: 3, 6: 2, 8: 3}
 """In the time of how many notes a tuplet of this size is played; others in that of two or three."""
 _METER_TERM = re.compile(r"(\d[\d+\s]*)\)?\s*/\s*(\d{1,3})")
 _METER = re.compile(rf"[(\s]*{_METER_TERM.pattern}(?:\s*\+\s*\(?{_METER_TERM.pattern})*")
-_SPEED = re.compile(r"(?P<speed>\d{1,4}(?:\.\d{1,4})?)")
+_SPEED = re.compile(r"(?P<speed>\d{1,4}(?:\.\d{1,4})?)(?![\d.]*\s*/)")
 _TEMPO = re.compile(
     rf"(?:(?P<beats>(?:\d{{1,3}}/[1-9]\d{{0,2}}\s*)+)|C(?P<units>\d{{0,2}})\s*)=\s*{_SPEED.pattern}"
 )
@@ -108,6 +108,12 @@ class Voice:
         """Apply the transpositions of a `K:` or `V:` field."""
         self._moves |= parse_moves(text)
 
+    def move_playback(self, directive: str) -> None:
+        """Apply a `%%MIDI transpose` directive; others have no effect."""
+        found = re.match(r"MIDI\s*=?\s*transpose\s+([-+]?\d{1,3})", directive)
+        if found:
+            self._moves["playback"] = int(found[1])
+
     def set_tempo(self, text: str) -> None:
         """Apply a `Q:` field: beats per minute, or units (`L:`) per minute if it names no beat."""
         self.tempo = text
@@ -126,11 +132,12 @@ class Voice:
 
     def sign(self, name: str) -> None:
         """Apply a decoration; only those that affect the order of play have an effect."""
-        if name == "segno":
+        kind = name.lower()
+        if kind == "segno":
             self.measure.segno = True
-        elif name == "coda" and self._is_empty:
+        elif kind == "coda" and self._is_empty:
             self.measure.coda = True
-        elif name == "coda":
+        elif kind == "coda":
             self.measure.to_coda = True
         else:
             mark(self.measure, _ABBREVIATED.get(name, name))
@@ -176,6 +183,8 @@ class Voice:
         sign = sign.replace(" ", "")
         if sign == ":":
             return
+        # An invisible bar line may stand before a visible one.
+        sign = sign.replace("[|]", "") or "|"
         self.finish()
         self._accidentals, self._last = {}, None
         if sign.startswith(":") and self.measures:

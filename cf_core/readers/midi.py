@@ -155,19 +155,20 @@ def _chunk(data: bytes) -> Chunk:
     if at > len(data):
         raise IndexError
     for key, events in keys.items():
-        notes = [(on, off, key & 127, velocity) for on, off, velocity in _pressed(events)]
+        notes = [(on, off, key & 127, velocity) for on, off, velocity in _pressed(events, tick)]
         if notes:
             chunk.notes.setdefault(key >> 7, []).extend(notes)
     chunk.notes = {channel: sorted(notes) for channel, notes in sorted(chunk.notes.items())}
     return chunk
 
 
-def _pressed(events: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+def _pressed(events: list[tuple[int, int]], end: int) -> Iterator[tuple[int, int, int]]:
     """Yield onset, end and velocity of each note of one key, from its strokes and releases.
 
     An event is a tick and a velocity, which is 0 for a release. A stroke ends the note before it. A
     release belongs to the oldest note without one. Where a key is struck more often than it is
-    released, strokes take the place of the missing releases.
+    released, strokes take the place of the missing releases, and tick `end`, where the track ends,
+    that of the last one.
     """
     strokes = sum(velocity > 0 for _, velocity in events)
     all_released = 2 * strokes <= len(events)
@@ -189,6 +190,8 @@ def _pressed(events: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
                 if onset < tick:
                     yield onset, tick, sounding[1]
                 sounding = None
+    if sounding is not None and sounding[0] < end:
+        yield sounding[0], end, sounding[1]
 
 
 def _other(data: bytes, at: int, tick: int, chunk: Chunk) -> int:

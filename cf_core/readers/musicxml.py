@@ -380,7 +380,8 @@ def _bar_line(line: Element, measure: Measure, before: Measure) -> None:
         times = repeat.get("times") or ""
         before.times = min(int(times[:2]), MAX_TIMES) if times.isdecimal() and times != "0" else 2
     if ending is not None and ending.get("type") == "start":
-        measure.ending = parse_numbers(ending.get("number") or ending.text or "") or frozenset([1])
+        given = (ending.get("number") or "", ending.text or "", "1")
+        measure.ending = next(numbers for text in given if (numbers := parse_numbers(text)))
     elif ending is not None:
         before.ending_stops = True
 
