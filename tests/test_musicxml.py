@@ -83,8 +83,9 @@ def played(times: int) -> str:
     return line(f'<repeat direction="backward" times="{times}"/>')
 
 
-def words(text: str) -> str:
-    return f"<direction><direction-type><words>{text}</words></direction-type></direction>"
+def words(*texts: str) -> str:
+    every = "".join(f"<words>{text}</words>" for text in texts)
+    return f"<direction><direction-type>{every}</direction-type></direction>"
 
 
 SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
@@ -125,6 +126,15 @@ SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
         (["C", f"{'D'}{SEGNO}", f"E{words('Dal Segno')}"], [C, D, E, D, E]),
         (
             ["C", f"D{words('To Coda')}", f"E{words('D.C. al Coda')}", 'F<sound coda="1"/>'],
+            [C, D, E, C, D, F],
+        ),
+        (
+            [
+                f"C{SEGNO}",
+                f"D{words('To ', 'Coda')}",
+                f"E{words('D.S. al', 'Coda')}",
+                f"F{words('Coda')}",
+            ],
             [C, D, E, C, D, F],
         ),
         (["C", f"D{words('dolce, con moto')}", "E"], [C, D, E]),

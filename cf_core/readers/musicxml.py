@@ -390,8 +390,10 @@ def _direction(measure: Measure, direction: Element, at: Time) -> None:
     """Take the tempo and the order of play from a direction or a `<sound>`."""
     sounds = list(direction.iter("sound"))
     to_coda = any(sound.get("tocoda") for sound in sounds)
-    for words in direction.iter("words"):
-        mark(measure, words.text or "")
+    for content in direction.iter("direction-type"):
+        # A text in several fonts is written as several elements.
+        text = " ".join(words.text or "" for words in content.iter("words"))
+        mark(measure, " ".join(text.split()))
     measure.segno |= direction.find("direction-type/segno") is not None
     if direction.find("direction-type/coda") is not None and not (to_coda or measure.to_coda):
         measure.coda, measure.to_coda = measure.coda or not at, measure.to_coda or bool(at)
