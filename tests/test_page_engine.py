@@ -486,6 +486,7 @@ def test_files_of_all_sorts_are_read_as_in_python(node: Node, tmp_path: Path) ->
         ),  # a higher note begins within
         midi([meter(0, 3, 4)], [meter(0, 6, 8), *line]),
         midi([*sound(0, 480, 36, channel=9)], line),
+        midi([*line, *sound(7680, 8640, 72)[:1], *sound(8640, 9600, 71)]),  # never let go
         midi([*sound(0, 480, 36, channel=3), *line], quarter=96),
     ]
     for number, data in enumerate(files):

@@ -111,7 +111,7 @@ globalThis.CFMidi = (() => {
       if (!keys.has(key)) keys.set(key, []);
       keys.get(key).push([tick, sort === 9 && struck > 0]);
     }
-    collect(keys, track.voices);
+    collect(keys, track.voices, tick);
     return track;
   }
 
@@ -127,9 +127,9 @@ globalThis.CFMidi = (() => {
     }
   }
 
-  function collect(keys, voices) {
+  function collect(keys, voices, end) {
     for (const [key, events] of keys) {
-      const notes = pair(events).map(([onset, end]) => ({onset, end, pitch: key & 127}));
+      const notes = pair(events, end).map(([from, to]) => ({onset: from, end: to, pitch: key & 127}));
       if (notes.length) voices.set(key >> 7, (voices.get(key >> 7) ?? []).concat(notes));
     }
     const sorted = [...voices].sort((one, other) => one[0] - other[0]);
@@ -144,9 +144,10 @@ globalThis.CFMidi = (() => {
    * Onset and end of each note of one key, from its strokes and releases.
    *
    * A stroke ends the note before it. A release belongs to the oldest note without one. Where a key
-   * is struck more often than it is released, strokes take the place of the missing releases.
+   * is struck more often than it is released, strokes take the place of the missing releases, and
+   * tick `end`, where the track ends, that of the last one.
    */
-  function pair(events) {
+  function pair(events, end) {
     const strokes = events.filter(([, struck]) => struck).length;
     const allReleased = 2 * strokes <= events.length, notes = [];
     const unreleased = [];
@@ -168,6 +169,7 @@ globalThis.CFMidi = (() => {
         }
       }
     }
+    if (sounding !== null && sounding < end) notes.push([sounding, end]);
     return notes;
   }
 
