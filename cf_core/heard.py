@@ -38,7 +38,7 @@ from cf_core.vae import MelodyVAE
 from cf_core.writer import Writer
 
 FREE = 1e-3
-"""The λ up to which the writer's changes cost nothing: the lower end of what is usual."""
+"""The λ up to which changes by the writer cost nothing."""
 NEAR = 4.0
 """By how much the price rises with every factor of ten in λ above λ = 1, in nats. Near the inputs
 little may be written, or no fusion would be near."""
@@ -220,10 +220,10 @@ class _Pairs:
 
 
 def find_price(at_one: float, lambda_: float) -> float:
-    """The price at λ, in nats, where it is `at_one` at λ = 1. λ so holds back map and writer alike.
+    """The price at λ, in nats, where it is `at_one` at λ = 1.
 
     It is linear in log λ: from 0 at `FREE` to `at_one` at 1, and above 1 it rises by `NEAR` with
-    every factor of ten.
+    every factor of ten. So λ holds back both the map of latents and the writer.
     """
     rise = NEAR if lambda_ > 1 else -at_one / math.log10(FREE)
     return max(0.0, at_one + rise * math.log10(lambda_))

@@ -230,8 +230,7 @@ def test_the_same_request_gets_the_same_bytes(app: FastAPI, tunes: Path) -> None
     for accept in ("audio/midi", "application/json"):
         once, *again = ask(app, *[request(accept, 1)] * 6)
         assert {answer.content for answer in again} == {once.content}
-        others = ask(app, *(request(accept, seed) for seed in range(2, 7)))
-        assert {answer.content for answer in others} - {once.content}
+        assert ask(app, request(accept, 3))[0].content != once.content
 
 
 @pytest.mark.parametrize(
