@@ -41,9 +41,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "*N B I"]) -> Float[Tensor, "*N B O"]:
         """Map rows of inputs to rows of outputs."""
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+        # A slice of a ParameterList is a module made anew, which costs more than the products.
+        *inner, last = zip(self.weights, self.biases, strict=True)
+        for weight, bias in inner:
             x = functional.leaky_relu(_affine(x, weight, bias), 0.2, inplace=True)
-        return _affine(x, self.weights[-1], self.biases[-1])
+        return _affine(x, *last)
 
 
 def initialise(network: nn.Module, random: torch.Generator) -> None:
