@@ -15,7 +15,7 @@ from study.crew import make_crew
 from study.prepare import Crew
 from study.store import Store
 from tests.conftest import folder
-from tests.tiny import RAY, models, tiny
+from tests.tiny import RAY, furnish, models, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -27,13 +27,12 @@ def crew() -> Iterator[Crew]:
         yield make_crew(Execution(workers=2), stack)
 
 
-def test_networks_are_those_of_one_process_however_they_were_stopped(
+def test_networks_are_those_of_one_process_though_they_were_stopped(
     crew: Crew, shared: Store, melodies: Path, tmp_path: Path
 ) -> None:
     config = tiny(melodies, tmp_path)
-    for stop in ("core at 50", "selection judge at 50"):
-        with pytest.raises(KeyboardInterrupt):
-            models(config, stop, crew)
+    with pytest.raises(KeyboardInterrupt):
+        models(config, "selection judge at 50", crew)
     store = models(config, "", crew)
     files = [path for name in ("core", "classifiers") for path in (folder(shared) / name).iterdir()]
     assert len(files) == 2 * 7 + 1
@@ -50,15 +49,18 @@ def test_a_core_below_its_gate_ends_all_trainings(
 
 
 def test_a_worker_that_always_dies_is_told(
-    crew: Crew, melodies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    crew: Crew, shared: Store, melodies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = furnish(tiny(melodies, tmp_path), shared)
+    (tmp_path / "tiny" / "classifiers" / "search_classifier.json").unlink()
+
     def die(_shared: Any, _name: str) -> Iterator[Progress]:
         yield from ()
         os._exit(1)
 
     monkeypatch.setattr("study.crew._train", die)
     with pytest.raises(ClusterError, match=r": its worker died: .*give the same command again"):
-        models(tiny(melodies, tmp_path), "", crew)
+        models(config, "", crew)
 
 
 def test_a_gpu_for_networks_that_is_not_there_is_not_waited_for(
