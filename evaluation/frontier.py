@@ -31,11 +31,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import lcm
+from typing import NamedTuple
 
 import moocore
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from evaluation.controls import CONTROLS
 from evaluation.metrics import COHERENCY, LIKENESS
@@ -222,8 +223,7 @@ def matched_similarity(
             points = _seeded_points(metrics, *one.choice)
             configurations = _configurations(points)
             distances = space_distances(one.axis, bounds[one.axis])
-            sides = [_compared(configurations, rival, distances) for rival in rivals(metrics)]
-            chosen[one.choice] = points, pl.concat(sides)
+            chosen[one.choice] = points, _compare(configurations, rivals(metrics), distances)
         points, rows = chosen[one.choice]
         scores = _scores(points, metrics, one.source, one.metric, one.axis)
         value = _values(points, scores)[rows["place"]]
@@ -246,20 +246,19 @@ def hypervolumes(metrics: pl.DataFrame, bounds: Mapping[str, tuple[float, float]
     `seed` (null for a method that is not trained), `hypervolume`, `candidates`.
     """
     methods = [OURS, *rivals(metrics)]
-    chosen: dict[tuple[str, str, str], tuple[pl.DataFrame, list[pl.DataFrame]]] = {}
+    chosen: dict[tuple[str, str, str], tuple[pl.DataFrame, list[_Front]]] = {}
     rows = []
     for one in _measured(metrics, bounds):
         if one.choice not in chosen:
             points = _seeded_points(metrics, *one.choice)
-            chosen[one.choice] = points, _fronts(points, methods)
+            chosen[one.choice] = points, list(_fronts(points, methods))
         points, fronts = chosen[one.choice]
         panel = one.source, one.metric, one.axis
         scores = _scores(points, metrics, *panel)
         for front in fronts:
             distance, coherency = _reached(front, scores).T
-            method, seed, candidates = front.select("method", "seed", "candidates").row(0)
             area = hypervolume(distance, coherency, (bounds[one.axis][1], 0.0))
-            rows.append((*panel, method, seed, area, candidates))
+            rows.append((*panel, front.method, front.seed, area, front.candidates))
     names = dict.fromkeys(("source", "metric", "axis", "method"), pl.String)
     numbers = {"seed": pl.Int64, "hypervolume": pl.Float64, "candidates": pl.Int64}
     return pl.DataFrame(rows, pl.Schema({**names, **numbers}), orient="row")
@@ -369,84 +368,108 @@ def _values(points: pl.DataFrame, scores: pl.DataFrame) -> pl.Series:
     return by_seed.group_by(_POINT, maintain_order=True).agg(pl.col("value").mean())["value"]
 
 
-def _thinned(candidates: pl.DataFrame, count: int) -> pl.DataFrame:
-    """Thin the candidates to at most `count`, as the module's docstring describes."""
-    ranked = candidates.sort("validation_distance", *_POINT)
-    kept = np.linspace(0, ranked.height - 1, min(count, ranked.height)).round().astype(int)
-    return ranked[kept]
+def _thin(places: Int64[np.ndarray, "n"], count: int) -> Int64[np.ndarray, "k"]:
+    """Thin candidates, the nearest first, to at most `count`, as the module's docstring says."""
+    kept = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
+    thinned: np.ndarray = places[kept]
+    return thinned
 
 
-def _compared(
-    configurations: pl.DataFrame, rival: str, distances: Float64[np.ndarray, "d"]
+class _Pool(NamedTuple):
+    """The points of one method, as places in `_configurations`."""
+
+    points: int
+    candidates: Int64[np.ndarray, "n"]
+    """The nearest first."""
+    excluded: int
+    """How many points are not finished or not finite."""
+
+
+def _pools(configurations: pl.DataFrame, methods: Collection[str], most: float) -> dict[str, _Pool]:
+    """The pools of some methods; candidates are not farther than `most`."""
+    nearest = configurations.sort("validation_distance", *_POINT)
+    within = nearest["is_candidate"] & (nearest["validation_distance"] <= most)
+    pools = {}
+    for method in methods:
+        own = nearest["method"] == method
+        candidates = nearest["place"].filter(own & within).to_numpy().astype(np.int64)
+        excluded = int((own & ~nearest["is_candidate"]).sum())
+        pools[method] = _Pool(int(own.sum()), candidates, excluded)
+    return pools
+
+
+def _compare(
+    configurations: pl.DataFrame, against: Sequence[str], distances: Float64[np.ndarray, "d"]
 ) -> pl.DataFrame:
-    """What is chosen for ours and one rival: their rows in every panel, but for its `value`."""
-    identity = configurations.filter(pl.col("method") == "identity")
-    if identity.height != 1:
-        raise ValueError(f"metrics: a panel needs one point of identity, got {identity.height}")
-    pools = {name: configurations.filter(pl.col("method") == name) for name in (OURS, rival)}
-    within = pl.col("is_candidate") & (pl.col("validation_distance") <= distances[-1])
-    candidates = {name: pool.filter(within) for name, pool in pools.items()}
-    # The identity and transposition have one point by nature.
-    several = [own.height for name, own in candidates.items() if pools[name].height > 1]
-    count = min(several, default=1)
-    chosen = []
-    for name, own in candidates.items():
-        kept = _thinned(own, count)
-        chosen.append(
-            _chosen(kept, identity, distances).with_columns(
+    """What is chosen for ours and each rival: their rows in every panel, but for their `value`."""
+    identity = configurations.filter(pl.col("method") == "identity")["place"].to_list()
+    if len(identity) != 1:
+        raise ValueError(f"metrics: a panel needs one point of identity, got {len(identity)}")
+    pools = _pools(configurations, (OURS, *against), distances[-1])
+    best_first = configurations.sort(
+        "validation_value", "validation_distance", "configuration", "lambda", "iteration",
+        descending=[True, *[False] * 4],
+    )["place"].to_numpy()  # fmt: skip
+    rank = np.argsort(best_first)
+    distance = configurations["validation_distance"].to_numpy()
+    sides = []
+    for rival in against:
+        pair = {name: pools[name] for name in (OURS, rival)}
+        # The identity and transposition have one point by nature.
+        several = [len(own.candidates) for own in pair.values() if own.points > 1]
+        for name, own in pair.items():
+            kept = _thin(own.candidates, min(several, default=1))
+            kept = kept[np.argsort(rank[kept])]
+            # Last comes the identity, which takes the place of candidates that are too far.
+            chosen = np.append(kept, identity)
+            near = np.append(distance[kept], 0.0) <= distances[:, None]
+            places: np.ndarray = chosen[near.argmax(1)]
+            side = configurations[places].with_columns(
                 rival=pl.lit(rival),
                 method=pl.lit(name),
-                candidates=pl.lit(kept.height, pl.Int64),
-                excluded=pl.lit(pools[name].filter(~pl.col("is_candidate")).height, pl.Int64),
+                distance=pl.Series(distances),
+                candidates=pl.lit(len(kept), pl.Int64),
+                excluded=pl.lit(own.excluded, pl.Int64),
             )
-        )
-    return pl.concat(chosen)
+            sides.append(side)
+    return pl.concat(sides)
 
 
-def _chosen(
-    candidates: pl.DataFrame, identity: pl.DataFrame, distances: Float64[np.ndarray, "d"]
-) -> pl.DataFrame:
-    """Choose the best candidate within each distance, or `identity` where there is none."""
-    fallback = identity.with_columns(validation_distance=pl.lit(0.0), is_fallback=pl.lit(True))
-    return (
-        pl.concat([candidates.with_columns(is_fallback=pl.lit(False)), fallback])
-        .join(pl.DataFrame({"distance": distances}), how="cross")
-        .filter(pl.col("validation_distance") <= pl.col("distance"))
-        .sort(
-            "distance", "is_fallback", "validation_value", "validation_distance",
-            "configuration", "lambda", "iteration",
-            descending=[False, False, True, False, False, False, False],
-        )
-        .group_by("distance", maintain_order=True)
-        .first()
-    )  # fmt: skip
+class _Front(NamedTuple):
+    """The points of one method and seed that no other dominates."""
+
+    method: str
+    seed: int | None
+    candidates: int
+    """Number of points that it was chosen from."""
+    places: Int64[np.ndarray, "n"]
+    """In `_seeded_points`."""
 
 
-def _fronts(points: pl.DataFrame, methods: Sequence[str]) -> list[pl.DataFrame]:
-    """Return, by method and seed, those of `_seeded_points` that no other dominates.
+def _fronts(points: pl.DataFrame, methods: Sequence[str]) -> Iterator[_Front]:
+    """Give, by method and seed, those of `_seeded_points` that no other dominates.
 
     All methods are thinned equally. The identity, from which all methods start, is a candidate for
     every front. Methods without a candidate have no front.
     """
-    candidates = _configurations(points).filter("is_candidate", pl.col("method").is_in(methods))
-    pools = [candidates.filter(pl.col("method") == method) for method in methods]
-    count = min((pool.height for pool in pools if pool.height >= _FEWEST), default=_FEWEST)
-    start = points.filter(pl.col("method") == "identity")
-    fronts = []
-    for method, pool in zip(methods, pools, strict=True):
-        kept = _thinned(pool, count)
-        own = points.join(kept.select(_POINT), on=_POINT, how="semi", nulls_equal=True)
-        for (number,), of_seed in own.group_by("seed", maintain_order=True):
-            named = {"method": pl.lit(method), "seed": pl.lit(number, pl.Int64)}
-            seed = (
-                of_seed
-                if method == "identity"
-                else pl.concat([of_seed, start.with_columns(**named)])
-            )
-            validation = seed.select("validation_distance", "validation_value").to_numpy().T
-            front = seed.filter(pl.Series(non_dominated(*validation)))
-            fronts.append(front.with_columns(candidates=pl.lit(kept.height, pl.Int64)))
-    return fronts
+    configurations = _configurations(points)
+    pools = _pools(configurations, methods, np.inf)
+    sizes = [len(pool.candidates) for pool in pools.values()]
+    count = min((size for size in sizes if size >= _FEWEST), default=_FEWEST)
+    named = points.join(
+        configurations.select(*_POINT, point="place"), on=_POINT, nulls_equal=True, how="left",
+        maintain_order="left",
+    )  # fmt: skip
+    point, start = named["point"].to_numpy(), (named["method"] == "identity").to_numpy()
+    validation = points.select("validation_distance", "validation_value").to_numpy()
+    seeds = np.array(points["seed"].to_list(), object)  # None for what is not trained
+    for method, pool in pools.items():
+        kept = _thin(pool.candidates, count)
+        own = np.isin(point, kept)
+        for seed in dict.fromkeys(seeds[own]):
+            places = np.flatnonzero(own & (seeds == seed) | start)
+            front = places[non_dominated(*validation[places].T)]
+            yield _Front(method, seed, len(kept), front)
 
 
 def _sets(
@@ -457,7 +480,7 @@ def _sets(
     points = _seeded_points(metrics, axis, CHOSEN_ON[source], metric)
     scores = _scores(points, metrics, source, metric, axis)
     for front in _fronts(points, methods):
-        own = sets.setdefault(front["method"][0], [])
+        own = sets.setdefault(front.method, [])
         reached = _reached(front, scores)
         own.append(np.column_stack([reached, np.full(len(reached), len(own) + 1.0)]))
     found = {method: np.concatenate(own) for method, own in sets.items()}
@@ -471,9 +494,11 @@ def _repeated(points: Float64[np.ndarray, "n 3"], sets: int) -> Float64[np.ndarr
     return np.concatenate([points + turn * shift for turn in range(turns)])
 
 
-def _reached(front: pl.DataFrame, scores: pl.DataFrame) -> Float64[np.ndarray, "n 2"]:
+def _reached(front: _Front, scores: pl.DataFrame) -> Float64[np.ndarray, "n 2"]:
     """The finite distances and values that a front has among the `_scores` of its points."""
-    return scores[front["place"]].filter(pl.all_horizontal(pl.all().is_finite())).to_numpy()
+    reached = scores.to_numpy()[front.places]
+    finite: np.ndarray = reached[np.isfinite(reached).all(1)]
+    return finite
 
 
 def _finite_points(
