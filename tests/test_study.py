@@ -306,7 +306,8 @@ def test_a_study_on_three_nodes_is_that_of_one_machine(
             "results": str(results),
             "address": cluster.address,
             "workers": 2,
-            "resources": {"trials": {"gpu": 0.5}},
+            # Alike, so that workers are taken over from one kind of job to the next.
+            "resources": {"trials": {"gpu": 0.5}, "rivals": {"gpu": 0.5}},
         }
         execution = config.execution.model_dump() | place
         store, lines = go(tiny(melodies, results, execution=execution), on_ray=True)
