@@ -28,8 +28,8 @@ def make_crew(execution: Execution, stack: ExitStack) -> Crew:
         stack.enter_context(connected(execution))
         require(execution, reporter)
         need = execution.resources.networks
-        # A process of its own for each, so that the peak memory of later jobs is theirs.
-        options: Any = {"num_returns": "streaming", "max_calls": 1}
+        # Ray gives no process of this environment to later jobs, whose peak memory is to be theirs.
+        options: Any = {"num_returns": "streaming", "runtime_env": {"env_vars": {"CF_CREW": "1"}}}
         task: Any = ray.remote(num_cpus=need.cpu, num_gpus=need.gpu, **options)(_train)
         shared = [ray.put(networks)]
         going = {task.remote(shared, name): name for name in names}
