@@ -135,7 +135,8 @@ class Continuation(nn.Module):
         if kind > 0:
             place = place + self.place.weight[self.form.slots.shape[1] + kind - 1]
         if random is not None:
-            dropped = torch.rand(window.shape, generator=random) < self.share
+            chance = torch.rand(window.shape, generator=random, device=window.device)
+            dropped = chance < self.share
             window = torch.where(dropped, _ABSENT, window)
         rows = (window + torch.arange(_PLACES, device=window.device) * _CODES).flatten(0, 1)
         seen = functional.embedding_bag(rows, self.window.weight, mode="sum")
@@ -346,24 +347,27 @@ class ContinuationTrainer(Trainer):
         settings: ContinuationSettings,
         seed: int,
         purpose: str = "continuation",
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(settings.steps)
         self.settings, self.seed, self.form, self.purpose = settings, seed, form, purpose
-        self.tokens, self.pairs = drop_hanging_holds(tokens.long()), pairs
-        self._groups = Groups.of(find_kinds(tokens, form)[pairs[:, 0]])
+        self.tokens, self.pairs = drop_hanging_holds(tokens.long()).to(device), pairs.to(device)
+        self._groups = Groups.of(find_kinds(self.tokens, form)[self.pairs[:, 0]])
         self.continuation = Continuation(form, settings)
         initialise(self.continuation, make_random(seed, purpose, "weights"))
         with torch.no_grad():  # what is summed over the window is to be as large as one embedding
             self.continuation.window.weight.mul_(_PLACES**-0.5)
+        self.continuation.to(device)
         self.optimiser = adamw(self.continuation, settings.learning_rate)
         self.networks = {"continuation": self.continuation}
         self.optimisers = {"continuation": self.optimiser}
 
     def update(self) -> dict[str, Tensor]:
         """Take one step on a fresh batch, whose melodies are of the kind of the first one drawn."""
-        random = make_random(self.seed, self.purpose, self.step)
-        first = torch.randint(len(self.pairs), (1,), generator=random)
-        chance = torch.rand(self.settings.batch, generator=random)
+        device = self.pairs.device
+        random = make_random(self.seed, self.purpose, self.step, device=device)
+        first = torch.randint(len(self.pairs), (1,), generator=random, device=device)
+        chance = torch.rand(self.settings.batch, generator=random, device=device)
         rows = self._groups.match(chance, first.expand(len(chance)))
         kind = int(self._groups.kinds[first])
         down, up = self.settings.transpose_down, self.settings.transpose_up

@@ -74,7 +74,7 @@ def dropout(
     """
     if random is None or rate == 0.0:
         return x
-    kept = torch.rand(x.shape, generator=random) >= rate
+    kept = torch.rand(x.shape, generator=random, device=x.device) >= rate
     return x * kept / (1.0 - rate)
 
 

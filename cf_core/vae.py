@@ -161,12 +161,15 @@ class VAETrainer(Trainer):
         form: MelodyFormat,
         settings: VAESettings,
         seed: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(settings.steps)
         self.settings, self.seed, self.form = settings, seed, form
-        self.tokens = torch.as_tensor(tokens).long()
+        self.tokens = torch.as_tensor(tokens).long().to(device)
+        self.kinds = find_kinds(self.tokens, form)
         self.vae = MelodyVAE(form, settings)
         initialise(self.vae, make_random(seed, "vae", "weights"))
+        self.vae.to(device)
         self.optimiser = torch.optim.AdamW(
             self.vae.parameters(), settings.learning_rate, weight_decay=0.01, fused=True
         )
@@ -174,13 +177,14 @@ class VAETrainer(Trainer):
 
     def update(self) -> dict[str, Tensor]:
         """One step on a fresh batch, each segment transposed within the pitch range."""
-        random = make_random(self.seed, "vae", self.step)
-        rows = torch.randint(len(self.tokens), (self.settings.batch,), generator=random)
+        device, count = self.tokens.device, (self.settings.batch,)
+        random = make_random(self.seed, "vae", self.step, device=device)
+        rows = torch.randint(len(self.tokens), count, generator=random, device=device)
         down, up = self.settings.transpose_down, self.settings.transpose_up
         tokens = transpose(self.tokens[rows], self.form, down, up, random)
-        mean, deviation = self.vae.encode(tokens)
-        z = mean + deviation * torch.randn(mean.shape, generator=random)
-        logits = self.vae.decode(z, find_kinds(tokens, self.form))
+        mean, deviation = self.vae.encode(tokens, self.kinds[rows])
+        z = mean + deviation * torch.randn(mean.shape, generator=random, device=device)
+        logits = self.vae.decode(z, self.kinds[rows])
         # What marks stand for is decoded as a rest for certain, and so costs nothing.
         reconstruction = functional.cross_entropy(
             logits.flatten(0, 1), tokens.clamp(min=REST).flatten(), reduction="sum"
@@ -286,9 +290,9 @@ def transpose(
     pitched = tokens >= FIRST_PITCH
     highest = tokens.amax(1)
     lowest = torch.where(pitched, tokens, form.vocabulary).amin(1)
-    low = -torch.minimum(torch.tensor(down), lowest - FIRST_PITCH)
-    high = torch.minimum(torch.tensor(up), form.vocabulary - 1 - highest)
-    uniform = torch.rand(len(tokens), generator=random)
+    low = -(lowest - FIRST_PITCH).clamp(max=down)
+    high = (form.vocabulary - 1 - highest).clamp(max=up)
+    uniform = torch.rand(len(tokens), generator=random, device=tokens.device)
     shift = low + (uniform * (high - low + 1)).long()
     return torch.where(pitched, tokens + shift[:, None], tokens)
 

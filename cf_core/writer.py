@@ -112,24 +112,20 @@ class Writer(nn.Module):
         return outputs[0], outputs[1]
 
 
-def make_trainers(
-    writer: Writer,
+def make_trainer(
+    direction: str,
     tokens: Integer[Tensor, "S T"],
     pairs: Integer[Tensor, "P 2"],
     form: MelodyFormat,
     settings: WriterSettings,
     seed: int,
-) -> dict[str, ContinuationTrainer]:
-    """Make the trainers of both models, by name; once trained, the writer has their weights.
+    device: torch.device | str = "cpu",
+) -> ContinuationTrainer:
+    """Make the trainer of one of a writer's models: `forwards` or `backwards`.
 
     `tokens` are the training segments, `pairs` the rows of adjacent ones.
     """
-    turned = reverse(drop_hanging_holds(tokens.long()))
-    made = {
-        "forwards": ContinuationTrainer(tokens, pairs, form, settings, seed, "writer forwards"),
-        "backwards": ContinuationTrainer(
-            turned, pairs.flip(1), form, settings, seed, "writer backwards"
-        ),
-    }
-    writer.forwards, writer.backwards = (trainer.continuation for trainer in made.values())
-    return made
+    if direction == "backwards":
+        tokens, pairs = reverse(drop_hanging_holds(tokens.long())), pairs.flip(1)
+    purpose = f"writer {direction}"
+    return ContinuationTrainer(tokens, pairs, form, settings, seed, purpose, device)

@@ -95,11 +95,18 @@ class SearchClassifier(nn.Module):
 class ClassifierTrainer(Trainer):
     """Logistic regression of adjacent pairs against negatives: half unpaired, half prior pairs."""
 
-    def __init__(self, latents: Latents, settings: ClassifierSettings, seed: int) -> None:
+    def __init__(
+        self,
+        latents: Latents,
+        settings: ClassifierSettings,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__(settings.steps)
-        self.latents, self.settings, self.seed = latents, settings, seed
+        self.latents, self.settings, self.seed = latents.to(torch.device(device)), settings, seed
         self.classifier = SearchClassifier(latents.mean.shape[1], settings)
         initialise(self.classifier, make_random(seed, "search classifier", "weights"))
+        self.classifier.to(device)
         self.optimiser = adamw(self.classifier, settings.learning_rate)
         self.networks, self.optimisers = (
             {"classifier": self.classifier},
@@ -108,7 +115,8 @@ class ClassifierTrainer(Trainer):
 
     def update(self) -> dict[str, Tensor]:
         """Take one step on fresh draws."""
-        random = make_random(self.seed, "search classifier", self.step)
+        device = self.latents.mean.device
+        random = make_random(self.seed, "search classifier", self.step, device=device)
         batch, half = self.settings.batch, self.settings.batch // 2
         parts = [
             self.latents.paired(batch, random),

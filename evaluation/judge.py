@@ -10,7 +10,7 @@ dimensions of the judge's own latents, `M` members of its committee.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -291,15 +291,17 @@ class JudgeTrainer(Trainer):
         settings: JudgeSettings,
         seed: int,
         name: str,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(settings.reader.steps + settings.steps)
-        self.data, self.settings = data, settings
+        self.data, self.settings, self.device = data, settings, torch.device(device)
         self.seed, self.name = seed, name
         self.judge = Judge(form, settings, continuation)
         initialise(self.judge.members, make_random(seed, name, "weights"))
-        tokens = data.real.numpy()
-        self.reading = VAETrainer(tokens, form, settings.reader, derive(seed, name, "reader"))
+        tokens, own = data.real.numpy(), derive(seed, name, "reader")
+        self.reading = VAETrainer(tokens, form, settings.reader, own, device)
         self.judge.reader = self.reading.vae
+        self.judge.to(device)
         self.optimiser = adamw(self.judge.members, settings.learning_rate)
         self.networks = {"judge": self.judge}
         self.optimisers = {"reader": self.reading.optimiser, "members": self.optimiser}
@@ -310,7 +312,7 @@ class JudgeTrainer(Trainer):
         if self.step < read:
             self.reading.step = self.step
             return {"loss": self.reading.update()["reconstruction"]}
-        random = make_random(self.seed, self.name, self.step)
+        random = make_random(self.seed, self.name, self.step, device=self.device)
         left, right = self._draw(random)
         logits = self.judge.rate(left, right, random).movedim(0, 1)
         rate = self.settings.learning_rate * warmup_cosine(self.step - read, self.settings.steps)
@@ -328,22 +330,31 @@ class JudgeTrainer(Trainer):
     def _draw_unpaired(
         groups: Groups, count: int, random: torch.Generator
     ) -> Integer[Tensor, "B 2"]:
-        left = torch.randint(len(groups.kinds), (count,), generator=random)
-        return torch.stack((left, groups.match(torch.rand(count, generator=random), left)), 1)
+        device = groups.kinds.device
+        left = torch.randint(len(groups.kinds), (count,), generator=random, device=device)
+        chance = torch.rand(count, generator=random, device=device)
+        return torch.stack((left, groups.match(chance, left)), 1)
 
     @cached_property
     def _groups(self) -> tuple[Groups, Groups]:
         """Real and prior segments by the kinds of their bars."""
         form = self.judge.reader.form
-        real, prior = (find_kinds(part, form) for part in (self.data.real, self.data.prior))
+        real, prior = (
+            find_kinds(part, form).to(self.device) for part in (self.data.real, self.data.prior)
+        )
         return Groups.of(real), Groups.of(prior)
+
+    @cached_property
+    def _pairs(self) -> Integer[Tensor, "P 2"]:
+        return self.data.pairs.to(self.device)
 
     def _draw(
         self, random: torch.Generator
     ) -> tuple[Float[Tensor, "M B Z"], Float[Tensor, "M B Z"]]:
         rows = self._rows(random)
         mean, deviation = (posterior[rows] for posterior in self._posteriors)
-        noise = torch.randn(self.settings.members, *mean.shape, generator=random)
+        shape = self.settings.members, *mean.shape
+        noise = torch.randn(shape, generator=random, device=self.device)
         left, right = (mean + deviation * noise).unbind(2)
         return left, right
 
@@ -353,12 +364,13 @@ class JudgeTrainer(Trainer):
         reconstructed, prior = len(data.real), 2 * len(data.real)
         hard = prior + len(data.prior)
         third, half, sixth = batch // 3, batch // 2, batch // 6
-        adjacent = data.pairs[torch.randint(len(data.pairs), (batch,), generator=random)]
+        draw = partial(torch.randint, generator=random, device=self.device)
+        adjacent = self._pairs[draw(len(data.pairs), (batch,))]
         unpaired, drawn = (
             self._draw_unpaired(groups, count, random)
             for groups, count in zip(self._groups, (half - sixth, sixth), strict=True)
         )
-        chosen = torch.randint(len(data.hard), (batch - half, 1), generator=random)
+        chosen = draw(len(data.hard), (batch - half, 1))
         own = (half - sixth) // 3
         parts = (
             adjacent[:third],
@@ -366,6 +378,6 @@ class JudgeTrainer(Trainer):
             unpaired[:own],
             unpaired[own:] + reconstructed,
             drawn + prior,
-            hard + 2 * chosen + torch.arange(2),
+            hard + 2 * chosen + torch.arange(2, device=self.device),
         )
         return torch.cat(parts)

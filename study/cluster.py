@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+import torch
 
 from cf_core.errors import ClusterError
 from cf_core.files import AnyPath
@@ -188,3 +189,14 @@ def lacking(stages: StageResources) -> str | None:
         if not any(all(node.get(x, 0.0) >= n for x, n in needed.items()) for node in nodes):
             return f"execution.resources.{name}: no node has {stage.cpu:g} CPU, {stage.gpu:g} GPU"
     return None
+
+
+def take_device(execution: Execution) -> torch.device:
+    """The GPU that Ray gave to this worker, else the CPU; called in workers alone.
+
+    It also sets how GPUs multiply (`execution.tf32`), for the whole process.
+    """
+    if not (ray.get_gpu_ids() and torch.cuda.is_available()):
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high" if execution.tf32 else "highest")
+    return torch.device("cuda", torch.cuda.current_device())

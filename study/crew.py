@@ -9,7 +9,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from cf_core.errors import ClusterError
 from cf_core.training import Progress, use_huge_pages
-from study.cluster import connected, require
+from study.cluster import connected, require, take_device
 from study.config import Execution
 from study.networks import Networks, spoken
 from study.prepare import Crew
@@ -71,4 +71,4 @@ def _follow(going: dict[Any, str], reporter: Reporter) -> Iterator[str]:
 def _train(shared: list[ray.ObjectRef], name: str) -> Iterator[Progress]:
     use_huge_pages()
     networks: Networks = ray.get(shared[0])
-    yield from networks.train(name)
+    yield from networks.train(name, take_device(networks.config.execution))

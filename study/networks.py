@@ -35,7 +35,7 @@ from cf_core.training import (
     train,
 )
 from cf_core.vae import MelodyVAE, VAETrainer, report_prior, report_reconstruction
-from cf_core.writer import Writer, make_trainers
+from cf_core.writer import Writer, make_trainer
 from evaluation.classifier import ClassifierTrainer, SearchClassifier
 from evaluation.judge import Judge, JudgeData, JudgeTrainer
 from evaluation.negatives import LabelledTokens, draw_hard_pairs
@@ -100,16 +100,18 @@ class Networks:
         """Names of those that also need core and model of notes, trained; the longest first."""
         return [*JUDGES, SEARCH_CLASSIFIER]
 
-    def train(self, name: str) -> Iterator[Progress]:
+    def train(self, name: str, device: torch.device | str = "cpu") -> Iterator[Progress]:
         """Train a network to its end, from its checkpoint if there is one, and keep it.
 
-        The report is written last, so that it exists only beside complete weights. One thread is
-        used, as by all workers, so that sums add up alike.
+        It is trained on the device. The report is made on the CPU and written last, so that it
+        exists only beside complete weights. One thread is used, as by all workers, so that sums
+        add up alike.
         """
         with limit_threads(1):
-            made = self._prepare(name)
+            made = self._prepare(name, device)
             checkpoint = find_checkpoint(self.store, name)
             yield from train(made.trainer, REPORT_EVERY // 2, checkpoint)
+            made.network.cpu()
             report = made.report()
             save_tensors(collect_weights(made.network), self._weights(name))
             self._record(name, report)
@@ -193,22 +195,22 @@ class Networks:
             raise ValueError(f"{self._weights(name)}: {name} is not trained")
         network.load_state_dict(weights)
 
-    def _prepare(self, name: str) -> _Training:
+    def _prepare(self, name: str, device: torch.device | str) -> _Training:
         if name in WRITERS:
-            return self._prepare_writer(name)
+            return self._prepare_writer(name, device)
         if name in JUDGES:
-            return self._prepare_judge(name)
+            return self._prepare_judge(name, device)
         prepare = {
             CORE: self._prepare_core,
             CONTINUATION: self._prepare_continuation,
             SEARCH_CLASSIFIER: self._prepare_classifier,
         }
-        return prepare[name]()
+        return prepare[name](device)
 
-    def _prepare_core(self) -> _Training:
+    def _prepare_core(self, device: torch.device | str) -> _Training:
         config, corpus = self.config, self.corpus
         tokens = corpus.tokens[corpus.segments(Split.TRAIN)]
-        trainer = VAETrainer(tokens, config.melody, config.core, config.seed)
+        trainer = VAETrainer(tokens, config.melody, config.core, config.seed, device)
 
         def report() -> Report:
             trainer.vae.measure_sigma_bar(tokens)
@@ -223,7 +225,7 @@ class Networks:
 
         return _Training(trainer, trainer.vae, report)
 
-    def _prepare_continuation(self) -> _Training:
+    def _prepare_continuation(self, device: torch.device | str) -> _Training:
         config = self.config
         trainer = ContinuationTrainer(
             self._training_tokens,
@@ -231,6 +233,7 @@ class Networks:
             config.melody,
             config.continuation,
             config.seed,
+            device=device,
         )
         network = trainer.continuation
 
@@ -239,18 +242,17 @@ class Networks:
 
         return _Training(trainer, network, report)
 
-    def _prepare_writer(self, name: str) -> _Training:
+    def _prepare_writer(self, name: str, device: torch.device | str) -> _Training:
         config = self.config
-        writer = Writer(config.melody, config.writer)
-        trainers = make_trainers(
-            writer,
+        trainer = make_trainer(
+            WRITERS[name],
             self._training_tokens,
             self._training_pairs,
             config.melody,
             config.writer,
             config.seed,
+            device,
         )
-        trainer = trainers[WRITERS[name]]
 
         def report() -> Report:
             unseen = _adjacent(self.corpus, Split.VALIDATION)
@@ -260,8 +262,9 @@ class Networks:
 
         return _Training(trainer, trainer.continuation, report)
 
-    def _prepare_classifier(self) -> _Training:
-        trainer = ClassifierTrainer(self.latents, self.config.search_classifier, self.config.seed)
+    def _prepare_classifier(self, device: torch.device | str) -> _Training:
+        settings, seed = self.config.search_classifier, self.config.seed
+        trainer = ClassifierTrainer(self.latents, settings, seed, device)
 
         def scores(pairs: TokenPairs) -> np.ndarray:
             left, right = (self.core.encode_mean(half) for half in pairs)
@@ -271,11 +274,11 @@ class Networks:
 
         return _Training(trainer, trainer.classifier, partial(self._reliability, scores))
 
-    def _prepare_judge(self, name: str) -> _Training:
+    def _prepare_judge(self, name: str, device: torch.device | str) -> _Training:
         config, corpus, continuation = self.config, self.corpus, self.continuation
         settings = getattr(config, name)
         trainer = JudgeTrainer(
-            self._judge_data, continuation, config.melody, settings, config.seed, name
+            self._judge_data, continuation, config.melody, settings, config.seed, name, device
         )
 
         def report() -> Report:

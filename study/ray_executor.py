@@ -22,7 +22,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from cf_core.errors import ClusterError
 from cf_core.training import use_huge_pages
-from study.cluster import connected, require
+from study.cluster import connected, require, take_device
 from study.config import Execution, StageResources
 from study.dispatch import Task, Watch
 from study.execution import Report, run_job
@@ -165,19 +165,10 @@ def _limit(execution: Execution, job: Job) -> float | None:
     return None if each is None else each * len(job.parts)
 
 
-def _on_device(bench: Workbench, execution: Execution) -> Workbench:
-    """On this worker's GPU, where it was given one."""
-    if not (ray.get_gpu_ids() and torch.cuda.is_available()):
-        return bench
-    # Of a process of Ray's, which does nothing else.
-    torch.set_float32_matmul_precision("high" if execution.tf32 else "highest")
-    return bench.to(torch.device("cuda", torch.cuda.current_device()))
-
-
 def _measure_packs(shared: list[ray.ObjectRef], trials: Sequence[TrialSpec]) -> Rates:
     bench, _, execution = ray.get(shared[0])
     torch.set_num_threads(1)  # of a process of Ray's, which does nothing else
-    return measure_packs(trials, _on_device(bench, execution), execution.workers)
+    return measure_packs(trials, bench.to(take_device(execution)), execution.workers)
 
 
 class _Trainable(tune.Trainable):
@@ -190,7 +181,7 @@ class _Trainable(tune.Trainable):
         torch.set_num_threads(1)
         self._tasks = tasks
         bench, root, self._execution = ray.get(shared[0])
-        self._bench, self._store = _on_device(bench, self._execution), Store(root)
+        self._bench, self._store = bench.to(take_device(self._execution)), Store(root)
         if self._execution.memory_gb is not None:
             most = int(self._execution.memory_gb * 1e9)
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -1,5 +1,6 @@
 """The jobs of a study on a device that is pretended: their tables are those of the CPU."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,13 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
+from cf_core.training import load_tensors
 from evaluation.rivals import Rival
 from study.config import StudyConfig
 from study.execution import run_job
+from study.networks import SEARCH_CLASSIFIER, Networks
 from study.prepare import find_corpus, prepare
+from study.run import root
 from study.search import list_first_trials
 from study.specs import Job, PackSpec, RivalJob
 from study.store import Store
@@ -99,3 +103,21 @@ def test_a_job_writes_what_it_writes_on_the_cpu(
         written += expected.height
     assert written > 0
     assert set(stores[1].scan("trials").collect()["device"]) == {pretended.NAME}
+
+
+def test_a_network_is_trained_there_and_reported_on_the_cpu(
+    config: StudyConfig, bench: Workbench, shared: Store, tmp_path: Path
+) -> None:
+    execution = config.execution.model_copy(update={"results": str(tmp_path)})
+    own = furnish(config.model_copy(update={"execution": execution}), shared)
+    store = Store(root(own))
+    places = [Path(str(each.root)) / "classifiers" for each in (shared, store)]
+    for file in (weights := "search_classifier.safetensors"), (report := "search_classifier.json"):
+        (places[1] / file).unlink()
+    with pretended.device():
+        list(Networks(own, bench.evaluator.corpus, store).train(SEARCH_CLASSIFIER, pretended.NAME))
+    expected, found = (load_tensors(place / weights) for place in places)
+    assert expected is not None
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    aucs = [json.loads((place / report).read_text())["test"]["auc"] for place in places]
+    assert aucs[1] == pytest.approx(aucs[0], abs=1e-3)

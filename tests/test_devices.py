@@ -1,9 +1,10 @@
-"""Packs on other devices than the CPU: on one that is pretended, and on a GPU where there is one.
+"""Training on other devices than the CPU: one that is pretended, and a GPU where there is one.
 
-Both take the CPU's random numbers here, since GPUs draw others.
+Packs take the CPU's random numbers on both, since GPUs draw others. The networks that trials share
+are trained on the pretended device alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from cf_core.pack import PackTrainer
+from cf_core.training import Trainer
 from tests import pretended
 from tests.test_pack import MIXED, SETTINGS, latents
+from tests.test_training import classifier, continuation, judge, vae
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
@@ -112,6 +115,32 @@ def test_no_step_makes_the_host_wait_and_all_tensors_stay_where_they_are() -> No
         assert log.waits == []
         buffers = {**made._tensors(), **vars(made._batches), "gradients": made._g.gradients}
         assert {name: buffers[name].inner.data_ptr() for name in where} == where
+
+
+@pytest.mark.parametrize("network", [vae, classifier, judge, continuation])
+def test_networks_train_as_on_the_cpu_and_stop_and_go_on(
+    network: Callable[[str], Trainer],
+) -> None:
+    def advance(trainer: Trainer) -> None:
+        for _ in range(trainer.steps // 2):
+            trainer.update()
+            trainer.step += 1
+
+    cpu = network("cpu")
+    advance(cpu)
+    halfway = cpu.state()
+    advance(cpu)
+    with pretended.device():
+        first, second = network(pretended.NAME), network(pretended.NAME)
+        for one in first.networks.values():
+            assert {parameter.device.type for parameter in one.parameters()} == {pretended.NAME}
+        advance(first)
+        saved = {name: tensor.cpu() for name, tensor in first.state().items()}
+        second.restore(saved)
+        advance(second)
+        found = {name: tensor.cpu() for name, tensor in second.state().items()}
+    torch.testing.assert_close(saved, halfway, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, cpu.state(), rtol=1e-4, atol=1e-6)
 
 
 class Asks(PackTrainer):

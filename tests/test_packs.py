@@ -46,7 +46,9 @@ def bench() -> Any:
         mean, mean.abs(), torch.stack((rows, rows + 1), 1), torch.ones(4), mean[:, :0]
     )
     device = torch.device("cpu")
-    return SimpleNamespace(latents=latents, fusion=FusionSettings(hidden=8, batch=4), device=device)
+    made = SimpleNamespace(latents=latents, fusion=FusionSettings(hidden=8, batch=4), device=device)
+    made.to = lambda _device: made
+    return made
 
 
 @pytest.fixture

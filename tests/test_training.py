@@ -53,9 +53,9 @@ def latents() -> Latents:
     )
 
 
-def vae() -> Trainer:
+def vae(device: str = "cpu") -> Trainer:
     settings = VAESettings(latent_dim=3, hidden=8, embedding=4, steps=STEPS, batch=4)
-    return VAETrainer(tokens(10), FORM, settings, 1)
+    return VAETrainer(tokens(10), FORM, settings, 1, device)
 
 
 def fusion() -> Trainer:
@@ -66,11 +66,12 @@ def fusion() -> Trainer:
     return PackTrainer(latents(), FusionSettings(hidden=8, steps=STEPS, batch=4), trials)
 
 
-def classifier() -> Trainer:
-    return ClassifierTrainer(latents(), ClassifierSettings(hidden=8, steps=STEPS, batch=4), 1)
+def classifier(device: str = "cpu") -> Trainer:
+    settings = ClassifierSettings(hidden=8, steps=STEPS, batch=4)
+    return ClassifierTrainer(latents(), settings, 1, device)
 
 
-def judge() -> Trainer:
+def judge(device: str = "cpu") -> Trainer:
     real = torch.as_tensor(tokens(10))
     pairs = torch.tensor([[0, 1], [1, 2], [2, 3]])
     hard = torch.stack((real, real), 1)
@@ -79,13 +80,14 @@ def judge() -> Trainer:
     settings = JudgeSettings(reader=reader, members=2, hidden=8, steps=STEPS - STEPS // 2, batch=6)
     second = Continuation(FORM, ContinuationSettings(hidden=4))
     initialise(second, make_random(0, "continuation"))
-    return JudgeTrainer(data, second, FORM, settings, 1, "judge")
+    return JudgeTrainer(data, second, FORM, settings, 1, "judge", device)
 
 
-def continuation() -> Trainer:
+def continuation(device: str = "cpu") -> Trainer:
     pairs = torch.tensor([[0, 1], [1, 2], [2, 3]])
     settings = ContinuationSettings(hidden=8, steps=STEPS, batch=4)
-    return ContinuationTrainer(torch.as_tensor(tokens(10)), pairs, FORM, settings, 1)
+    given = torch.as_tensor(tokens(10))
+    return ContinuationTrainer(given, pairs, FORM, settings, 1, device=device)
 
 
 TRAINERS = [vae, fusion, classifier, judge, continuation]

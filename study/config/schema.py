@@ -128,7 +128,8 @@ class StageResources(Section):
     """What the workers of each stage need, as Ray counts it."""
 
     networks: Resources = Resources()
-    """Those that train core, models of notes, classifiers and judges; on the CPU."""
+    """Those that train core, models of notes, classifiers and judges, on a GPU where they have one.
+    """
     trials: Resources = Resources()
     """Those that train packs of trials and evaluate them; on a GPU where they have one."""
     rivals: Resources = Resources()
