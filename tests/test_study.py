@@ -22,7 +22,6 @@ import pytest
 import ray
 from matplotlib.figure import Figure
 from polars.testing import assert_frame_equal
-from ray.cluster_utils import Cluster
 
 import study
 from cf_core.bundle import load_bundle
@@ -42,7 +41,6 @@ from study.config import StudyConfig
 from study.execution import estimate_work, run_job
 from study.findings import CSV_COLUMNS, draw, say_verdicts, tabulate
 from study.ledger import Ledger, list_failures
-from study.parts import QuarantineWarning
 from study.prepare import find_corpus, prepare
 from study.recording import Recorder
 from study.run import plan, run, run_all
@@ -55,9 +53,7 @@ from tests.conftest import folder
 from tests.tiny import (
     EVALUATION,
     GATES,
-    HEAD,
     Watch,
-    assert_same_tables,
     furnish,
     go,
     models,
@@ -287,53 +283,6 @@ def test_a_trial_that_diverges_is_a_row_and_the_others_go_on(
     assert rows["lambda0.1-style0-seed0"]["status"] == "done"
     assert any("1e+38" in line and "diverged" in line for line in lines)
     assert store.scan("metrics").filter(pl.col("trial") == bad["trial"]).collect().is_empty()
-
-
-@pytest.mark.usefixtures("own_ray")
-def test_a_study_on_three_nodes_is_that_of_one_machine(
-    undisturbed: Study, melodies: Path, results: Path
-) -> None:
-    """And the cluster is left running. What is lost afterwards is made again here."""
-    undisturbed_store, config, _ = undisturbed
-    # A GPU that is only declared: half of it for each of two workers.
-    node: dict[str, Any] = {"num_cpus": 2}
-    cluster = Cluster(initialize_head=True, head_node_args=HEAD | node | {"num_gpus": 1})
-    lost = "lp-eta0.3"
-    try:
-        for _ in range(2):
-            cluster.add_node(**node)
-        place = {
-            "results": str(results),
-            "address": cluster.address,
-            "workers": 2,
-            # Alike, so that workers are taken over from one kind of job to the next.
-            "resources": {"trials": {"gpu": 0.5}, "rivals": {"gpu": 0.5}},
-        }
-        execution = config.execution.model_dump() | place
-        store, lines = go(tiny(melodies, results, execution=execution), on_ray=True)
-        assert any("all 3 nodes have this code and share" in line for line in lines)
-        assert len(cluster.list_all_nodes()) == 3
-        ray.init(address=cluster.address, log_to_driver=False)
-        assert ray.cluster_resources()["CPU"] == 6
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    assert_same_tables(store, undisturbed_store)
-    for table, name in (("metrics", lost), ("bins", "references")):
-        part = results / "tiny" / table / f"{name}.1.parquet"
-        part.write_bytes(part.read_bytes()[:300])
-    with pytest.warns(QuarantineWarning):
-        store, lines = go(tiny(melodies, results))
-    assert f"{RECORDS - 1} of {RECORDS} are already done" in lines
-    assert any("2 damaged or foreign files" in line for line in lines)
-    assert Ledger(store).count_attempts()[lost] == 2
-    assert_same_tables(store, undisturbed_store)
-    trained = store.trials.filter(pl.col("seed").is_not_null()).collect()
-    ends = trained["finished_at"].dt.epoch("ms") / 1000
-    starts = ends - trained["seconds"]
-    together = [((starts <= moment) & (ends >= moment)).sum() for moment in starts]
-    # With a whole GPU there would be one pack of two trials at a time.
-    assert max(together) > 2
 
 
 @pytest.mark.usefixtures("own_ray")
