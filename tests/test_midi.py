@@ -262,6 +262,26 @@ def test_every_time_signature_starts_a_bar() -> None:
     assert [bar.reason for bar in to_grid(song)] == [None, None, "short bar", None]
 
 
+@pytest.mark.parametrize("late", [-5, -1, 1, 5])
+def test_a_time_signature_a_few_ticks_from_a_bar_line_stands_there(late: int) -> None:
+    line = [e for i in range(10) for e in sound(480 * i, 480 * i + 480, 60 + i % 4)]
+    events = [meter(max(late, 0), 4, 4), meter(1920 + late, 3, 4), *line]
+    song = only("a.mid", midi(events))
+    assert [(bar.start, bar.meter) for bar in song.bars] == [(0, "4/4"), (4, "3/4"), (7, "3/4")]
+    assert [bar.reason for bar in to_grid(song)] == [None, None, None]
+
+
+def test_accents_show_a_pickup_also_where_the_time_signature_comes_a_tick_late() -> None:
+    events = [meter(1, 2, 4)]
+    for i in range(17):
+        events += sound(240 * i, 240 * i + 240, 60 + i % 4, 105 if i % 4 == 1 else 80)
+    assert [bar.start for bar in only("a.mid", midi(events)).bars][:3] == [
+        0,
+        Fraction(1, 2),
+        Fraction(5, 2),
+    ]
+
+
 def test_time_signatures_are_those_of_the_melody_track_if_it_has_any() -> None:
     tune = [e for i in range(12) for e in sound(480 * i, 480 * i + 480, 60 + i % 4)]
     chords = [e for p in (48, 52, 55) for e in sound(0, 5760, p)]
@@ -294,6 +314,24 @@ def test_tempos_hold_from_where_they_stand() -> None:
     assert song.tempo == 120
     assert [round(song.tempo_at(bar.start)) for bar in song.bars] == [120, 200, 100]
     assert [round(song.tempo_at(Fraction(t, 8))) for t in (31, 32)] == [120, 200]
+
+
+def test_what_comes_a_few_ticks_after_the_start_holds_from_there() -> None:
+    tune = [e for i in range(6) for e in sound(480 * i, 480 * i + 480, 60 + i)]
+    assert only("a.mid", midi([tempo(0, 90), tempo(4, 80), *tune])).tempo == pytest.approx(80)
+    assert only("a.mid", midi([tempo(6, 80), *tune])).tempo == 120
+
+
+def test_tracks_that_the_head_of_a_file_does_not_count_are_read() -> None:
+    data = bytearray(midi([meter(0, 3, 4)], sound(0, 1440, 60)))
+    for kind, count in ((1, 1), (0, 1), (1, 0)):
+        data[8:12] = kind.to_bytes(2) + count.to_bytes(2)
+        song = only("a.mid", bytes(data))
+        assert (pitches(song), [bar.meter for bar in song.bars]) == ([60], ["3/4"])
+    data[8:12] = b"\0\2\0\1"
+    assert "type 2" in rejection("a.mid", bytes(data)).detail
+    data[8:12] = b"\0\1\0\3"
+    assert "cut off" in rejection("a.mid", bytes(data)).detail
 
 
 def named(name: bytes) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import mido
 import numpy as np
 import pytest
 import torch
@@ -488,6 +489,8 @@ def test_files_of_all_sorts_are_read_as_in_python(node: Node, tmp_path: Path) ->
         midi([*sound(0, 480, 36, channel=9)], line),
         midi([*line, *sound(7680, 8640, 72)[:1], *sound(8640, 9600, 71)]),  # never let go
         midi([*sound(0, 480, 36, channel=3), *line], quarter=96),
+        midi([(3, mido.MetaMessage("set_tempo", tempo=400_000)), *line]),  # nearly at the start
+        midi([meter(0, 3, 4)], line).replace(b"\0\1\0\2", b"\0\1\0\1"),  # counts too few tracks
     ]
     for number, data in enumerate(files):
         assert read_alike(node, f"{number}.mid", data)

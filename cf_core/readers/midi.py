@@ -5,11 +5,11 @@ the time of building an object for each event. `_bars` says how bar lines are fo
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from cf_core.grid import TOLERANCE
 from cf_core.melody import Bar, Melody, Note, Tempo, bar_length
@@ -44,11 +44,11 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     end = max(end for _, end, _, _ in track.notes)
     check_size(len(track.notes), 0, end / quarter)
     # Tracks may disagree; the bars follow the melody's own time signatures.
-    meters = {0: "4/4"}
-    meters |= track.meters or {tick: m for chunk in chunks for tick, m in chunk.meters.items()}
+    written = [track.meters] if track.meters else [chunk.meters for chunk in chunks]
+    meters = {0: "4/4"} | _in_time(written, quarter)
     bars = tuple(islice(_bars(sorted(meters.items()), track.notes, quarter, end), MAX_BARS + 1))
     check_size(len(track.notes), len(bars))
-    tempos = {tick: tempo for chunk in reversed(chunks) for tick, tempo in chunk.tempos.items()}
+    tempos = _in_time([chunk.tempos for chunk in reversed(chunks)], quarter)
     return Melody(
         id=song_id,
         title=next((chunk.name for chunk in chunks if chunk.name), song_id),
@@ -93,15 +93,19 @@ def parse(data: bytes) -> tuple[int, list[Chunk]]:
     quarter = int.from_bytes(data[12:14], signed=True)
     if quarter < 0:
         raise ValueError("its time is in film frames (SMPTE), not in quarter notes")
-    if kind == 2 and count > 1:
-        raise ValueError("its tracks are separate pieces (MIDI type 2), not one piece")
     if not quarter:
         raise ValueError("it has 0 ticks per quarter note")
-    tracks = _bodies(data, 8 + int.from_bytes(data[4:8]))
+    # Some programs count too few tracks.
+    tracks = list(_bodies(data, 8 + int.from_bytes(data[4:8])))
+    if kind == 2 and max(count, len(tracks)) > 1:
+        raise ValueError("its tracks are separate pieces (MIDI type 2), not one piece")
     try:
-        return quarter, [_chunk(next(tracks)) for _ in range(count)]
-    except (IndexError, StopIteration):
-        raise ValueError("cut off, or lengths that don't fit") from None
+        chunks = [_chunk(track) for track in tracks]
+    except IndexError:
+        chunks = []
+    if len(chunks) < count:
+        raise ValueError("cut off, or lengths that don't fit")
+    return quarter, chunks
 
 
 def _in_riff(data: bytes) -> bytes:
@@ -226,6 +230,18 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
     raise ValueError("a number of more than four bytes")
 
 
+_T = TypeVar("_T")
+
+
+def _in_time(tracks: Sequence[dict[int, _T]], quarter: int) -> dict[int, _T]:
+    """Join what tracks say by tick; what comes within `TOLERANCE` of the start holds from there."""
+    return {
+        tick if tick > TOLERANCE * quarter else 0: value
+        for track in tracks
+        for tick, value in track.items()
+    }
+
+
 # ---- the melody --------------------------------------------------------------------------------
 
 _MONOPHONIC = 0.4
@@ -282,16 +298,20 @@ def _bars(
     quarter: int,
     end: int,
 ) -> Iterator[Bar]:
-    """Yield bars up to tick `end`; they are counted from the pickup and each time signature on."""
-    starts = [Fraction(tick, quarter) for tick, _ in meters]
+    """Yield bars up to tick `end`; they are counted from the pickup and each time signature on.
+
+    A time signature within `TOLERANCE` of a bar line stands there.
+    """
     first = meters[0][1]
     pickup = _pickup(notes, quarter, bar_length(first), min([end, *(t for t, _ in meters[1:])]))
     if pickup:
         yield Bar(Fraction(0), pickup, first)
-    for (_, meter), start, stop in zip(meters, starts, [*starts[1:], None], strict=True):
-        position = start or pickup
+    position = pickup
+    for (_, meter), following in zip(meters, [*meters[1:], None], strict=True):
+        stop = Fraction(end if following is None else following[0], quarter)
         length = bar_length(meter)
-        while position < (Fraction(end, quarter) - TOLERANCE if stop is None else stop):
-            cut = length if stop is None else min(length, stop - position)
+        while position < stop - TOLERANCE:
+            is_whole = following is None or stop - position >= length - TOLERANCE
+            cut = length if is_whole else stop - position
             yield Bar(position, cut, meter)
-            position += length
+            position += cut

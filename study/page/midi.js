@@ -38,14 +38,16 @@ globalThis.CFMidi = (() => {
     if (notes.some((note) => note.end > MOST_QUARTERS * quarter)) fail(`it is longer than ${MOST_QUARTERS} beats`);
     // Tracks may disagree; the bars follow the melody's own time signatures.
     const own = track.meters.size ? [track] : tracks;
-    const meters = new Map([[0, "4/4"], ...own.flatMap((each) => [...each.meters])]);
-    const tempos = tracks.map((each) => each.tempos.get(0)).filter((tempo) => tempo);
+    // What comes a few ticks after the start holds from there.
+    const inTime = ([tick, value]) => [tick > SAME * quarter ? tick : 0, value];
+    const meters = new Map([[0, "4/4"], ...own.flatMap((each) => [...each.meters].map(inTime))]);
+    const tempo = tracks.map((each) => new Map([...each.tempos].map(inTime)).get(0)).find(Boolean);
     return {
       notes: thinOut(notes, quarter).map(({onset, end, pitch}) => (
         {onset: onset / quarter, duration: (end - onset) / quarter, pitch})),
       meters: [...meters].sort((one, other) => one[0] - other[0])
         .map(([tick, meter]) => ({onset: tick / quarter, meter})),
-      tempo: tempos.length ? 6e7 / tempos[0] : 120,
+      tempo: tempo ? 6e7 / tempo : 120,
     };
   }
 
@@ -56,9 +58,8 @@ globalThis.CFMidi = (() => {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
     const kind = view.getUint16(8), count = view.getUint16(10), quarter = view.getInt16(12);
     if (quarter <= 0) fail("its time is not in quarter notes");
-    if (kind === 2 && count > 1) fail("its tracks are separate pieces");
     const tracks = [];
-    for (let at = 8 + view.getUint32(4); at + 8 <= bytes.length && tracks.length < count;) {
+    for (let at = 8 + view.getUint32(4); at + 8 <= bytes.length;) {
       const end = at + 8 + view.getUint32(at + 4);
       if (word(bytes, at) === "MTrk") {
         if (end > bytes.length) break;
@@ -66,6 +67,7 @@ globalThis.CFMidi = (() => {
       }
       at = end;
     }
+    if (kind === 2 && Math.max(count, tracks.length) > 1) fail("its tracks are separate pieces");
     if (tracks.length < count) fail("it is cut off");
     return {quarter, tracks};
   }
