@@ -97,6 +97,7 @@ SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
         (["C", f"D{END}", "E", f"F{END}"], [C, D, C, D, E, F, E, F]),
         (["C", f"D{START}", f"E{END}", "F"], [C, D, E, D, E, F]),
         (["C", f"D{line('<bar-style>light-light</bar-style>')}", f"E{END}"], [C, D, E, E]),
+        (["C" + line('<repeat direction="forward"/>'), f"D{END}", "E"], [C, D, D, E]),
         (
             ["C", f"D{ending('1')}{ending('1', 'right', end=True)}", f"E{ending('2')}", "F"],
             [C, D, C, E, F],
@@ -253,6 +254,17 @@ def test_ties_that_go_on_and_voices_in_unison() -> None:
     ):
         song = only("a.xml", score({"Voice": [first + back + second, tied("stop")]}))
         assert song.notes == (Note(Fraction(0), Fraction(4), C),)
+
+
+def test_rounded_durations_of_tuplets_leave_bars_whole_and_notes_tied() -> None:
+    divisions = "<attributes><divisions>256</divisions></attributes>"
+    triplet = "".join(xml_note(step, 4, 85) for step in "CDE")
+    tie = [f'<tie type="{kind}"/>' for kind in ("start", "stop")]
+    first = divisions + triplet + xml_note("F", 4, 256, after=tie[0])
+    song = only("a.xml", score({"Voice": [first, xml_note("F", 4, 512, after=tie[1])]}))
+    assert lengths(song) == [2, 2]
+    assert [(n.pitch, n.duration) for n in song.notes[3:]] == [(F, 3 + Fraction(1, 256))]
+    assert [bar.reason for bar in to_grid(song, 12)] == [None, None]
 
 
 def test_a_segno_at_a_bar_line() -> None:

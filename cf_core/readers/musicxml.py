@@ -30,10 +30,12 @@ from cf_core.readers.limits import (
 )
 from cf_core.readers.score import (
     MAX_TIMES,
+    NEAR,
     TICKS,
     Measure,
     Time,
     Written,
+    full_bar,
     mark,
     order_measures,
     parse_meter,
@@ -263,18 +265,21 @@ class _Reader:
             raise RejectedError("too large", f"{len(elements)} measures, more than {MAX_MEASURES}")
         check_size(1 + sum(1 for _ in part.iter("note")), len(elements))
         measures: list[Measure] = []
-        after_double_bar = False
+        measure = Measure(self._meter)
         for element in elements:
-            measure = Measure(self._meter, new_section=after_double_bar)
             self._read(measure, element)
-            after_double_bar = False
+            # Durations of tuplets may have been rounded.
+            if abs(measure.length - full_bar(measure.meter)) <= NEAR:
+                measure.length = full_bar(measure.meter)
+            following = Measure(self._meter)
             for line in element.iterfind("barline"):
                 at_left = line.get("location") == "left"
                 _bar_line(line, measure, measures[-1] if at_left and measures else measure)
-                double = (line.findtext("bar-style") or "") in _DOUBLE
-                measure.new_section |= double and at_left
-                after_double_bar |= double and not at_left
+                after = measure if at_left else following
+                after.new_section |= (line.findtext("bar-style") or "") in _DOUBLE
+                following.opens |= line.get("location") == "right" and _opens(line)
             measures.append(measure)
+            measure = following
         return measures
 
     def _read(self, measure: Measure, element: Element) -> None:
@@ -374,8 +379,8 @@ def _bar_line(line: Element, measure: Measure, before: Measure) -> None:
     repeat, ending = line.find("repeat"), line.find("ending")
     measure.segno |= line.find("segno") is not None or bool(line.get("segno"))
     measure.coda |= line.find("coda") is not None or bool(line.get("coda"))
-    if repeat is not None and repeat.get("direction") == "forward":
-        measure.opens = True
+    if _opens(line):
+        measure.opens |= line.get("location") != "right"
     elif repeat is not None:
         times = repeat.get("times") or ""
         before.times = min(int(times[:2]), MAX_TIMES) if times.isdecimal() and times != "0" else 2
@@ -384,6 +389,11 @@ def _bar_line(line: Element, measure: Measure, before: Measure) -> None:
         measure.ending = next(numbers for text in given if (numbers := parse_numbers(text)))
     elif ending is not None:
         before.ending_stops = True
+
+
+def _opens(line: Element) -> bool:
+    """Whether a repeat begins at a bar line."""
+    return line.find("repeat[@direction='forward']") is not None
 
 
 def _direction(measure: Measure, direction: Element, at: Time) -> None:

@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from cf_core.grid import TOLERANCE
 from cf_core.melody import Bar, Melody, Note, Tempo, bar_length
 from cf_core.readers.limits import MAX_BARS, check_size
 
@@ -23,6 +24,8 @@ Jump = Literal["capo", "segno"]
 
 TICKS = 40_320
 """Ticks in a quarter note. Times are whole numbers of ticks, except in odd tuplets."""
+NEAR = int(TOLERANCE * TICKS)
+"""Times that are no farther apart, in ticks, were meant to be the same."""
 Time = int | Fraction
 """In ticks, exact."""
 
@@ -313,7 +316,7 @@ def _add(notes: list[list[Time]], tied: dict[int, list[Time]], start: Time, note
     """Append a note, or prolong the one that is tied to it; `tied` has the open ties by pitch."""
     onset = start + note.offset
     last = tied.pop(note.pitch, None) if tied else None
-    if last is not None and note.stops_tie and last[1] == onset:
+    if last is not None and note.stops_tie and abs(last[1] - onset) <= NEAR:
         last[1] = onset + note.duration
     else:
         last = [onset, onset + note.duration, note.pitch]
