@@ -80,6 +80,10 @@ def test_abc_that_gives_no_melody() -> None:
     room = MAX_TUNE - len(HEAD)
     assert pitches(only("a.abc", (HEAD + f"C4|D4|\n{'%':{room - 8}}").encode())) == [C, D]
     assert rejection("a.abc", (HEAD + f"C4|D4|\n{'%':{room - 7}}").encode()).reason == "too large"
+    assert len(only("a.abc", (HEAD + "C D E F |\n" * 1_000).encode()).bars) == 1_000
+    apart = rejection("a.abc", (HEAD + "\nC4|D4|\n").encode())
+    assert (apart.reason, "remove the line" in apart.detail) == ("no notes", True)
+    assert rejection("a.abc", (HEAD + "\nT:Next\n").encode()).detail == ""
     voices = (HEAD + "V:1\nC4|D4|\nV:2\nE4|G4|\n").encode()
     assert rejection("a.abc", voices).reason == "several parts"
     assert pitches(only("a.abc", voices, "2")) == [E, G]
@@ -127,6 +131,8 @@ def letters(song: Melody) -> str:
         ("C4|!Segno!D4|E4!D.S.!|]", "CDEDE"),
         ("|:C4|1D4:|E4|]", "CDCE"),
         ("|:C4[1D4:|[2E4|]F4|]", "CDCEF"),
+        ("|: C4 | 1 D4 :| 2 E4 |] F4 |]", "CDCEF"),
+        ("C4|D4: :E4:|", "CDCDEE"),
         ("C4|D4!D.C.!|", "CDCD"),
         ("C4|D4!fine!|E4|F4!D.C.!|", "CDEFCD"),
         ("|:C4|D4:|E4!D.C.!|]", "CDCDECDE"),  # no repeats after the jump
@@ -210,6 +216,8 @@ def test_accidentals(music: str, expected: list[int]) -> None:
         ("G minor", "BEAz", [70, 63, 69]),
         ("A minor =c ^g", "FCGz", [65, 60, 68]),
         ("D exp _b _e ^f", "FBEC", [66, 70, 63, 60]),
+        ("D exp _b_e^f", "FBEC", [66, 70, 63, 60]),
+        ("=c^g", "FCGz", [65, 60, 68]),
         ("C ^f", "FCGz", [66, 60, 67]),
         ("^f _b", "FBEz", [66, 70, 64]),
         ("none", "FCGz", [65, 60, 67]),
@@ -382,6 +390,7 @@ def test_fields_within_the_music() -> None:
     [
         ("C", "4/4"),
         ("C|", "2/2"),
+        ("C |", "2/2"),
         ("6/8", "6/8"),
         ("3+2/8", "5/8"),
         ("(2+3)/8", "5/8"),

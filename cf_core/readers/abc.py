@@ -35,7 +35,9 @@ def read(song_id: str, text: str, part: str | None) -> Melody:
     if not tune.has_key:
         raise RejectedError("unreadable", "no K: field, after which the music would begin")
     if not voices:
-        raise RejectedError("no notes")
+        empty = _EMPTY_BODY.search(text)
+        why = "an empty line after its K: field ends the tune; remove the line" if empty else ""
+        raise RejectedError("no notes", why)
     names = [voice.name for voice in voices]
     if part is None and len(voices) > 1:
         raise RejectedError("several parts", list_names(names))
@@ -48,6 +50,10 @@ def read(song_id: str, text: str, part: str | None) -> Melody:
         for measure, beside in zip(voice.measures, other.measures, strict=False):
             measure.tempos = measure.tempos or beside.tempos
     return play(song_id, tune.title or song_id, voice.measures, tune.order(voice))
+
+
+_EMPTY_BODY = re.compile(r"^[ \t]*K:.*\n[ \t]*\n+[ \t]*(?![A-Za-z+]:)\S", re.MULTILINE)
+"""A header, and after an empty line something that may be its music."""
 
 
 # ---- lines -------------------------------------------------------------------------------------
@@ -88,16 +94,17 @@ def _lines(text: str) -> Iterator[_Line]:
 
 # ---- tunes -------------------------------------------------------------------------------------
 
+# Without limits to its repetitions, hostile text would take the square of its length.
 _TOKEN = re.compile(
     rf"""
-    "(?P<words>[^"\n]*)"
-    | \[(?P<inline>[A-Za-z]:[^\]\n]*)\]
-    | (?P<bar>(?:\[(?=\|)|(?<=\|)\]|:\ +(?=\|)|[|:])+)(?P<number>\d[\d,-]*)?
-    | \[\ *(?P<variant>\d[\d,\- ]*|"[^"\n]*"(?![^\[\]|\n]*\]))
-    | \[(?P<chord>[^\]|\n]*)\](?P<chord_length>{LENGTH})
-    | !(?P<decoration>[^!|\s:\[\]]+|(?i:d\.?[cs]|dal?\b|to\b|fine)[^!|\n]*)!
-    | \+(?P<plus>[^+|\s]+)\+
-    | \{{[^}}\n]*\}}
+    "(?P<words>[^"\n]{{0,999}})"
+    | \[(?P<inline>[A-Za-z]:[^\]\n]{{0,999}})\]
+    | (?P<bar>(?:\[(?=\|)|(?<=\|)\]|:\ +(?=[|:])|[|:])+)(?:\ *(?P<number>\d[\d,-]*))?
+    | \[\ *(?P<variant>\d[\d,\- ]*|"[^"\n]{{0,99}}"(?![^\[\]|\n]{{0,999}}\]))
+    | \[(?P<chord>[^\]|\n]{{0,999}})\](?P<chord_length>{LENGTH})
+    | !(?P<decoration>[^!|\s:\[\]]{{1,99}}|(?i:d\.?[cs]|dal?\b|to\b|fine)[^!|\n]{{0,99}})!
+    | \+(?P<plus>[^+|\s]{{1,99}})\+
+    | \{{[^}}\n]{{0,999}}\}}
     | \((?P<tuplet>\d)(?::(?P<time_of>\d?))?(?::(?P<count>\d?))?
     | (?P<note>{ABC_NOTE})
     | (?P<letter>[H-Wh-w~])

@@ -20,7 +20,9 @@ _ALTERS = {"^^": 2, "^": 1, "=": 0, "_": -1, "__": -2}
 # A word is a mode or a clef, unless it is the name of a property, as in "clef=bass".
 _KEY = re.compile(r"([A-Ga-g])([#b♯♭]?)(\s*)(?:([A-Za-z]+)(?!=)\b|(?![A-Za-z]))")
 _QUOTED = re.compile(r'(?<!clef=)"[^"]*"')
-_ACCIDENTAL = re.compile(r"(?<![\w=])(\^\^|\^|__|_|=)([A-Ga-g])(?![\w=])")
+_ACCIDENTAL = re.compile(
+    r"(?:(?<![\w=])|(?<=[\^_=][A-Ga-g]))(\^\^|\^|__|_|=)([A-Ga-g])(?![A-Za-z\d])"
+)
 _PROPERTY = re.compile(r"\b(transpose|octave|t)\s*=\s*([-+]?\d{1,3})")
 _CLEF = re.compile(
     r"(?:\bclef\s*=\s*[\"']?|(?<![\w=]))(?:treble|alto|tenor|bass|perc|(?<==)none|[GCF](?=\d))\d?([-+]8)?"

@@ -81,7 +81,7 @@ class Voice:
 
     def set_meter(self, text: str) -> None:
         """Apply an `M:` field, to this measure if it is still empty, else from the next on."""
-        text = {"C": "4/4", "c": "4/4", "C|": "2/2", "c|": "2/2"}.get(text.strip(), text)
+        text = {"C": "4/4", "c": "4/4", "C|": "2/2", "c|": "2/2"}.get(text.replace(" ", ""), text)
         found = _METER.match(text)
         terms = _METER_TERM.findall(found[0]) if found else []
         meter = parse_meter([beats for beats, _ in terms], [unit for _, unit in terms])

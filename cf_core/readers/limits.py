@@ -7,8 +7,8 @@ from cf_core.errors import MelodyError
 
 MAX_BYTES = {"midi": 2**20, "musicxml": 2**25, "abc": 2**22}
 """Largest file of each format, uncompressed."""
-MAX_TUNE = 2**13
-"""Most characters of one ABC tune; the longest of the built-in books has 2,439."""
+MAX_TUNE = 2**15
+"""Most characters of one ABC tune: several voices with words have 20,000."""
 MAX_TUNES = 10_000
 """Most tunes of one ABC book."""
 MAX_TAGS = 2**20
