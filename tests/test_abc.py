@@ -194,6 +194,7 @@ def test_very_many_repeats_are_played_once_more_each() -> None:
         ("^F4-|F4|F4|", [66, 65]),  # a tied note keeps its accidental, the next one does not
         ("^F4|[1F4:|[2F4|]", [66, 65, 66, 65]),
         ("C,,4|c''4|B,,4|", [36, 96, 47]),
+        ("c\u2019\u20194\u2013|c''4|", [96]),  # as a word processor writes it
     ],
 )
 def test_accidentals(music: str, expected: list[int]) -> None:
@@ -351,6 +352,7 @@ def test_absurd_rests_and_notes_are_refused() -> None:
         "CD\\\nEF|",
         "CD\nw:ga bd\nEF|",
         "CD\nw:|la\ns:ABC\nN:ABC\nEF|",
+        "\u201cAm\u201dC\u201eD\u201cDEF|",
         "%%text GAB\nCDEF|\n%%begintext\nGAB|\n%%endtext\n",
         "CDEF|\n\nA fine tune by Abe, GAG BAD FEED.\n",
     ],
@@ -534,6 +536,13 @@ def test_titles_are_written_with_escapes(field: str, title: str) -> None:
 def test_ids_of_tunes_know_no_comments() -> None:
     book = "X: 012 % the twelfth\nK:C\nCDEF|\n\nX:3\nK:C\nGABC|\n"
     assert [song.id for song in read_melodies("book.abc", book.encode())] == ["book:12", "book:3"]
+
+
+def test_books_joined_of_files_with_byte_order_marks() -> None:
+    tune = HEAD + "CDEF|\n"
+    book = (tune + "\n" + tune.replace("X:1", "X:2")).replace("X:", "\ufeffX:").encode()
+    songs = [song for song in read_melodies("book.abc", book) if isinstance(song, Melody)]
+    assert [letters(song) for song in songs] == ["CDEF", "CDEF"]
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r", "\r\r\n"])

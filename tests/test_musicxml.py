@@ -181,6 +181,8 @@ def test_cue_notes_chord_symbols_and_what_has_no_pitch_are_dropped() -> None:
     )
     song = only("a.xml", score({"Voice": [measure, xml_note("D", 4, 4)]}))
     assert [(float(n.onset), n.pitch) for n in song.notes] == [(1.5, C), (2, D)]
+    slashes = "".join(xml_note("B", 4, 2, after="<notehead>slash</notehead>") for _ in range(2))
+    assert pitches(only("a.xml", score({"Lead": [xml_note("C", 4, 4), slashes]}))) == [C]
     drums = "<note><unpitched/><duration>4</duration></note>"
     assert rejection("a.xml", score({"Drums": [drums, drums]})).reason == "no notes"
 

@@ -238,7 +238,8 @@ def _melody(song: Song, part: str | None) -> Melody:
 
 def _tunes(stem: str, data: bytes, path: str) -> Iterator[Song | Rejected]:
     """Yield the tunes of an ABC book; fields before the first tune apply to every tune."""
-    text = re.sub(r"\r*\n|\r", "\n", decode_text(data)) + "\n"
+    # Files that were joined to a book may each begin with a byte order mark.
+    text = re.sub(r"\r*\n|\r", "\n", decode_text(data).replace("\ufeff", "")) + "\n"
     header, *tunes = re.split(r"(?m)^[ \t]*X:(?!\s*[|:\]])", text)
     if len(tunes) > MAX_TUNES:
         yield Rejected(stem, "too large", f"{len(tunes)} tunes, more than {MAX_TUNES}")

@@ -118,6 +118,8 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_TYPED = {0x2013: "-", 0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x201E: '"'}
+"""What was typed, where a word processor has put a typographer's sign."""
 _LETTERS = {"O": "coda", "S": "segno"}
 """Meaning of the letters that affect the order of play."""
 
@@ -210,7 +212,7 @@ class _Tune:
     def _music(self, line: str) -> None:
         if self._voice is self._header:
             self._voice = self._voice_of(next(iter(self._declared), "1"))
-        for token in _TOKEN.finditer(line):
+        for token in _TOKEN.finditer(line.translate(_TYPED)):
             if token.lastgroup is not None:
                 self._token(token)
 

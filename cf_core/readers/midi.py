@@ -216,6 +216,9 @@ def _other(data: bytes, at: int, tick: int, chunk: Chunk) -> int:
         if not beats or power > 6:
             raise ValueError(f"time signature {beats}/2^{power}")
         chunk.meters[tick] = f"{beats}/{2**power}"
+    elif kind == 0x2F:
+        # The track ends here, whatever its chunk holds beyond.
+        return len(data)
     return at + length
 
 

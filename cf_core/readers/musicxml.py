@@ -212,10 +212,11 @@ def _staves(part: Element) -> list[str]:
 
 
 def _sounds(note: Element) -> bool:
-    """Whether a note has a pitch and is neither a grace note nor a cue."""
+    """Whether a note has a pitch and is neither a grace note, nor a cue, nor a slash for players."""
     size = note.find("type")
     cue = note.find("cue") is not None or (size is not None and "cue" in size.get("size", ""))
-    return note.find("pitch") is not None and note.find("grace") is None and not cue
+    slash = (note.findtext("notehead") or "").strip() == "slash"
+    return note.find("pitch") is not None and note.find("grace") is None and not (cue or slash)
 
 
 def _staff(note: Element) -> str:

@@ -93,7 +93,9 @@ globalThis.CFMidi = (() => {
       let first = take();
       if (first >= 0xF0) {
         if (first !== 0xFF && first !== 0xF0 && first !== 0xF7) fail("it has a message that files must not have");
-        const kind = first === 0xFF ? take() : null, length = takeNumber();
+        const kind = first === 0xFF ? take() : null;
+        if (kind === 0x2F) break; // the end of the track, whatever its chunk holds beyond it
+        const length = takeNumber();
         if (at + length > bytes.length) fail("it is cut off");
         keepMeta(track, kind, bytes.subarray(at, at + length), tick);
         at += length;
