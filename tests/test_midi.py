@@ -296,6 +296,7 @@ def test_time_signatures_are_those_of_the_melody_track_if_it_has_any() -> None:
     assert bars([meter(0, 4, 4), meter(3840, 2, 4), *tune], [*others, *chords]) == own
     assert bars(others, [meter(3840, 2, 4), *tune]) == own
     shared = [(0, 4, "4/4"), (4, 1, "4/4"), (5, 3, "3/4"), (8, 3, "3/4"), (11, 3, "3/4")]
+    assert bars(others, [meter(0, 4, 4), *tune]) == shared  # the first track has the same and more
     assert bars(others, tune) == bars(tune, [*others, *chords]) == shared
 
 

@@ -43,9 +43,11 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     track = _melody_track(tracks, part)
     end = max(end for _, end, _, _ in track.notes)
     check_size(len(track.notes), 0, end / quarter)
-    # Tracks may disagree; the bars follow the melody's own time signatures.
-    written = [track.meters] if track.meters else [chunk.meters for chunk in chunks]
-    meters = {0: "4/4"} | _in_time(written, quarter)
+    # Tracks may disagree; the bars follow the melody's own time signatures, or those of the first
+    # track where it has the same and more.
+    every, first = [chunk.meters for chunk in chunks], chunks[0].meters
+    own = [first if track.meters.items() <= first.items() else track.meters]
+    meters = {0: "4/4"} | _in_time(own if track.meters else every, quarter)
     bars = tuple(islice(_bars(sorted(meters.items()), track.notes, quarter, end), MAX_BARS + 1))
     check_size(len(track.notes), len(bars))
     tempos = _in_time([chunk.tempos for chunk in reversed(chunks)], quarter)
@@ -92,13 +94,13 @@ def parse(data: bytes) -> tuple[int, list[Chunk]]:
     kind, count = int.from_bytes(data[8:10]), int.from_bytes(data[10:12])
     quarter = int.from_bytes(data[12:14], signed=True)
     if quarter < 0:
-        raise ValueError("its time is in film frames (SMPTE), not in quarter notes")
+        raise ValueError("its time is in film frames (SMPTE): export it in quarter notes")
     if not quarter:
         raise ValueError("it has 0 ticks per quarter note")
     # Some programs count too few tracks.
     tracks = list(_bodies(data, 8 + int.from_bytes(data[4:8])))
     if kind == 2 and max(count, len(tracks)) > 1:
-        raise ValueError("its tracks are separate pieces (MIDI type 2), not one piece")
+        raise ValueError("its tracks are separate pieces (MIDI type 2): export one of them")
     try:
         chunks = [_chunk(track) for track in tracks]
     except IndexError:

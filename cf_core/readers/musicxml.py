@@ -139,7 +139,7 @@ def _score(data: bytes) -> Element:
         raise RejectedError("too large", f"more than {MAX_TAGS} tags")
     root = _xml(data)
     if root.tag != "score-partwise":
-        raise RejectedError("unreadable", f"not a part-wise score: <{root.tag}>")
+        raise RejectedError("unreadable", f"not a part-wise score: <{root.tag}>; save it as one")
     for beats in root.iter("beats"):
         if any(len(number) > 2 for number in re.findall(r"\d+", beats.text or "")):
             raise RejectedError("too large", "a time signature of more than 99 beats")
@@ -212,7 +212,7 @@ def _staves(part: Element) -> list[str]:
 
 
 def _sounds(note: Element) -> bool:
-    """Whether a note has a pitch and is neither a grace note, nor a cue, nor a slash for players."""
+    """Whether a note has a pitch and is no grace note, no cue and no slash for players."""
     size = note.find("type")
     cue = note.find("cue") is not None or (size is not None and "cue" in size.get("size", ""))
     slash = (note.findtext("notehead") or "").strip() == "slash"

@@ -36,8 +36,10 @@ globalThis.CFMidi = (() => {
     const {notes, track} = voices.find((voice) => isMelody(voice.notes)) ?? voices[0];
     if (notes.length > MOST_NOTES) fail(`it has more than ${MOST_NOTES} notes`);
     if (notes.some((note) => note.end > MOST_QUARTERS * quarter)) fail(`it is longer than ${MOST_QUARTERS} beats`);
-    // Tracks may disagree; the bars follow the melody's own time signatures.
-    const own = track.meters.size ? [track] : tracks;
+    // Tracks may disagree; the bars follow the melody's own time signatures, or those of the first
+    // track where it has the same and more.
+    const inFirst = [...track.meters].every(([tick, meter]) => tracks[0].meters.get(tick) === meter);
+    const own = !track.meters.size ? tracks : inFirst ? [tracks[0]] : [track];
     // What comes a few ticks after the start holds from there.
     const inTime = ([tick, value]) => [tick > SAME * quarter ? tick : 0, value];
     const meters = new Map([[0, "4/4"], ...own.flatMap((each) => [...each.meters].map(inTime))]);
