@@ -120,6 +120,7 @@ SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
             ],
             [C, D, C, E, F],
         ),
+        ([f"C{ending('1').replace('left', 'right')}", f"D{END}", "E"], [C, D, C, E]),
         ([f"C{played(3)}", "D"], [C, C, C, D]),
         ([f"C{played(99)}", "D"], [C, C, C, C, D]),
         (["C", f"D{words('Fine')}", f"E{words('D.C. al Fine')}"], [C, D, E, C, D]),

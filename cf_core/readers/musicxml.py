@@ -274,11 +274,11 @@ class _Reader:
                 measure.length = full_bar(measure.meter)
             following = Measure(self._meter)
             for line in element.iterfind("barline"):
-                at_left = line.get("location") == "left"
-                _bar_line(line, measure, measures[-1] if at_left and measures else measure)
+                at_left, at_right = (line.get("location") == side for side in ("left", "right"))
+                before = measures[-1] if at_left and measures else measure
+                _bar_line(line, measure, before, following if at_right else measure)
                 after = measure if at_left else following
                 after.new_section |= (line.findtext("bar-style") or "") in _DOUBLE
-                following.opens |= line.get("location") == "right" and _opens(line)
             measures.append(measure)
             measure = following
         return measures
@@ -375,26 +375,21 @@ def _midi_number(pitch: Element) -> int:
 _DOUBLE = ("light-light", "light-heavy", "heavy-light", "heavy-heavy")
 
 
-def _bar_line(line: Element, measure: Measure, before: Measure) -> None:
-    """Take the repeat and the ending of a bar line; `before` is the measure on its left."""
+def _bar_line(line: Element, measure: Measure, before: Measure, after: Measure) -> None:
+    """Take the repeat and the ending of a bar line, which end with `before` or begin `after` it."""
     repeat, ending = line.find("repeat"), line.find("ending")
     measure.segno |= line.find("segno") is not None or bool(line.get("segno"))
     measure.coda |= line.find("coda") is not None or bool(line.get("coda"))
-    if _opens(line):
-        measure.opens |= line.get("location") != "right"
+    if repeat is not None and repeat.get("direction") == "forward":
+        after.opens = True
     elif repeat is not None:
         times = repeat.get("times") or ""
         before.times = min(int(times[:2]), MAX_TIMES) if times.isdecimal() and times != "0" else 2
     if ending is not None and ending.get("type") == "start":
         given = (ending.get("number") or "", ending.text or "", "1")
-        measure.ending = next(numbers for text in given if (numbers := parse_numbers(text)))
+        after.ending = next(numbers for text in given if (numbers := parse_numbers(text)))
     elif ending is not None:
         before.ending_stops = True
-
-
-def _opens(line: Element) -> bool:
-    """Whether a repeat begins at a bar line."""
-    return line.find("repeat[@direction='forward']") is not None
 
 
 def _direction(measure: Measure, direction: Element, at: Time) -> None:
