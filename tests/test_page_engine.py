@@ -498,8 +498,8 @@ def test_files_of_all_sorts_are_read_as_in_python(node: Node, tmp_path: Path) ->
     assert [each["meter"] for each in found["meters"]] == ["3/4", "6/8"]
     first = [meter(0, 3, 4), meter(1440, 6, 8)]
     for own, expected in ((meter(0, 3, 4), ["3/4", "6/8"]), (meter(0, 4, 4), ["4/4"])):
-        data = base64.b64encode(midi(first, [own, *line])).decode()
-        assert [each["meter"] for each in node("read", bytes=data)["meters"]] == expected
+        found = node("read", bytes=base64.b64encode(midi(first, [own, *line])).decode())
+        assert [each["meter"] for each in found["meters"]] == expected
 
 
 @pytest.mark.skipif("CF_DATA" not in os.environ, reason="needs the corpora in $CF_DATA")

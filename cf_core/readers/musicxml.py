@@ -269,9 +269,10 @@ class _Reader:
         measure = Measure(self._meter)
         for element in elements:
             self._read(measure, element)
+            full = full_bar(measure.meter)
             # Durations of tuplets may have been rounded.
-            if abs(measure.length - full_bar(measure.meter)) <= NEAR:
-                measure.length = full_bar(measure.meter)
+            if full - NEAR <= measure.length <= full + NEAR:
+                measure.length = full
             following = Measure(self._meter)
             for line in element.iterfind("barline"):
                 at_left, at_right = (line.get("location") == side for side in ("left", "right"))

@@ -316,7 +316,7 @@ def _add(notes: list[list[Time]], tied: dict[int, list[Time]], start: Time, note
     """Append a note, or prolong the one that is tied to it; `tied` has the open ties by pitch."""
     onset = start + note.offset
     last = tied.pop(note.pitch, None) if tied else None
-    if last is not None and note.stops_tie and abs(last[1] - onset) <= NEAR:
+    if last is not None and note.stops_tie and -NEAR <= last[1] - onset <= NEAR:
         last[1] = onset + note.duration
     else:
         last = [onset, onset + note.duration, note.pitch]
