@@ -273,13 +273,6 @@ def test_a_time_signature_a_few_ticks_from_a_bar_line_stands_there(late: int) ->
     assert [bar.reason for bar in to_grid(song)] == [None, None, None]
 
 
-def test_bars_end_with_the_melody_whatever_time_signatures_come_later() -> None:
-    song = only("a.mid", midi([meter(0, 4, 4), meter(9600, 3, 4), *sound(0, 3360, 60)]))
-    assert lengths(song) == [4, 4]
-    inside = only("a.mid", midi([meter(0, 4, 4), meter(2880, 3, 4), *sound(0, 2400, 60)]))
-    assert lengths(inside) == [4, 2]
-
-
 def test_accents_show_a_pickup_also_where_the_time_signature_comes_a_tick_late() -> None:
     events = [meter(1, 2, 4)]
     for i in range(17):

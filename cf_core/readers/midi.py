@@ -315,7 +315,7 @@ def _bars(
     for (_, meter), following in zip(meters, [*meters[1:], None], strict=True):
         stop = Fraction(end if following is None else following[0], quarter)
         length = bar_length(meter)
-        while position < min(stop, Fraction(end, quarter)) - TOLERANCE:
+        while position < stop - TOLERANCE:
             is_whole = following is None or stop - position >= length - TOLERANCE
             cut = length if is_whole else stop - position
             yield Bar(position, cut, meter)
