@@ -102,9 +102,13 @@ class Fused:
         fused = [Bar(start + n * length, length, self.meter) for n in range(2 * many)]
         later = [bar._replace(start=bar.start + end) for bar in self.around[1].bars]
         meters: list[tuple[Fraction, str]] = []
+        fits = True
         for bar in (*self.around[0].bars, *fused, *later):
-            if not meters or meters[-1][1] != _signature(bar):
-                meters.append((bar.start, _signature(bar)))
+            signature = _signature(bar)
+            # After a bar that no signature fits, programs can't know where the next one begins.
+            if not (fits and meters and meters[-1][1] == signature):
+                meters.append((bar.start, signature))
+            fits = bar.length == bar_length(signature)
         markers = [(start, "fused"), (start + many * length, "seam"), (end, "end of fused")]
         return Tune(
             [

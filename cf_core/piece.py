@@ -69,7 +69,8 @@ class Piece:
     ) -> "Piece":
         """Read a file. Raises `MelodyError` where it can't be read.
 
-        If chords are not rejected, a MIDI file without a melody track gives its first one.
+        If chords are not rejected, a file whose melody can't be told from its other parts gives its
+        first part.
         """
         return cls.parse(str(path), load_file(path), part, form, chords)
 

@@ -16,6 +16,8 @@ SAMPLE_RATE = 44_100
 _PEAK = 0.5
 """Loudest sample of a WAV file, as a share of full scale."""
 _VELOCITY = 90
+_TICKS = 220
+"""Ticks in a quarter note of a MIDI file."""
 
 
 def write_midi(
@@ -29,6 +31,9 @@ def write_midi(
 
     `meter` is one for the whole file, or says at which quarter note which meter begins; `markers`
     are texts at quarter notes, which sequencers show above the bars.
+
+    A note lasts a tick (1/220 quarter note) or more. MIDI knows one note of a pitch at a time, so a
+    note ends where the next one of its pitch begins, which then sounds until both have ended.
 
     Raises `MelodyError` if `path` does not end in .mid or .midi or can't be written.
 
@@ -91,15 +96,31 @@ def write_wav(notes: Sequence[Note], path: AnyPath, tempo: float) -> None:
 def _midi(notes: Sequence[Note], tempo: float, meter: str | Sequence[tuple[Fraction, str]]) -> Any:
     import pretty_midi  # noqa: PLC0415  (slow, and needed only where a file is written)
 
-    midi = pretty_midi.PrettyMIDI(initial_tempo=tempo)
+    midi = pretty_midi.PrettyMIDI(resolution=_TICKS, initial_tempo=tempo)
     seconds = 60.0 / tempo
     for start, signature in [(Fraction(0), meter)] if isinstance(meter, str) else meter:
         beats, unit = (int(number) for number in signature.split("/"))
         change = pretty_midi.TimeSignature(beats, unit, float(start) * seconds)
         midi.time_signature_changes.append(change)
     track = pretty_midi.Instrument(program=0, name="melody")
-    for note in notes:
-        onset, end = float(note.onset) * seconds, float(note.onset + note.duration) * seconds
-        track.notes.append(pretty_midi.Note(_VELOCITY, note.pitch, onset, end))
+    for onset, end, pitch in _to_ticks(notes):
+        times = (tick * seconds / _TICKS for tick in (onset, end))
+        track.notes.append(pretty_midi.Note(_VELOCITY, pitch, *times))
     midi.instruments.append(track)
     return midi
+
+
+def _to_ticks(notes: Sequence[Note]) -> list[tuple[int, int, int]]:
+    """Onset, end and pitch of notes, such that no two of one pitch sound at one time."""
+    ends: dict[tuple[int, int], int] = {}  # by pitch and onset
+    last: dict[int, int] = {}  # of each pitch, its last onset so far
+    for note in sorted(notes, key=lambda note: note.onset):
+        onset = round(note.onset * _TICKS)
+        end = max(round((note.onset + note.duration) * _TICKS), onset + 1)
+        before = note.pitch, last.get(note.pitch, onset)
+        if ends.get(before, onset) > onset:
+            end = max(end, ends[before])
+            ends[before] = onset
+        ends[note.pitch, onset] = end
+        last[note.pitch] = onset
+    return [(onset, end, pitch) for (pitch, onset), end in ends.items()]

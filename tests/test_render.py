@@ -47,6 +47,41 @@ def test_midi_events_worked_by_hand(tmp_path: Path) -> None:
     ]
 
 
+def test_notes_that_midi_cannot_hold_end_where_the_next_of_their_pitch_begins(
+    tmp_path: Path,
+) -> None:
+    notes = [
+        Note(Fraction(0), Fraction(2), 60),  # two voices in unison: the longer one is heard
+        Note(Fraction(0), Fraction(1, 2), 60),
+        Note(Fraction(4), Fraction(4), 62),  # struck again while it sounds
+        Note(Fraction(5), Fraction(1), 62),
+        Note(Fraction(8), Fraction(1, 2048), 64),  # shorter than a tick
+        Note(Fraction(9), Fraction(1, 2048), 64),
+        Note(Fraction(9) + Fraction(1, 2048), Fraction(1), 64),
+        Note(Fraction(9), Fraction(2), 72),  # another pitch is none of its business
+    ]
+    write_midi(notes, tmp_path / "a.mid", 100.0)
+    tick, sounding, found = 0, {}, []
+    for message in mido.MidiFile(tmp_path / "a.mid").tracks[1]:
+        tick += message.time
+        if message.type != "note_on":
+            continue
+        if message.velocity > 0:
+            assert message.note not in sounding
+            sounding[message.note] = tick
+        else:
+            found.append((sounding.pop(message.note), tick, message.note))
+    assert not sounding
+    assert sorted(found) == [
+        (0, 440, 60),
+        (880, 1100, 62),
+        (1100, 1760, 62),
+        (1760, 1761, 64),
+        (1980, 2200, 64),
+        (1980, 2420, 72),
+    ]
+
+
 @st.composite
 def melodies(draw: st.DrawFn) -> list[Note]:
     """Notes one after another on a grid of 16ths or of triplets, with rests between."""
