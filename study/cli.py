@@ -270,7 +270,8 @@ def frontier(
     """
     store = _open(folder)
     if meter is None:
-        _say(*(f"found: {line}" for line in study.list_findings(store)))
+        for line in study.list_findings(store):
+            _say(f"found: {line}")
     for path in study.draw_figures(store, meter):
         _say(f"wrote {path}")
 
@@ -316,7 +317,7 @@ def select(
     store = _open(folder)
     given = {"maximise": maximise, "where": where or None}
     rule = study.read_rule(store, **{name: x for name, x in given.items() if x is not None})
-    choice = study.select_bundle(store, rule, study.place(output) if output else None)
+    choice = study.select_bundle(store, rule, None if output is None else study.place(output))
     _say(*choice.lines(), f"wrote {choice.bundle}")
 
 

@@ -167,11 +167,13 @@ def _write_csv(verdicts: Sequence[pl.DataFrame], path: AnyPath) -> AnyPath:
 
 
 def list_findings(store: Store) -> list[str]:
-    """Say what a study found, in the sentences with which its run ended.
+    """Say what a study found, in the sentences with which its run ended; none without verdicts.
 
     >>> import study
     >>> told = list_findings(study.open("results/quickstart"))
     """
+    if store.scan("verdicts").head(1).collect().is_empty():
+        return []
     says = (say_verdicts, say_controls, say_improvements)
     return [line for say in says for line in say(store)]
 

@@ -647,9 +647,11 @@ def load_app(bundle: AnyPath | None = None) -> FastAPI:
 def serve(bundle: AnyPath | None, host: str, port: int, workers: int) -> None:
     """Answer requests until interrupted, in so many processes; the port may be 0 for any.
 
-    Raises `BundleError` as `load_bundle` does, and `UserError` on Windows and where the port can't
-    be had.
+    Raises `BundleError` as `load_bundle` does, and `UserError` on Windows, without a host, and
+    where the port can't be had.
     """
+    if not host:  # which sockets take for all addresses
+        raise UserError("host: is empty; give an address, such as 127.0.0.1")
     if platform.system() == "Windows":
         raise UserError("Windows can't limit the reading of melodies; serve on Linux or macOS")
     load = partial(load_app, bundle)

@@ -382,6 +382,26 @@ def test_rules_that_make_no_sense(
     _refused(cf_study("select", store.root, *options), problem)
 
 
+def test_figures_of_an_unfinished_study(cf_study: Run, store: Store) -> None:
+    outcome = cf_study("frontier", store.root)
+    _refused(outcome, "the table metrics has no coherency", "evaluate some trials first")
+    assert not outcome.out  # there are no findings to tell
+
+
+def test_an_output_that_is_empty_is_not_the_study_s_own_bundle(
+    cf_study: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+
+    def select(*arguments: object) -> None:
+        given.extend(arguments)
+        raise study.UserError("stopped")
+
+    monkeypatch.setattr(study, "select_bundle", select, raising=False)
+    _refused(cf_study("select", store.root, "--output", ""), "stopped")
+    assert given[-1] == Path()  # which exists and is no bundle
+
+
 def test_only_queries_are_taken(cf_study: Run, store: Store) -> None:
     _refused(cf_study("query", store.root, "DROP TABLE trials"), "only queries are taken")
 

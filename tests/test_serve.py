@@ -549,6 +549,11 @@ def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         serve(None, "256.0.0.0", 0, 1)
 
 
+def test_no_host_is_not_all_hosts() -> None:
+    with pytest.raises(UserError, match="host: is empty"):
+        serve(None, "", 0, 1)
+
+
 # ---- a server of its own -------------------------------------------------------------------------
 
 
