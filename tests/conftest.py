@@ -32,29 +32,15 @@ _STUDIES = (
     "test_publish.py",
     "test_device_study.py",
 )
-"""Files of tests that run whole studies."""
-_LONGEST = (
-    *_STUDIES,
-    "test_cluster_start.py",
-    "test_benchmarks.py",
-    "test_page_engine.py",
-    "test_pack.py",
-    "test_crew.py",
-    "test_yardstick.py",
-    "test_wheel.py",
-    "test_page.py",
-    "test_inference.py",
-    "test_nodes.py",
-    "test_export.py",
-)
-"""Files that take longest. They come first: no process should wait for another at the end."""
+"""Files of tests that run whole studies. They take longest, so they come first: no process should
+wait for another at the end."""
 
 MakeBundle = Callable[..., "Bundle"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
-    items.sort(key=lambda item: (*_LONGEST, item.path.name).index(item.path.name))
+    items.sort(key=lambda item: (*_STUDIES, item.path.name).index(item.path.name))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
