@@ -338,11 +338,8 @@ class JudgeTrainer(Trainer):
     @cached_property
     def _groups(self) -> tuple[Groups, Groups]:
         """Real and prior segments by the kinds of their bars."""
-        form = self.judge.reader.form
-        real, prior = (
-            find_kinds(part, form).to(self.device) for part in (self.data.real, self.data.prior)
-        )
-        return Groups.of(real), Groups.of(prior)
+        prior = find_kinds(self.data.prior, self.judge.reader.form).to(self.device)
+        return Groups.of(self.reading.kinds), Groups.of(prior)
 
     @cached_property
     def _pairs(self) -> Integer[Tensor, "P 2"]:

@@ -10,8 +10,7 @@ import pytest
 import study
 from cf_core.bundle import load_bundle
 from cf_core.readers import read_file
-from study.prepare import train_here
-from tests.tiny import Here, furnish
+from tests.tiny import furnish, stay_here
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LONGEST = 60
@@ -33,8 +32,7 @@ def finished(melodies: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of the study that a script runs from Python."""
     results = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("study.sweep.RayExecutor", Here)
-        patch.setattr("study.run.make_crew", lambda *_: train_here)
+        stay_here(patch)
         run_script(patch, "study_from_python.py", melodies, results)
     return results
 

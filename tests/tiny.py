@@ -176,6 +176,12 @@ class Here:
         return measure_packs(trials, self._bench, self._execution.workers)
 
 
+def stay_here(patch: pytest.MonkeyPatch) -> None:
+    """Have networks and jobs of a run done in this process, without Ray."""
+    patch.setattr("study.sweep.RayExecutor", Here)
+    patch.setattr("study.run.make_crew", lambda *_: train_here)
+
+
 def go(
     config: StudyConfig, stop: str = "", *, on_ray: bool = False, pictured: bool = False
 ) -> tuple[Store, list[str]]:
@@ -194,8 +200,7 @@ def go(
         if not pictured:
             patch.setattr("study.run.save", lambda *_: [])
         if not on_ray:
-            patch.setattr("study.sweep.RayExecutor", Here)
-            patch.setattr("study.run.make_crew", lambda *_: train_here)
+            stay_here(patch)
         return run(config, reporter), reporter.lines
 
 
