@@ -57,6 +57,8 @@ class Fused:
     iterations: int
     lead: float | None
     """Which half gave way: 0 the right one, 1 the left one; None in a bundle that knows none."""
+    tunes: tuple[str | None, str | None] = (None, None)
+    """Which tune was taken of a file that holds several, by its number and title."""
     transposed: int = 0
     """By how many semitones the right piece was moved before."""
     around: tuple[Passage, Passage] = (Passage(), Passage())
@@ -176,7 +178,8 @@ def fuse_files(
     *What is fused.* Where a piece has several meters, these are the last and the first segment that
     have bars of one kind. `left_bars` and `right_bars` choose other segments. With `seam` "auto",
     the bundle chooses among the segments that end in the last four bars of the left piece and begin
-    in the first four of the right one: the two that fit best as they are. `left_part` and
+    in the first four of the right one: the two that fit best as they are. Where none of these are
+    of one kind, it takes the last and the first that are. `left_part` and
     `right_part` choose a part of a file that has several, by name or by number from 1. `chords`
     says what becomes of notes that sound together. The right piece is moved by `transpose_right`
     semitones, or by the interval with which its segment fits the left one best ("auto").
@@ -210,8 +213,8 @@ def fuse_files(
     lasts = before.list_segments() if left_bars is None else [before.take_chosen(left_bars)]
     firsts = after.list_segments() if right_bars is None else [after.take_chosen(right_bars)]
     _check_meters(before, after, lasts, firsts)
-    if seam == "ends":
-        lasts, firsts = _find_nearest(lasts, firsts)
+    near = _find_nearest if seam == "ends" else _find_near
+    lasts, firsts = near(lasts, firsts)
     shifts = _SHIFTS if transpose_right == "auto" else [transpose_right]
     last, first, shift = _choose(lasts, firsts, shifts, bundle)
     speed = last.tempo if tempo is None else tempo
@@ -240,6 +243,7 @@ def fuse_files(
         lambda_=bundle.lambda_ if lambda_ is None else lambda_,
         iterations=bundle.iterations if iterations is None else iterations,
         lead=bundle.lead if lead is None else lead,
+        tunes=(before.tune, after.tune),
         transposed=shift,
         around=(before.before(last), _move(after.after(first), shift)),
     )
@@ -269,12 +273,21 @@ def _find_nearest(
     return [last[kind]], [first[kind]]
 
 
+def _find_near(
+    lasts: Sequence[Segment], firsts: Sequence[Segment]
+) -> tuple[list[Segment], list[Segment]]:
+    """The segments near to where the pieces end and begin; the nearest two if none share a kind."""
+    near_lasts = [each for each in lasts if each.start > lasts[-1].start - _NEAR_SEAM]
+    near_firsts = [each for each in firsts if each.start < firsts[0].start + _NEAR_SEAM]
+    if {each.kind for each in near_lasts} & {each.kind for each in near_firsts}:
+        return near_lasts, near_firsts
+    return _find_nearest(lasts, firsts)
+
+
 def _choose(
     lasts: Sequence[Segment], firsts: Sequence[Segment], shifts: Sequence[int], bundle: Bundle
 ) -> tuple[Segment, Segment, int]:
     """The two segments, and the transposition of the right one, that fit best as they are."""
-    lasts = [each for each in lasts if each.start > lasts[-1].start - _NEAR_SEAM]
-    firsts = [each for each in firsts if each.start < firsts[0].start + _NEAR_SEAM]
     if len(lasts) == len(firsts) == len(shifts) == 1:
         return lasts[0], firsts[0], shifts[0]
     tried = [
@@ -285,8 +298,8 @@ def _choose(
     ]
     if not tried:
         raise MelodyError(
-            "near the ends of the pieces there are no two segments of one meter that the bundle can"
-            " take so; choose bars, or another interval"
+            "the right piece can't be moved to pitches that the bundle knows; choose other bars, or"
+            " another interval"
         )
     fits = bundle.rate_all(
         np.stack([last.tokens for last, *_ in tried]), np.stack([moved for *_, moved in tried])

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -95,6 +95,12 @@ class Piece:
         if chords != "reject":
             melody = replace(melody, notes=thin_out(melody.notes, chords))
         return cls(name, melody, to_grid(melody, form.steps_per_beat), form)
+
+    @property
+    def tune(self) -> str | None:
+        """Number and title of the tune that was taken of a file with several; else None."""
+        number = self.melody.id.removeprefix(f"{PurePath(self.name).stem}:")
+        return f'tune {number} "{self.melody.title}"' if number != self.melody.id else None
 
     @property
     def pickup(self) -> int:

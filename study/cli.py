@@ -539,10 +539,9 @@ def _write_fused(
 def _account(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[str]:
     """Tell what was fused, how, and how far the notes moved."""
     steps = fused.form.lengths[fused.form.find_kind(fused.meter)]
-    halves = zip((left, right), fused.bars, fused.edits, strict=True)
     taken = [
-        f"{path}, bars {first}-{last}: {count} of {steps} grid steps edited"
-        for path, (first, last), count in halves
+        f"{half}: {count} of {steps} grid steps edited"
+        for half, count in zip(_account_halves(fused, left, right), fused.edits, strict=True)
     ]
     lambda_ = "fixed" if fused.lambda_ is None else fused.lambda_
     lead = "" if fused.lead is None else f", lead {fused.lead:g}"
@@ -552,9 +551,15 @@ def _account(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[st
 
 def _account_shared(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[str]:
     """Tell what alternatives have in common."""
-    halves = zip((left, right), fused.bars, strict=True)
-    taken = [f"{path}, bars {first}-{last}" for path, (first, last) in halves]
-    return [*taken, *_account_tune(fused, whole=whole)]
+    return [*_account_halves(fused, left, right), *_account_tune(fused, whole=whole)]
+
+
+def _account_halves(fused: "Fused", left: Path, right: Path) -> list[str]:
+    """Tell which bars were taken of which file, and of which tune where it holds several."""
+    return [
+        f"{path}{'' if tune is None else f', {tune}'}, bars {first}-{last}"
+        for path, tune, (first, last) in zip((left, right), fused.tunes, fused.bars, strict=True)
+    ]
 
 
 def _account_one(fused: "Fused", path: Path) -> str:

@@ -29,6 +29,8 @@ from study.cards import (
 )
 from study.config import StudyConfig
 from study.findings import find_shown_points, read_finished_metrics, write_verdicts
+from study.ledger import Status
+from study.select import list_jobs
 from study.store import Store
 from study.tables import TABLES
 
@@ -94,9 +96,12 @@ def _check(stores: Sequence[Store]) -> None:
                 f"{store.root}: another of the studies is named {name}; publish it apart"
             )
         names.add(name.casefold())
-        if store.scan("verdicts").head(1).collect().is_empty():
+        pending = list_jobs(store).filter(status=Status.PENDING)["trial"]
+        told = not store.scan("verdicts").head(1).collect().is_empty()
+        if not told or not pending.is_empty():
+            lacks = f"records of {pending[0]}" if told else "verdicts yet"
             raise RecordsError(
-                f"{store.root}: has no verdicts yet; run the study to its end, then publish it"
+                f"{store.root}: has no {lacks}; run the study to its end, then publish it"
             )
 
 

@@ -137,7 +137,8 @@ class Store:
         try:
             record: dict[str, Any] = json.loads(path.read_bytes())
             _ = record["tables"].get, record["identity"]["core"]["latent_dim"]
-            _ = tuple(record.get("left_out", ()))
+            _ = "".join((record["name"], record["fingerprint"], record["identity"]["corpus"]))
+            _ = record["selection"].get, tuple(record.get("left_out", ()))
         except OSError:
             raise RecordsError(
                 f"{self.root}: is not the folder of a study (no study.json)"

@@ -507,6 +507,16 @@ def test_fuse_tells_what_it_did_and_can_be_repeated(cf_study: Run, tunes: Path) 
     assert (tunes / "again.mid").read_bytes() == (tunes / "out.mid").read_bytes()
 
 
+def test_which_tune_of_a_book_was_taken_is_told(cf_study: Run, tunes: Path) -> None:
+    tune = "X:{}\nT:{}\nM:4/4\nL:1/4\nK:C\nCDEF|GABc|]\n\n"
+    (tunes / "book.abc").write_text(tune.format(7, "The Lark") + tune.format(8, "The Wren"))
+    (tunes / "one.abc").write_text(tune.format(7, "The Lark"))
+    outcome = cf_study("fuse", "book.abc", "one.abc", *OUT)
+    first, second, *_ = outcome.out.splitlines()
+    assert first.startswith('book.abc, tune 7 "The Lark", bars 1-2: ')
+    assert second.startswith("one.abc, bars 1-2: ")
+
+
 def test_lambda_is_told_and_can_be_repeated(
     cf_study: Run, tunes: Path, make_bundle: MakeBundle
 ) -> None:

@@ -411,6 +411,10 @@ def test_the_two_nearest_segments_of_one_meter_are_taken(
     waltz.write_text("X:1\nM:3/4\nL:1/4\nK:C\nCDE|FGA|]\n")
     fused = fuse_files(song, waltz, bundle)
     assert (fused.bars, fused.meter) == (((3, 4), (1, 2)), "3/4")
+    many = " | ".join(["cBAG FEDC"] * 3)  # so many that the waltz is not near the end
+    song.write_text(f"X:1\nM:4/4\nL:1/8\nK:C\n[M:3/4]C2D2E2|F2G2A2|[M:4/4]{many}|]\n")
+    far = fuse_files(song, waltz, make_bundle(bundle.form, heard=True), seam="auto")
+    assert (far.bars, far.meter) == (((1, 2), (1, 2)), "3/4")
     song.write_text("X:1\nM:4/4\nL:1/4\nK:C\nCDEF|GABc|]\n")
     with pytest.raises(MelodyError, match=r"taken in 4/4, .*waltz.abc in 3/4: a bundle fuses two"):
         fuse_files(song, waltz, bundle)

@@ -335,6 +335,9 @@ def test_tracks_that_the_head_of_a_file_does_not_count_are_read() -> None:
     assert "type 2" in rejection("a.mid", bytes(data)).detail
     data[8:12] = b"\0\1\0\3"
     assert "cut off" in rejection("a.mid", bytes(data)).detail
+    data[-3:] = b"\xc0\0\x90"  # the track now ends within the time before an event
+    data[8:12] = b"\0\1\0\0"
+    assert "cut off" in rejection("a.mid", bytes(data)).detail
 
 
 def named(name: bytes) -> str:

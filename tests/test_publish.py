@@ -500,4 +500,9 @@ def test_studies_that_cannot_be_published(own: Store, shared: Store, tmp_path: P
         publish([shared], tmp_path / "out")
     with pytest.raises(UserError, match="another of the studies is named 1e3"):
         publish([own, own], tmp_path / "out")
+    trial = own.trials.select(pl.col("trial").max()).collect().item()
+    for part in folder(own).glob(f"trials/*{trial}*"):
+        part.unlink()
+    with pytest.raises(RecordsError, match=f"has no records of {trial}; run the study to its end"):
+        publish([Store(own.root)], tmp_path / "out")
     assert not (tmp_path / "out").exists()

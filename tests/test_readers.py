@@ -54,10 +54,14 @@ def test_read_file_names_what_is_wrong(tmp_path: Path) -> None:
     voice = [xml_note("C", 4, 4)] * 2
     (tmp_path / "two.xml").write_bytes(score({"Voice": voice, "Piano": voice}))
     (tmp_path / "bad.mid").write_bytes(b"MThd")
+    (tmp_path / "album.mid").mkdir()
+    os.mkfifo(tmp_path / "pipe.mid")
     for name, message in {
         "two.xml": "several parts .*1 'Voice', 2 'Piano'.*name one",
         "bad.mid": "unreadable",
         "none.mid": "no such file",
+        "album.mid": "is not a file",
+        "pipe.mid": "is not a file",
         "notes.txt": "no such file",
         "x" * 300: "no such file",
     }.items():

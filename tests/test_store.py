@@ -650,6 +650,16 @@ def test_a_damaged_record_is_told(text: str, store: Store) -> None:
         Store(folder(store)).claim(IDENTITY, "f", "study")
 
 
+@pytest.mark.parametrize("key", ["name", "fingerprint", "identity", "selection", "tables"])
+def test_a_record_that_lacks_an_entry_is_told(key: str, store: Store) -> None:
+    path = folder(store) / "study.json"
+    record = json.loads(path.read_text())
+    for broken in ({k: v for k, v in record.items() if k != key}, record | {key: 1}):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(UserError, match="is damaged"):
+            module.open(folder(store))
+
+
 def test_records_of_another_version_are_told(store: Store) -> None:
     record = json.loads((folder(store) / "study.json").read_text())
     record["tables"]["metrics"] = 0

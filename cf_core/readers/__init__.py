@@ -146,10 +146,12 @@ def read_file(path: Path, part: str | None = None) -> Melody:
 def load_file(path: Path) -> bytes:
     """Return the bytes of a melody file: at most one more than its format may have.
 
-    Raises `MelodyError` where there is no such file or its name has no suffix of `FORMATS`.
+    Raises `MelodyError` where there is no such file, where it is a folder or a pipe, and where its
+    name has no suffix of `FORMATS`.
     """
     if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file raises where it may not look)
-        raise MelodyError(f"{path}: no such file")
+        there = "is not a file; give a melody file" if os.path.lexists(path) else "no such file"
+        raise MelodyError(f"{path}: {there}")
     _check_suffix(str(path))
     return read_content(path)
 

@@ -101,13 +101,13 @@ def parse(data: bytes) -> tuple[int, list[Chunk]]:
     tracks = list(_bodies(data, 8 + int.from_bytes(data[4:8])))
     if kind == 2 and max(count, len(tracks)) > 1:
         raise ValueError("its tracks are separate pieces (MIDI type 2): export one of them")
+    damage = "cut off, or lengths that don't fit"
+    if len(tracks) < count:
+        raise ValueError(damage)
     try:
-        chunks = [_chunk(track) for track in tracks]
+        return quarter, [_chunk(track) for track in tracks]
     except IndexError:
-        chunks = []
-    if len(chunks) < count:
-        raise ValueError("cut off, or lengths that don't fit")
-    return quarter, chunks
+        raise ValueError(damage) from None
 
 
 def _in_riff(data: bytes) -> bytes:
