@@ -150,8 +150,8 @@ class Bundle:
         large one stays near. `lead` says which half gives way: at 0 the left half stays, at 1 the
         right one, at 0.5 both may change; the default is the bundle's own, and a bundle that is not
         `heard` accepts none. Raises `BundleError` for segments of different meters, for a style of
-        the wrong length or out of range, for iterations below 1, for a λ that the generator was not
-        trained for, and for a lead that the bundle can't take.
+        the wrong length or out of range, for iterations outside 1…65535, for a λ that the generator
+        was not trained for, and for a lead that the bundle can't take.
         """
         if lambda_ is None:
             lambda_ = self.lambda_ or 1.0
@@ -221,8 +221,11 @@ class Bundle:
     ) -> Integer[np.ndarray, "2 L T"]:
         """Fuse one pair at `L` λ, side by side."""
         count, chosen = len(lambdas), _style(style, self.generator.style_dim)
-        if iterations < 1:
-            raise BundleError(f"iterations: {iterations} is too few; give 1 or more")
+        if iterations not in _WIDTHS:
+            wrong = "few" if iterations < 1 else "many"
+            raise BundleError(
+                f"iterations: {iterations} is too {wrong}; give {_WIDTHS[0]} to {_WIDTHS[-1]}"
+            )
         segments = np.stack((left, right))
         kinds = self.form.find_kinds(segments)
         if kinds[0] != kinds[1]:

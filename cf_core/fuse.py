@@ -313,9 +313,10 @@ def _transpose(
 ) -> Integer[np.ndarray, "T"] | None:
     """The same notes `shift` semitones higher; None where the format does not have them."""
     onset = tokens >= FIRST_PITCH
-    moved = np.where(onset, tokens + shift, tokens).astype(tokens.dtype)
-    notes = moved[onset]
-    return moved if ((notes >= FIRST_PITCH) & (notes < form.vocabulary)).all() else None
+    lowest, highest = (int(note) + shift for note in (tokens[onset].min(), tokens[onset].max()))
+    if not FIRST_PITCH <= lowest <= highest < form.vocabulary:
+        return None
+    return np.where(onset, tokens + shift, tokens).astype(tokens.dtype)
 
 
 def _move(passage: Passage, shift: int) -> Passage:

@@ -122,6 +122,8 @@ class Heard:
         going, done = torch.arange(len(style), device=device), 0
         for count in counts:
             for _ in range(done, count):
+                if not len(going):  # all pairs have come to rest
+                    break
                 old = now.take(going)
                 moved = _apply(generator, old, style[going], lambda_[going], shares)
                 new = self._listen(moved, old)

@@ -18,6 +18,7 @@ from cf_core import bundle as bundles
 from cf_core.bundle import DEFAULT_BUNDLE, load_bundle, save_bundle
 from cf_core.distance import edit_distance
 from cf_core.errors import BundleError
+from cf_core.fusion import Generator
 from cf_core.melody import MelodyFormat, is_melody
 from cf_core.seeding import make_random
 from cf_core.training import load_tensors, save_tensors
@@ -579,6 +580,7 @@ def test_a_manifest_that_is_none(folder: Path, text: str) -> None:
         ([0.5, 1.5], 1, "must lie in 0…1"),
         ([0.5, float("nan")], 1, "must lie in 0…1"),
         ([0.5, 0.5], 0, "iterations: 0 is too few"),
+        ([0.5, 0.5], 10**30, "iterations: 10+ is too many; give 1 to 65535"),
     ],
 )
 def test_fuse_refuses(
@@ -586,6 +588,26 @@ def test_fuse_refuses(
 ) -> None:
     with pytest.raises(BundleError, match=message):
         make_bundle().fuse(LEFT, RIGHT, style, iterations)
+
+
+def test_a_pair_at_rest_is_not_moved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, moves = load_bundle(), 0
+    quavers = np.array([[26, 1, 1, 28, 1, 1] * 8, [33, 1, 1, 31, 1, 1] * 8])
+    left, right = bundle.form.put_marks(np.pad(quavers, ((0, 0), (0, 1))), np.zeros(2, dtype=int))
+    iterate = Generator.iterate
+
+    def count(*arguments: Any) -> Any:
+        nonlocal moves
+        moves += 1
+        return iterate(*arguments)
+
+    monkeypatch.setattr(Generator, "iterate", count)
+    style = bundle.draw_style(seed=0)
+    few = bundle.fuse(left, right, style, 200)
+    assert 1 < moves < 200
+    many = bundle.fuse(left, right, style, 65_535)
+    assert moves < 400
+    assert np.array_equal(few, many)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1e-4, 10.1, math.inf, math.nan])

@@ -610,6 +610,10 @@ def test_the_tempo_is_that_of_left_unless_given(cf_study: Run, tunes: Path) -> N
         (["a.mid", "b.mid", "--lead", "left"], ["lead: in this bundle both halves change"]),
         (["a.mid", "b.mid", "--lead", "LEFT"], ["--lead LEFT", "left, even, right or a number"]),
         (["a.mid", "b.mid", "--transpose-right", "up"], ["--transpose-right up", "auto, none"]),
+        (
+            ["a.mid", "b.mid", "--transpose-right", "-" + "9" * 30],
+            ["-99999", "out of the bundle's pitches", "give another interval"],
+        ),
         (["a.mid", "b.mid", "--transpose-right", "auto"], ["no models of notes"]),
         (["a.mid", "b.mid", "--seam", "auto"], ["no models of notes", "choose bars"]),
         (["a.mid", "b.mid", "--alternatives", "0"], ["--alternatives 0", "1 or more"]),
