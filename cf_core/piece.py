@@ -81,10 +81,14 @@ class Piece:
         """Read the bytes of a file, as `read` does. The suffix of `name` gives the format."""
         try:
             melody = read_melody(name, data, part)
-        except MelodyError:
-            if chords == "reject" or part is not None:
+        except MelodyError as error:
+            if part is not None:
                 raise
             melody = read_melody(name, data, "1")
+            if chords == "reject":
+                raise MelodyError(
+                    f"{error}; with chords: top, one line of its first part is taken"
+                ) from None
         return cls.of(name, melody, form, chords)
 
     @classmethod
@@ -184,9 +188,11 @@ class Piece:
         return Passage(notes, tuple(bar._replace(start=bar.start - start) for bar in bars[first:]))
 
     def _describe(self) -> str:
-        """Describe the bars, such as "its bars: 30 of 4/4, 2 off grid"."""
+        """Describe it, such as "its bars: 30 of 4/4, 2 off grid; its pitches: 55 to 79"."""
         kinds = Counter(bar.reason or f"of {bar.meter}" for bar in self.bars)
-        return "its bars: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        bars = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        pitches = [note.pitch for note in self.melody.notes]
+        return f"its bars: {bars}; its pitches: {min(pitches)} to {max(pitches)}"
 
 
 def read_isolated(read: Callable[..., Piece], name: str, *arguments: Any) -> Piece:

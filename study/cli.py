@@ -9,9 +9,10 @@ import signal
 import sys
 import warnings
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from difflib import get_close_matches
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from cf_core.files import replacing
 if TYPE_CHECKING:
     import polars as pl
 
+    from cf_core.bundle import Bundle
     from cf_core.files import AnyPath
     from cf_core.fuse import BarRange, Fused
     from study.store import Store
@@ -384,8 +386,8 @@ def fuse(
     alternatives: Annotated[
         int,
         typer.Option(
-            help="How many styles to draw: each is written to a file of its own, such as"
-            " fused-1.mid for the best fit."
+            help="How many styles to draw: each fusion that differs is written to a file of its"
+            " own, such as fused-1.mid for the best fit."
         ),
     ] = 1,
     part: Annotated[
@@ -439,6 +441,8 @@ def fuse(
         raise UserError(
             f"--alternatives {alternatives}: must be 1 or more, and 1 where --style is given"
         )
+    numbered = [output.with_stem(f"{output.stem}-{n}") for n in range(1, alternatives + 1)]
+    _spare(left, right, [output] if alternatives == 1 else numbered)
     loaded = study.load_bundle(None if bundle is None else study.place(bundle))
     first = study.fuse_files(
         left,
@@ -459,15 +463,15 @@ def fuse(
         seed=seed,
         tempo=tempo,
     )
-    others = [loaded.draw_style(seed + number) for number in range(1, alternatives)]
-    made = [first, *(first.in_style(loaded, other, edits) for other in others)]
     if alternatives == 1:
-        lines, paths = _account(made[0], left, right, whole=whole), [output]
+        made, paths, lines = [first], [output], _account(first, left, right, whole=whole)
     else:
-        made.sort(key=lambda fused: -(fused.fit or 0.0))
-        lines = _account_shared(made[0], left, right, whole=whole)
-        paths = [output.with_stem(f"{output.stem}-{n}") for n in range(1, alternatives + 1)]
+        styles = [loaded.draw_style(seed + number) for number in range(1, alternatives)]
+        made = _try_styles(first, loaded, styles, edits)
+        paths = numbered[: len(made)]
+        lines = _account_shared(first, left, right, whole=whole)
         lines += [_account_one(fused, path) for fused, path in zip(made, paths, strict=True)]
+        lines.append(_account_styles(alternatives, len(made)))
     written = [
         file
         for fused, path in zip(made, paths, strict=True)
@@ -515,6 +519,27 @@ def serve(
     has at most 16 requests at one time.
     """
     study.serve_bundle(None if bundle is None else study.place(bundle), host, port, workers)
+
+
+def _spare(left: Path, right: Path, outputs: list[Path]) -> None:
+    """Refuse to write over what is to be fused."""
+    for output, (half, path) in product(outputs, (("LEFT", left), ("RIGHT", right))):
+        with suppress(OSError):  # one of them does not exist
+            if output.samefile(path):
+                raise UserError(f"--output {output}: would replace {half}; give another name")
+
+
+def _try_styles(
+    first: "Fused", bundle: "Bundle", styles: list[tuple[float, ...]], edits: int | None
+) -> "list[Fused]":
+    """A fusion, and those in other styles whose notes differ; the best fit first."""
+    made = {first.outputs.tobytes(): first}
+    with study.Reporter() as reporter, reporter.job("styles", len(styles)) as job:
+        for done, style in enumerate(styles, 1):
+            other = first.in_style(bundle, style, edits)
+            made.setdefault(other.outputs.tobytes(), other)
+            job.update(done)
+    return sorted(made.values(), key=lambda fused: -(fused.fit or 0.0))
 
 
 def _write_fused(
@@ -567,6 +592,13 @@ def _account_one(fused: "Fused", path: Path) -> str:
     fit = "" if fused.fit is None else f", fit {fused.fit:.1f} nats"
     left, right = fused.edits
     return f"{path}: style {_name_style(fused)}, {left} + {right} grid steps edited{fit}"
+
+
+def _account_styles(drawn: int, different: int) -> str:
+    """Tell how many alternatives there are, and what to do if these are too few."""
+    told = f"{drawn} styles drawn, {different} of their fusions differ"
+    hint = "; for others, draw more styles, or change how far to go (--edits)"
+    return told if drawn == different else told + hint
 
 
 def _account_tune(fused: "Fused", *, whole: bool) -> list[str]:

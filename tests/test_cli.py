@@ -553,19 +553,29 @@ def test_the_fused_segments_may_be_written_alone(cf_study: Run, tunes: Path) -> 
     assert len(read_file(tunes / "out.mid").bars) == 4
 
 
-def test_alternatives_are_ranked_by_how_well_they_fit(
-    cf_study: Run, tunes: Path, make_bundle: MakeBundle
+def test_alternatives_that_differ_are_ranked_by_how_well_they_fit(
+    cf_study: Run, tunes: Path
 ) -> None:
-    save_bundle(make_bundle(conditional=True, heard=True), tunes / "bundle")
-    outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, "--alternatives", 3, "--seed", 4)
+    one_by_one = set()
+    for seed in range(4, 8):
+        assert cf_study("fuse", "a.mid", "b.mid", "--output", "one.mid", "--seed", seed).code == 0
+        one_by_one.add((tunes / "one.mid").read_bytes())
+    assert 1 < len(one_by_one) < 4  # else these seeds show nothing
+
+    out = ("--output", "out.mid")
+    outcome = cf_study("fuse", "a.mid", "b.mid", *out, "--alternatives", 4, "--seed", 4)
     assert outcome.code == 0
     told = [line for line in outcome.out.splitlines() if line.startswith("out-")]
-    assert [line.split(":")[0] for line in told] == ["out-1.mid", "out-2.mid", "out-3.mid"]
+    names = [f"out-{number}.mid" for number in range(1, len(one_by_one) + 1)]
+    assert [line.split(":")[0] for line in told] == names
+    assert f"4 styles drawn, {len(names)} of their fusions differ; for others" in outcome.out
+    assert sorted(path.name for path in tunes.glob("out*")) == names
+    assert {(tunes / name).read_bytes() for name in names} == one_by_one
     fits = [float(line.split("fit ")[1].split()[0]) for line in told]
     assert fits == sorted(fits, reverse=True)
-    # The first is the same as that of its seed alone.
+    # The first is the same as that of its style alone.
     style = told[0].split("style ")[1].split(", ")[0]
-    assert cf_study("fuse", "a.mid", "b.mid", *OUT, "--style", style).code == 0
+    assert cf_study("fuse", "a.mid", "b.mid", *out, "--style", style).code == 0
     assert (tunes / "out.mid").read_bytes() == (tunes / "out-1.mid").read_bytes()
 
 
@@ -633,10 +643,19 @@ def test_the_tempo_is_that_of_left_unless_given(cf_study: Run, tunes: Path) -> N
         (["a.mid", "b.mid", "--bundle", "nil"], ["nil: no bundle here"]),
         (["a.mid", "b.mid", "--output", "out.txt"], ["out.txt", "must end in .mid"]),
         (["a.mid", "b.mid", "--output", "a.mid/out.mid"], ["a.mid/out.mid: can't be written"]),
+        (["a.mid", "b.mid", "--output", "./a.mid"], ["would replace LEFT", "another name"]),
+        (["a.mid", "b.mid", "--output", "b.mid"], ["would replace RIGHT"]),
+        (["t-2.mid", "b.mid", "--output", "t.mid", "--alternatives", "2"], ["would replace LEFT"]),
+        (["chords.mid", "b.mid"], ["no melody track", "chords: top"]),
+        (["a.mid", "high.mid"], ["pitches 36 to 96", "its pitches: 97 to 112"]),
     ],
 )
 def test_fuse_refuses(cf_study: Run, tunes: Path, arguments: list[str], words: list[str]) -> None:
     (tunes / "short.abc").write_text("X:1\nT:Short\nM:4/4\nL:1/4\nK:C\nC D E |]\n")
+    _midi(tunes / "t-2.mid", *range(60, 76))
+    _midi(tunes / "high.mid", *range(97, 113))
+    chords = [Note(Fraction(beat), Fraction(1), p) for beat in range(8) for p in (60, 64, 67)]
+    write_midi(chords, tunes / "chords.mid", tempo=120.0)
     before = _files(tunes)
     given = (
         [*OUT, *arguments]
