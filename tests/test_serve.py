@@ -33,6 +33,7 @@ from cf_core import isolation
 from cf_core.bundle import Bundle, load_bundle, save_bundle
 from cf_core.errors import UserError
 from cf_core.fuse import fuse_files
+from cf_core.ingest import read_builtin_tunes
 from cf_core.melody import Note
 from cf_core.readers import read_file
 from cf_core.render import write_midi
@@ -112,6 +113,22 @@ def refused(answer: httpx.Response, kind: str, *words: str) -> str:
 
 
 # ---- what is answered ----------------------------------------------------------------------------
+
+
+def test_the_page_shows_what_is_answered(app: FastAPI, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r'^\{"notes".*?\}$', page, re.DOTALL | re.MULTILINE)
+    begin, end = told.replace("\n", "").split(" ...")
+    settings, fit = end.split('"fit":')
+    tunes = dict(read_builtin_tunes())
+    left, right = (tmp_path / f"airdsAirs-book1-{number}.abc" for number in (93, 120))
+    for path in (left, right):
+        path.write_bytes(tunes[path.name])
+    wanted = {"edits": 8, "seed": 1, "whole": "false"}
+    (answer,) = ask(app, upload(left, right, "application/json", **wanted))
+    assert answer.text.startswith(begin)
+    assert settings in answer.text
+    assert answer.json()["fit"] == pytest.approx(float(fit.rstrip("}")), abs=1e-3)
 
 
 @pytest.mark.parametrize(
