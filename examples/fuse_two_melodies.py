@@ -35,14 +35,14 @@ def main() -> None:
     if sys.argv[1:]:
         left, right = map(Path, sys.argv[1:3])
     else:
-        left, right = write_tune(LEFT, Path("left.mid")), write_tune(RIGHT, Path("right.mid"))
+        left = write_tune(LEFT, Path("example-left.mid"))
+        right = write_tune(RIGHT, Path("example-right.mid"))
     bundle = load_bundle()
     for lambda_ in (3.0, 0.3, 0.03):
         fused = fuse_files(left, right, bundle, lambda_=lambda_)
-        edited = (fused.inputs != fused.outputs).sum(axis=1)
         path = Path(f"fused-lambda{lambda_}.mid")
         write_midi(fused.output_notes, path, fused.tempo, fused.meter)
-        print(f"λ {lambda_}: {edited[0]} and {edited[1]} grid steps edited, wrote {path}")
+        print(f"λ {lambda_}: {fused.edits[0]} and {fused.edits[1]} grid steps edited, wrote {path}")
 
 
 if __name__ == "__main__":

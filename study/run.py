@@ -217,9 +217,11 @@ def _foresee(config: StudyConfig) -> None:
         raise ConfigError(f"corpus.source: {path}: no such file or folder")
     if path is not None and path.suffix == ".parquet":
         check_grid(path, config.melody)
-    if (store.root / "study.json").exists():
-        begun_with = str(store.record["identity"]["corpus"])
-        store.check(config.identity(begun_with))
+    begun = (store.root / "study.json").exists()
+    # Known before the melodies: whether the study to start warm from is there.
+    identity = config.identity(str(store.record["identity"]["corpus"]) if begun else "")
+    if begun:
+        store.check(identity)
 
 
 def fuse_example(store: Store, corpus: Corpus, seed: int) -> AnyPath:

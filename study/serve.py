@@ -288,7 +288,7 @@ def _explain(error: ValidationError) -> ProblemError:
         return ProblemError("malformed", f"{wrong[0]['msg']}; send JSON as in /openapi.json")
     said = []
     for each in wrong[:5]:
-        place = ".".join(map(str, each["loc"]))[:100]
+        place = ".".join(map(str, each["loc"]))[:100] or "the body"
         unknown = each["type"] == "extra_forbidden"
         said.append(f"{place}: {'there is no such option' if unknown else each['msg']}")
     return ProblemError("option", f"{'; '.join(said)}; /openapi.json lists what can be given")

@@ -195,6 +195,10 @@ def test_an_ingest_into_the_wrong_kind_of_file(cf_study: Run) -> None:
         (["--set", "seed"], ["dotted.key=value"]),
         (["--set", "corpus.source=$CF_NOWHERE/x.zip"], ["CF_NOWHERE", "not set"]),
         (["--set", "corpus.source=nowhere.zip"], ["nowhere.zip"]),
+        (
+            ["--dry-run", "--set", "search.method=tpe", "--set", "search.warm_start=nowhere"],
+            ["search.warm_start: nowhere", "not the folder of a study"],
+        ),
     ],
 )
 def test_a_config_with_a_mistake(

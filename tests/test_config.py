@@ -418,6 +418,8 @@ def test_bad_files_are_told_in_one_line(text: str, message: str, write: Any) -> 
     ("override", "message"),
     [
         ("seed", 'override "seed": write dotted.key=value'),
+        (" =3", 'override " =3": write dotted.key=value'),
+        ("search.lambda=[]", "search.lambda: must have at least 1 item, got []"),
         ("core.hiden=3", "unknown key core.hiden; did you mean core.hidden?"),
         ("seed.x=1", "seed: must be a valid integer, got a mapping"),
         ("seed=[1", 'override "seed=[1": is not YAML'),

@@ -46,7 +46,7 @@ def test_two_melodies_of_its_own_or_of_files_are_fused(
     fused = sorted(tmp_path.glob("fused-*.mid"))
     assert [len(read_file(path).bars) for path in fused] == [4, 4, 4]
     before = [path.read_bytes() for path in fused]
-    run_script(monkeypatch, "fuse_two_melodies.py", Path("left.mid"), Path("right.mid"))
+    run_script(monkeypatch, "fuse_two_melodies.py", *sorted(Path().glob("example-*")))
     assert [path.read_bytes() for path in fused] == before
 
 

@@ -28,6 +28,7 @@ from study import cli, findings
 from study.cards import BUILTIN, KNOWN
 from study.config import StudyConfig
 from study.findings import CSV_COLUMNS, count_bins, draw, find_shown_points, read_finished_metrics
+from study.page import write_page
 from study.publish import _CARDS, LEFT_OUT, publish
 from study.select import select
 from study.store import Store
@@ -172,14 +173,15 @@ def test_what_is_not_there_is_said(
     finished: tuple[Store, StudyConfig], published: Path, tmp_path: Path
 ) -> None:
     store = study.open(published / "1e3")
-    needy: dict[str, Callable[[], object]] = {
-        "weights": lambda: select(store),
-        "outcomes of all pairs": lambda: list(draw(store, "4/4")),
-        "table latents": lambda: store.scan("latents"),
-        "table failures": lambda: store.sql("SELECT * FROM failures"),
-        "rows that it has not published": lambda: publish([store], tmp_path / "again"),
-    }
-    for what, needs in needy.items():
+    needy: list[tuple[str, Callable[[], object]]] = [
+        ("weights", lambda: select(store)),
+        ("weights", lambda: write_page(store)),
+        ("outcomes of all pairs", lambda: list(draw(store, "4/4"))),
+        ("table latents", lambda: store.scan("latents")),
+        ("table failures", lambda: store.sql("SELECT * FROM failures")),
+        ("rows that it has not published", lambda: publish([store], tmp_path / "again")),
+    ]
+    for what, needs in needy:
         with pytest.raises(RecordsError, match=f"is a publication, which has no {what}"):
             needs()
     results = {"execution": {"results": str(published)}}

@@ -338,6 +338,7 @@ GOOD = {"left": plain(*range(60, 68)), "right": plain(*range(60, 68))}
          ["boundary"]),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}},
          "malformed", ["send multipart/form-data"]),
+        ({"json": []}, "option", ["the body: Input should be an object"]),
         ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, "media-type",
          ["text/plain", "multipart/form-data"]),
         ({"json": GOOD, "headers": {"Accept": "text/html"}}, "not-acceptable", ["audio/midi"]),

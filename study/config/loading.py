@@ -50,7 +50,7 @@ def load_configs(source: str | Path, overrides: Sequence[str] = ()) -> list[Stud
     settings = _parse(text, str(path))
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals:
+        if not equals or not key.strip():
             raise ConfigError(f'override "{override}": write dotted.key=value')
         parsed = _parse(value.encode(), f'override "{override}"')
         settings = _replace(settings, key.strip().split("."), parsed)
@@ -170,7 +170,8 @@ def _first_problem(error: ValidationError) -> str:
             text = message.removeprefix("Value error, ")
             problem = f"{key}: {text}" if key else text
         case _:
-            must = message.replace("Input should", "must").replace("String should", "must")
+            must = re.sub(r"^(Input|String|List|Tuple) should", "must", message)
+            must = must.partition(" after validation")[0]
             must = must.replace("an object", "a mapping").replace("array", "list")
             shown = "a mapping" if isinstance(given, dict) else json.dumps(given)
             problem = f"{key or 'the file'}: {must}, got {textwrap.shorten(shown, 60)}"

@@ -61,9 +61,10 @@ def write_page(store: Store) -> AnyPath:
         >>> import study
         >>> path = study.write_page(study.open("results/quickstart"))
 
-    Raises `RecordsError` where the study has no points yet, lacks its core, or has so many points
-    that the page would be too large for these alone.
+    Raises `RecordsError` where the study has no points yet, lacks its core, has so many points that
+    the page would be too large for these alone, or is a publication.
     """
+    store.need_whole("weights")
     models = _pack_models(store)
     model = next(models)
     for count in _PAIRS:
