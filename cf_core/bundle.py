@@ -248,7 +248,12 @@ class Bundle:
             ((_, outputs),) = heard.fuse(
                 self.generator, pair, styles, [iterations], lambda_, chance, kinds
             )
-        return np.stack([self.core.decode_tokens(half, kinds) for half in outputs])
+        tokens = np.stack([self.core.decode_tokens(half, kinds) for half in outputs])
+        if heard is not None and heard.lead in (0, 1):
+            # It stays as it was given: not every segment comes back from the core as it went in.
+            leading = int(heard.lead)
+            tokens[leading] = segments[leading]
+        return tokens
 
     def rate(self, pair: tuple[Integer[np.ndarray, "T"], Integer[np.ndarray, "T"]]) -> float | None:
         """How much two segments tell of each other, log p(right | left) - log p(right), in nats.

@@ -128,12 +128,15 @@ def test_what_a_heard_bundle_fuses_is_as_its_scheme_has_it(
 
 
 @pytest.mark.parametrize(("lead", "half"), [(0.0, LEFT), (1.0, RIGHT)])
-def test_a_half_that_leads_is_only_decoded(
+def test_a_half_that_leads_stays_although_the_core_cannot_decode_it(
     make_bundle: MakeBundle, lead: float, half: np.ndarray
 ) -> None:
     bundle = make_bundle(conditional=True, heard=True)
-    found = bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 3, 1e-3, lead)[int(lead)]
-    assert np.array_equal(found, bundle.core.decode_tokens(bundle.core.encode_mean(half[None]))[0])
+    decoded = bundle.core.decode_tokens(bundle.core.encode_mean(half[None]))[0]
+    assert not np.array_equal(decoded, half)
+    found = bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 3, 1e-3, lead)
+    assert np.array_equal(found[int(lead)], half)
+    assert not np.array_equal(found[1 - int(lead)], (LEFT, RIGHT)[1 - int(lead)])
 
 
 @pytest.mark.parametrize("heard", [False, True])

@@ -28,7 +28,7 @@ import cf_core.vae
 from cf_core.bundle import Bundle, load_bundle
 from cf_core.distance import edit_distance, z_distance
 from cf_core.export import export_bundle
-from cf_core.melody import Melody, MelodyFormat, Note, to_notes
+from cf_core.melody import FIRST_PITCH, Melody, MelodyFormat, Note, to_notes
 from cf_core.piece import Piece, thin_out
 from cf_core.readers import read_melodies
 from cf_core.readers.midi import read as read_midi
@@ -346,6 +346,19 @@ def test_what_a_style_changes_is_not_forgotten(node: Node, ready: Bundle) -> Non
     expected = [tuple(case.fuse(ready).tolist()) for case in cases]
     assert halves[: len(cases)] == [(left, right) for left, right in expected]
     assert len(set(map(str, halves))) > 2
+
+
+def test_a_half_that_leads_stays_although_the_core_cannot_decode_it(
+    node: Node, ready: Bundle
+) -> None:
+    form = ready.form
+    drawn = np.random.default_rng(0).integers(FIRST_PITCH, form.vocabulary, (2, form.steps))
+    left, right = form.put_marks(drawn, np.zeros(2, dtype=int))
+    style = [0.5] * ready.generator.style_dim
+    for place, (side, half) in enumerate((("left", left), ("right", right))):
+        found = Case(left, right, style, 4, 0.001, float(place)).ask(node, "ready")
+        assert found[side] == half.tolist()
+        assert found["edits"][place] == 0 < found["edits"][1 - place]
 
 
 def test_the_defaults_are_those_of_the_bundle(node: Node, ready: Bundle) -> None:

@@ -526,11 +526,13 @@ globalThis.CFEngine = (() => {
       const how = {style, lambda: lambda ?? this.lambda ?? 1, iterations, shares: [1, 1]};
       if (this.heard) how.shares = shareStep(lead ?? this.lead);
       const after = this.heard ? this.fuseHeard(before, kind, how) : this.fusePlain(before, kind, how);
-      const outputs = after.tokens.map((half) => this.putMarks(half, kind));
+      // Not every segment comes back from the core as it was, but a half that leads stays.
+      const notes = after.tokens.map((half, which) => (how.shares[which] ? half : inputs[which]));
+      const outputs = notes.map((half) => this.putMarks(half, kind));
       return {
         left: outputs[0],
         right: outputs[1],
-        edits: inputs.map((half, which) => editDistance(half, after.tokens[which])),
+        edits: inputs.map((half, which) => editDistance(half, notes[which])),
         zDistance: this.measure(before, after.z),
         milliseconds: performance.now() - begun,
       };
