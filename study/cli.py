@@ -249,6 +249,7 @@ def compact(folder: Folder) -> None:
     from study.lease import Lease  # noqa: PLC0415  (slow)
 
     store, done = _open(folder), 0
+    store.need_whole("files to merge")
     with Lease(store.root):
         for table, files, size in store.compact():
             done += 1
@@ -281,7 +282,10 @@ def frontier(
 @app.command(epilog="Example: cf-study page quickstart")
 def page(folder: Folder) -> None:
     """Write report.html: every point, to be seen and heard."""
-    _say(f"wrote {study.write_page(_open(folder))}")
+    store = _open(folder)
+    _use_one_thread()
+    _say(f"{store.root}: collecting its points and their notes, which takes a while")
+    _say(f"wrote {study.write_page(store)}")
 
 
 @app.command(epilog="Example: cf-study listening listening-*.csv")
@@ -443,6 +447,7 @@ def fuse(
         )
     numbered = [output.with_stem(f"{output.stem}-{n}") for n in range(1, alternatives + 1)]
     _spare(left, right, [output] if alternatives == 1 else numbered)
+    _use_one_thread()
     loaded = study.load_bundle(None if bundle is None else study.place(bundle))
     first = study.fuse_files(
         left,
@@ -519,6 +524,13 @@ def serve(
     has at most 16 requests at one time.
     """
     study.serve_bundle(None if bundle is None else study.place(bundle), host, port, workers)
+
+
+def _use_one_thread() -> None:
+    """As `study.serve` does: products are small, and threads would wait for each other."""
+    import torch  # noqa: PLC0415  (slow)
+
+    torch.set_num_threads(1)
 
 
 def _spare(left: Path, right: Path, outputs: list[Path]) -> None:

@@ -134,7 +134,10 @@ def rank_candidates(
     points = _points(store, maximise).filter(pl.col("method").is_in(methods))
     needed = list(dict.fromkeys([maximise, _NEAREST, *(c.name for c in conditions)]))
     if absent := [name for name in needed if name not in points.columns]:
-        raise SelectionError(f"{store.root}: its trials have no values of {', '.join(absent)}")
+        raise SelectionError(
+            f"{store.root}: its trials have no values of {', '.join(absent)}; choose by another"
+            " metric, or run a study with more evaluation.validation_pairs"
+        )
     finite = points.filter(pl.all_horizontal(pl.col(needed).is_finite()))
     if finite.is_empty():
         raise SelectionError(

@@ -1,5 +1,6 @@
 """It is long, since every command has its section."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import jaxtyping
 import polars as pl
 import pytest
+import torch
 from typer.models import CommandInfo
 
 import study
@@ -343,6 +345,15 @@ def test_compaction_says_what_it_gained(cf_study: Run, store: Store) -> None:
     assert outcome.out == "results/tiny: nothing to compact\n"
 
 
+def test_a_publication_is_not_compacted(cf_study: Run, store: Store) -> None:
+    root = folder(store)
+    record = json.loads((root / "study.json").read_text())
+    (root / "study.json").write_text(json.dumps(record | {"left_out": ["latents"]}))
+    before = _files(root)
+    _refused(cf_study("compact", "tiny"), "is a publication, which has no files to merge")
+    assert _files(root) == before
+
+
 def test_a_study_in_a_bucket_is_queried_by_its_uri(
     cf_study: Run, store: Store, bucket: str
 ) -> None:
@@ -581,6 +592,12 @@ def test_alternatives_that_differ_are_ranked_by_how_well_they_fit(
     style = told[0].split("style ")[1].split(", ")[0]
     assert cf_study("fuse", "a.mid", "b.mid", *out, "--style", style).code == 0
     assert (tunes / "out.mid").read_bytes() == (tunes / "out-1.mid").read_bytes()
+
+
+def test_fuse_computes_on_one_thread_as_the_server_does(cf_study: Run, tunes: Path) -> None:
+    torch.set_num_threads(2)
+    assert cf_study("fuse", tunes / "a.mid", tunes / "b.mid", *OUT).code == 0
+    assert torch.get_num_threads() == 1
 
 
 def test_intervals_are_told(cf_study: Run, tunes: Path) -> None:
