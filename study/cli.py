@@ -48,6 +48,8 @@ _OF_STUDIES = ("cmaes", "matplotlib", "moocore", "optuna", "polars", "pydantic",
 """Modules that the extra `study` brings."""
 _OF_SERVING = ("fastapi", "uvicorn")
 """Modules that the extra `serve` brings."""
+_MOST_STYLES = 1000
+"""Most styles that a fusion is tried in."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -441,9 +443,12 @@ def fuse(
 ) -> None:
     """Fuse the end of one melody with the beginning of another."""
     left_part, right_part = _parts(part or [])
-    if alternatives < 1 or (style is not None and alternatives > 1):
+    if output.suffix.lower() not in (".mid", ".midi"):
+        raise UserError(f"--output {output}: must end in .mid")
+    if not 1 <= alternatives <= (_MOST_STYLES if style is None else 1):
         raise UserError(
-            f"--alternatives {alternatives}: must be 1 or more, and 1 where --style is given"
+            f"--alternatives {alternatives}: must be 1 to {_MOST_STYLES}, and 1 where --style is"
+            " given"
         )
     numbered = [output.with_stem(f"{output.stem}-{n}") for n in range(1, alternatives + 1)]
     _spare(left, right, [output] if alternatives == 1 else numbered)
