@@ -12,6 +12,7 @@ from collections import Counter
 from contextlib import ExitStack, suppress
 from difflib import get_close_matches
 from importlib.metadata import version
+from io import TextIOWrapper
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -74,6 +75,9 @@ def main() -> None:
     """Run the command line: exit status 2 after one line for bad input, 130 if interrupted."""
     # Rivals of the user's own are found beside the configuration that names them.
     sys.path.insert(0, str(Path.cwd()))
+    # Not every terminal has a λ, or the lines of tables.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     # Schedulers of clusters end what they take machines from so: as clean a stop as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from fractions import Fraction
 from importlib.metadata import version
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
 
@@ -461,6 +462,15 @@ def test_helps_of_commands_are_not_cut_off(cf_study: Run) -> None:
     lines = [line for line in commands.splitlines() if line.strip()]
     assert len(lines) == len(cli.app.registered_commands)
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+
+
+def test_letters_that_a_terminal_does_not_have_are_replaced(
+    cf_study: Run, tunes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii"))
+    assert cf_study("fuse", tunes / "a.mid", tunes / "b.mid", *OUT).code == 0
+    assert b", ? fixed, iterations 3" in written.getvalue()
 
 
 def test_a_dry_run_notices_a_corpus_on_another_grid(cf_study: Run, tmp_path: Path) -> None:
