@@ -48,7 +48,7 @@ __all__ = [
     "split_songs",
 ]
 
-VERSION = 6
+VERSION = 7
 """Increased whenever the result of reading a file changes; cached corpora are named by it."""
 
 

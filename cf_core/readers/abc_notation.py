@@ -18,7 +18,11 @@ _MODES = {"": 0, "maj": 0, "ion": 0, "m": -3, "min": -3, "aeo": -3}
 _MODES |= {"mix": -1, "dor": -2, "phr": -4, "lyd": 1, "loc": -5}
 _ALTERS = {"^^": 2, "^": 1, "=": 0, "_": -1, "__": -2}
 # A word is a mode or a clef, unless it is the name of a property, as in "clef=bass".
-_KEY = re.compile(r"([A-Ga-g])([#b♯♭]?)(\s*)(?:([A-Za-z]+)(?!=)\b|(?![A-Za-z]))")
+_KEY = re.compile(
+    r"([A-Ga-g])([#b♯♭]|\s?(?i:sharp|flat)(?![a-z]))?(\s*)(?:([A-Za-z]+)(?![A-Za-z\d=])|(?![A-Za-z]))"
+)
+_SHIFTS = {"#": 7, "♯": 7, "sharp": 7, "b": -7, "♭": -7, "flat": -7}
+"""By how many fifths an accidental moves a tonic."""
 _QUOTED = re.compile(r'(?<!clef=)"[^"]*"')
 _ACCIDENTAL = re.compile(
     r"(?:(?<![\w=])|(?<=[\^_=][A-Ga-g]))(\^\^|\^|__|_|=)([A-Ga-g])(?![A-Za-z\d])"
@@ -42,7 +46,7 @@ def parse_key(text: str) -> dict[str, int] | None:
         rest = text[4:]
     elif found and (mode in _MODES or found[3]):
         fifths = _SHARPS.index(found[1].upper()) - 1 + _MODES.get(mode, 0)
-        fifths += {"#": 7, "♯": 7, "b": -7, "♭": -7}.get(found[2], 0)
+        fifths += _SHIFTS.get((found[2] or "").strip().lower(), 0)
         alters = dict.fromkeys(_SHARPS[: max(fifths, 0)], 1)
         alters |= dict.fromkeys(_SHARPS[fifths:] if fifths < 0 else "", -1)
         rest = text[found.end() if mode in _MODES else found.start(4) :]
