@@ -84,7 +84,10 @@ def looks_like_utf_16(data: bytes) -> bool:
 
 
 def decode_text(data: bytes) -> str:
-    """Decode a file: UTF-16 or UTF-8 by its byte order mark, else UTF-8 if valid, else Latin-1."""
+    """Decode a file: UTF-16 or UTF-8 by its byte order mark, else UTF-8 if valid, else as Windows.
+
+    Windows' code page 1252 is Latin-1 with quotes and dashes in place of control characters.
+    """
     if looks_like_utf_16(data):
         marked = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         return data.decode(
@@ -93,4 +96,4 @@ def decode_text(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return data.decode("latin-1")
+        return data.decode("cp1252", errors="replace")
