@@ -140,6 +140,12 @@ SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
             [C, D, E, C, D, F],
         ),
         (["C", f"D{words('dolce, con moto')}", "E"], [C, D, E]),
+        (["C", f"D{words('Segno')}", f"E{words('D.S.')}"], [C, D, E, D, E]),
+        (
+            [f"C{SEGNO}", f"D{words('Voice tacet on D.S.')}", f"E{words('last time D.S.')}", "F"],
+            [C, D, E, C, D, E, F],
+        ),
+        ([f"C{words('D.C. only: ', 'piano')}", "D"], [C, D]),
     ],
 )
 def test_the_order_of_play(measures: list[str], expected: list[int]) -> None:

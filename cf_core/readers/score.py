@@ -249,9 +249,11 @@ class _Player:
         self._start, self._is_open, self._turn, self._inside = self._index, False, 1, None
 
 
+# "Tacet on D.S." and "D.S. only" speak of a jump that stands elsewhere.
 _JUMPS = re.compile(
-    r"(?P<capo>\bD(?:\.\s?)?C\b|\bda\s?capo\b)|(?P<segno>\bD(?:\.\s?)?S\b|\bdal\s?segno\b)"
-    r"|(?P<fine>^\W*fine\b)|(?P<to_coda>\bto\s?coda\b|\bda\s?coda\b)|(?P<coda>^\W*coda\b)",
+    r"(?<!\bon )(?<!\bon the )(?:(?P<capo>\bD(?:\.\s?)?C\b|\bda\s?capo\b)"
+    r"|(?P<dal_segno>\bD(?:\.\s?)?S\b|\bdal\s?segno\b))(?!\W*(?:only|time)\b)"
+    r"|(?P<segno>^\W*segno\W*$)|(?P<fine>^\W*fine\b)|(?P<to_coda>\bto\s?coda\b|\bda\s?coda\b)|(?P<coda>^\W*coda\b)",
     re.IGNORECASE,
 )
 
@@ -262,7 +264,7 @@ def mark(measure: Measure, text: str) -> None:
     if found is None:
         return
     kind = str(found.lastgroup)
-    if kind in ("capo", "segno"):
+    if kind in ("capo", "dal_segno"):
         measure.jump = "capo" if kind == "capo" else "segno"
     else:
         setattr(measure, kind, True)
