@@ -276,6 +276,14 @@ def test_rounded_durations_of_tuplets_leave_bars_whole_and_notes_tied() -> None:
     assert [bar.reason for bar in to_grid(song, 12)] == [None, None]
 
 
+def test_divisions_that_stand_after_the_first_notes_hold_for_them() -> None:
+    divisions = "<attributes><divisions>64</divisions></attributes>"
+    first = xml_note("C", 4, 128) + divisions
+    data = score({"Voice": [first, xml_note("D", 4, 128)]})
+    data = data.replace(b"<divisions>2</divisions>", b"")
+    assert lengths(only("a.xml", data)) == [2, 2]
+
+
 def test_a_segno_at_a_bar_line() -> None:
     sign = line("<segno/>", "left")
     assert play(["C", f"D{sign}", f"E{words('D.S.')}"]) == [C, D, E, D, E]

@@ -265,6 +265,8 @@ class _Reader:
         if len(elements) > MAX_MEASURES:
             raise RejectedError("too large", f"{len(elements)} measures, more than {MAX_MEASURES}")
         check_size(1 + sum(1 for _ in part.iter("note")), len(elements))
+        # Some programs write the first divisions after the notes that are counted in them.
+        self._set_divisions(part.findtext("measure/attributes/divisions"))
         measures: list[Measure] = []
         measure = Measure(self._meter)
         for element in elements:
@@ -335,10 +337,13 @@ class _Reader:
         starts, stops = goes_on or "start" in ties, goes_on or "stop" in ties
         measure.notes.append(Written(onset, duration, number, starts, stops))
 
+    def _set_divisions(self, text: str | None) -> None:
+        divisions = Fraction((text or "0").strip())
+        self._divisions = divisions if divisions > 0 else self._divisions
+
     def _attributes(self, attributes: Element) -> None:
         """Take divisions, time signature and transposition, where they apply to this staff."""
-        divisions = Fraction((attributes.findtext("divisions") or "0").strip())
-        self._divisions = divisions if divisions > 0 else self._divisions
+        self._set_divisions(attributes.findtext("divisions"))
         for element in attributes:
             if element.get("number") not in (None, self._staff or "1"):
                 continue
