@@ -53,7 +53,8 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     tempos = _in_time([chunk.tempos for chunk in reversed(chunks)], quarter)
     return Melody(
         id=song_id,
-        title=next((chunk.name for chunk in chunks if chunk.name), song_id),
+        # The name of a later track is that of an instrument.
+        title=next((c.title for c in chunks if c.title), chunks[0].name) or song_id,
         notes=tuple(
             Note(Fraction(onset, quarter), Fraction(end - onset, quarter), pitch)
             for onset, end, pitch, _ in track.notes
@@ -80,6 +81,8 @@ class Chunk:
     """Microseconds per quarter note by tick."""
     percussion: bool = False
     """Whether notes of percussion were left out."""
+    title: str = ""
+    """Title of the song, as a karaoke file gives it in a text."""
 
 
 def parse(data: bytes) -> tuple[int, list[Chunk]]:
@@ -211,6 +214,8 @@ def _other(data: bytes, at: int, tick: int, chunk: Chunk) -> int:
     content = data[at : at + length]
     if kind == 0x03 and not chunk.name:
         chunk.name = decode_text(content).strip("\0 \t\r\n")
+    elif kind == 0x01 and content.startswith(b"@T") and not chunk.title:
+        chunk.title = decode_text(content[2:]).strip("\0 \t\r\n")
     elif kind == 0x51 and any(content[:3]):
         chunk.tempos[tick] = int.from_bytes(content[:3])
     elif kind == 0x58:
