@@ -351,7 +351,7 @@ def test_names_are_utf_8_where_they_can_be() -> None:
     assert named(b"Flute\0\0 ") == "Flute"
 
 
-def test_the_title_is_the_name_of_the_first_track_or_that_of_a_karaoke_file() -> None:
+def test_the_title_is_the_first_name_or_that_of_a_karaoke_file() -> None:
     def name(text: str) -> Event:
         return 0, mido.MetaMessage("track_name", name=text)
 
@@ -361,7 +361,8 @@ def test_the_title_is_the_name_of_the_first_track_or_that_of_a_karaoke_file() ->
     tune = sound(0, 1920, 60)
     flute, words = [name("Flute"), *tune], [name("Words"), text("@LENGL"), text("@TA Song"), *tune]
     assert only("a.mid", midi([name("A Reel")], flute)).title == "A Reel"
-    assert only("a.mid", midi([meter(0, 4, 4)], flute)).title == "a"
+    assert only("a.mid", midi([meter(0, 4, 4)], flute)).title == "Flute"
+    assert only("a.mid", midi(tune)).title == "a"
     artist = [*words, text("@TA Singer")]
     assert only("a.kar", midi([name("Soft Karaoke")], artist), "1").title == "A Song"
 

@@ -51,10 +51,10 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     bars = tuple(islice(_bars(sorted(meters.items()), track.notes, quarter, end), MAX_BARS + 1))
     check_size(len(track.notes), len(bars))
     tempos = _in_time([chunk.tempos for chunk in reversed(chunks)], quarter)
+    titles = [*(chunk.title for chunk in chunks), *(chunk.name for chunk in chunks)]
     return Melody(
         id=song_id,
-        # The name of a later track is that of an instrument.
-        title=next((c.title for c in chunks if c.title), chunks[0].name) or song_id,
+        title=next(filter(None, titles), song_id),
         notes=tuple(
             Note(Fraction(onset, quarter), Fraction(end - onset, quarter), pitch)
             for onset, end, pitch, _ in track.notes
