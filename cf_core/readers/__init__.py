@@ -238,16 +238,21 @@ def _melody(song: Song, part: str | None) -> Melody:
 # ---- ABC books ---------------------------------------------------------------------------------
 
 
+_OF_THE_BOOK = re.compile(r"^(?:[IKLMPQUV]:|%%(?:MIDI|propagate)).*\n", re.MULTILINE)
+
+
 def _tunes(stem: str, data: bytes, path: str) -> Iterator[Song | Rejected]:
-    """Yield the tunes of an ABC book; fields before the first tune apply to every tune."""
+    """Yield the tunes of an ABC book; fields before the first tune apply to every tune.
+
+    Of these, only those that bear on the music are kept: programs write long lists in others.
+    """
     # Files that were joined to a book may each begin with a byte order mark.
     text = re.sub(r"\r*\n|\r", "\n", decode_text(data).replace("\ufeff", "")) + "\n"
     header, *tunes = re.split(r"(?m)^[ \t]*X:(?!\s*[|:\]])", text)
     if len(tunes) > MAX_TUNES:
         yield Rejected(stem, "too large", f"{len(tunes)} tunes, more than {MAX_TUNES}")
         return
-    # A title before the first tune is the book's.
-    fields = "".join(re.findall(r"(?m)^(?:[A-SU-Z]:|%%).*\n", header))[: MAX_TUNE + 1]
+    fields = "".join(re.findall(_OF_THE_BOOK, header))[: MAX_TUNE + 1]
     for tune in tunes or [f"1\n{header}"]:
         number, body = tune.split("\n", 1)
         short = number.partition("%")[0].strip().lstrip("0")[:MAX_TITLE]
