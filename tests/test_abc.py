@@ -132,6 +132,9 @@ def letters(song: Melody) -> str:
         ("|:C4|1D4:|E4|]", "CDCE"),
         ("|:C4[1D4:|[2E4|]F4|]", "CDCEF"),
         ("|: C4 | 1 D4 :| 2 E4 |] F4 |]", "CDCEF"),
+        ("C4|:D4|1E4|2F4:||:G4|1A4|2B4:||", "CDEDFGAGB"),  # no sign between two endings
+        ('C4|1D4"^D.C."|2E4|]', "CDCE"),
+        ("C4|D4::E4|F4::|]", "CDCDEFEF"),  # no sign "|::" asks for three times
         ("C4|D4: :E4:|", "CDCDEE"),
         ("C4|D4!D.C.!|", "CDCD"),
         ("C4|D4!fine!|E4|F4!D.C.!|", "CDEFCD"),
@@ -256,6 +259,7 @@ def test_keys(key: str, music: str, expected: list[int]) -> None:
         ("C>>DE<<F|", ["7/4", "1/4", "1/4", "7/4"]),
         ("C>(DE)<(F|", ["3/2", "1/2", "1/2", "3/2"]),
         ("C>{g}D E < F|", ["3/2", "1/2", "1/2", "3/2"]),
+        ("C2 E>||F|", ["2", "3/2", "1/2"]),
         ("C2>z2|", ["3"]),
         ("C>[DF]E2|", ["3/2", "1/2", "1/2", "2"]),
         ("(3CDE F2|", ["2/3", "2/3", "2/3", "2"]),
@@ -268,6 +272,7 @@ def test_keys(key: str, music: str, expected: list[int]) -> None:
         ("(3CDE>F z|", ["2/3", "2/3", "2/3", "1"]),
         ("[CE]2[C2E]/G|", ["2", "2", "1", "1", "1"]),
         ('["C"C"^high"E]2[!accent!G]D|', ["2", "2", "1", "1"]),
+        ("[+slide+CE]2[C+f+E]2|", ["2", "2", "2", "2"]),
         ("+f+C+ff+D+CE+F|", ["1", "1", "1", "1", "1"]),
         ("C-CD2|", ["2", "2"]),
         ("C2-|C2D2|", ["4", "2"]),
@@ -537,6 +542,13 @@ def test_the_title_of_a_book_is_not_that_of_its_tunes() -> None:
 )
 def test_titles_are_written_with_escapes(field: str, title: str) -> None:
     assert only("a.abc", f"X:1\nT:{field}\nK:C\nC8|\n".encode()).title == title
+
+
+def test_what_a_book_says_before_its_tunes_does_not_count_as_part_of_each() -> None:
+    notes = "%%bk:set id:1,name:A Set\nN:A note\n" * 2_000
+    book = f"{notes}M:3/4\n%%MIDI transpose 12\n\nX:1\nK:C\nCDEFGA|\n\nX:2\nK:C\nCDEFGA|\n"
+    songs = [song for song in read_melodies("book.abc", book.encode()) if isinstance(song, Melody)]
+    assert [(pitches(song)[0], song.bars[0].meter) for song in songs] == [(72, "3/4")] * 2
 
 
 def test_ids_of_tunes_know_no_comments() -> None:

@@ -279,7 +279,7 @@ class _Tune:
 
 _CHORD = re.compile(rf"(?!f+$)(?:{ABC_NOTE})+")
 """Notes between two "+"; one or several "f" alone are a dynamic mark."""
-_BESIDE_NOTES = re.compile(r'"[^"]*"|![^!]*!|\{[^}]*\}')
+_BESIDE_NOTES = re.compile(r'"[^"]*"|![^!]*!|\+[^+]*\+|\{[^}]*\}')
 """Annotations, decorations and graces within a chord."""
 _SETTINGS: dict[str, Callable[[Voice, str], None]] = {
     "K": Voice.set_key,

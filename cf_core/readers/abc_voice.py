@@ -62,6 +62,10 @@ class Voice:
         self._accidentals: dict[tuple[str, int], int] = {}
         self._tied: dict[tuple[str, int], int] = {}
         self._tuplet, self._tuplet_left = Fraction(1), 0
+        self._factor: Fraction | None = None
+        """How a broken rhythm changes the next element, which may follow a bar line."""
+        self._opened = 1
+        """Colons of the last sign that opened a repeat."""
         self._ending, self._in_endings = 0, False
         self._tied_into_endings: dict[tuple[str, int], int] = {}
         self._begin()
@@ -75,7 +79,6 @@ class Voice:
         self._at: Time = 0
         self._overlaid: Time = 0
         self._last: _Element | None = None
-        self._factor: Fraction | None = None
 
     # ---- fields and signs
 
@@ -187,10 +190,14 @@ class Voice:
         sign = sign.replace("[|]", "") or "|"
         self.finish()
         self._accidentals, self._last = {}, None
-        if sign.startswith(":") and self.measures:
-            colons = len(sign) - len(sign.lstrip(":"))
-            self.measures[-1].times = min(colons + 1, MAX_TIMES) if "|" in sign else 2
-        self.measure.opens |= sign.endswith(":")
+        ends, opens = len(sign) - len(sign.lstrip(":")), len(sign) - len(sign.rstrip(":"))
+        if sign == "::":
+            ends = opens = 1
+        if ends and self.measures:
+            self.measures[-1].times = min(ends, self._opened, MAX_TIMES - 1) + 1
+        if ends or opens:
+            self._opened = max(opens, 1)
+        self.measure.opens |= bool(opens)
         self.measure.new_section |= "||" in sign or "[" in sign or "]" in sign
         self._in_endings &= not (self.measure.opens or self.measure.new_section)
 

@@ -229,12 +229,14 @@ class _Player:
         return skips
 
     def _repeats(self, measure: Measure) -> bool:
-        """Whether the music goes back after this measure."""
-        if self._after_jump or not measure.times:
+        """Whether the music goes back after this measure, as it does between two endings."""
+        ending = self._inside
+        if self._after_jump:
             return False
-        if self._inside is not None and len(self._inside.beside) > 1:
-            return self._turn + 1 in self._inside.beside
-        return self._turn < measure.times
+        if ending is None or len(ending.beside) == 1:
+            return self._turn < measure.times
+        between = self._index + 1 == ending.stop and not ending.is_last and not measure.jump
+        return bool(measure.times or between) and self._turn + 1 in ending.beside
 
     def _go_on(self, measure: Measure) -> None:
         """Go on to the next measure; the end of a repeat or of its last ending closes a section."""
