@@ -276,6 +276,7 @@ def test_keys(key: str, music: str, expected: list[int]) -> None:
         ("+f+C+ff+D+CE+F|", ["1", "1", "1", "1", "1"]),
         ("C-CD2|", ["2", "2"]),
         ("C2-|C2D2|", ["4", "2"]),
+        ("C4|-C4-|-C2 -D2|", ["10", "2"]),  # after the bar line, against the standard
         ("[CE]-[CE]z2|", ["2", "2"]),
         ("[C-E][CE]z2|", ["2", "1", "1"]),
         ("C-DE2|", ["1", "1", "2"]),

@@ -62,6 +62,8 @@ class Voice:
         self._accidentals: dict[tuple[str, int], int] = {}
         self._tied: dict[tuple[str, int], int] = {}
         self._tuplet, self._tuplet_left = Fraction(1), 0
+        self._before: _Element | None = None
+        """The last element of the measure before, while this measure has none."""
         self._factor: Fraction | None = None
         """How a broken rhythm changes the next element, which may follow a bar line."""
         self._opened = 1
@@ -188,6 +190,7 @@ class Voice:
             return
         # An invisible bar line may stand before a visible one.
         sign = sign.replace("[|]", "") or "|"
+        self._before = self._last or self._before
         self.finish()
         self._accidentals, self._last = {}, None
         ends, opens = len(sign) - len(sign.lstrip(":")), len(sign) - len(sign.rstrip(":"))
@@ -237,6 +240,7 @@ class Voice:
             self.measure.notes.append(Written(self._at, duration, pitch, note.ties))
             if note.ties:
                 self._tied |= alters
+        self._before = None
         sounding = range(first, len(self.measure.notes))
         self._last = _Element(sounding, duration, alters, self._tuplet_left == 1)
         self._tuplet_left = max(self._tuplet_left - 1, 0)
@@ -268,12 +272,14 @@ class Voice:
         return pitch
 
     def tie(self) -> None:
-        """Tie the last element to the next one."""
-        if self._last is None:
+        """Tie the last element to the next one, also where the sign follows a bar line."""
+        element = self._last or self._before
+        if element is None:
             return
-        for index in self._last.notes:
-            self.measure.notes[index] = self.measure.notes[index]._replace(starts_tie=True)
-        self._tied = self._last.alters
+        notes = (self.measure if self._last else self.measures[-1]).notes
+        for index in element.notes:
+            notes[index] = notes[index]._replace(starts_tie=True)
+        self._tied = element.alters
 
     def broken(self, sign: str) -> None:
         """Lengthen the last element and shorten the next by as much, or the other way round.
