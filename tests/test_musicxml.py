@@ -1,3 +1,5 @@
+"""It is long, since every feature of MusicXML has a score."""
+
 import io
 import tracemalloc
 import zipfile
@@ -356,6 +358,15 @@ def test_tempos_hold_from_where_they_stand_whatever_part_says_so() -> None:
     lower = [xml_note("C", 4, 4), xml_note("D", 4, 4)]
     song = only("a.xml", score({"Flute": upper, "Horn": lower}), "Horn")
     assert [song.tempo_at(Fraction(n)) for n in range(5)] == [120, 120, 120, 60, 60]
+
+
+def test_titles_on_two_lines_and_empty_lines_before_the_declaration() -> None:
+    data = score({"Voice": SONG})
+    assert only("a.xml", data.replace(b"A Song", b" A\n  Song ")).title == "A Song"
+    movement = b"<work-title> </work-title></work><movement-title>Two</movement-title>"
+    two = data.replace(b"<work-title>A Song</work-title></work>", movement)
+    assert only("a.xml", two).title == "Two"
+    assert only("a.xml", b"\r\n " + data) == only("a.xml", data)
 
 
 def test_encodings() -> None:

@@ -54,8 +54,8 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     `None`, and where the file is hostile or not a score.
     """
     root = _score(_unpacked(data) if data[:2] == b"PK" else data)
-    title = next((e.text.strip() for e in root.iter("work-title") if e.text), "")
-    title = title or next((e.text.strip() for e in root.iter("movement-title") if e.text), "")
+    named = (e.text or "" for tag in ("work-title", "movement-title") for e in root.iter(tag))
+    title = next((" ".join(text.split()) for text in named if text.strip()), "")
     measures = _written(root, part)
     return play(song_id, title or song_id, measures, order_measures(measures))
 
@@ -130,7 +130,8 @@ def _xml(data: bytes) -> Element:
         raise RejectedError("unreadable", f"its encoding is {name}; save it as UTF-8")
     if "<!ENTITY" in text:
         raise RejectedError("unreadable", "defines XML entities")
-    return fromstring(text)  # noqa: S314  (entities were refused above)
+    # Files from web pages may begin with an empty line, which XML forbids before a declaration.
+    return fromstring(text.lstrip())  # noqa: S314  (entities were refused above)
 
 
 def _score(data: bytes) -> Element:
