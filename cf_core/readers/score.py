@@ -128,6 +128,8 @@ class _Ending(NamedTuple):
     """Numbers of all endings of its row, its own included."""
     is_last: bool
     """No other ending follows it directly."""
+    last_repeats: bool
+    """The last ending of its row ends with a repeat sign."""
 
 
 def _endings(measures: Sequence[Measure]) -> dict[int, _Ending]:
@@ -148,9 +150,10 @@ def _endings(measures: Sequence[Measure]) -> dict[int, _Ending]:
         row.append(span)
         if following[0] != span[1]:
             beside = frozenset().union(*(measures[start].ending for start, _ in row))
+            last_repeats = measures[span[1] - 1].times > 0
             for start, stop in row:
-                numbers = measures[start].ending
-                endings[start] = _Ending(start, stop, numbers, beside, (start, stop) == span)
+                numbers, is_last = measures[start].ending, (start, stop) == span
+                endings[start] = _Ending(start, stop, numbers, beside, is_last, last_repeats)
             row = []
     return endings
 
@@ -229,14 +232,17 @@ class _Player:
         return skips
 
     def _repeats(self, measure: Measure) -> bool:
-        """Whether the music goes back after this measure, as it does between two endings."""
+        """Whether the music goes back after this measure.
+
+        The last of several endings may have the repeat sign that should end the others.
+        """
         ending = self._inside
         if self._after_jump:
             return False
         if ending is None or len(ending.beside) == 1:
             return self._turn < measure.times
-        between = self._index + 1 == ending.stop and not ending.is_last and not measure.jump
-        return bool(measure.times or between) and self._turn + 1 in ending.beside
+        misplaced = ending.last_repeats and self._index + 1 == ending.stop and not measure.jump
+        return bool(measure.times or misplaced) and self._turn + 1 in ending.beside
 
     def _go_on(self, measure: Measure) -> None:
         """Go on to the next measure; the end of a repeat or of its last ending closes a section."""
