@@ -564,6 +564,13 @@ def test_books_joined_of_files_with_byte_order_marks() -> None:
     assert [letters(song) for song in songs] == ["CDEF", "CDEF"]
 
 
+def test_books_joined_of_files_in_several_encodings() -> None:
+    tune = HEAD.replace("A Tune", "Caf\xe9") + "CDEF|\n\n"
+    book = tune.encode() + tune.replace("X:1", "X:2").encode("latin-1")
+    songs = [song for song in read_melodies("book.abc", book) if isinstance(song, Melody)]
+    assert [song.title for song in songs] == ["Caf\xe9", "Caf\xe9"]
+
+
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r", "\r\r\n"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
 def test_line_ends_and_encodings(ending: str, encoding: str) -> None:

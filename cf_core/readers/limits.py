@@ -84,16 +84,21 @@ def looks_like_utf_16(data: bytes) -> bool:
 
 
 def decode_text(data: bytes) -> str:
-    """Decode a file: UTF-16 or UTF-8 by its byte order mark, else UTF-8 if valid, else as Windows.
+    """Decode a file: UTF-16 by its byte order mark or first character, else line by line.
 
-    Windows' code page 1252 is Latin-1 with quotes and dashes in place of control characters.
+    Files of several encodings may have been joined: a line is UTF-8 if it is valid, else as Windows
+    writes it, in code page 1252. That is Latin-1 with quotes and dashes for control characters.
     """
     if looks_like_utf_16(data):
         marked = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         return data.decode(
             "utf-16" if marked else "utf-16-be" if not data[0] else "utf-16-le", errors="replace"
         )
+    return "\n".join(map(_decode_line, data.removeprefix(b"\xef\xbb\xbf").split(b"\n")))
+
+
+def _decode_line(line: bytes) -> str:
     try:
-        return data.decode("utf-8-sig")
+        return line.decode()
     except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")
+        return line.decode("cp1252", errors="replace")
