@@ -147,7 +147,8 @@ SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
             [f"C{SEGNO}", f"D{words('Voice tacet on D.S.')}", f"E{words('last time D.S.')}", "F"],
             [C, D, E, C, D, E, F],
         ),
-        ([f"C{words('D.C. only: ', 'piano')}", "D"], [C, D]),
+        ([f"C{words('D.C. only: ', 'piano')}", f"D{words('after the D.C.')}"], [C, D]),
+        (["C", f"D{words('Fin')}", f"E{words('D. C.')}"], [C, D, E, C, D]),
     ],
 )
 def test_the_order_of_play(measures: list[str], expected: list[int]) -> None:

@@ -259,9 +259,10 @@ class _Player:
 
 # "Tacet on D.S." and "D.S. only" speak of a jump that stands elsewhere.
 _JUMPS = re.compile(
-    r"(?<!\bon )(?<!\bon the )(?:(?P<capo>\bD(?:\.\s?)?C\b|\bda\s?capo\b)"
+    r"(?<!\bon )(?<!\bthe )(?<!\bafter )(?:(?P<capo>\bD(?:\.\s?)?C\b|\bda\s?capo\b)"
     r"|(?P<dal_segno>\bD(?:\.\s?)?S\b|\bdal\s?segno\b))(?!\W*(?:only|time)\b)"
-    r"|(?P<segno>^\W*segno\W*$)|(?P<fine>^\W*fine\b)|(?P<to_coda>\bto\s?coda\b|\bda\s?coda\b)|(?P<coda>^\W*coda\b)",
+    r"|(?P<segno>^\W*segno\W*$)|(?P<fine>^\W*fine?\b)"
+    r"|(?P<to_coda>\bto\s?coda\b|\bda\s?coda\b)|(?P<coda>^\W*coda\b)",
     re.IGNORECASE,
 )
 
