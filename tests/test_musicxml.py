@@ -122,6 +122,14 @@ SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
             ],
             [C, D, C, E, F],
         ),
+        (
+            [
+                "C",
+                f"D{unnumbered('1.&#8211;3.')}{ending(' ', 'right', end=True)}",
+                f"E{unnumbered('4.')}",
+            ],
+            [C, D, C, D, C, D, C, E],
+        ),
         ([f"C{ending('1').replace('left', 'right')}", f"D{END}", "E"], [C, D, C, E]),
         ([f"C{played(3)}", "D"], [C, C, C, D]),
         ([f"C{played(99)}", "D"], [C, C, C, C, D]),

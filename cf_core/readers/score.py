@@ -351,9 +351,9 @@ def _add_bar(bars: list[Bar], bar: Bar) -> None:
 
 
 def parse_numbers(text: str) -> frozenset[int]:
-    """Parse the numbers of an ending, such as "1,3" or "1-3"; only two digits of each are read."""
+    """Parse the numbers of an ending, as "1,3" or "1.-3."; only two digits of each are read."""
     found: set[int] = set()
-    for first, last in re.findall(r"(\d{1,2})(?:\s*-\s*(\d{1,2}))?", text):
+    for first, last in re.findall(r"(\d{1,2})(?:\.?\s*[-\u2013]\s*(\d{1,2}))?", text):
         found.update(range(int(first), int(last or first) + 1))
     return frozenset(found)
 
