@@ -376,6 +376,15 @@ def test_titles_on_two_lines_and_empty_lines_before_the_declaration() -> None:
     two = data.replace(b"<work-title>A Song</work-title></work>", movement)
     assert only("a.xml", two).title == "Two"
     assert only("a.xml", b"\r\n " + data) == only("a.xml", data)
+    printed = "".join(
+        f"<credit><credit-type>{kind}</credit-type>{words}</credit>"
+        for kind, words in (
+            ("composer", "<credit-words>A. Nonymous</credit-words>"),
+            ("title", "<credit-words>Printed\n</credit-words><credit-words>Song</credit-words>"),
+        )
+    )
+    alone = data.replace(b"<work><work-title>A Song</work-title></work>", printed.encode())
+    assert only("a.xml", alone).title == "Printed Song"
 
 
 def test_encodings() -> None:

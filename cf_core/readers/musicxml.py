@@ -54,10 +54,19 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     `None`, and where the file is hostile or not a score.
     """
     root = _score(_unpacked(data) if data[:2] == b"PK" else data)
-    named = (e.text or "" for tag in ("work-title", "movement-title") for e in root.iter(tag))
-    title = next((" ".join(text.split()) for text in named if text.strip()), "")
     measures = _written(root, part)
-    return play(song_id, title or song_id, measures, order_measures(measures))
+    return play(song_id, _title(root) or song_id, measures, order_measures(measures))
+
+
+def _title(root: Element) -> str:
+    """Title of the work, else of the movement, else what is printed as the title; may be empty."""
+    titles = [e.text or "" for tag in ("work-title", "movement-title") for e in root.iter(tag)]
+    titles += [
+        " ".join(words.text or "" for words in credit.iter("credit-words"))
+        for credit in root.iter("credit")
+        if credit.findtext("credit-type") == "title"
+    ]
+    return next((" ".join(title.split()) for title in titles if title.strip()), "")
 
 
 def read_measures(data: bytes, part: str | None) -> list[Measure]:
