@@ -515,6 +515,14 @@ def test_tempos_of_one_voice_hold_for_all() -> None:
         assert [song.tempo_at(bar.start) for bar in song.bars] == [120, 80]
 
 
+def test_a_voice_on_the_channel_of_drums_is_left_out() -> None:
+    drums = "V:drum\n%%MIDI channel 10\nF2[FA]2|F4|\n"
+    assert letters(abc(f"V:1\nC4|D4|\n{drums}")) == "CD"
+    assert letters(abc("V:1\n%%MIDI channel 1\nC4|D4|\n")) == "CD"
+    alone = rejection("a.abc", (HEAD + drums).encode())
+    assert (alone.reason, alone.detail) == ("no notes", "percussion only")
+
+
 def test_one_voice_declared_and_used_is_one_part() -> None:
     head = '%%score 1\nI:linebreak $\nV:1 treble nm="Voice" snm="V."\nV:2 octave=-1\n'
     assert letters(abc(head + "V:1\nCDEF|$GABC|\n")) == "CDEFGABC"

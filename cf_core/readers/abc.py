@@ -31,13 +31,14 @@ def read(song_id: str, text: str, part: str | None) -> Melody:
     `None`, and where the tune is empty or absurdly long.
     """
     tune = _Tune(text)
-    voices = [voice for voice in tune.voices.values() if voice.notes]
+    sounding = [voice for voice in tune.voices.values() if voice.notes]
+    voices = [voice for voice in sounding if not voice.percussion]
     if not tune.has_key:
         raise RejectedError("unreadable", "no K: field, after which the music would begin")
     if not voices:
         empty = _EMPTY_BODY.search(text)
         why = "an empty line after its K: field ends the tune; remove the line" if empty else ""
-        raise RejectedError("no notes", why)
+        raise RejectedError("no notes", "percussion only" if sounding else why)
     names = [voice.name for voice in voices]
     if part is None and len(voices) > 1:
         raise RejectedError("several parts", list_names(names))
@@ -46,7 +47,7 @@ def read(song_id: str, text: str, part: str | None) -> Melody:
         voice = voices[0 if part is None else choose_part(names, part)]
     else:
         voice = named
-    for other in voices:
+    for other in sounding:
         for measure, beside in zip(voice.measures, other.measures, strict=False):
             measure.tempos = measure.tempos or beside.tempos
     return play(song_id, tune.title or song_id, voice.measures, tune.order(voice))
@@ -177,7 +178,7 @@ class _Tune:
         elif name == "I":
             found = re.match(r"propagate-accidentals\s+(not|octave|pitch)", text)
             self._voice.propagation = found[1] if found else self._voice.propagation
-            self._voice.move_playback(text)
+            self._voice.set_playback(text)
         elif name in _SETTINGS:
             _SETTINGS[name](self._voice, text)
 

@@ -23,6 +23,8 @@ from cf_core.readers.score import (
 
 _IN_TIME_OF = {2: 3, 3: 2, 4: 3, 6: 2, 8: 3}
 """In the time of how many notes a tuplet of this size is played; others in that of two or three."""
+_PERCUSSION = 10
+"""Channel of drums, counted from 1."""
 _METER_TERM = re.compile(r"(\d[\d+\s]*)\)?\s*/\s*(\d{1,3})")
 _METER = re.compile(rf"[(\s]*{_METER_TERM.pattern}(?:\s*\+\s*\(?{_METER_TERM.pattern})*")
 _SPEED = re.compile(r"(?P<speed>\d{1,4}(?:\.\d{1,4})?)(?![\d.]*\s*/)")
@@ -51,6 +53,7 @@ class Voice:
         self.labels: list[str] = []
         """The part (`P:`) of each measure."""
         self.notes = 0
+        self.percussion = False
         self.begun = header is not None
         """Whether the first `K:` field has come, which ends a header."""
         self.label: str = header.label if header else ""
@@ -113,11 +116,13 @@ class Voice:
         """Apply the transpositions of a `K:` or `V:` field."""
         self._moves |= parse_moves(text)
 
-    def move_playback(self, directive: str) -> None:
-        """Apply a `%%MIDI transpose` directive; others have no effect."""
-        found = re.match(r"MIDI\s*=?\s*transpose\s+([-+]?\d{1,3})", directive)
-        if found:
-            self._moves["playback"] = int(found[1])
+    def set_playback(self, directive: str) -> None:
+        """Apply a directive `%%MIDI transpose` or `%%MIDI channel`; others have no effect."""
+        found = re.match(r"MIDI\s*=?\s*(transpose|channel)\s+([-+]?\d{1,3})", directive)
+        if found and found[1] == "transpose":
+            self._moves["playback"] = int(found[2])
+        elif found:
+            self.percussion = int(found[2]) == _PERCUSSION
 
     def set_tempo(self, text: str) -> None:
         """Apply a `Q:` field: beats per minute, or units (`L:`) per minute if it names no beat."""
