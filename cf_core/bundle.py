@@ -149,7 +149,8 @@ class Bundle:
         accepts `lambda_`; the default is the bundle's own. A small λ goes far from the inputs, a
         large one stays near. `lead` says which half gives way: at 0 the left half stays, at 1 the
         right one, at 0.5 both may change; the default is the bundle's own, and a bundle that is not
-        `heard` accepts none. Raises `BundleError` for segments of different meters, for a style of
+        `heard` accepts none. A half that is decoded as its input is keeps the input's notes, for
+        not every segment comes back from the core as it went in. Raises `BundleError` for segments of different meters, for a style of
         the wrong length or out of range, for iterations outside 1…65535, for a λ that the generator
         was not trained for, and for a lead that the bundle can't take.
         """
@@ -235,6 +236,7 @@ class Bundle:
                 " meter"
             )
         latents = self.core.encode_mean(segments)
+        unmoved = self.core.decode_tokens(latents, kinds)[:, None]
         kinds = kinds[:1].repeat(count)
         pair = latents[:1].repeat(count, 1), latents[1:].repeat(count, 1)
         styles, lambda_ = chosen.repeat(count, 1), torch.tensor(lambdas)
@@ -249,11 +251,9 @@ class Bundle:
                 self.generator, pair, styles, [iterations], lambda_, chance, kinds
             )
         tokens = np.stack([self.core.decode_tokens(half, kinds) for half in outputs])
-        if heard is not None and heard.lead in (0, 1):
-            # It stays as it was given: not every segment comes back from the core as it went in.
-            leading = int(heard.lead)
-            tokens[leading] = segments[leading]
-        return tokens
+        # Not every segment comes back from the core as it went in. What stays, stays as it was.
+        stays = (tokens == unmoved).all(axis=-1, keepdims=True)
+        return np.where(stays, segments[:, None], tokens)
 
     def rate(self, pair: tuple[Integer[np.ndarray, "T"], Integer[np.ndarray, "T"]]) -> float | None:
         """How much two segments tell of each other, log p(right | left) - log p(right), in nats.

@@ -525,9 +525,11 @@ globalThis.CFEngine = (() => {
       const before = this.encode(inputs, kind);
       const how = {style, lambda: lambda ?? this.lambda ?? 1, iterations, shares: [1, 1]};
       if (this.heard) how.shares = shareStep(lead ?? this.lead);
-      const after = this.heard ? this.fuseHeard(before, kind, how) : this.fusePlain(before, kind, how);
-      // Not every segment comes back from the core as it was, but a half that leads stays.
-      const notes = after.tokens.map((half, which) => (how.shares[which] ? half : inputs[which]));
+      const unmoved = this.core.decode(before, kind);
+      const after = this.heard ? this.fuseHeard(before, unmoved, kind, how) : this.fusePlain(before, kind, how);
+      // Not every segment comes back from the core as it went in. What stays, stays as it was.
+      const stays = after.tokens.map((half, which) => half.every((token, step) => token === unmoved[which][step]));
+      const notes = after.tokens.map((half, which) => (stays[which] ? inputs[which] : half));
       const outputs = notes.map((half) => this.putMarks(half, kind));
       return {
         left: outputs[0],
@@ -568,8 +570,7 @@ globalThis.CFEngine = (() => {
     }
 
     /** Keeps applications unless the score falls, then the best of the notes as decoded and the drafts. */
-    fuseHeard(pair, kind, {style, lambda, iterations, shares}) {
-      const inputs = this.core.decode(pair, kind);
+    fuseHeard(pair, inputs, kind, {style, lambda, iterations, shares}) {
       const listen = ({z, tokens}) => {
         const [left, right] = tokens.map((half, which) => editDistance(inputs[which], half));
         const uneven = Math.abs(shares[1] * left - shares[0] * right);
