@@ -150,9 +150,10 @@ class Bundle:
         large one stays near. `lead` says which half gives way: at 0 the left half stays, at 1 the
         right one, at 0.5 both may change; the default is the bundle's own, and a bundle that is not
         `heard` accepts none. A half that is decoded as its input is keeps the input's notes, for
-        not every segment comes back from the core as it went in. Raises `BundleError` for segments of different meters, for a style of
-        the wrong length or out of range, for iterations outside 1…65535, for a λ that the generator
-        was not trained for, and for a lead that the bundle can't take.
+        not every segment comes back from the core as it went in. Raises `BundleError` for segments
+        of different meters, for a style of the wrong length or out of range, for iterations outside
+        1…65535, for a λ that the generator was not trained for, and for a lead that the bundle
+        can't take.
         """
         if lambda_ is None:
             lambda_ = self.lambda_ or 1.0
