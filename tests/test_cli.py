@@ -579,16 +579,16 @@ def test_the_fused_segments_may_be_written_alone(cf_study: Run, tunes: Path) -> 
 
 
 def test_alternatives_that_differ_are_ranked_by_how_well_they_fit(
-    cf_study: Run, tunes: Path
+    cf_study: Run, tunes: Path, make_bundle: MakeBundle
 ) -> None:
-    one_by_one = set()
-    for seed in range(4, 8):
-        assert cf_study("fuse", "a.mid", "b.mid", "--output", "one.mid", "--seed", seed).code == 0
+    save_bundle(make_bundle(conditional=True, heard=True), tunes / "bundle")
+    alone, one_by_one = ("--bundle", "bundle", "--output", "one.mid"), set()
+    for seed in range(8, 12):
+        assert cf_study("fuse", "a.mid", "b.mid", *alone, "--seed", seed).code == 0
         one_by_one.add((tunes / "one.mid").read_bytes())
     assert 1 < len(one_by_one) < 4  # else these seeds show nothing
 
-    out = ("--output", "out.mid")
-    outcome = cf_study("fuse", "a.mid", "b.mid", *out, "--alternatives", 4, "--seed", 4)
+    outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, "--alternatives", 4, "--seed", 8)
     assert outcome.code == 0
     told = [line for line in outcome.out.splitlines() if line.startswith("out-")]
     names = [f"out-{number}.mid" for number in range(1, len(one_by_one) + 1)]
@@ -600,7 +600,7 @@ def test_alternatives_that_differ_are_ranked_by_how_well_they_fit(
     assert fits == sorted(fits, reverse=True)
     # The first is the same as that of its style alone.
     style = told[0].split("style ")[1].split(", ")[0]
-    assert cf_study("fuse", "a.mid", "b.mid", *out, "--style", style).code == 0
+    assert cf_study("fuse", "a.mid", "b.mid", *OUT, "--style", style).code == 0
     assert (tunes / "out.mid").read_bytes() == (tunes / "out-1.mid").read_bytes()
 
 
