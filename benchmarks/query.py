@@ -148,7 +148,7 @@ def writing(rounds: Rounds) -> Iterator[Measure]:
 
 def _claimed(folder: Path) -> Store:
     store = Store(folder)
-    store.claim({"core": {"latent_dim": LATENT_DIM}}, "f", "made-up")
+    store.claim({"core": {"latent_dim": LATENT_DIM}, "corpus": "made up"}, "f", "made-up")
     return store
 
 
