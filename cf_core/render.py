@@ -20,6 +20,12 @@ _TICKS = 220
 """Ticks in a quarter note of a MIDI file."""
 
 
+def check_midi_name(path: AnyPath) -> None:
+    """Raise `MelodyError` if `path` does not end in .mid or .midi."""
+    if path.suffix.lower() not in (".mid", ".midi"):
+        raise MelodyError(f"{path}: the name of a MIDI file must end in .mid")
+
+
 def write_midi(
     notes: Sequence[Note],
     path: AnyPath,
@@ -44,8 +50,7 @@ def write_midi(
     >>> scale = [Note(Fraction(beat), Fraction(1), 60 + 2 * beat) for beat in range(3)]
     >>> write_midi(scale, Path("scale.mid"), tempo=96.0, meter="3/4")
     """
-    if path.suffix.lower() not in (".mid", ".midi"):
-        raise MelodyError(f"{path}: the name of a MIDI file must end in .mid")
+    check_midi_name(path)
     content = make_midi(notes, tempo, meter, markers)
     with replacing(path, MelodyError) as temporary:
         temporary.write_bytes(content)

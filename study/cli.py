@@ -446,9 +446,10 @@ def fuse(
     ] = False,
 ) -> None:
     """Fuse the end of one melody with the beginning of another."""
+    from cf_core.render import check_midi_name  # noqa: PLC0415  (slow)
+
     left_part, right_part = _parts(part or [])
-    if output.suffix.lower() not in (".mid", ".midi"):
-        raise UserError(f"--output {output}: must end in .mid")
+    check_midi_name(output)
     if not 1 <= alternatives <= (_MOST_STYLES if style is None else 1):
         raise UserError(
             f"--alternatives {alternatives}: must be 1 to {_MOST_STYLES}, and 1 where --style is"

@@ -172,10 +172,13 @@ def list_findings(store: Store) -> list[str]:
     >>> import study
     >>> told = list_findings(study.open("results/quickstart"))
     """
-    if store.scan("verdicts").head(1).collect().is_empty():
-        return []
     says = (say_verdicts, say_controls, say_improvements)
-    return [line for say in says for line in say(store)]
+    return [line for say in says for line in say(store)] if has_verdicts(store) else []
+
+
+def has_verdicts(store: Store) -> bool:
+    """Whether a study was run as far as its verdicts."""
+    return not store.scan("verdicts").head(1).collect().is_empty()
 
 
 def say_verdicts(store: Store) -> list[str]:

@@ -28,7 +28,12 @@ from study.cards import (
     write_readme,
 )
 from study.config import StudyConfig
-from study.findings import find_shown_points, read_finished_metrics, write_verdicts
+from study.findings import (
+    find_shown_points,
+    has_verdicts,
+    read_finished_metrics,
+    write_verdicts,
+)
 from study.ledger import Status
 from study.select import list_jobs
 from study.store import Store
@@ -97,7 +102,7 @@ def _check(stores: Sequence[Store]) -> None:
             )
         names.add(name.casefold())
         pending = list_jobs(store).filter(status=Status.PENDING)["trial"]
-        told = not store.scan("verdicts").head(1).collect().is_empty()
+        told = has_verdicts(store)
         if not told or not pending.is_empty():
             lacks = f"records of {pending[0]}" if told else "verdicts yet"
             raise RecordsError(
