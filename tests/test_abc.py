@@ -596,6 +596,19 @@ def test_quotes_and_dashes_of_windows_are_not_control_characters() -> None:
     assert [(n.pitch, float(n.duration)) for n in song.notes] == [(96, 8)]
 
 
+def test_a_tune_from_a_mail_in_quoted_printable() -> None:
+    text = "X:1\nT:A =3D B\nM:4/4\nL:1/4\nQ:1/4=3D100\nK:D\nc=3Dc=\n d=3DF|=20\nF=FFF|=0D\n"
+    song = only("mail.abc", text.encode())
+    assert (song.title, song.tempo) == ("A = B", 100)
+    assert pitches(song) == [73, 72, 74, 65, 66, 65, 65, 65]
+
+
+def test_a_slow_tempo_is_no_sign_of_a_mail() -> None:
+    text = "X:1\nM:4/4\nL:1/4\nQ:1/4=20\nK:D\nFF=FF|\nFFFF|\n"
+    song = only("slow.abc", text.encode())
+    assert (song.tempo, pitches(song)) == (20, [66, 66, 65, 65, 66, 66, 66, 66])
+
+
 # ---- every built-in tune
 
 

@@ -29,6 +29,7 @@ from cf_core.readers.limits import (
     RejectedError,
     SongReason,
     decode_text,
+    undo_mailing,
 )
 
 __all__ = [
@@ -48,7 +49,7 @@ __all__ = [
     "split_songs",
 ]
 
-VERSION = 7
+VERSION = 8
 """Increased whenever the result of reading a file changes; cached corpora are named by it."""
 
 
@@ -257,7 +258,7 @@ def _tunes(stem: str, data: bytes, path: str) -> Iterator[Song | Rejected]:
         number, body = tune.split("\n", 1)
         short = number.partition("%")[0].strip().lstrip("0")[:MAX_TITLE]
         song_id = f"{stem}:{short}" if len(tunes) > 1 else stem
-        song = f"X:{number}\n{fields if tunes else ''}{body}"
+        song = f"X:{number}\n{fields if tunes else ''}{undo_mailing(body)}"
         if len(song) > MAX_TUNE:
             yield Rejected(song_id, "too large", f"{len(song)} characters, more than {MAX_TUNE}")
         else:

@@ -1,5 +1,6 @@
 """Limits on the content of melody files, and the error that ends the reading of a song."""
 
+import re
 from fractions import Fraction
 from typing import Literal
 
@@ -102,3 +103,24 @@ def _decode_line(line: bytes) -> str:
         return line.decode()
     except UnicodeDecodeError:
         return line.decode("cp1252", errors="replace")
+
+
+_MAILED = re.compile(r"=3D|^(?!Q:).*(?<!\d)=(?:20|0D)$", re.MULTILINE)
+_MAILED_SIGN = re.compile(r"=(?:3D|(?:20|0D)?(?P<line_end>\n))")
+
+
+def undo_mailing(text: str) -> str:
+    """Read a tune that a mail program wrote as quoted-printable (RFC 2045): `=3D` is an `=`.
+
+    A line that ends in `=` goes on in the next, and `=20` or `=0D` at its end is a space. Other
+    codes stay as they are, since `=FF` may be two notes. So do tunes without any of these signs.
+    """
+    if not _MAILED.search(text):
+        return text
+
+    def sign(found: re.Match[str]) -> str:
+        if found["line_end"] is None:
+            return "="
+        return "" if found[0] == "=\n" else "\n"
+
+    return _MAILED_SIGN.sub(sign, text)
