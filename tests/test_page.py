@@ -357,6 +357,11 @@ class Seen:
             assert time.monotonic() < end, told
             self.page.wait_for_timeout(20)
 
+    def fused(self) -> str:
+        """What the model makes of all that its controls say, as it is drawn."""
+        self.wait("document.querySelector('#live-rolls[aria-busy=false] svg') !== null")
+        return self.page.inner_html("#live-rolls")
+
     def point(self) -> str:
         return str(self.page.evaluate("CFPage.state.point.id"))
 
@@ -585,21 +590,15 @@ def test_the_policy_forbids_the_network(browser: "Browser", report: Path) -> Non
 
 def test_the_model_follows_every_slider_and_the_pad(seen: Seen) -> None:
     page = seen.page
-    page.locator("#live-account").wait_for()
-
-    def fused() -> str:
-        page.wait_for_timeout(100)
-        return page.inner_html("#live-rolls")
-
     # Random networks change notes anyhow; what counts is that each control is heard.
-    start = fused()
+    start = seen.fused()
     names = page.eval_on_selector_all(".sliders input", "all => all.map(one => one.id)")
     assert names == ["live-lambda", "live-iterations", "live-style-1", "live-style-2"]
     for name in names:
         low = page.get_attribute(f"#{name}", "min")
         assert low is not None
         page.locator(f"#{name}").fill(low)
-    assert fused() != start
+    assert seen.fused() != start
     box = page.locator("#pad").bounding_box()
     assert box is not None
     page.locator("#pad").scroll_into_view_if_needed()
@@ -609,7 +608,7 @@ def test_the_model_follows_every_slider_and_the_pad(seen: Seen) -> None:
     page.keyboard.press("ArrowLeft")
     assert float(page.input_value("#live-style-1")) == pytest.approx(0.70, abs=0.02)
     page.select_option("#live-pair", "1")
-    assert fused() != start
+    assert seen.fused() != start
     page.locator("#live-play-outputs").click()
     seen.wait("document.getElementById('playing').textContent === 'Playing: outputs'")
     assert "grid steps changed" in seen.text("#live-account")
@@ -634,28 +633,27 @@ def test_a_model_of_any_lambda_may_stand_beside_the_selected_one(
     page = seen.page
 
     def controls() -> list[str]:
-        page.wait_for_timeout(100)
         shown = page.eval_on_selector_all(".sliders input", "all => all.map(one => one.id)")
         return [name.removeprefix("live-") for name in shown]
 
+    seen.fused()
     assert controls() == ["iterations", "style-1"]
     assert seen.text("#live-fixed") == "λ is fixed in this model."
     names = page.locator("#live-map option").all_inner_texts()
     assert names[0].endswith("…, selected, one λ")
     assert names[1] == "conditional-style2-seed0, any λ"
     page.locator("#live-style-1").fill("0.9")
-    before = page.inner_html("#live-rolls")
+    before = seen.fused()
     page.select_option("#live-map", "1")
     assert controls() == ["lambda", "iterations", "style-1", "style-2"]
     assert page.locator("#live-fixed").count() == 0
     assert page.input_value("#live-style-1") == "0.9"
-    near = page.inner_html("#live-rolls")
+    near = seen.fused()
     page.locator("#live-lambda").fill(page.get_attribute("#live-lambda", "min") or "")
-    assert controls()
-    assert len({before, near, page.inner_html("#live-rolls")}) == 3
+    assert len({before, near, seen.fused()}) == 3
     page.select_option("#live-map", "0")
     assert controls() == ["iterations", "style-1"]
-    assert page.inner_html("#live-rolls") == before
+    assert seen.fused() == before
     assert seen.complaints == []
     page.close()
 
@@ -668,7 +666,7 @@ def test_two_files_are_fused_and_saved(seen: Seen, tmp_path: Path) -> None:
         page.set_input_files(f"#file-{side}", tmp_path / f"{side}.mid")
         told = "document.getElementById('live-told').textContent"
         seen.wait(f"{told} === '{side}.mid is the {side} melody.'")
-    page.wait_for_timeout(100)
+    seen.fused()
     inputs = page.locator("#live-rolls svg").first.get_attribute("aria-label")
     assert inputs == (
         "Inputs: left half G♯4 A4 A♯4 B4 C5 C♯5 D5 D♯5; right half E5 D♯5 D5 C♯5 C5 B4 A♯4 A4"

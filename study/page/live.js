@@ -25,6 +25,7 @@ const CFLive = (() => {
       this.own = { left: null, right: null };
       this.lead = model.lead ?? null;
       this.controls = el("div", { class: "live-controls" });
+      this.rolls = el("div", { class: "live-rolls", id: "live-rolls" });
       this.choose(0);
       this.take(0);
       body.replaceChildren(this.build());
@@ -95,7 +96,6 @@ const CFLive = (() => {
       const { study } = this;
       this.told = el("p", { class: "about", id: "live-told" });
       this.account = el("p", { class: "account", id: "live-account" });
-      this.rolls = el("div", { class: "live-rolls", id: "live-rolls" });
       const pair = el("select", { id: "live-pair", onchange: () => { this.choose(Number(pair.value)); this.schedule(); } });
       CFDom.options(pair, study.pairs.test.map((_, i) => [i, study.describePair("test", i)]), 0);
       const drop = el("div", { class: "drop" },
@@ -211,11 +211,17 @@ const CFLive = (() => {
     schedule() {
       this.refreshers.forEach((refresh) => refresh());
       if (this.waiting) return;
-      this.waiting = true;
+      this.wait(true);
       requestAnimationFrame(() => {
-        this.waiting = false;
+        this.wait(false);
         this.fuse();
       });
+    }
+
+    // Also told to those that read the page: what is drawn is not yet what the controls say.
+    wait(waiting) {
+      this.waiting = waiting;
+      this.rolls.setAttribute("aria-busy", String(waiting));
     }
 
     fuse() {
