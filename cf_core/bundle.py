@@ -142,6 +142,7 @@ class Bundle:
         iterations: int,
         lambda_: float | None = None,
         lead: float | None = None,
+        seed: int = 0,
     ) -> tuple[Integer[np.ndarray, "T"], Integer[np.ndarray, "T"]]:
         """Transform two segments' tokens, of bars of one kind, so that they join.
 
@@ -149,11 +150,11 @@ class Bundle:
         accepts `lambda_`; the default is the bundle's own. A small λ goes far from the inputs, a
         large one stays near. `lead` says which half gives way: at 0 the left half stays, at 1 the
         right one, at 0.5 both may change; the default is the bundle's own, and a bundle that is not
-        `heard` accepts none. A half that is decoded as its input is keeps the input's notes, for
-        not every segment comes back from the core as it went in. Raises `BundleError` for segments
-        of different meters, for a style of the wrong length or out of range, for iterations outside
-        1…65535, for a λ that the generator was not trained for, and for a lead that the bundle
-        can't take.
+        `heard` accepts none. `seed` decides which notes a `heard` bundle draws. A half that is
+        decoded as its input is keeps the input's notes, for not every segment comes back from the
+        core as it went in. Raises `BundleError` for segments of different meters, for a style of
+        the wrong length or out of range, for iterations outside 1…65535, for a λ that the generator
+        was not trained for, and for a lead that the bundle can't take.
         """
         if lambda_ is None:
             lambda_ = self.lambda_ or 1.0
@@ -167,7 +168,7 @@ class Bundle:
                 f"λ: this bundle was trained for {low:g} to {high:g}, not {lambda_}; give a λ in"
                 " this range"
             )
-        fused = self._fuse_at(left, right, style, iterations, (lambda_,), lead)
+        fused = self._fuse_at(left, right, style, iterations, (lambda_,), lead, seed)
         return fused[0, 0], fused[1, 0]
 
     def find_lambda(
@@ -178,6 +179,7 @@ class Bundle:
         iterations: int,
         edits: int,
         lead: float | None = None,
+        seed: int = 0,
     ) -> float:
         """The λ at which about `edits` grid steps of this pair change, both halves together.
 
@@ -199,7 +201,7 @@ class Bundle:
         tried = [
             min(max(float(f"{each:.3g}"), low), high) for each in np.geomspace(high, low, _TRIED)
         ]
-        fused = self._fuse_at(left, right, style, iterations, tried, lead)
+        fused = self._fuse_at(left, right, style, iterations, tried, lead, seed)
         inputs = np.stack((left, right))[:, None].repeat(len(tried), 1)
         changed = sum(edit_distance(*halves) for halves in zip(inputs, fused, strict=True))
         wanted = min(edits, len(left) + len(right))  # no more can change
@@ -220,6 +222,7 @@ class Bundle:
         iterations: int,
         lambdas: Sequence[float],
         lead: float | None,
+        seed: int,
     ) -> Integer[np.ndarray, "2 L T"]:
         """Fuse one pair at `L` λ, side by side."""
         count, chosen = len(lambdas), _style(style, self.generator.style_dim)
@@ -247,7 +250,7 @@ class Bundle:
             )
             outputs = kept[iterations]
         else:
-            chance = heard.fix_chance().expand(-1, count, -1, -1)
+            chance = heard.fix_chance(seed).expand(-1, count, -1, -1)
             ((_, outputs),) = heard.fuse(
                 self.generator, pair, styles, [iterations], lambda_, chance, kinds
             )

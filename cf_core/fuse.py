@@ -51,6 +51,8 @@ class Fused:
     """Time signature of the left segment as written, such as "4/4"."""
     tempo: float
     """Quarter notes per minute."""
+    seed: int
+    """What decided which notes were drawn, and the style where none was given."""
     style: tuple[float, ...]
     lambda_: float | None
     """λ; None where it is not an input of the bundle's generator."""
@@ -122,20 +124,28 @@ class Fused:
             markers,
         )
 
-    def in_style(self, bundle: Bundle, style: Sequence[float], edits: int | None = None) -> "Fused":
-        """The same segments, fused by the same bundle in another style.
+    def redraw(
+        self,
+        bundle: Bundle,
+        seed: int,
+        style: Sequence[float] | None = None,
+        edits: int | None = None,
+    ) -> "Fused":
+        """The same segments, fused by the same bundle with another seed.
 
-        λ stays as it is, unless it is found anew for a number of `edits`. Raises `BundleError` as
-        `fuse_files` does.
+        The seed decides which notes are drawn, and the style if none is given. λ stays as it is,
+        unless it is found anew for a number of `edits`. Raises `BundleError` as `fuse_files` does.
         """
         (left, right), count, lambda_ = self.inputs, self.iterations, self.lambda_
+        style = bundle.draw_style(seed) if style is None else tuple(style)
         if edits is not None:
-            lambda_ = bundle.find_lambda(left, right, style, count, edits, self.lead)
-        outputs = bundle.fuse(left, right, style, count, lambda_, self.lead)
+            lambda_ = bundle.find_lambda(left, right, style, count, edits, self.lead, seed)
+        outputs = bundle.fuse(left, right, style, count, lambda_, self.lead, seed)
         return replace(
             self,
             outputs=np.stack(outputs),
-            style=tuple(style),
+            seed=seed,
+            style=style,
             lambda_=lambda_,
             fit=bundle.rate(outputs),
         )
@@ -185,10 +195,11 @@ def fuse_files(
     semitones, or by the interval with which its segment fits the left one best ("auto").
 
     *How.* `style` holds one number in 0…1 per style dimension; without it, a style is drawn from
-    `seed`. `lambda_` (a small one goes far from the inputs, a large one stays near), `lead` (0: the
-    left segment stays, 1: the right one stays) and `iterations` default to the bundle's. `edits`,
-    in place of `lambda_`, is the number of grid steps to edit, about (`Bundle.find_lambda`).
-    `tempo` (quarter notes per minute, 10…500) defaults to the tempo at the left segment.
+    `seed`, which also decides the notes that a bundle with models of notes draws. `lambda_` (a
+    small one goes far from the inputs, a large one stays near), `lead` (0: the left segment stays,
+    1: the right one stays) and `iterations` default to the bundle's. `edits`, in place of
+    `lambda_`, is the number of grid steps to edit, about (`Bundle.find_lambda`). `tempo` (quarter
+    notes per minute, 10…500) defaults to the tempo at the left segment.
 
     Raises `MelodyError` where a file can't be read, where it has no segment that the bundle can
     take, where the chosen bars are not such a segment, where there are no two of one meter, where
@@ -239,6 +250,7 @@ def fuse_files(
         bars=(last.bars, first.bars),
         meter=last.meter,
         tempo=speed,
+        seed=seed,
         style=(),
         lambda_=bundle.lambda_ if lambda_ is None else lambda_,
         iterations=bundle.iterations if iterations is None else iterations,
@@ -247,7 +259,7 @@ def fuse_files(
         transposed=shift,
         around=(before.before(last), _move(after.after(first), shift)),
     )
-    return unfused.in_style(bundle, bundle.draw_style(seed) if style is None else style, edits)
+    return unfused.redraw(bundle, seed, style, edits)
 
 
 def _check_meters(

@@ -90,9 +90,9 @@ class Heard:
         shape, device = (self.drafts, pairs, 2, self.core.form.steps), self.core.sigma_bar.device
         return torch.rand(shape, generator=random, device=device)
 
-    def fix_chance(self) -> Float[Tensor, "D 1 2 T"]:
-        """The numbers of a deployed model: always the same, so that inputs alone decide."""
-        return self.draw_chance(1, make_random(0, "fuse", "writing"))
+    def fix_chance(self, seed: int) -> Float[Tensor, "D 1 2 T"]:
+        """The numbers of a deployed model: the same for equal seeds, whatever the inputs are."""
+        return self.draw_chance(1, make_random(seed, "fuse", "writing"))
 
     @torch.no_grad()
     def fuse(

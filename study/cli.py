@@ -49,7 +49,7 @@ _OF_STUDIES = ("cmaes", "matplotlib", "moocore", "optuna", "polars", "pydantic",
 """Modules that the extra `study` brings."""
 _OF_SERVING = ("fastapi", "uvicorn")
 """Modules that the extra `serve` brings."""
-_MOST_STYLES = 1000
+_MOST_DRAWN = 1000
 """Most styles that a fusion is tried in."""
 
 
@@ -396,8 +396,8 @@ def fuse(
     alternatives: Annotated[
         int,
         typer.Option(
-            help="How many styles to draw: each fusion that differs is written to a file of its"
-            " own, such as fused-1.mid for the best fit."
+            help="How many times to draw, with as many seeds: each fusion that differs is written"
+            " to a file of its own, such as fused-1.mid for the best fit."
         ),
     ] = 1,
     part: Annotated[
@@ -436,7 +436,10 @@ def fuse(
     iterations: Annotated[
         int | None, typer.Option(help="Times to transform; the bundle's own if not given.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the style, where none is given.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Seed of the notes that are drawn, and of the style if none is given."),
+    ] = 0,
     tempo: Annotated[
         float | None, typer.Option(help="Quarter notes per minute; that of LEFT if not given.")
     ] = None,
@@ -450,11 +453,8 @@ def fuse(
 
     left_part, right_part = _parts(part or [])
     check_midi_name(output)
-    if not 1 <= alternatives <= (_MOST_STYLES if style is None else 1):
-        raise UserError(
-            f"--alternatives {alternatives}: must be 1 to {_MOST_STYLES}, and 1 where --style is"
-            " given"
-        )
+    if not 1 <= alternatives <= _MOST_DRAWN:
+        raise UserError(f"--alternatives {alternatives}: must be 1 to {_MOST_DRAWN}")
     numbered = [output.with_stem(f"{output.stem}-{n}") for n in range(1, alternatives + 1)]
     _spare(left, right, [output] if alternatives == 1 else numbered)
     _use_one_thread()
@@ -470,7 +470,7 @@ def fuse(
         right_part=right_part,
         chords=chords,
         transpose_right=_interval(transpose_right),
-        style=_style(style),
+        style=(chosen := _style(style)),
         lambda_=lambda_,
         edits=edits,
         lead=_lead(lead),
@@ -481,12 +481,11 @@ def fuse(
     if alternatives == 1:
         made, paths, lines = [first], [output], _account(first, left, right, whole=whole)
     else:
-        styles = [loaded.draw_style(seed + number) for number in range(1, alternatives)]
-        made = _try_styles(first, loaded, styles, edits)
+        made = _redraw(first, loaded, range(seed + 1, seed + alternatives), chosen, edits)
         paths = numbered[: len(made)]
         lines = _account_shared(first, left, right, whole=whole)
         lines += [_account_one(fused, path) for fused, path in zip(made, paths, strict=True)]
-        lines.append(_account_styles(alternatives, len(made)))
+        lines.append(_account_draws(alternatives, len(made)))
     written = [
         file
         for fused, path in zip(made, paths, strict=True)
@@ -551,14 +550,14 @@ def _spare(left: Path, right: Path, outputs: list[Path]) -> None:
                 raise UserError(f"--output {output}: would replace {half}; give another name")
 
 
-def _try_styles(
-    first: "Fused", bundle: "Bundle", styles: list[tuple[float, ...]], edits: int | None
+def _redraw(
+    first: "Fused", bundle: "Bundle", seeds: range, style: list[float] | None, edits: int | None
 ) -> "list[Fused]":
-    """A fusion, and those in other styles whose notes differ; the best fit first."""
+    """A fusion, and those by other seeds whose notes differ; the best fit first."""
     made = {first.outputs.tobytes(): first}
-    with study.Reporter() as reporter, reporter.job("styles", len(styles)) as job:
-        for done, style in enumerate(styles, 1):
-            other = first.in_style(bundle, style, edits)
+    with study.Reporter() as reporter, reporter.job("alternatives", len(seeds)) as job:
+        for done, seed in enumerate(seeds, 1):
+            other = first.redraw(bundle, seed, style, edits)
             made.setdefault(other.outputs.tobytes(), other)
             job.update(done)
     return sorted(made.values(), key=lambda fused: -(fused.fit or 0.0))
@@ -592,7 +591,7 @@ def _account(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[st
     ]
     lambda_ = "fixed" if fused.lambda_ is None else fused.lambda_
     lead = "" if fused.lead is None else f", lead {fused.lead:g}"
-    how = f"style {_name_style(fused)}, λ {lambda_}, iterations {fused.iterations}{lead}"
+    how = f"{_account_draw(fused)}, λ {lambda_}, iterations {fused.iterations}{lead}"
     return [*taken, f"{how}, tempo {fused.tempo:g}", *_account_tune(fused, whole=whole)]
 
 
@@ -613,13 +612,13 @@ def _account_one(fused: "Fused", path: Path) -> str:
     """Tell of one alternative what sets it apart."""
     fit = "" if fused.fit is None else f", fit {fused.fit:.1f} nats"
     left, right = fused.edits
-    return f"{path}: style {_name_style(fused)}, {left} + {right} grid steps edited{fit}"
+    return f"{path}: {_account_draw(fused)}, {left} + {right} grid steps edited{fit}"
 
 
-def _account_styles(drawn: int, different: int) -> str:
+def _account_draws(drawn: int, different: int) -> str:
     """Tell how many alternatives there are, and what to do if these are too few."""
-    told = f"{drawn} styles drawn, {different} of their fusions differ"
-    hint = "; for others, draw more styles, or change how far to go (--edits)"
+    told = f"{drawn} fusions drawn, of which {different} differ"
+    hint = "; for others, draw more, or change how far to go (--edits)"
     return told if drawn == different else told + hint
 
 
@@ -639,8 +638,10 @@ def _account_tune(fused: "Fused", *, whole: bool) -> list[str]:
     return lines
 
 
-def _name_style(fused: "Fused") -> str:
-    return ",".join(f"{value:g}" for value in fused.style) or "none"
+def _account_draw(fused: "Fused") -> str:
+    """Tell what was drawn, so that it can be asked for again."""
+    style = ",".join(f"{value:g}" for value in fused.style) or "none"
+    return f"seed {fused.seed}, style {style}"
 
 
 def _open(folder: str) -> "Store":

@@ -234,26 +234,27 @@ def fuse_example(store: Store, corpus: Corpus, seed: int) -> AnyPath:
     rows = _choose_example(corpus, random)
     songs, inputs = corpus.song[rows], corpus.tokens[rows]
     bars = [(int(bar) + 1, int(bar) + corpus.form.bars_per_segment) for bar in corpus.bar[rows]]
-    style = bundle.draw_style(seed)
-    fused = Fused(
+    unfused = Fused(
         form=corpus.form,
         inputs=inputs,
-        outputs=np.stack(bundle.fuse(inputs[0], inputs[1], style, bundle.iterations)),
+        outputs=inputs,
         bars=(bars[0], bars[1]),
         meter=corpus.form.kinds[corpus.kinds[rows[0]]],
         tempo=_EXAMPLE_TEMPO,
-        style=style,
+        seed=seed,
+        style=(),
         iterations=bundle.iterations,
         lambda_=bundle.lambda_,
         lead=bundle.lead,
     )
+    fused = unfused.redraw(bundle, seed)
     folder = store.root / "example"
     for name, notes in (("inputs", fused.input_notes), ("outputs", fused.output_notes)):
         write_midi(notes, folder / f"{name}.mid", fused.tempo, fused.meter)
         write_wav(notes, folder / f"{name}.wav", fused.tempo)
     names = (corpus.song_ids[songs[0]], corpus.song_ids[songs[1]])
     save(piano_roll_figure(fused.inputs, fused.outputs, fused.form, names), folder / "piano-roll")
-    _record_styles(store, fused, bundle, names, seed)
+    _record_styles(store, fused, bundle, names)
     return folder
 
 
@@ -271,19 +272,15 @@ def _choose_example(corpus: Corpus, random: np.random.Generator) -> Int64[np.nda
     return np.array([left, others[corpus.song[others] == song][0]])
 
 
-def _record_styles(
-    store: Store, fused: Fused, bundle: Bundle, songs: tuple[str, str], seed: int
-) -> None:
+def _record_styles(store: Store, fused: Fused, bundle: Bundle, songs: tuple[str, str]) -> None:
     """Write the inputs and what the bundle makes of them in several styles."""
     size = bundle.generator.style_dim
-    random = make_random(seed, "example", "styles")
+    random = make_random(fused.seed, "example", "styles")
     styles = torch.rand(_EXAMPLE_STYLES if size else 1, size, generator=random).numpy()
-    left, right = fused.inputs
     shown = [("inputs", fused.inputs)]
     for style in styles:
         label = f"s = {', '.join(f'{x:.2f}' for x in style)}" if size else "no style"
-        outputs = bundle.fuse(left, right, style.tolist(), bundle.iterations)
-        shown.append((label, np.stack(outputs)))
+        shown.append((label, fused.redraw(bundle, fused.seed, style.tolist()).outputs))
     trial = {
         "trial": str(bundle.record["trial"]),
         "configuration": str(bundle.record["configuration"]),

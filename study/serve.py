@@ -138,7 +138,9 @@ class Options(BaseModel):
         None, description="Who stays as it is: left (0), right (1), or neither (0.5)."
     )
     iterations: int | None = Field(None, le=MOST_ITERATIONS, description="Times to transform.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the style, where none is given.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of the notes that are drawn, and of the style if none."
+    )
     tempo: float | None = Field(None, description="Quarter notes per minute; else that of left.")
 
     def arguments(self) -> dict[str, Any]:
@@ -196,6 +198,7 @@ class Answer(BaseModel):
     right_bars: tuple[int, int]
     fused_bars: tuple[int, int] = Field(description="First and last fused bar of the whole tune.")
     edits: tuple[int, int] = Field(description="Grid steps edited in left and right.")
+    seed: int
     style: list[float]
     lambda_: float | None = Field(alias="lambda")
     iterations: int
@@ -557,7 +560,7 @@ def _to_json(fused: Fused, *, whole: bool) -> bytes:
     left, right = fused.bars
     settings = {
         name: getattr(fused, name)
-        for name in ("tempo", "edits", "style", "iterations", "lead", "transposed", "fit")
+        for name in ("tempo", "edits", "seed", "style", "iterations", "lead", "transposed", "fit")
     }
     answer = Answer(
         notes=[

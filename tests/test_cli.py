@@ -522,8 +522,8 @@ def test_fuse_tells_what_it_did_and_can_be_repeated(cf_study: Run, tunes: Path) 
     assert len(read_file(tunes / "out.mid").bars) == 8
     for name, magic in zip(names, (b"MThd", b"RIFF", b"<?xml", b"\x89PNG"), strict=True):
         assert (tunes / name).read_bytes().startswith(magic)
-    style, weight, iterations, tempo = (field.split()[1] for field in lines[2].split(", "))
-    assert (weight, iterations, tempo) == ("fixed", "3", "100")
+    seed, style, weight, iterations, tempo = (field.split()[1] for field in lines[2].split(", "))
+    assert (seed, weight, iterations, tempo) == ("5", "fixed", "3", "100")
     again = cf_study(
         "fuse", "a.mid", "b.mid", "--bundle", "bundle", "--output", "again.mid",
         "--style", style, "--iterations", 3, "--left-bars", "3-4", "--right-bars", "1-2",
@@ -586,21 +586,21 @@ def test_alternatives_that_differ_are_ranked_by_how_well_they_fit(
     for seed in range(8, 12):
         assert cf_study("fuse", "a.mid", "b.mid", *alone, "--seed", seed).code == 0
         one_by_one.add((tunes / "one.mid").read_bytes())
-    assert 1 < len(one_by_one) < 4  # else these seeds show nothing
+    assert 1 < len(one_by_one) < 4, len(one_by_one)  # else these seeds show nothing
 
     outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, "--alternatives", 4, "--seed", 8)
     assert outcome.code == 0
     told = [line for line in outcome.out.splitlines() if line.startswith("out-")]
     names = [f"out-{number}.mid" for number in range(1, len(one_by_one) + 1)]
     assert [line.split(":")[0] for line in told] == names
-    assert f"4 styles drawn, {len(names)} of their fusions differ; for others" in outcome.out
+    assert f"4 fusions drawn, of which {len(names)} differ; for others" in outcome.out
     assert sorted(path.name for path in tunes.glob("out*")) == names
     assert {(tunes / name).read_bytes() for name in names} == one_by_one
     fits = [float(line.split("fit ")[1].split()[0]) for line in told]
     assert fits == sorted(fits, reverse=True)
-    # The first is the same as that of its style alone.
-    style = told[0].split("style ")[1].split(", ")[0]
-    assert cf_study("fuse", "a.mid", "b.mid", *OUT, "--style", style).code == 0
+    # The first is the same as that of its seed alone.
+    best = told[0].split("seed ")[1].split(", ")[0]
+    assert cf_study("fuse", "a.mid", "b.mid", *OUT, "--seed", best).code == 0
     assert (tunes / "out.mid").read_bytes() == (tunes / "out-1.mid").read_bytes()
 
 
@@ -659,7 +659,6 @@ def test_the_tempo_is_that_of_left_unless_given(cf_study: Run, tunes: Path) -> N
         (["a.mid", "b.mid", "--seam", "auto"], ["no models of notes", "choose bars"]),
         (["a.mid", "b.mid", "--alternatives", "0"], ["--alternatives 0", "1 to 1000"]),
         (["a.mid", "b.mid", "--alternatives", "9" * 30], ["--alternatives 9999", "1 to 1000"]),
-        (["a.mid", "b.mid", "--alternatives", "2", "--style", "0.1,0.2"], ["1 where --style"]),
         (["a.mid", "b.mid", "--output", "", "--alternatives", "2"], ["must end in .mid"]),
         (["a.mid", "b.mid", "--tempo", "0"], ["tempo: 0", "10 to 500"]),
         (["a.mid", "b.mid", "--left-bars", "3"], ["--left-bars 3", "such as 5-6"]),

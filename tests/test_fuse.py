@@ -167,6 +167,17 @@ def test_the_seed_draws_the_style(left: Path, right: Path, bundle: Bundle) -> No
     assert styles == {bundle.draw_style(1), bundle.draw_style(2)}
 
 
+def test_the_seed_draws_the_notes_of_one_style(
+    left: Path, right: Path, make_bundle: MakeBundle
+) -> None:
+    written, plain = make_bundle(heard=True), make_bundle()
+    for bundle, different in ((written, 2), (plain, 1)):  # nothing is drawn without a writer
+        fused = [fuse_files(left, right, bundle, style=(0.1, 0.9), seed=seed) for seed in (1, 1, 2)]
+        assert [each.seed for each in fused] == [1, 1, 2]
+        assert {each.style for each in fused} == {(0.1, 0.9)}
+        assert len({each.outputs.tobytes() for each in fused}) == different
+
+
 def test_a_bundle_without_style_draws_none(
     left: Path, right: Path, make_bundle: MakeBundle
 ) -> None:
@@ -455,12 +466,12 @@ def test_the_interval_and_the_seam_that_fit_best(
         ({"edits": 30}, 30),
     ],
 )
-def test_another_style_of_a_fusion_is_the_fusion_in_that_style(
+def test_a_fusion_drawn_again_is_that_of_its_seed(
     left: Path, right: Path, make_bundle: MakeBundle, wanted: dict[str, Any], edits: int | None
 ) -> None:
     bundle = make_bundle(conditional=True, heard=True)
     first, other = (fuse_files(left, right, bundle, seed=seed, **wanted) for seed in (0, 1))
-    again = first.in_style(bundle, bundle.draw_style(1), edits)
+    again = first.redraw(bundle, 1, edits=edits)
     assert not np.array_equal(first.outputs, other.outputs)
     for field in fields(Fused):
         ours, theirs = getattr(again, field.name), getattr(other, field.name)

@@ -192,7 +192,7 @@ def test_notes_that_may_not_change_come_back(app: FastAPI) -> None:
     del found["notes"], found["meters"], found["markers"], found["fit"]
     assert found == {
         "tempo": 90, "left_bars": [1, 2], "right_bars": [1, 2], "fused_bars": [1, 4],
-        "edits": [0, 0], "style": [0.5] * 4, "lambda": 10, "iterations": 4, "lead": 0.5,
+        "edits": [0, 0], "seed": 0, "style": [0.5] * 4, "lambda": 10, "iterations": 4, "lead": 0.5,
         "transposed": 0,
     }  # fmt: skip
 

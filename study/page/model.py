@@ -87,7 +87,7 @@ def _describe_heard(heard: Heard) -> dict[str, Any]:
         "lead": heard.lead,
         "free": FREE,
         "near": NEAR,
-        "chance": heard.fix_chance()[:, 0].tolist(),
+        "chance": heard.fix_chance(0)[:, 0].tolist(),
         "widest": WIDEST,
         "lags": [heard.writer.forwards.find_lags(kind).tolist() for kind in kinds],
     }
