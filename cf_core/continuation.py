@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cf_core.kinds import Groups, find_kinds, look_up
+from cf_core.kinds import find_kinds, look_up
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import ResidualBlock, dropout, initialise
 from cf_core.seeding import make_random
@@ -352,7 +352,7 @@ class ContinuationTrainer(Trainer):
         super().__init__(settings.steps)
         self.settings, self.seed, self.form, self.purpose = settings, seed, form, purpose
         self.tokens, self.pairs = drop_hanging_holds(tokens.long()).to(device), pairs.to(device)
-        self._groups = Groups.of(find_kinds(self.tokens, form)[self.pairs[:, 0]])
+        self._kinds = find_kinds(self.tokens, form)[self.pairs[:, 0]]
         self.continuation = Continuation(form, settings)
         initialise(self.continuation, make_random(seed, purpose, "weights"))
         with torch.no_grad():  # what is summed over the window is to be as large as one embedding
@@ -363,19 +363,13 @@ class ContinuationTrainer(Trainer):
         self.optimisers = {"continuation": self.optimiser}
 
     def update(self) -> dict[str, Tensor]:
-        """Take one step on a fresh batch, whose melodies are of the kind of the first one drawn."""
-        device = self.pairs.device
+        """Take one step on a fresh batch, in which kinds of bars are as frequent as among pairs."""
+        device, size = self.pairs.device, self.settings.batch
         random = make_random(self.seed, self.purpose, self.step, device=device)
-        first = torch.randint(len(self.pairs), (1,), generator=random, device=device)
-        chance = torch.rand(self.settings.batch, generator=random, device=device)
-        rows = self._groups.match(chance, first.expand(len(chance)))
-        kind = int(self._groups.kinds[first])
-        down, up = self.settings.transpose_down, self.settings.transpose_up
-        joined = self.tokens[self.pairs[rows], : self.form.lengths[kind]].flatten(1)
-        melodies = transpose(joined, self.form, down, up, random)
+        rows = torch.randint(len(self.pairs), (size,), generator=random, device=device)
         with limit_threads(1):
-            rated = self.continuation(melodies, kind, melodies.shape[1], random)
-            loss = functional.nll_loss(rated.flatten(0, 1), melodies.flatten())
+            parts = [self._rate(kind, own, random) for kind, own in self._split(rows)]
+            loss, nats = torch.stack(parts).sum(0) / size
             for group in self.optimiser.param_groups:
                 rise = warmup_cosine(self.step, self.steps)
                 group["lr"] = self.settings.learning_rate * rise
@@ -383,5 +377,22 @@ class ContinuationTrainer(Trainer):
             loss.backward()
             nn.utils.clip_grad_norm_(self.continuation.parameters(), 1.0)
             self.optimiser.step()
-        # In nats per half, as the log-probabilities are.
-        return {"loss": loss.detach() * self.form.lengths[kind]}
+        return {"loss": nats.detach()}
+
+    def _split(self, rows: Int64[Tensor, "B"]) -> Iterator[tuple[int, Int64[Tensor, "b"]]]:
+        """Yield each kind of bars that occurs, and those of the rows of `pairs` that have it."""
+        kinds = self._kinds[rows]
+        for kind in kinds.unique().tolist():
+            yield kind, rows[kinds == kind]
+
+    def _rate(
+        self, kind: int, rows: Int64[Tensor, "b"], random: torch.Generator
+    ) -> Float[Tensor, "2"]:
+        """Mean loss of a token, and of a half in nats, of pairs of one kind, times their number."""
+        length = self.form.lengths[kind]
+        joined = self.tokens[self.pairs[rows], :length].flatten(1)
+        down, up = self.settings.transpose_down, self.settings.transpose_up
+        melodies = transpose(joined, self.form, down, up, random)
+        rated = self.continuation(melodies, kind, melodies.shape[1], random)
+        loss = functional.nll_loss(rated.flatten(0, 1), melodies.flatten())
+        return len(rows) * torch.stack((loss, loss * length))

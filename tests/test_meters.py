@@ -316,6 +316,30 @@ def test_a_model_of_notes_learns_all_kinds() -> None:
     assert (after > before).all()
 
 
+def test_the_loss_of_a_step_is_that_of_its_pairs_one_by_one() -> None:
+    tokens = drop_hanging_holds(torch.from_numpy(draw_segments(42)).long())
+    pairs = torch.stack((torch.arange(35), torch.arange(35) + 7), 1)
+    settings = ContinuationSettings(
+        hidden=8, batch=20, dropout=0.0, transpose_down=0, transpose_up=0
+    )
+    trainer = ContinuationTrainer(tokens, pairs, EVERY, settings, 0)
+    rows = torch.randint(35, (20,), generator=make_random(0, "continuation", 0))
+    nats, loss = 0.0, torch.zeros(())
+    for left, right in tokens[pairs[rows]]:
+        kind = int(EVERY.find_kinds(left[None].numpy())[0])
+        joined = torch.cat((left[: EVERY.lengths[kind]], right[: EVERY.lengths[kind]]))[None]
+        likely = trainer.continuation(joined, kind, joined.shape[1])
+        own = -likely.gather(2, joined[..., None]).mean()
+        loss = loss + own / 20
+        nats += own.item() * EVERY.lengths[kind] / 20
+    wanted = torch.autograd.grad(loss, trainer.continuation.output.weight)[0]
+    assert float(trainer.update()["loss"]) == pytest.approx(nats, rel=1e-5)
+    given = trainer.continuation.output.weight.grad
+    # What was clipped has another length, and the same direction.
+    assert given is not None
+    torch.testing.assert_close(given / given.norm(), wanted / wanted.norm(), atol=1e-5, rtol=1e-4)
+
+
 # ---- the map ---------------------------------------------------------------------
 
 
