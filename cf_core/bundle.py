@@ -37,7 +37,7 @@ from cf_core.writer import Writer, WriterSettings
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 """The ready-made bundle that comes with this package."""
 
-VERSION = 6
+VERSION = 7
 _KIND = "connective-fusion bundle"
 _CORE, _GENERATOR, _WRITER = "core.safetensors", "generator.safetensors", "writer.safetensors"
 _MANIFEST = "manifest.json"
@@ -446,7 +446,7 @@ def _describe(bundle: Bundle, checksums: Mapping[str, str]) -> dict[str, Any]:
         },
         "heard": heard,
         "iterations": bundle.iterations,
-        "weight": bundle.lambda_,
+        "lambda": bundle.lambda_,
         "lambda_range": bundle.lambda_range,
         "record": bundle.record,
         "sha256": checksums,
@@ -506,13 +506,13 @@ def _check_numbers(manifest: Mapping[str, Any]) -> None:
 
 def _read_lambdas(manifest: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
     """Read λ and its range. `Bundle` checks them against the generator."""
-    lambda_, lambda_range = manifest["weight"], manifest["lambda_range"]
+    lambda_, lambda_range = manifest["lambda"], manifest["lambda_range"]
     if lambda_ is None and lambda_range is None:
         return None, None
     low, high = lambda_range
     for number in (lambda_, low, high):
         if type(number) not in (int, float):
-            raise ValueError(f"weight {number!r} is not a number")
+            raise ValueError(f"λ {number!r} is not a number")
     return float(lambda_), (float(low), float(high))
 
 

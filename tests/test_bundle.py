@@ -115,14 +115,14 @@ def test_what_a_heard_bundle_fuses_is_as_its_scheme_has_it(
 ) -> None:
     bundle = make_bundle(conditional=conditional, heard=True)
     assert bundle.heard is not None
-    weight = 10.0 if conditional else None
+    lambda_ = 10.0 if conditional else None
     how = replace(bundle.heard, lead=lead or 0.5)
     latents = bundle.core.encode_mean(np.stack((LEFT, RIGHT)))
     chance = how.draw_chance(1, make_random(0, "fuse", "writing"))
     # A generator that takes no λ has the price of its own, so that nothing is to be added for λ.
-    pair, style, at = (latents[:1], latents[1:]), torch.tensor([[0.25, 0.75]]), weight or 1.0
+    pair, style, at = (latents[:1], latents[1:]), torch.tensor([[0.25, 0.75]]), lambda_ or 1.0
     outputs = how.fuse(bundle.generator, pair, style, [2], torch.tensor([at]), chance)
-    found = bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 2, weight, lead)
+    found = bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 2, lambda_, lead)
     unmoved = bundle.core.decode_tokens(latents)
     for given, same, half, z in zip((LEFT, RIGHT), unmoved, found, dict(outputs)[2], strict=True):
         decoded = bundle.core.decode_tokens(z)[0]
@@ -221,36 +221,36 @@ def test_a_bundle_without_a_writer_replaces_one_that_has_it(
         assert (load_bundle(tmp_path / "bundle").heard is not None) is heard
 
 
-@pytest.mark.parametrize("weight", [1e-3, 0.1, 10.0])
+@pytest.mark.parametrize("lambda_", [1e-3, 0.1, 10.0])
 def test_fuse_is_the_iterated_map_between_encoder_and_decoder(
-    make_bundle: MakeBundle, weight: float
+    make_bundle: MakeBundle, lambda_: float
 ) -> None:
     bundle = make_bundle(conditional=True)
     generator = bundle.generator
-    seen = torch.tensor([[(1 + math.log10(weight)) / 2, 0.25, 0.75]])
+    seen = torch.tensor([[(1 + math.log10(lambda_)) / 2, 0.25, 0.75]])
     with torch.no_grad():
         z = torch.cat([bundle.core.encode(torch.tensor(half[None]))[0] for half in (LEFT, RIGHT)])
         for _ in range(3):
             gate, delta = generator.net(torch.cat((z.reshape(1, -1), seen), 1)).reshape(2, 2, -1)
             z = (1 - gate.sigmoid()) * z + gate.sigmoid() * delta
         slow = bundle.core.decode(z).argmax(-1).numpy()
-    assert np.array_equal(np.stack(bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 3, weight)), slow)
+    assert np.array_equal(np.stack(bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 3, lambda_)), slow)
 
 
-def test_a_weight_decides_what_comes_out_and_is_the_bundles_unless_given(
+def test_lambda_decides_what_comes_out_and_is_the_bundles_unless_given(
     make_bundle: MakeBundle,
 ) -> None:
     bundle = make_bundle(conditional=True)
     low, own, high, unsaid = (
-        np.stack(bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 2, weight))
-        for weight in (1e-3, 0.1, 10.0, None)
+        np.stack(bundle.fuse(LEFT, RIGHT, [0.25, 0.75], 2, lambda_))
+        for lambda_ in (1e-3, 0.1, 10.0, None)
     )
     assert np.array_equal(own, unsaid)
     assert not np.array_equal(low, own)
     assert not np.array_equal(high, own)
 
 
-def test_a_larger_weight_stays_nearer(make_bundle: MakeBundle) -> None:
+def test_a_larger_lambda_stays_nearer(make_bundle: MakeBundle) -> None:
     # Gates that only λ moves: half open at the smallest, all but shut at the largest.
     bundle = make_bundle(conditional=True)
     first, *_, last = bundle.generator.net.weights
@@ -263,31 +263,31 @@ def test_a_larger_weight_stays_nearer(make_bundle: MakeBundle) -> None:
     latents = torch.zeros(1, 8), torch.zeros(1, 8)
     style = torch.zeros(1, 2)
     moved = [
-        float(bundle.generator.iterate(latents, style, [1], weight)[1][0].detach().norm())
-        for weight in (0.1, 1.0, 10.0)
+        float(bundle.generator.iterate(latents, style, [1], lambda_)[1][0].detach().norm())
+        for lambda_ in (0.1, 1.0, 10.0)
     ]
     assert moved == sorted(moved, reverse=True)
     assert np.array_equal(np.stack(bundle.fuse(LEFT, RIGHT, [0.5, 0.5], 1, 10.0)), (LEFT, RIGHT))
 
 
 @pytest.mark.parametrize(
-    ("weight", "lambda_range"),
+    ("lambda_", "lambda_range"),
     [(None, None), (0.1, None), (None, (0.01, 1.0)), (2.0, (0.01, 1.0)), (0.1, (1.0, 0.01)),
      (1.0, (1.0, 1.0)), (0.1, (0.0, 1.0)), (0.1, (0.01, math.inf)), (math.nan, (0.01, 1.0))],
 )  # fmt: skip
-def test_weights_that_are_none_of_a_conditional_generator(
-    make_bundle: MakeBundle, weight: float | None, lambda_range: tuple[float, float] | None
+def test_lambdas_that_are_none_of_a_conditional_generator(
+    make_bundle: MakeBundle, lambda_: float | None, lambda_range: tuple[float, float] | None
 ) -> None:
     with pytest.raises(ValueError, match="not fit a conditional generator"):
-        replace(make_bundle(conditional=True), lambda_=weight, lambda_range=lambda_range)
+        replace(make_bundle(conditional=True), lambda_=lambda_, lambda_range=lambda_range)
 
 
-@pytest.mark.parametrize(("weight", "lambda_range"), [(0.1, None), (None, (0.01, 1.0))])
-def test_weights_that_an_unconditional_generator_cannot_have(
-    make_bundle: MakeBundle, weight: float | None, lambda_range: tuple[float, float] | None
+@pytest.mark.parametrize(("lambda_", "lambda_range"), [(0.1, None), (None, (0.01, 1.0))])
+def test_lambdas_that_an_unconditional_generator_cannot_have(
+    make_bundle: MakeBundle, lambda_: float | None, lambda_range: tuple[float, float] | None
 ) -> None:
     with pytest.raises(ValueError, match="not fit an unconditional generator"):
-        replace(make_bundle(), lambda_=weight, lambda_range=lambda_range)
+        replace(make_bundle(), lambda_=lambda_, lambda_range=lambda_range)
 
 
 def test_a_drawn_style_depends_on_the_seed_alone_and_survives_print(
@@ -434,8 +434,8 @@ def test_a_missing_file(folder: Path, name: str) -> None:
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "later version": (
-        lambda m: m.update(version=7),
-        "has version 7, but this program reads version 6",
+        lambda m: m.update(version=8),
+        "has version 8, but this program reads version 7",
     ),
     "earlier version": (lambda m: m.update(version=1), "has version 1, .*; get a newer bundle"),
     "no version": (lambda m: m.pop("version"), "has version None"),
@@ -457,7 +457,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "other kind of map": (lambda m: m["generator"].update(gated=False), "other names, shapes"),
     "several maps": (lambda m: m["generator"].update(trials=2), "trials"),
     "low pitch a text": (lambda m: m["melody"].update(lowest="36"), "lowest '36' is not in"),
-    "λ of a fixed one": (lambda m: m.update(weight=0.1, lambda_range=[0, 1]), "not fit an uncond"),
+    "λ of a fixed one": (
+        lambda m: m.update({"lambda": 0.1, "lambda_range": [0, 1]}),
+        "not fit an uncond",
+    ),
     "no iterations": (lambda m: m.update(iterations=0), "iterations 0 is not in"),
     "text for a number": (lambda m: m["core"].update(depth="1"), "depth '1' is not in"),
     "fractional steps": (lambda m: m["melody"].update(steps_per_beat=4.0), "beat 4.0 is not in"),
@@ -484,25 +487,25 @@ def test_a_changed_manifest_is_refused_in_one_line(folder: Path, case: str) -> N
 
 
 WEIGHTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "gone": (lambda m: m.pop("weight"), "weight"),
+    "gone": (lambda m: m.pop("lambda"), "lambda"),
     "range gone": (lambda m: m.pop("lambda_range"), "lambda_range"),
-    "none": (lambda m: m.update(weight=None), "weight None is not a number"),
+    "none": (lambda m: m.update({"lambda": None}), "λ None is not a number"),
     "no range": (lambda m: m.update(lambda_range=None), "do not fit"),
-    "true": (lambda m: m.update(weight=True), "weight True is not a number"),
-    "text": (lambda m: m.update(weight="0.1"), "weight '0.1' is not a number"),
-    "text as range": (lambda m: m.update(lambda_range="19"), "weight '1' is not a number"),
+    "true": (lambda m: m.update({"lambda": True}), "λ True is not a number"),
+    "text": (lambda m: m.update({"lambda": "0.1"}), "λ '0.1' is not a number"),
+    "text as range": (lambda m: m.update(lambda_range="19"), "λ '1' is not a number"),
     "one end": (lambda m: m.update(lambda_range=[1]), "do not fit"),
     "three ends": (lambda m: m.update(lambda_range=[0.01, 0.1, 1]), "do not fit"),
     "negative": (lambda m: m.update(lambda_range=[-1.0, 1.0]), "not fit a conditional"),
     "zero": (lambda m: m.update(lambda_range=[0, 1.0]), "not fit a conditional"),
     "endless": (lambda m: m.update(lambda_range=[0.01, math.inf]), "not fit a conditional"),
-    "nan": (lambda m: m.update(weight=math.nan), "not fit a conditional"),
+    "nan": (lambda m: m.update({"lambda": math.nan}), "not fit a conditional"),
     "turned round": (lambda m: m.update(lambda_range=[10.0, 0.001]), "not fit a conditional"),
-    "outside": (lambda m: m.update(weight=11.0), "λ 11.0 in range .* does not fit"),
+    "outside": (lambda m: m.update({"lambda": 11.0}), "λ 11.0 in range .* does not fit"),
     "made fixed": (
         lambda m: (
             m["generator"].update(conditional=False),
-            m.update(weight=None, lambda_range=None),
+            m.update({"lambda": None, "lambda_range": None}),
         ),
         "other names, shapes",
     ),
@@ -614,14 +617,14 @@ def test_a_pair_at_rest_is_not_moved_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert np.array_equal(few, many)
 
 
-@pytest.mark.parametrize("weight", [0.0, -1.0, 1e-4, 10.1, math.inf, math.nan])
-def test_a_weight_it_was_not_trained_for(make_bundle: MakeBundle, weight: float) -> None:
-    message = rf"λ: this bundle was trained for 0\.001 to 10, not {weight}"
+@pytest.mark.parametrize("lambda_", [0.0, -1.0, 1e-4, 10.1, math.inf, math.nan])
+def test_a_lambda_it_was_not_trained_for(make_bundle: MakeBundle, lambda_: float) -> None:
+    message = rf"λ: this bundle was trained for 0\.001 to 10, not {lambda_}"
     with pytest.raises(BundleError, match=message):
-        make_bundle(conditional=True).fuse(LEFT, RIGHT, [0.5, 0.5], 1, weight)
+        make_bundle(conditional=True).fuse(LEFT, RIGHT, [0.5, 0.5], 1, lambda_)
 
 
-def test_a_weight_for_a_bundle_that_has_one(make_bundle: MakeBundle) -> None:
+def test_a_lambda_for_a_bundle_that_has_one(make_bundle: MakeBundle) -> None:
     with pytest.raises(BundleError, match=r"has one λ, .*; give none, or another bundle"):
         make_bundle().fuse(LEFT, RIGHT, [0.5, 0.5], 1, 0.1)
 
@@ -640,7 +643,7 @@ def test_the_ready_made_bundle_is_small_and_says_where_it_comes_from() -> None:
     assert (record["study"], record["trial"]) == (config.name, list_first_trials(config)[0].id)
 
 
-def test_the_ready_made_bundle_changes_melodies_less_the_larger_the_weight() -> None:
+def test_the_ready_made_bundle_changes_melodies_less_the_larger_lambda_is() -> None:
     bundle = load_bundle()
     random = torch.Generator().manual_seed(0)
     prior = torch.randn(40, bundle.core.settings.latent_dim, generator=random)
@@ -648,9 +651,9 @@ def test_the_ready_made_bundle_changes_melodies_less_the_larger_the_weight() -> 
     style = bundle.draw_style(0)
     assert bundle.lambda_range is not None
     edits = []
-    for weight in (bundle.lambda_range[0], 0.1, 1.0, bundle.lambda_range[1]):
+    for lambda_ in (bundle.lambda_range[0], 0.1, 1.0, bundle.lambda_range[1]):
         pairs = zip(tokens[:20], tokens[20:], strict=True)
-        halves = zip(*(bundle.fuse(*pair, style, 4, weight) for pair in pairs), strict=True)
+        halves = zip(*(bundle.fuse(*pair, style, 4, lambda_) for pair in pairs), strict=True)
         after = np.concatenate([np.stack(half) for half in halves])
         assert is_melody(after).mean() > 0.98
         edits.append(int((after != tokens).sum()))
