@@ -11,6 +11,7 @@ import logging
 import platform
 import re
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -332,6 +333,7 @@ def make_app(bundle: Bundle, limits: Limits = Limits()) -> FastAPI:
     )(service.fuse)
     app.get("/capabilities")(service.capabilities)
     app.get("/health")(service.health)
+    app.head("/health", include_in_schema=False)(service.health)  # as load balancers may ask
     for kind in (ProblemError, UserError, HTTPException, Exception):
         app.add_exception_handler(kind, _tell)
     app.openapi = partial(_describe, app)  # type: ignore[method-assign]
@@ -482,13 +484,17 @@ async def _read_form(request: Request, body: bytes) -> dict[str, Any]:
     )
     parser.spool_max_size = len(body) + 1  # so that nothing is written to disk
     try:
-        form = dict(await parser.parse())
+        given = (await parser.parse()).multi_items()
     except (MultiPartException, KeyError, ValueError) as error:
         said = getattr(error, "message", "its boundary can't be found")
         raise ProblemError("malformed", f"{said}; send multipart/form-data") from None
+    for name, count in Counter(name for name, _ in given).items():
+        if count > 1:
+            raise ProblemError("option", f"{name[:100]}: given {count} times; give it once")
+    form = dict(given)
     for side in ("left", "right"):
-        given = form.get(side)
-        if given is None or isinstance(given, str) or not given.filename:
+        file = form.get(side)
+        if file is None or isinstance(file, str) or not file.filename:
             ends = ", ".join(FORMATS)
             raise ProblemError("option", f"{side}: give a file with a name that ends in {ends}")
     return form

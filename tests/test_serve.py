@@ -71,14 +71,16 @@ def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ask(app: FastAPI, *requests: dict[str, Any], path: str = "/fuse") -> list[httpx.Response]:
+def ask(
+    app: FastAPI, *requests: dict[str, Any], path: str = "/fuse", method: str = "GET"
+) -> list[httpx.Response]:
     """Send requests at one time, by POST if they have content, and return the answers."""
 
     async def send() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             return await asyncio.gather(
-                *(client.request("POST" if each else "GET", path, **each) for each in requests)
+                *(client.request("POST" if each else method, path, **each) for each in requests)
             )
 
     return asyncio.run(send())
@@ -296,6 +298,8 @@ def test_capabilities_are_those_of_the_bundle(app: FastAPI, bundle: Bundle) -> N
 
 def test_health(app: FastAPI) -> None:
     assert ask(app, {}, path="/health")[0].json() == {"status": "ok"}
+    (head,) = ask(app, {}, path="/health", method="HEAD")
+    assert (head.status_code, head.content) == (200, b"")
 
 
 def test_the_description_is_true(app: FastAPI, tunes: Path) -> None:
@@ -354,6 +358,8 @@ GOOD = {"left": plain(*range(60, 68)), "right": plain(*range(60, 68))}
           "headers": {"Content-Type": "application/json"}}, "option", ["tempo"]),
         ({"data": {"left": "x"}, "files": {"right": ("r.mid", b"x")}}, "option",
          ["left: give a file with a name that ends in .mid"]),
+        ({"data": {"edits": ["3", "8"]}, "files": {"right": ("r.mid", b"x")}}, "option",
+         ["edits: given 2 times; give it once"]),
         ({"json": GOOD | {"tempo": 5}}, "melody", ["tempo", "give a tempo of 10 to 500"]),
         ({"json": GOOD | {"left_bars": "8-9"}}, "melody", ["left: bars 8-9", "choose among them"]),
         ({"json": GOOD | {"left": plain(60, length=5000)}}, "melody", ["left: has 1250 bars"]),
