@@ -246,9 +246,10 @@ class Continuation(nn.Module):
     ) -> Int64[Tensor, "B T"]:
         """Draw right halves after the left ones, which stay near given right halves.
 
-        Both halves of a pair have bars of one kind. At each step, the token of `right` is e^price
-        times as likely, against every other token, as by the model. The higher the price, in nats,
-        the fewer tokens change. None has a hold without a note.
+        Both halves of a pair have bars of one kind. At each step, what `right` has there is e^price
+        times as likely, against what else may be, as by the model: first whether there is a rest, a
+        hold or an onset, then which pitch an onset has. The higher the price, in nats, the fewer
+        tokens change. None has a hold without a note.
 
         `chance`, uniform in 0…1, decides each draw: the token is the first with which the
         probability of it and all before it in the vocabulary exceeds `chance`. What is drawn for a
@@ -279,7 +280,7 @@ class Continuation(nn.Module):
         fewer steps at one time, since then the arithmetic counts and a wrong guess is dear.
         """
         device = start.device
-        steps, rows = start.shape[1], torch.arange(len(start), device=device)[:, None]
+        steps = start.shape[1]
         tokens = torch.cat((start, favoured), dim=1)
         pitch = _follow_pitch(tokens)
         ahead, done = max(1, _AHEAD // len(start)), steps
@@ -289,7 +290,7 @@ class Continuation(nn.Module):
             held = pitch[:, done - 2, None]
             pitch[:, done - 1 : end] = _follow_pitch(tokens[:, done - 1 : end], held)
             logits = self._predict(tokens, pitch, kind, asked)
-            logits[rows, asked - done, favoured[:, asked - steps]] += price[:, None]
+            logits = _favour(logits, favoured[:, asked - steps], price)
             up_to = logits.softmax(2).cumsum(2)
             bound = chance[:, asked - steps, None] * up_to[..., -1:]
             drawn = torch.searchsorted(up_to, bound, right=True).squeeze(2)
@@ -298,6 +299,24 @@ class Continuation(nn.Module):
             tokens[:, asked] = drawn
             done = done + int(wrong[0]) + 1 if len(wrong) else end
         return tokens[:, steps:]
+
+
+def _favour(
+    rated: Float[Tensor, "B n V"], favoured: Int64[Tensor, "B n"], price: Float[Tensor, "B"]
+) -> Float[Tensor, "B n V"]:
+    """Weigh tokens, in nats, so that changes of the favoured ones cost a price.
+
+    There are two changes: a rest, a hold and an onset may take each other's place, and an onset may
+    get another pitch. Were an onset favoured by its pitch alone, one whose pitch fits badly would
+    mostly become a hold, which is one token where pitches are many, and notes would be lost.
+    """
+    cost = price[:, None].expand(favoured.shape)
+    weighed = rated.scatter_add(2, favoured[..., None], cost[..., None])
+    gained = weighed[..., FIRST_PITCH:].logsumexp(2) - rated[..., FIRST_PITCH:].logsumexp(2)
+    weighed[..., FIRST_PITCH:] += torch.where(
+        favoured >= FIRST_PITCH, cost - gained, torch.zeros_like(cost)
+    )[..., None]
+    return weighed
 
 
 def _follow_pitch(

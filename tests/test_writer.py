@@ -73,6 +73,17 @@ def test_backwards_by_hand() -> None:
 # ---- writing -------------------------------------------------------------------------------------
 
 
+def favour(chances: list[float], token: int, price: float) -> list[float]:
+    """First a rest, a hold or an onset is drawn, then the pitch of an onset (H4)."""
+    onsets = chances[FIRST_PITCH:]
+    kinds = [chances[REST], chances[HOLD], sum(onsets)]
+    kinds[min(token, FIRST_PITCH)] *= math.exp(price)
+    rest, hold, onset = (kind / sum(kinds) for kind in kinds)
+    if token >= FIRST_PITCH:
+        onsets[token - FIRST_PITCH] *= math.exp(price)
+    return [rest, hold, *(onset * pitch / sum(onsets) for pitch in onsets)]
+
+
 @pytest.mark.parametrize("price", [0.0, 1.5])
 def test_halves_are_drawn_as_often_as_models_and_price_say(price: float) -> None:
     """Each token in turn, by the definition written out; all pairs of halves of two steps."""
@@ -92,10 +103,8 @@ def test_halves_are_drawn_as_often_as_models_and_price_say(price: float) -> None
         network, found = getattr(writer, model), 1.0
         for step in range(form.steps):
             seen = torch.tensor([[*before, *new.tolist()[: step + 1]]])
-            scores = network(seen, 0, 1)[0, 0].tolist()
-            scores[near[step]] += price
-            weights = torch.tensor(scores).softmax(0)
-            found *= float(weights[int(new[step])])
+            weights = favour(network(seen, 0, 1)[0, 0].exp().tolist(), near[step], price)
+            found *= weights[int(new[step])]
         return found
 
     def turned(half: tuple[int, ...]) -> tuple[int, ...]:
@@ -146,8 +155,8 @@ def test_tokens_are_those_that_are_drawn_one_after_another(price: float, count: 
     for step in range(WIDE.steps):
         until = melody[:, : WIDE.steps + step + 1]
         chances = model(until, 0, 1)[:, 0].exp()
-        chances[torch.arange(count), right[:, step]] *= math.exp(price)
-        up_to = (chances / chances.sum(1, keepdim=True)).cumsum(1)
+        near = zip(chances.tolist(), right[:, step].tolist(), strict=True)
+        up_to = torch.tensor([favour(own, token, price) for own, token in near]).cumsum(1)
         melody[:, WIDE.steps + step] = (up_to <= draws[:, step, None]).sum(1)
     assert torch.equal(found, melody[:, WIDE.steps :])
 

@@ -435,8 +435,8 @@ globalThis.CFEngine = (() => {
     }
 
     /**
-     * Draws a half after each of `starts`, near the half `favoured`: each token of that is e^price
-     * times as likely as by the model. Each draw has its own `chances`, one for a step.
+     * Draws a half after each of `starts`, near the half `favoured`: changes of its tokens cost a
+     * price. Each draw has its own `chances`, one for a step.
      */
     draw(starts, favoured, price, chances, kind) {
       const steps = this.form.lengths[kind], logits = new Float64Array(this.form.vocabulary);
@@ -446,7 +446,7 @@ globalThis.CFEngine = (() => {
         const looks = tokens.map((own, row) => this.look(own, pitch[row], step, kind));
         this.predict(looks).forEach((relative, row) => {
           this.spread(relative, tokens[row], pitch[row], step, kind, logits);
-          logits[favoured[step - steps]] += price;
+          favour(logits, favoured[step - steps], price);
           const token = pick(logits, chances[row][step - steps]);
           tokens[row][step] = token;
           pitch[row][step] = token >= FIRST_PITCH ? token : pitch[row][step - 1];
@@ -454,6 +454,15 @@ globalThis.CFEngine = (() => {
       }
       return tokens.map((melody) => melody.slice(steps));
     }
+  }
+
+  /** Weighs tokens so that another pitch costs a price, and so does a rest, hold or onset for another. */
+  function favour(logits, token, price) {
+    const onsets = logits.subarray(FIRST_PITCH), before = logSumExp(onsets);
+    logits[token] += price;
+    if (token < FIRST_PITCH) return;
+    const rest = price - (logSumExp(onsets) - before);
+    for (let i = 0; i < onsets.length; i++) onsets[i] += rest;
   }
 
   function logSumExp(logits) {
