@@ -11,7 +11,7 @@ from cf_core.melody import Melody, Note
 from cf_core.readers import read_melodies
 from cf_core.readers.limits import MAX_BARS, MAX_TUNE
 from tests import oracles
-from tests.melodies import HEAD, A, B, C, D, E, G, lengths, only, pitches, rejection
+from tests.melodies import HEAD, A, B, C, D, E, F, G, lengths, only, pitches, rejection
 from tests.oracles import DIGESTS
 
 
@@ -142,6 +142,8 @@ def letters(song: Melody) -> str:
         ("|:C4|1D4:|2E4!fine!|F4!dacapo!|]", "CDCEFCE"),
         ("C4|!segno!D4|E4!D.S.!|]", "CDEDE"),
         ("C4|SD4|E4!D.S.!|]", "CDEDE"),
+        ("C4!segno!|D4|E4!D.S.!|]", "CDEDE"),  # the sign stands over the bar line
+        ('C4"^Segno"|D4|E4!D.S.!|]', "CDEDE"),
         ("C4|D4!dacoda!|E4!D.C.!|!coda!F4|]", "CDECDF"),
         ("C4|D4!coda!|E4!D.S.al coda!|]!coda!F4|]", "CDEF"),  # there is no sign to go back to
         ("!segno!C4|D4O|E4!D.S.!|OF4|]", "CDECDF"),
@@ -196,6 +198,9 @@ def test_very_many_repeats_are_played_once_more_each() -> None:
         ("^F3F-|F2F2|F4|", [66, 66, 65, 65]),
         ("^F4-|F4|F4|", [66, 65]),  # a tied note keeps its accidental, the next one does not
         ("^F4|[1F4:|[2F4|]", [66, 65, 66, 65]),
+        ("^F2[K:C]F2|", [66, 65]),  # a new key ends them
+        ("^F2[K:bass]F2|", [66, 66]),
+        ("^C4&CDEz|", [61, 60, 62, 64]),
         ("C,,4|c''4|B,,4|", [36, 96, 47]),
         ("c\u2019\u20194\u2013|c''4|", [96]),  # as a word processor writes it
     ],
@@ -231,8 +236,9 @@ def test_accidentals(music: str, expected: list[int]) -> None:
         ("C ^f", "FCGz", [66, 60, 67]),
         ("^f _b", "FBEz", [66, 70, 64]),
         ("none", "FCGz", [65, 60, 67]),
-        ("HP", "FCGz", [65, 60, 67]),
+        ("HP", "FCGz", [66, 61, 67]),  # pipes sound F# and C#, whether they are printed or not
         ("Hp", "FCGz", [66, 61, 67]),
+        ("hp clef=treble", "FCGz", [66, 61, 67]),
         ("C transpose=-2", "CDEz", [58, 60, 62]),
         ("C treble octave=-1", "CDEz", [48, 50, 52]),
         ("C clef=treble-8", "CDEz", [48, 50, 52]),
@@ -243,6 +249,19 @@ def test_accidentals(music: str, expected: list[int]) -> None:
         ("D transpose=-2", "FCGz", [64, 59, 65]),
         ("D middle=B stafflines=5", "FCGz", [66, 61, 67]),
         ("C m=D", "BEAz", [71, 64, 69]),
+        ("clef=treble G", "FCGz", [66, 60, 67]),  # the clef before the key
+        ("bass D", "FCGz", [66, 61, 67]),
+        ("treble", "FCGz", [65, 60, 67]),
+        ("G#", "FCBz", [67, 61, 72]),  # eight sharps: F has two
+        ("Fb", "FCBz", [64, 59, 69]),  # eight flats: B has two
+        ("Edur", "FCGD", [66, 61, 68, 63]),
+        ("Emoll", "FCGD", [66, 60, 67, 62]),
+        ("Emi", "FCGD", [66, 60, 67, 62]),
+        ("Dsus", "FCGz", [66, 61, 67]),  # of an unknown mode the tonic counts
+        ("C clef=treble+15", "CDEz", [84, 86, 88]),
+        ("C bass-15", "CDEz", [36, 38, 40]),
+        ("C sound=cA", "CDEz", [57, 59, 61]),  # a minor third lower
+        ("C shift=_Bc", "CDEz", [62, 64, 66]),
         ("am", "FCGz", [65, 60, 67]),
         ("G exp", "FCGz", [65, 60, 67]),
     ],
@@ -261,6 +280,8 @@ def test_keys(key: str, music: str, expected: list[int]) -> None:
         ("C>{g}D E < F|", ["3/2", "1/2", "1/2", "3/2"]),
         ("C2 E>||F|", ["2", "3/2", "1/2"]),
         ("C2>z2|", ["3"]),
+        ("C>D>E F|", ["3/2", "1/2", "1", "1"]),  # each note is changed once
+        ("C<D>E F|", ["1/2", "3/2", "1", "1"]),
         ("C>[DF]E2|", ["3/2", "1/2", "1/2", "2"]),
         ("(3CDE F2|", ["2/3", "2/3", "2/3", "2"]),
         ("(3:2:2C2D G2|", ["4/3", "2/3", "2"]),
@@ -268,6 +289,9 @@ def test_keys(key: str, music: str, expected: list[int]) -> None:
         ("(2CD G|", ["3/2", "3/2", "1"]),
         ("(4CDEF G|", ["3/4", "3/4", "3/4", "3/4", "1"]),
         ("(5CDEFG A2|", ["2/5"] * 5 + ["2"]),
+        ("(10:8:10C/D/E/F/G/C/D/E/F/G/|", ["2/5"] * 10),
+        ("(3:2:12C/D/E/C/D/E/C/D/E/C/D/E/|", ["1/3"] * 12),
+        ("(1CDEF|", ["1"] * 4),  # no tuplet
         ("(3C>DE F2|", ["1", "1/3", "2/3", "2"]),
         ("(3CDE>F z|", ["2/3", "2/3", "2/3", "1"]),
         ("[CE]2[C2E]/G|", ["2", "2", "1", "1", "1"]),
@@ -380,6 +404,24 @@ def test_user_defined_letters_keep_their_note() -> None:
     assert letters(abc("C4|WD4|", "U:W=!D.C.!")) == "CDCD"
 
 
+@pytest.mark.parametrize(
+    ("macro", "music", "expected"),
+    [
+        ("~G3 = G{A}G{F}G", "C~G3|", [C, G, G, G]),
+        ("~n3 = n{o}nm", "C~D3|C~A3|", [C, D, D, C, C, A, A, G]),
+        ("~n2=o/n/m/n/", "~B,2~c'2|", [60, 59, 57, 59, 86, 84, 83, 84]),
+        ("~n2=i!trill!n", "~C2 z2|", [52, 60]),  # "i" is five steps below "n"
+        ("yD = GA", 'C"yD"yDE|[N:yD]CDEF|', [C, G, A, E, C, D, E, F]),  # not within texts
+        ("C = D", "CDEF|", [D, D, E, F]),
+        ("D =", "CDEFG|", [C, E, F, G]),
+    ],
+)
+def test_macros_are_written_out(macro: str, music: str, expected: list[int]) -> None:
+    assert pitches(abc(music, f"m: {macro}")) == expected
+    book = f"m: {macro}\n\n{HEAD}{music}\n"
+    assert pitches(only("a.abc", book.encode())) == expected
+
+
 def test_old_line_breaks_do_not_swallow_music() -> None:
     assert letters(abc("C4|!D4|E4:|!F4|G4\n!A2 B2|")) == "CDECDEFGAB"
     assert letters(abc("C !D E! F|")) == "CDEF"
@@ -435,6 +477,11 @@ def test_without_a_unit_the_meter_gives_it_once() -> None:
         ("1/8=90", 45),
         ("3/8=60", 90),
         ("1/4 1/8 = 60", 90),
+        ("1/4 + 1/8 = 60", 90),
+        ("1/4 = ca. 72", 72),
+        ("1/4=c.72", 72),
+        ("c=100", 100),
+        ("1/4=20000", 120),  # no tempo, nor is 2000
         ('"Slow" 1/4=50', 50),
         ('1/4=50 "Slow"', 50),
         ("C=100", 100),
@@ -467,6 +514,7 @@ def test_a_directive_transposes_playback() -> None:
         assert pitches(abc("CDEz|", directive, key="C transpose=-2")) == [46, 48, 50]
     assert pitches(abc("C4|\n%%MIDI transpose 12\nC4|\n%%MIDI transpose 0\nC4|")) == [60, 72, 60]
     assert pitches(abc("C4|", "%%MIDI program 40")) == [60]
+    assert pitches(abc("C4|", "%%MIDI transpose 2", "%%MIDI rtranspose -5")) == [57]
 
 
 def test_a_clef_alone_leaves_the_key() -> None:
@@ -517,6 +565,8 @@ def test_tempos_of_one_voice_hold_for_all() -> None:
 
 def test_a_voice_on_the_channel_of_drums_is_left_out() -> None:
     drums = "V:drum\n%%MIDI channel 10\nF2[FA]2|F4|\n"
+    alone = rejection("a.abc", f"{HEAD}%%MIDI channel 10\nF4|F4|\n".encode())
+    assert (alone.reason, alone.detail) == ("no notes", "percussion only")
     assert letters(abc(f"V:1\nC4|D4|\n{drums}")) == "CD"
     assert letters(abc("V:1\n%%MIDI channel 1\nC4|D4|\n")) == "CD"
     alone = rejection("a.abc", (HEAD + drums).encode())

@@ -49,7 +49,7 @@ __all__ = [
     "split_songs",
 ]
 
-VERSION = 8
+VERSION = 9
 """Increased whenever the result of reading a file changes; cached corpora are named by it."""
 
 
@@ -239,7 +239,7 @@ def _melody(song: Song, part: str | None) -> Melody:
 # ---- ABC books ---------------------------------------------------------------------------------
 
 
-_OF_THE_BOOK = re.compile(r"^(?:[IKLMPQUV]:|%%(?:MIDI|propagate)).*\n", re.MULTILINE)
+_OF_THE_BOOK = re.compile(r"^(?:[IKLMPQUVm]:|%%(?:MIDI|propagate)).*\n", re.MULTILINE)
 
 
 def _tunes(stem: str, data: bytes, path: str) -> Iterator[Song | Rejected]:

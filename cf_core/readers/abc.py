@@ -15,7 +15,9 @@ from cf_core.readers.abc_notation import (
     IN_NOTE,
     LENGTH,
     AbcNote,
+    add_macro,
     decode_escapes,
+    expand_macros,
     parse_length,
     parse_note,
 )
@@ -106,7 +108,7 @@ _TOKEN = re.compile(
     | !(?P<decoration>[^!|\s:\[\]]{{1,99}}|(?i:d\.?[cs]|dal?\b|to\b|fine)[^!|\n]{{0,99}})!
     | \+(?P<plus>[^+|\s]{{1,99}})\+
     | \{{[^}}\n]{{0,999}}\}}
-    | \((?P<tuplet>\d)(?::(?P<time_of>\d?))?(?::(?P<count>\d?))?
+    | \((?P<tuplet>[2-9]|\d{{1,2}}(?=:))(?::(?P<time_of>\d{{0,2}}))?(?::(?P<count>\d{{0,2}}))?
     | (?P<note>{ABC_NOTE})
     | (?P<letter>[H-Wh-w~])
     | (?P<rest>[zx])(?P<rest_length>{LENGTH})
@@ -136,6 +138,7 @@ class _Tune:
         self._declared: dict[str, str] = {}
         self._parts = ""
         self._letters = dict(_LETTERS)
+        self._macros: dict[str, str] = {}
         for line in _lines(text):
             if line.field:
                 self._field(line.field, line.text)
@@ -175,6 +178,8 @@ class _Tune:
         elif name == "U":
             letter, _, meaning = text.partition("=")
             self._letters[letter.strip()] = meaning.strip().strip("!+")
+        elif name == "m":
+            add_macro(self._macros, text)
         elif name == "I":
             found = re.match(r"propagate-accidentals\s+(not|octave|pitch)", text)
             self._voice.propagation = found[1] if found else self._voice.propagation
@@ -213,7 +218,7 @@ class _Tune:
     def _music(self, line: str) -> None:
         if self._voice is self._header:
             self._voice = self._voice_of(next(iter(self._declared), "1"))
-        for token in _TOKEN.finditer(line.translate(_TYPED)):
+        for token in _TOKEN.finditer(expand_macros(line.translate(_TYPED), self._macros)):
             if token.lastgroup is not None:
                 self._token(token)
 

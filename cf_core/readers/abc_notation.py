@@ -15,7 +15,7 @@ _SHARPS = "FCGDAEB"
 STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 """Semitones from C up to each step of the C major scale."""
 _MODES = {"": 0, "maj": 0, "ion": 0, "m": -3, "min": -3, "aeo": -3}
-_MODES |= {"mix": -1, "dor": -2, "phr": -4, "lyd": 1, "loc": -5}
+_MODES |= {"mix": -1, "dor": -2, "phr": -4, "lyd": 1, "loc": -5, "mi": -3, "mol": -3}
 _ALTERS = {"^^": 2, "^": 1, "=": 0, "_": -1, "__": -2}
 # A word is a mode or a clef, unless it is the name of a property, as in "clef=bass".
 _KEY = re.compile(
@@ -23,32 +23,38 @@ _KEY = re.compile(
 )
 _SHIFTS = {"#": 7, "♯": 7, "sharp": 7, "b": -7, "♭": -7, "flat": -7}
 """By how many fifths an accidental moves a tonic."""
+_CLEF_BEFORE = re.compile(r"^(?:clef\s*=\s*\S+|(?:treble|alto|tenor|bass|perc)\S*)(?:\s+|$)", re.I)
 _QUOTED = re.compile(r'(?<!clef=)"[^"]*"')
 _ACCIDENTAL = re.compile(
     r"(?:(?<![\w=])|(?<=[\^_=][A-Ga-g]))(\^\^|\^|__|_|=)([A-Ga-g])(?![A-Za-z\d])"
 )
 _PROPERTY = re.compile(r"\b(transpose|octave|t)\s*=\s*([-+]?\d{1,3})")
+_PITCH = r"[\^_=]?[A-Ga-g][,']{0,9}"
+_SHIFT = re.compile(rf"\b(sound|shift)\s*=\s*({_PITCH})({_PITCH})(?![A-Za-z])")
+_OCTAVES = {None: 0, "+8": 12, "-8": -12, "+15": 24, "-15": -24}
 _CLEF = re.compile(
-    r"(?:\bclef\s*=\s*[\"']?|(?<![\w=]))(?:treble|alto|tenor|bass|perc|(?<==)none|[GCF](?=\d))\d?([-+]8)?"
+    r"(?:\bclef\s*=\s*[\"']?|(?<![\w=]))(?:treble|alto|tenor|bass|perc|(?<==)none|[GCF](?=\d))\d?([-+](?:8|15))?"
 )
 
 
 def parse_key(text: str) -> dict[str, int] | None:
     """Return by how many semitones a `K:` field alters each step; `None` where it names no key."""
-    text = text.strip()
+    text = _CLEF_BEFORE.sub("", text.strip())
     alters: dict[str, int] = {}
     found = _KEY.match(text)
     word = (found[4] or "").lower() if found else ""
     mode = "m" if word == "m" else word[:3]
-    if text.startswith(("HP", "Hp")):
-        alters, rest = ({"F": 1, "C": 1} if text[1] == "p" else {}), text[2:]
+    if text.upper().startswith("HP"):
+        # Pipes sound these sharps, whether they are printed (Hp) or not (HP).
+        alters, rest = {"F": 1, "C": 1}, text[2:]
     elif text.lower().startswith("none"):
         rest = text[4:]
-    elif found and (mode in _MODES or found[3]):
+    elif found and (mode in _MODES or found[3] or found[1].isupper()):
         fifths = _SHARPS.index(found[1].upper()) - 1 + _MODES.get(mode, 0)
         fifths += _SHIFTS.get((found[2] or "").strip().lower(), 0)
-        alters = dict.fromkeys(_SHARPS[: max(fifths, 0)], 1)
-        alters |= dict.fromkeys(_SHARPS[fifths:] if fifths < 0 else "", -1)
+        signs = _SHARPS * 2 if fifths > 0 else _SHARPS[::-1] * 2
+        for letter in signs[: abs(fifths)]:
+            alters[letter] = alters.get(letter, 0) + (1 if fifths > 0 else -1)
         rest = text[found.end() if mode in _MODES else found.start(4) :]
     elif _ACCIDENTAL.search(text):
         rest = text
@@ -68,8 +74,16 @@ def parse_moves(text: str) -> dict[str, int]:
     for name, number in _PROPERTY.findall(text):
         octave = name == "octave"
         moves["octave" if octave else "transpose"] = int(number) * (12 if octave else 1)
+    for name, low, high in _SHIFT.findall(text):
+        moves[name] = _number(high) - _number(low)
     clef = _CLEF.search(text)
-    return moves if clef is None else moves | {"clef": {None: 0, "+8": 12, "-8": -12}[clef[1]]}
+    return moves if clef is None else moves | {"clef": _OCTAVES[clef[1]]}
+
+
+def _number(pitch: str) -> int:
+    """MIDI number of a pitch such as "_B,"."""
+    note = parse_note(pitch)
+    return 12 * note.octave + STEPS[note.step] + (note.alter or 0) if note else 0
 
 
 # ---- titles ------------------------------------------------------------------------------------
@@ -139,3 +153,54 @@ def parse_length(length: str, unit: Time) -> Time:
     slashes, under = length.count("/"), under.lstrip("/")
     divisor = int(under) if under else 2**slashes
     return simplify(Fraction(unit * int(over or 1), divisor)) if divisor else 0
+
+
+# ---- macros ------------------------------------------------------------------------------------
+
+_MOST_MACROS, _LONGEST_MACRO = 100, 999
+_NO_MACRO = r'"[^"\n]*"|\[[A-Za-z]:[^\]\n]*\]|![^!\n]*!'
+_SCALE = "CDEFGAB"
+
+
+def add_macro(macros: dict[str, str], text: str) -> None:
+    """Take a field such as "~G2 = {A}G{F}G", or "~n2 = {o}n{m}n" for any note `n`.
+
+    Without limits to their number and length, hostile text could grow by the square of its length.
+    """
+    target, equals, meaning = (word.strip() for word in text.partition("="))
+    if target and equals and len(text) <= _LONGEST_MACRO and len(macros) < _MOST_MACROS:
+        macros[target] = meaning
+
+
+def expand_macros(line: str, macros: dict[str, str]) -> str:
+    """Return a line of music with its macros written out; texts, decorations and fields stay."""
+    if not macros:
+        return line
+    targets = sorted(macros, key=len, reverse=True)
+    patterns = [
+        f"(?P<m{i}>{re.escape(target).replace('n', f'(?P<n{i}>[A-Ga-g][,{chr(39)}]*)', 1)})"
+        for i, target in enumerate(targets)
+    ]
+
+    def meaning(found: re.Match[str]) -> str:
+        if found.lastgroup is None:
+            return found[0]
+        number = found.lastgroup[1:]
+        text = macros[targets[int(number)]]
+        note = found.groupdict().get(f"n{number}")
+        if note is None:
+            return text
+        return re.sub(
+            rf"{_NO_MACRO}|([h-z])",
+            lambda sign: _moved(note, sign[1]) if sign[1] else sign[0],
+            text,
+        )
+
+    return re.sub("|".join([_NO_MACRO, *patterns]), meaning, line)
+
+
+def _moved(note: str, letter: str) -> str:
+    """Return a note as many steps of the scale above `note` as `letter` comes after "n"."""
+    octave = note.islower() + note.count("'") - note.count(",")
+    octaves, step = divmod(7 * octave + _SCALE.index(note[0].upper()) + ord(letter) - ord("n"), 7)
+    return _SCALE[step] + ("'" * octaves if octaves > 0 else "," * -octaves)

@@ -27,9 +27,11 @@ _PERCUSSION = 10
 """Channel of drums, counted from 1."""
 _METER_TERM = re.compile(r"(\d[\d+\s]*)\)?\s*/\s*(\d{1,3})")
 _METER = re.compile(rf"[(\s]*{_METER_TERM.pattern}(?:\s*\+\s*\(?{_METER_TERM.pattern})*")
-_SPEED = re.compile(r"(?P<speed>\d{1,4}(?:\.\d{1,4})?)(?![\d.]*\s*/)")
+_SPEED = re.compile(r"(?P<speed>\d{1,9}(?:\.\d{1,4})?)(?![\d.]*\s*/)")
 _TEMPO = re.compile(
-    rf"(?:(?P<beats>(?:\d{{1,3}}/[1-9]\d{{0,2}}\s*)+)|C(?P<units>\d{{0,2}})\s*)=\s*{_SPEED.pattern}"
+    rf"(?:(?P<beats>(?:\d{{1,3}}/[1-9]\d{{0,2}}[\s+]*)+)|C(?P<units>\d{{0,2}})\s*)="
+    rf"\s*(?:c(?:a|irca)?\b\.?\s*)?{_SPEED.pattern}",
+    re.IGNORECASE,
 )
 _ABBREVIATED = {"dacapo": "D.C.", "dacoda": "to coda", "D.C.alfine": "D.C.", "D.S.alfine": "D.S."}
 
@@ -41,7 +43,8 @@ class _Element(NamedTuple):
     duration: Time
     alters: dict[tuple[str, int], int]
     """Alterations of its notes by step and octave, which a tied note keeps."""
-    ends_tuplet: bool
+    is_even: bool
+    """Whether a broken rhythm may change it: it ends no tuplet, and none has changed it."""
 
 
 class Voice:
@@ -53,7 +56,7 @@ class Voice:
         self.labels: list[str] = []
         """The part (`P:`) of each measure."""
         self.notes = 0
-        self.percussion = False
+        self.percussion: bool = header.percussion if header else False
         self.begun = header is not None
         """Whether the first `K:` field has come, which ends a header."""
         self.label: str = header.label if header else ""
@@ -84,6 +87,7 @@ class Voice:
         self._at: Time = 0
         self._overlaid: Time = 0
         self._last: _Element | None = None
+        self._segno_at: Time | None = None
 
     # ---- fields and signs
 
@@ -109,7 +113,8 @@ class Voice:
         """Apply a `K:` field: the key signature and transpositions."""
         self.begun = True
         signature = parse_key(text)
-        self.key = self.key if signature is None else signature
+        if signature is not None:
+            self.key, self._accidentals = signature, {}
         self.move(text)
 
     def move(self, text: str) -> None:
@@ -117,10 +122,11 @@ class Voice:
         self._moves |= parse_moves(text)
 
     def set_playback(self, directive: str) -> None:
-        """Apply a directive `%%MIDI transpose` or `%%MIDI channel`; others have no effect."""
-        found = re.match(r"MIDI\s*=?\s*(transpose|channel)\s+([-+]?\d{1,3})", directive)
-        if found and found[1] == "transpose":
-            self._moves["playback"] = int(found[2])
+        """Apply a directive of `%%MIDI`: `transpose`, `rtranspose` (by so much more), `channel`."""
+        found = re.match(r"MIDI\s*=?\s*(r?transpose|channel)\s+([-+]?\d{1,3})", directive)
+        if found and found[1].endswith("transpose"):
+            before = self._moves.get("playback", 0) if found[1][0] == "r" else 0
+            self._moves["playback"] = before + int(found[2])
         elif found:
             self.percussion = int(found[2]) == _PERCUSSION
 
@@ -133,7 +139,13 @@ class Voice:
             return
         about = found.groupdict()
         if about.get("beats"):
-            beat = sum(Fraction(*map(int, f.split("/"))) for f in found["beats"].split()) * 4
+            beat = (
+                sum(
+                    Fraction(*map(int, f.split("/")))
+                    for f in found["beats"].replace("+", " ").split()
+                )
+                * 4
+            )
         else:
             beat = to_quarters(self.length_of_unit) * int(about.get("units") or 1)
         speed = float(beat * Fraction(found["speed"]))
@@ -142,15 +154,15 @@ class Voice:
 
     def sign(self, name: str) -> None:
         """Apply a decoration; only those that affect the order of play have an effect."""
-        kind = name.lower()
-        if kind == "segno":
-            self.measure.segno = True
-        elif kind == "coda" and self._is_empty:
+        kind, had_segno = name.lower(), self.measure.segno
+        if kind == "coda" and self._is_empty:
             self.measure.coda = True
         elif kind == "coda":
             self.measure.to_coda = True
         else:
             mark(self.measure, _ABBREVIATED.get(name, name))
+        if self.measure.segno and not had_segno:
+            self._segno_at = self._at
 
     @property
     def length_of_unit(self) -> Time:
@@ -180,10 +192,16 @@ class Voice:
         self._begin()
 
     def finish(self) -> None:
-        """End a measure at a bar line or the end; signs after its last note belong to it."""
+        """End a measure at a bar line or the end; signs after its last note belong to it.
+
+        A segno there belongs to the bar line, and so to the measure that follows.
+        """
+        is_late = 0 < self.measure.length == self._segno_at
         self.close()
         if self.measures:
             last, now = self.measures[-1], self.measure
+            if is_late:
+                last.segno, now.segno = False, True
             last.jump = last.jump or now.jump
             last.fine, last.to_coda = last.fine or now.fine, last.to_coda or now.to_coda
             now.jump, now.fine, now.to_coda = None, False, False
@@ -237,6 +255,7 @@ class Voice:
         duration = parse_length(length, self.length_of_unit)
         for factor in (times, self._factor, self._tuplet if self._tuplet_left else None):
             duration = duration if factor is None else simplify(duration * factor)
+        is_even = self._factor is None and self._tuplet_left != 1
         tied, self._tied, self._factor = self._tied, {}, None
         alters: dict[tuple[str, int], int] = {}
         first = len(self.measure.notes)
@@ -247,7 +266,7 @@ class Voice:
                 self._tied |= alters
         self._before = None
         sounding = range(first, len(self.measure.notes))
-        self._last = _Element(sounding, duration, alters, self._tuplet_left == 1)
+        self._last = _Element(sounding, duration, alters, is_even)
         self._tuplet_left = max(self._tuplet_left - 1, 0)
         self.notes += len(sounding)
         if self.notes > MAX_NOTES:
@@ -289,9 +308,10 @@ class Voice:
     def broken(self, sign: str) -> None:
         """Lengthen the last element and shorten the next by as much, or the other way round.
 
-        After the last element of a tuplet the sign has no effect.
+        After the last element of a tuplet the sign has no effect, nor has the second of two signs
+        beside one element.
         """
-        if self._last is None or self._last.ends_tuplet:
+        if self._last is None or not self._last.is_even:
             return
         short = Fraction(1, 2 ** len(sign))
         mine, self._factor = (2 - short, short) if sign[0] == ">" else (short, 2 - short)
@@ -299,7 +319,8 @@ class Voice:
             note = self.measure.notes[index]
             self.measure.notes[index] = note._replace(duration=simplify(note.duration * mine))
         self._move(self._last.duration * (mine - 1))
-        self._last = self._last._replace(duration=simplify(self._last.duration * mine))
+        duration = simplify(self._last.duration * mine)
+        self._last = self._last._replace(duration=duration, is_even=False)
 
     def tuplet(self, size: int, time_of: int, count: int) -> None:
         """Begin a tuplet: `size` notes in the time of `time_of`, for the next `count` notes."""
@@ -310,4 +331,4 @@ class Voice:
     def overlay(self) -> None:
         """Go back to the start of the measure: the notes that follow sound at the same time."""
         self._overlaid = self.measure.length
-        self._at, self._last = 0, None
+        self._at, self._last, self._accidentals = 0, None, {}
