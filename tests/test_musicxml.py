@@ -1,6 +1,7 @@
 """It is long, since every feature of MusicXML has a score."""
 
 import io
+import re
 import tracemalloc
 import zipfile
 from fractions import Fraction
@@ -132,6 +133,7 @@ SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
         ),
         ([f"C{ending('1').replace('left', 'right')}", f"D{END}", "E"], [C, D, C, E]),
         ([f"C{played(3)}", "D"], [C, C, C, D]),
+        (["C", 'D<sound forward-repeat="yes"/>', f"E{END}"], [C, D, E, D, E]),
         ([f"C{played(99)}", "D"], [C, C, C, C, D]),
         (["C", f"D{words('Fine')}", f"E{words('D.C. al Fine')}"], [C, D, E, C, D]),
         (["C", 'D<sound fine="yes"/>', 'E<sound dacapo="yes"/>'], [C, D, E, C, D]),
@@ -352,6 +354,11 @@ def metronome(inside: str) -> str:
         ("<beat-unit>eighth</beat-unit><per-minute>c. 132-144</per-minute>", 66),
         ("<beat-unit>quarter</beat-unit><beat-unit>eighth</beat-unit>", 120),
         ("<beat-unit>64th</beat-unit><per-minute>960</per-minute>", 60),
+        (
+            "<beat-unit>half</beat-unit><beat-unit-tied><beat-unit>eighth</beat-unit>"
+            "</beat-unit-tied><per-minute>40</per-minute>",
+            100,  # 40 times five eighths
+        ),
         ("<beat-unit>long</beat-unit><per-minute>10</per-minute>", 160),
         ("<beat-unit>moon</beat-unit><per-minute>10</per-minute>", 120),
         ("<beat-unit>quarter</beat-unit><per-minute>fast</per-minute>", 120),
@@ -367,6 +374,71 @@ def test_tempos_hold_from_where_they_stand_whatever_part_says_so() -> None:
     lower = [xml_note("C", 4, 4), xml_note("D", 4, 4)]
     song = only("a.xml", score({"Flute": upper, "Horn": lower}), "Horn")
     assert [song.tempo_at(Fraction(n)) for n in range(5)] == [120, 120, 120, 60, 60]
+
+
+@pytest.mark.parametrize(
+    ("direction", "start"),
+    [
+        ('<sound tempo="60"><offset>2</offset></sound>', 3),
+        ('<sound tempo="60"><offset>-2</offset></sound>', 1),
+        ('<direction><offset sound="yes">2</offset><sound tempo="60"/></direction>', 3),
+        ('<direction><offset>2</offset><sound tempo="60"/></direction>', 2),  # of the print alone
+    ],
+)
+def test_a_tempo_may_be_heard_beside_its_place(direction: str, start: int) -> None:
+    long = "<attributes><time><beats>4</beats><beat-type>4</beat-type></time></attributes>"
+    song = only(
+        "a.xml", score({"Voice": [long + xml_note("C", 4, 4) + direction + xml_note("D", 4, 4)]})
+    )
+    assert [(float(tempo.start), tempo.speed) for tempo in song.tempos] == [(start, 60)]
+
+
+def style(kind: str, count: int) -> str:
+    sign = f'<measure-repeat type="{kind}">{count}</measure-repeat>'
+    return f"<attributes><measure-style>{sign}</measure-style></attributes>"
+
+
+REST = '<note><rest measure="yes"/><duration>4</duration></note>'
+
+
+def test_signs_that_repeat_measures_are_played() -> None:
+    one = [xml_note("C", 4, 4), style("start", 1) + REST, REST, style("stop", 1) + REST]
+    song = only("a.xml", score({"Voice": [*one, xml_note("D", 4, 4)]}))
+    assert [(float(n.onset), n.pitch) for n in song.notes] == [(0, C), (2, C), (4, C), (8, D)]
+    two = [xml_note("C", 4, 4), xml_note("D", 4, 4), style("start", 2) + REST, REST]
+    assert pitches(only("a.xml", score({"Voice": two}))) == [C, D, C, D]
+    early = [style("start", 9) + REST, xml_note("C", 4, 4)]
+    assert pitches(only("a.xml", score({"Voice": early}))) == [C]
+
+
+def test_time_signatures_of_another_part_hold_for_one_that_has_none() -> None:
+    measures = [xml_note("C", 4, 4), xml_note("D", 4, 4)]
+    before, after = score({"Flute": measures, "Horn": measures}).rsplit(b"<time>", 1)
+    song = only("a.xml", before + after.split(b"</time>", 1)[1], "Horn")
+    assert [bar.meter for bar in song.bars] == ["2/4", "2/4"]
+    assert lengths(song) == [2, 2]
+
+
+def test_scores_of_measures_with_parts() -> None:
+    """A time-wise score: each measure holds what each part plays."""
+    data = score({"Voice": SONG, "Horn": [xml_note("E", 4, 4)] * 3}).decode()
+    head, *parts = re.split("<part id", data.replace("score-partwise", "score-timewise"))
+    columns = [re.findall('<measure number="[0-9]">(.*?)</measure>', part) for part in parts]
+    measures = "".join(
+        f'<measure><part id="P0">{voice}</part><part id="P1">{horn}</part></measure>'
+        for voice, horn in zip(*columns, strict=True)
+    )
+    timewise = f"{head}{measures}</score-timewise>".encode()
+    assert only("a.xml", timewise, "Voice") == only("a.xml", data.encode(), "Voice")
+    assert pitches(only("a.xml", timewise, "Horn")) == [E, E, E]
+
+
+def test_a_namespace_makes_no_difference() -> None:
+    data = score({"Voice": SONG})
+    default = data.replace(b"<score-partwise", b'<score-partwise xmlns="urn:x"')
+    prefixed = re.sub(rb"<(/?)(?=[a-z])", rb"<\1m:", data)
+    named = prefixed.replace(b"<m:score-partwise", b'<m:score-partwise xmlns:m="urn:x"')
+    assert only("a.xml", default) == only("a.xml", named) == only("a.xml", data)
 
 
 def test_titles_on_two_lines_and_empty_lines_before_the_declaration() -> None:

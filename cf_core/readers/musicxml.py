@@ -1,33 +1,23 @@
-"""Reads MusicXML, versions 1 to 4, part-wise, compressed or not.
+"""Reads MusicXML, versions 1 to 4, part-wise or time-wise, compressed or not.
 
 A part, one of its staves or one of its voices becomes a list of `Measure`, which `score` plays out.
 Tempos, repeats and words such as "D.C." are taken from all parts: often only the first has them.
 """
 
-import io
 import re
-import zipfile
-from codecs import lookup
-from contextlib import suppress
 from fractions import Fraction
-from pathlib import PurePosixPath
-from urllib.parse import unquote
-from xml.etree.ElementTree import Element, ParseError, fromstring
+from xml.etree.ElementTree import Element
 
 from cf_core.melody import Melody
-from cf_core.readers.files import UNPACKED, decode_member_name
 from cf_core.readers.limits import (
     LONGEST_BAR,
-    MAX_BYTES,
     MAX_MEASURES,
-    MAX_TAGS,
     RejectedError,
     check_size,
     choose_part,
-    decode_text,
     list_names,
-    looks_like_utf_16,
 )
+from cf_core.readers.musicxml_files import parse_score
 from cf_core.readers.score import (
     MAX_TIMES,
     NEAR,
@@ -53,7 +43,7 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     Raises `RejectedError` where there is no such part, where there are several and `part` is
     `None`, and where the file is hostile or not a score.
     """
-    root = _score(_unpacked(data) if data[:2] == b"PK" else data)
+    root = parse_score(data)
     measures = _written(root, part)
     return play(song_id, _title(root) or song_id, measures, order_measures(measures))
 
@@ -71,7 +61,7 @@ def _title(root: Element) -> str:
 
 def read_measures(data: bytes, part: str | None) -> list[Measure]:
     """Return the measures of a part as written, not played out; otherwise as `read`."""
-    return _written(_score(_unpacked(data) if data[:2] == b"PK" else data), part)
+    return _written(parse_score(data), part)
 
 
 def _written(root: Element, part: str | None) -> list[Measure]:
@@ -102,102 +92,27 @@ def _written(root: Element, part: str | None) -> list[Measure]:
     if voice and voice not in voices:
         raise RejectedError("no such part", f"voice {voice} is none of {', '.join(voices)}")
     measures = _Reader(staff, voice).measures(element)
+    without_meter = not _has_meter(element)
     for other in parts:
-        if other is not element:
-            _add_signs(measures, _Reader(_NO_STAFF, "").measures(other))
+        if other is element:
+            continue
+        signs = _Reader(_NO_STAFF, "").measures(other)
+        _add_signs(measures, signs)
+        if without_meter and _has_meter(other):
+            without_meter = False
+            for measure, sign in zip(measures, signs, strict=False):
+                measure.meter = sign.meter
     return measures
+
+
+def _has_meter(part: Element) -> bool:
+    return part.find("measure/attributes/time") is not None
 
 
 def _split(part: str | None) -> tuple[str | None, str]:
     """Split the name of a part into the part and, if it names one, the voice."""
     name, comma, voice = (part or "").rpartition(", voice ")
     return (name, voice) if comma else (part, "")
-
-
-# ---- files -------------------------------------------------------------------------------------
-
-_MAX_CONTAINER = 2**16
-_ENCODINGS = ("utf-8", "ascii", "iso8859-1", "iso8859-15", "cp1252")
-_DECLARED = re.compile(rb"""^.{0,99}encoding\s*=\s*["']([\w.-]{1,40})""", re.DOTALL)
-
-
-def _xml(data: bytes) -> Element:
-    """Parse XML that defines no entities, in an encoding that can't hide them."""
-    declared = _DECLARED.match(data[:200])
-    name = declared[1].decode() if declared else "utf-8"
-    encoding = "utf-8"
-    with suppress(LookupError):
-        encoding = lookup(name).name
-    if looks_like_utf_16(data):
-        text = decode_text(data)
-    elif encoding.startswith("utf-16"):
-        # Some programs declare the encoding that their strings had in memory.
-        text = data.decode("utf-8-sig")
-    elif encoding in _ENCODINGS:
-        text = data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
-    else:
-        raise RejectedError("unreadable", f"its encoding is {name}; save it as UTF-8")
-    if "<!ENTITY" in text:
-        raise RejectedError("unreadable", "defines XML entities")
-    # Files from web pages may begin with an empty line, which XML forbids before a declaration.
-    return fromstring(text.lstrip())  # noqa: S314  (entities were refused above)
-
-
-def _score(data: bytes) -> Element:
-    """Parse a part-wise score."""
-    if max(data.count(b"<"), data.count(b"\0<"), data.count(b"<\0")) > MAX_TAGS:
-        raise RejectedError("too large", f"more than {MAX_TAGS} tags")
-    root = _xml(data)
-    if root.tag != "score-partwise":
-        raise RejectedError("unreadable", f"not a part-wise score: <{root.tag}>; save it as one")
-    for beats in root.iter("beats"):
-        if any(len(number) > 2 for number in re.findall(r"\d+", beats.text or "")):
-            raise RejectedError("too large", "a time signature of more than 99 beats")
-    return root
-
-
-def _unpacked(data: bytes) -> bytes:
-    """Return the score inside a compressed MusicXML file: the one that its container names.
-
-    Where the container is missing or names none, the score must be the only one in the file.
-    """
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {decode_member_name(member): member for member in archive.infolist()}
-        if any(member.compress_type not in UNPACKED for member in members.values()):
-            raise RejectedError("unreadable", "compressed by a method other than deflate")
-        scores = [name for name in members if _is_score(name)]
-        named = [name for name in _named_scores(archive, members) if name in members]
-        if not named and len(scores) != 1:
-            detail = (
-                f"its container names none of {list_names(scores)}" if scores else "holds no score"
-            )
-            raise RejectedError("unreadable", detail)
-        with archive.open(members[(named or scores)[0]]) as stream:
-            score = stream.read(MAX_BYTES["musicxml"] + 1)
-    if len(score) > MAX_BYTES["musicxml"]:
-        raise RejectedError("too large", f"more than {MAX_BYTES['musicxml']} bytes uncompressed")
-    return score
-
-
-def _is_score(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = path.name.startswith(".") or path.parts[0].upper() in ("META-INF", "__MACOSX")
-    return not hidden and path.suffix.lower() in (".xml", ".musicxml")
-
-
-def _named_scores(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> list[str]:
-    """Possible names of the score, as the container of a compressed file gives them."""
-    container = next((m for n, m in members.items() if n.upper() == "META-INF/CONTAINER.XML"), None)
-    if container is None:
-        return []
-    with archive.open(container) as stream:
-        content = stream.read(_MAX_CONTAINER)
-    try:
-        paths = [e.get("full-path", "") for e in _xml(content).iter() if e.get("full-path")]
-    except (ParseError, UnicodeDecodeError, RejectedError):
-        return []
-    plain = [re.sub(r"^(?:\./|/)+", "", path.replace("\\", "/")) for path in paths]
-    return [name for path in (*paths, *plain) for name in (path, unquote(path))]
 
 
 # ---- parts -------------------------------------------------------------------------------------
@@ -268,6 +183,8 @@ class _Reader:
         self._divisions = Fraction(1)
         self._meter = "4/4"
         self._transposition = 0
+        self._repeated = 0
+        """How many measures a sign repeats, in place of what is not written."""
 
     def measures(self, part: Element) -> list[Measure]:
         """Read a part; raises `RejectedError` where it is absurdly long."""
@@ -281,6 +198,8 @@ class _Reader:
         measure = Measure(self._meter)
         for element in elements:
             self._read(measure, element)
+            if 0 < self._repeated <= len(measures) and not measure.notes:
+                measure.notes = list(measures[-self._repeated].notes)
             full = full_bar(measure.meter)
             # Durations of tuplets may have been rounded.
             if full - NEAR <= measure.length <= full + NEAR:
@@ -317,7 +236,7 @@ class _Reader:
                     self._attributes(child)
                     measure.meter = measure.meter if at else self._meter
                 case "direction" | "sound":
-                    _direction(measure, child, at)
+                    _direction(measure, child, at, max(at + self._offset(child), 0))
             measure.length = max(measure.length, at)
             if measure.length > LONGEST_BAR * TICKS:
                 long = measure.length / TICKS
@@ -328,6 +247,15 @@ class _Reader:
         text = (element.findtext("duration") or "0").strip()
         divisions = Fraction(text) if "." in text else int(text)
         return simplify(Fraction(max(divisions, 0) * TICKS) / self._divisions)
+
+    def _offset(self, direction: Element) -> Time:
+        """Ticks by which what a direction or `<sound>` says is heard later, or earlier."""
+        offset = direction.find("sound/offset")
+        if offset is None:
+            offset = direction.find("offset")
+            if offset is None or (direction.tag == "direction" and offset.get("sound") != "yes"):
+                return 0
+        return simplify(Fraction(_number(offset.text)) * TICKS / self._divisions)
 
     def _note(self, measure: Measure, note: Element, onset: Time, duration: Time) -> None:
         """Add a note that sounds on the staff and in the voice that are read."""
@@ -352,7 +280,7 @@ class _Reader:
         self._divisions = divisions if divisions > 0 else self._divisions
 
     def _attributes(self, attributes: Element) -> None:
-        """Take divisions, time signature and transposition, where they apply to this staff."""
+        """Take divisions, time signature, transposition and repeated measures of this staff."""
         self._set_divisions(attributes.findtext("divisions"))
         for element in attributes:
             if element.get("number") not in (None, self._staff or "1"):
@@ -368,6 +296,8 @@ class _Reader:
                     octaves += 1 if double.get("above") == "yes" else -1
                 semitones = _number(element.findtext("chromatic")) + 12 * octaves
                 self._transposition = round(semitones)
+            elif (sign := element.find("measure-repeat")) is not None:
+                self._repeated = int(_number(sign.text)) if sign.get("type") == "start" else 0
 
 
 def _without_unison(notes: list[Written]) -> list[Written]:
@@ -408,8 +338,11 @@ def _bar_line(line: Element, measure: Measure, before: Measure, after: Measure) 
         before.ending_stops = True
 
 
-def _direction(measure: Measure, direction: Element, at: Time) -> None:
-    """Take the tempo and the order of play from a direction or a `<sound>`."""
+def _direction(measure: Measure, direction: Element, at: Time, heard: Time) -> None:
+    """Take the tempo and the order of play from a direction or a `<sound>`.
+
+    It stands at one time, and its tempo may be heard at another.
+    """
     sounds = list(direction.iter("sound"))
     to_coda = any(sound.get("tocoda") for sound in sounds)
     for content in direction.iter("direction-type"):
@@ -423,6 +356,7 @@ def _direction(measure: Measure, direction: Element, at: Time) -> None:
     for sound in sounds:
         measure.jump = "capo" if sound.get("dacapo") == "yes" else measure.jump
         measure.jump = "segno" if sound.get("dalsegno") else measure.jump
+        measure.opens |= sound.get("forward-repeat") == "yes"
         measure.fine |= bool(sound.get("fine"))
         measure.segno |= bool(sound.get("segno"))
         measure.coda |= bool(sound.get("coda"))
@@ -430,15 +364,22 @@ def _direction(measure: Measure, direction: Element, at: Time) -> None:
     for metronome in direction.iter("metronome"):
         tempo = tempo or _speed(metronome)
     if 0 < tempo < float("inf"):
-        measure.tempos.append((at, tempo))
+        measure.tempos.append((heard, tempo))
 
 
 def _speed(metronome: Element) -> float:
     """Quarter notes per minute of a metronome mark; 0 where it gives no tempo."""
-    units, speed = metronome.findall("beat-unit"), _number(metronome.findtext("per-minute"))
-    beat = _QUARTERS.get((units[0].text or "").strip()) if len(units) == 1 else None
-    dots = min(len(metronome.findall("beat-unit-dot")), 3)
-    return speed * float(beat * (2 - Fraction(1, 2**dots))) if beat else 0.0
+    if len(metronome.findall("beat-unit")) != 1:
+        return 0.0
+    beat = sum(map(_beat, [metronome, *metronome.findall("beat-unit-tied")]))
+    return _number(metronome.findtext("per-minute")) * float(beat)
+
+
+def _beat(element: Element) -> Fraction:
+    """Quarter notes of the note value that an element holds; 0 where it is unknown."""
+    value = _QUARTERS.get((element.findtext("beat-unit") or "").strip(), Fraction(0))
+    dots = min(len(element.findall("beat-unit-dot")), 3)
+    return value * (2 - Fraction(1, 2**dots))
 
 
 def _number(text: str | None) -> float:
