@@ -351,6 +351,29 @@ def test_names_are_utf_8_where_they_can_be() -> None:
     assert named(b"Flute\0\0 ") == "Flute"
 
 
+def test_channels_of_one_track_may_have_names_of_their_own() -> None:
+    def prefix(channel: int) -> Event:
+        return 0, mido.MetaMessage("channel_prefix", channel=channel)
+
+    def name(text: str) -> Event:
+        return 0, mido.MetaMessage("track_name", name=text)
+
+    names = [name("Song"), prefix(0), name("Flute"), prefix(1), name("Horn")]
+    notes = [
+        *(event for n in range(4) for event in sound(480 * n, 480 * n + 480, 72 + n)),
+        *(event for n in range(4) for event in sound(480 * n, 480 * n + 480, 48 + n, channel=1)),
+        *(event for n in range(4) for event in sound(480 * n, 480 * n + 480, 36 + n, channel=2)),
+    ]
+    data = midi([*names, *notes], shuffled=True)
+    for part, lowest in (("Flute", 72), ("Horn", 48), ("Song", 36)):
+        song = only("a.mid", data, part)
+        assert (song.title, pitches(song)) == ("Song", [lowest + n for n in range(4)])
+    assert (
+        rejection("a.mid", data, "Oboe").detail
+        == "'Oboe' is not one of 1 'Flute', 2 'Horn', 3 'Song'"
+    )
+
+
 def test_the_title_is_the_first_name_or_that_of_a_karaoke_file() -> None:
     def name(text: str) -> Event:
         return 0, mido.MetaMessage("track_name", name=text)

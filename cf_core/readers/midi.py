@@ -37,7 +37,11 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     no melody or no such part, and `ValueError` where the data is not a MIDI file.
     """
     quarter, chunks = parse(data)
-    tracks = [_Track(c.name, notes, c.meters) for c in chunks for notes in c.notes.values()]
+    tracks = [
+        _Track(chunk.names.get(channel, chunk.name), notes, chunk.meters)
+        for chunk in chunks
+        for channel, notes in chunk.notes.items()
+    ]
     if not tracks and any(chunk.percussion for chunk in chunks):
         raise RejectedError("no notes", "percussion only")
     track = _melody_track(tracks, part)
@@ -83,6 +87,10 @@ class Chunk:
     """Whether notes of percussion were left out."""
     title: str = ""
     """Title of the song, as a karaoke file gives it in a text."""
+    names: dict[int, str] = field(default_factory=dict)
+    """Names of channels, where the track gives them some of their own."""
+    prefix: int | None = None
+    """The channel that the following events without one are about."""
 
 
 def parse(data: bytes) -> tuple[int, list[Chunk]]:
@@ -146,6 +154,7 @@ def _chunk(data: bytes) -> Chunk:
         if data[at] >= 0xF0:
             at = _other(data, at, tick, chunk)
             continue
+        chunk.prefix = None
         if data[at] >= 0x80:
             status = data[at]
             at += 1
@@ -212,10 +221,10 @@ def _other(data: bytes, at: int, tick: int, chunk: Chunk) -> int:
         raise ValueError(f"status {status:#x} is not allowed in a file")
     length, at = _number(data, at + 1)
     content = data[at : at + length]
-    if kind == 0x03 and not chunk.name:
-        chunk.name = decode_text(content).strip("\0 \t\r\n")
-    elif kind == 0x01 and content.startswith(b"@T") and not chunk.title:
-        chunk.title = decode_text(content[2:]).strip("\0 \t\r\n")
+    if kind in (0x01, 0x03):
+        _take_text(kind, content, chunk)
+    elif kind == 0x20 and content:
+        chunk.prefix = content[0]
     elif kind == 0x51 and any(content[:3]):
         chunk.tempos[tick] = int.from_bytes(content[:3])
     elif kind == 0x58:
@@ -227,6 +236,18 @@ def _other(data: bytes, at: int, tick: int, chunk: Chunk) -> int:
         # The track ends here, whatever its chunk holds beyond.
         return len(data)
     return at + length
+
+
+def _take_text(kind: int, content: bytes, chunk: Chunk) -> None:
+    """Take the name of a track or channel, or a karaoke file's title, from a text."""
+    is_title = content.startswith(b"@T")
+    text = decode_text(content[2 * (kind == 0x01) :]).strip("\0 \t\r\n")
+    if kind == 0x01:
+        chunk.title = chunk.title or (text if is_title else "")
+    elif chunk.prefix is None:
+        chunk.name = chunk.name or text
+    else:
+        chunk.names.setdefault(chunk.prefix, text)
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
