@@ -134,6 +134,11 @@ def letters(song: Melody) -> str:
         ("|: C4 | 1 D4 :| 2 E4 |] F4 |]", "CDCEF"),
         ("C4|:D4|1E4|2F4:||:G4|1A4|2B4:||", "CDEDFGAGB"),  # no sign between two endings
         ('C4|1D4"^D.C."|2E4|]', "CDCE"),
+        ("|:C4|1D4|2E4|]F4|]", "CDCEF"),  # no sign at all
+        ("|:C4|1D4|2E4||F4|G4:|", "CDCEFGFG"),
+        ("|:C4|D4|1E4||2F4||G4:|A4|]", "CDEGCDFGA"),  # after both endings, one end
+        ("|:C4|D4|1E4|2F4|G4:|A4|]", "CDEGCDFGA"),
+        ("|:C4|D4|1E4||F4|G4:|2A4|B4|]", "CDEFGCDAB"),  # an ending longer than its bracket
         ("C4|D4::E4|F4::|]", "CDCDEFEF"),  # no sign "|::" asks for three times
         ("C4|D4: :E4:|", "CDCDEE"),
         ("C4|D4!D.C.!|", "CDCD"),
@@ -338,6 +343,26 @@ def test_a_voice_overlay_sounds_together_with_its_bar() -> None:
     song = abc("C4&E2G2|D4|")
     assert [(float(n.onset), n.pitch) for n in song.notes] == [(0, C), (0, E), (2, G), (4, D)]
     assert lengths(song) == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("music", "expected", "bars"),
+    [
+        ("C4|D4&&E4|F4|G4|", [(0, C), (0, E), (4, D), (4, F), (8, G)], 3),
+        ("C4|D4|&&E4|F4|G4|", [(0, C), (0, E), (4, D), (4, F), (8, G)], 3),
+        ("(&C4|D4 & E4|F4&)|G4|", [(0, C), (0, E), (4, D), (4, F), (8, G)], 3),
+        ("(&C4|D2&E4|F2&)B2|", [(0, C), (0, E), (4, D), (4, F), (6, B)], 2),
+        ("(&C4|D4&E4&G4&)|B4|", [(0, C), (0, E), (0, G), (4, D), (8, B)], 3),
+        ("(&C4|D4&E4", [(0, C), (0, E), (4, D)], 2),
+        ("C4|(&D4:|", [(0, C), (4, D), (8, C), (12, D)], 4),
+    ],
+)
+def test_an_overlay_of_several_bars_goes_back_to_the_first(
+    music: str, expected: list[tuple[int, int]], bars: int
+) -> None:
+    song = abc(music)
+    assert [(float(n.onset), n.pitch) for n in song.notes] == expected
+    assert lengths(song) == [4] * bars
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,27 @@ SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
         ),
         ([f"C{ending('1').replace('left', 'right')}", f"D{END}", "E"], [C, D, C, E]),
         ([f"C{played(3)}", "D"], [C, C, C, D]),
+        # Verses: the bracket of the first two has no repeat sign.
+        (
+            [
+                f"C{line('<bar-style>light-light</bar-style>')}",
+                "D",
+                f"E{ending('1, 2')}{ending('1, 2', 'right')}",
+                f"F{ending('3')}{ending('3', 'right')}",
+            ],
+            [C, D, E, D, E, D, F],
+        ),
+        # The bracket of the first ending is open at its right: the ending goes on.
+        (
+            [
+                "C",
+                f"D{ending('1')}{ending('1', 'right').replace('stop', 'discontinue')}",
+                f"E{END}",
+                f"F{ending('2')}{ending('2', 'right').replace('stop', 'discontinue')}",
+                "G",
+            ],
+            [C, D, E, C, F, G],
+        ),
         (["C", 'D<sound forward-repeat="yes"/>', f"E{END}"], [C, D, E, D, E]),
         ([f"C{played(99)}", "D"], [C, C, C, C, D]),
         (["C", f"D{words('Fine')}", f"E{words('D.C. al Fine')}"], [C, D, E, C, D]),

@@ -108,6 +108,7 @@ _TOKEN = re.compile(
     | !(?P<decoration>[^!|\s:\[\]]{{1,99}}|(?i:d\.?[cs]|dal?\b|to\b|fine)[^!|\n]{{0,99}})!
     | \+(?P<plus>[^+|\s]{{1,99}})\+
     | \{{[^}}\n]{{0,999}}\}}
+    | (?P<overlaid>\(&)
     | \((?P<tuplet>[2-9]|\d{{1,2}}(?=:))(?::(?P<time_of>\d{{0,2}}))?(?::(?P<count>\d{{0,2}}))?
     | (?P<note>{ABC_NOTE})
     | (?P<letter>[H-Wh-w~])
@@ -115,7 +116,7 @@ _TOKEN = re.compile(
     | (?P<bars_rest>[ZX])(?P<bars>\d{{0,9}})
     | (?P<broken><{{1,3}}|>{{1,3}})
     | (?P<tie>-)
-    | (?P<overlay>&)
+    | (?P<overlay>&\)|&+)
     | [yY]\d*
     | .
     """,
@@ -145,6 +146,7 @@ class _Tune:
             else:
                 self._music(line.text)
         for voice in self.voices.values():
+            voice.overlay("&)")
             voice.finish()
 
     @property
@@ -259,8 +261,8 @@ class _Tune:
         match token.lastgroup:
             case "tie":
                 voice.tie()
-            case "overlay":
-                voice.overlay()
+            case "overlay" | "overlaid":
+                voice.overlay(token[0])
             case "letter":
                 voice.sign(self._letters.get(token["letter"], ""))
             case "decoration" | "plus":

@@ -76,16 +76,21 @@ class Voice:
         """Colons of the last sign that opened a repeat."""
         self._ending, self._in_endings = 0, False
         self._tied_into_endings: dict[tuple[str, int], int] = {}
+        self._ahead: list[Measure] = []
+        """Measures to come that an overlay goes through once more."""
+        self._overlay_start: int | None = None
+        """The measure that an overlay of several measures goes back to."""
         self._begin()
         self.tempo: str = ""
         """The last `Q:` field. In a header it may stand before the `L:` that it depends on."""
         if header:
             self.set_tempo(header.tempo)
 
-    def _begin(self) -> None:
-        self.measure: Measure = Measure(self.meter)
+    def _begin(self, written: Measure | None = None) -> None:
+        """Begin a measure: a new one, or one whose notes others shall sound together with."""
+        self.measure: Measure = written or Measure(self.meter)
         self._at: Time = 0
-        self._overlaid: Time = 0
+        self._overlaid: Time = self.measure.length
         self._last: _Element | None = None
         self._segno_at: Time | None = None
 
@@ -179,17 +184,21 @@ class Voice:
 
     def close(self) -> None:
         """End the measure, unless it is empty."""
-        if self._is_empty:
+        if self._is_empty or self._is_entered:
             return
         if self.measure.length > LONGEST_BAR * TICKS:
             long = self.measure.length / TICKS
             raise RejectedError("too large", f"a bar of {long:.0f} quarter notes")
         if len(self.measures) == MAX_MEASURES:
             raise RejectedError("too large", f"more than {MAX_MEASURES} measures")
+        self._leave()
+
+    def _leave(self) -> None:
+        """Keep the measure and go to the next, which may have been written before an overlay."""
         self.measure.notes.sort(key=lambda note: note.offset)
         self.measures.append(self.measure)
-        self.labels.append(self.label)
-        self._begin()
+        self.labels += [self.label] * (len(self.measures) - len(self.labels))
+        self._begin(self._ahead.pop(0) if self._ahead else None)
 
     def finish(self) -> None:
         """End a measure at a bar line or the end; signs after its last note belong to it.
@@ -198,7 +207,7 @@ class Voice:
         """
         is_late = 0 < self.measure.length == self._segno_at
         self.close()
-        if self.measures:
+        if self.measures and self._is_empty:
             last, now = self.measures[-1], self.measure
             if is_late:
                 last.segno, now.segno = False, True
@@ -328,7 +337,28 @@ class Voice:
         time_of = time_of or _IN_TIME_OF.get(size, 3 if compound else 2)
         self._tuplet, self._tuplet_left = Fraction(time_of, size or 1), count or size
 
-    def overlay(self) -> None:
-        """Go back to the start of the measure: the notes that follow sound at the same time."""
-        self._overlaid = self.measure.length
-        self._at, self._last, self._accidentals = 0, None, {}
+    def overlay(self, sign: str) -> None:
+        """Go back in time: the notes that follow sound together with those written there.
+
+        "&" goes back to the last bar line, "&&" to the one before. Between "(&" and "&)", each "&"
+        goes back to the first sign.
+        """
+        if sign == "(&":
+            self._overlay_start = len(self.measures)
+        elif sign == "&)":
+            while self._ahead:
+                self._leave()
+            self._overlay_start, self._at = None, self.measure.length
+        else:
+            start = len(self.measures) + (not self._is_empty) - len(sign)
+            start = max(start if self._overlay_start is None else self._overlay_start, 0)
+            every = [*self.measures[start:], self.measure]
+            del self.measures[start:]
+            self._ahead = every[1:] + self._ahead
+            self._begin(every[0])
+            self._accidentals, self._tied, self._tuplet_left = {}, {}, 0
+
+    @property
+    def _is_entered(self) -> bool:
+        """Whether an overlay has reached a written measure and not yet added anything to it."""
+        return bool(self.measures) and bool(self._overlaid) and not self._at

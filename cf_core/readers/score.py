@@ -128,8 +128,11 @@ class _Ending(NamedTuple):
     """Numbers of all endings of its row, its own included."""
     is_last: bool
     """No other ending follows it directly."""
-    last_repeats: bool
-    """The last ending of its row ends with a repeat sign."""
+    goes_back: bool
+    """The music goes back after it, though no sign says so: the sign comes after the last ending of
+    its row, or nowhere."""
+    shares: bool
+    """What follows its row, up to a repeat sign, is played after each ending."""
 
 
 def _endings(measures: Sequence[Measure]) -> dict[int, _Ending]:
@@ -143,6 +146,8 @@ def _endings(measures: Sequence[Measure]) -> dict[int, _Ending]:
         # A last ending is as long as the one before it, whatever repeat ends later.
         if before[1] == start and 0 < length < stop - start and measures[stop - 1].times:
             stop = start + length
+        elif _goes_on(measures, start, limit):
+            stop = limit
         spans.append((start, stop))
     endings: dict[int, _Ending] = {}
     row: list[tuple[int, int]] = []
@@ -150,12 +155,51 @@ def _endings(measures: Sequence[Measure]) -> dict[int, _Ending]:
         row.append(span)
         if following[0] != span[1]:
             beside = frozenset().union(*(measures[start].ending for start, _ in row))
-            last_repeats = measures[span[1] - 1].times > 0
+            shares = _shares(measures, row[0][0], span[1])
+            signs = [m.times > 0 or m.jump is not None for m in measures[row[0][0] : span[1]]]
+            # Verses that are written as endings follow each other, whatever their numbers.
+            verses = following[0] > 0 and _opens(measures[following[0]])
+            goes_back = measures[span[1] - 1].times > 0 or not (any(signs) or shares or verses)
             for start, stop in row:
                 numbers, is_last = measures[start].ending, (start, stop) == span
-                endings[start] = _Ending(start, stop, numbers, beside, is_last, last_repeats)
+                endings[start] = _Ending(start, stop, numbers, beside, is_last, goes_back, shares)
             row = []
     return endings
+
+
+def _goes_on(measures: Sequence[Measure], start: int, limit: int) -> bool:
+    """Whether an ending goes on to the next, at `limit`, though its bracket may be shorter.
+
+    It does if the first repeat sign from `start` on is that before the next ending.
+    """
+    if limit == len(measures) or 1 in measures[limit].ending or not measures[limit - 1].times:
+        return False
+    inner = measures[start : limit - 1]
+    opened = any(measure.opens for measure in measures[start + 1 : limit])
+    return not (opened or any(measure.times for measure in inner))
+
+
+def _shares(measures: Sequence[Measure], start: int, stop: int) -> bool:
+    """Whether what follows a row of endings, `start` to `stop`, is played after each of them.
+
+    It is if none of them has a sign, and a repeat sign follows after fewer measures than there are
+    before them. With more, it is another section.
+    """
+    if any(measure.times or measure.jump for measure in measures[start:stop]):
+        return False
+    opening = start
+    while opening and not (_opens(measures[opening]) or measures[opening - 1].times):
+        opening -= 1
+    for index in range(stop, min(stop + start - opening, len(measures)) - 1):
+        if measures[index].times:
+            return True
+        if _opens(measures[index + 1]) or measures[index + 1].ending:
+            return False
+    return False
+
+
+def _opens(measure: Measure) -> bool:
+    return measure.opens or measure.new_section
 
 
 def _stops(measures: Sequence[Measure], index: int) -> bool:
@@ -224,31 +268,34 @@ class _Player:
         if self._after_jump:
             skips = not ending.is_last
         else:
-            skips = self._turn not in ending.numbers and (self._turn > 1 or not ending.is_last)
+            is_only = self._turn == 1 and ending.is_last and not ending.shares
+            skips = self._turn not in ending.numbers and not is_only
         if skips:
             self._index = ending.stop
-            if ending.is_last:
+            if ending.is_last and not ending.shares:
                 self._close_section()
         return skips
 
     def _repeats(self, measure: Measure) -> bool:
         """Whether the music goes back after this measure.
 
-        The last of several endings may have the repeat sign that should end the others.
+        The last of several endings may have the repeat sign that should end the others, or none.
         """
         ending = self._inside
         if self._after_jump:
             return False
         if ending is None or len(ending.beside) == 1:
             return self._turn < measure.times
-        misplaced = ending.last_repeats and self._index + 1 == ending.stop and not measure.jump
+        misplaced = ending.goes_back and self._index + 1 == ending.stop and not measure.jump
         return bool(measure.times or misplaced) and self._turn + 1 in ending.beside
 
     def _go_on(self, measure: Measure) -> None:
         """Go on to the next measure; the end of a repeat or of its last ending closes a section."""
         self._index += 1
-        leaves = self._inside is not None and self._index == self._inside.stop
-        if measure.times or (leaves and self._inside is not None and self._inside.is_last):
+        inside = self._inside
+        leaves = inside is not None and self._index == inside.stop
+        ends = inside is not None and inside.is_last and not inside.shares
+        if measure.times or (leaves and ends):
             self._close_section()
         if leaves:
             self._inside = None
