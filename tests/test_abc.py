@@ -72,6 +72,9 @@ def test_abc_books_number_their_tunes() -> None:
     book = "M:4/4\nL:1/4\n\nX:1\nK:C\nC4|D4|\n\nX:007\nT:Other\nK:C\nE4|G4|\n"
     songs = [s for s in read_melodies("book.abc", book.encode()) if isinstance(s, Melody)]
     assert [(s.id, pitches(s)) for s in songs] == [("book:1", [C, D]), ("book:7", [E, G])]
+    joined = book + book.partition("\n\n")[2] * 2
+    found = [song.id for song in read_melodies("book.abc", joined.encode())]
+    assert found == ["book:1", "book:7", "book:1.2", "book:7.2", "book:1.3", "book:7.3"]
 
 
 def test_abc_that_gives_no_melody() -> None:
@@ -652,6 +655,12 @@ def test_books_joined_of_files_in_several_encodings() -> None:
     book = tune.encode() + tune.replace("X:1", "X:2").encode("latin-1")
     songs = [song for song in read_melodies("book.abc", book) if isinstance(song, Melody)]
     assert [song.title for song in songs] == ["Caf\xe9", "Caf\xe9"]
+
+
+def test_a_book_may_name_its_encoding() -> None:
+    text = f"I:abc-charset iso-8859-2\n\n{HEAD}CDEF|\n".replace("A Tune", "Dvo\u0159\u00e1k")
+    assert only("a.abc", text.encode("iso-8859-2")).title == "Dvo\u0159\u00e1k"
+    assert only("a.abc", text.encode()).title == "Dvo\u0159\u00e1k"
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r", "\r\r\n"])

@@ -7,6 +7,7 @@ Nothing is written to disk: zip members are read in memory. Bytes count as hosti
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -88,7 +89,7 @@ def split_songs(name: str, data: bytes) -> Iterator[Song | Rejected]:
     """Yield the songs of one file, not yet read: several for an ABC book, else one.
 
     `name` gives the format (by its suffix) and the song id (its stem; tunes of a book with several
-    add `:number`).
+    add `:number`, and `:number.2` where it comes a second time).
     """
     # File names need not be text, but ids are written down as such.
     path = name.encode(errors="backslashreplace").decode()
@@ -240,6 +241,8 @@ def _melody(song: Song, part: str | None) -> Melody:
 
 
 _OF_THE_BOOK = re.compile(r"^(?:[IKLMPQUVm]:|%%(?:MIDI|propagate)).*\n", re.MULTILINE)
+_CHARSET = re.compile(rb"^(?:%%|I:)\s*abc-charset\s+iso-?8859-([2-9]|10)\b", re.M | re.I)
+"""The encodings that the ABC standard knows, but for UTF-8 and Latin-1."""
 
 
 def _tunes(stem: str, data: bytes, path: str) -> Iterator[Song | Rejected]:
@@ -248,16 +251,21 @@ def _tunes(stem: str, data: bytes, path: str) -> Iterator[Song | Rejected]:
     Of these, only those that bear on the music are kept: programs write long lists in others.
     """
     # Files that were joined to a book may each begin with a byte order mark.
-    text = re.sub(r"\r*\n|\r", "\n", decode_text(data).replace("\ufeff", "")) + "\n"
+    named = _CHARSET.search(data)
+    otherwise = f"iso8859-{named[1].decode()}" if named else "cp1252"
+    text = re.sub(r"\r*\n|\r", "\n", decode_text(data, otherwise).replace("\ufeff", "")) + "\n"
     header, *tunes = re.split(r"(?m)^[ \t]*X:(?!\s*[|:\]])", text)
     if len(tunes) > MAX_TUNES:
         yield Rejected(stem, "too large", f"{len(tunes)} tunes, more than {MAX_TUNES}")
         return
     fields = "".join(re.findall(_OF_THE_BOOK, header))[: MAX_TUNE + 1]
+    seen = Counter[str]()
     for tune in tunes or [f"1\n{header}"]:
         number, body = tune.split("\n", 1)
         short = number.partition("%")[0].strip().lstrip("0")[:MAX_TITLE]
-        song_id = f"{stem}:{short}" if len(tunes) > 1 else stem
+        seen[short] += 1
+        again = f".{seen[short]}" if seen[short] > 1 else ""
+        song_id = f"{stem}:{short}{again}" if len(tunes) > 1 else stem
         song = f"X:{number}\n{fields if tunes else ''}{undo_mailing(body)}"
         if len(song) > MAX_TUNE:
             yield Rejected(song_id, "too large", f"{len(song)} characters, more than {MAX_TUNE}")

@@ -84,25 +84,27 @@ def looks_like_utf_16(data: bytes) -> bool:
     return data[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(data) > 1 and not (data[0] and data[1]))
 
 
-def decode_text(data: bytes) -> str:
+def decode_text(data: bytes, otherwise: str = "cp1252") -> str:
     """Decode a file: UTF-16 by its byte order mark or first character, else line by line.
 
-    Files of several encodings may have been joined: a line is UTF-8 if it is valid, else as Windows
-    writes it, in code page 1252. That is Latin-1 with quotes and dashes for control characters.
+    Files of several encodings may have been joined: a line is UTF-8 if it is valid, else it is in
+    the encoding `otherwise`. By default that is what Windows writes, code page 1252: Latin-1 with
+    quotes and dashes for control characters.
     """
     if looks_like_utf_16(data):
         marked = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         return data.decode(
             "utf-16" if marked else "utf-16-be" if not data[0] else "utf-16-le", errors="replace"
         )
-    return "\n".join(map(_decode_line, data.removeprefix(b"\xef\xbb\xbf").split(b"\n")))
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    return "\n".join(_decode_line(line, otherwise) for line in lines)
 
 
-def _decode_line(line: bytes) -> str:
+def _decode_line(line: bytes, otherwise: str) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError:
-        return line.decode("cp1252", errors="replace")
+        return line.decode(otherwise, errors="replace")
 
 
 _MAILED = re.compile(r"=3D|^(?!Q:).*(?<!\d)=(?:20|0D)$", re.MULTILINE)
