@@ -157,7 +157,7 @@ def parse_length(length: str, unit: Time) -> Time:
 
 # ---- macros ------------------------------------------------------------------------------------
 
-_MOST_MACROS, _LONGEST_MACRO = 100, 999
+_MOST_MACROS, _LONGEST_TARGET, _LONGEST_MACRO = 100, 31, 999
 _NO_MACRO = r'"[^"\n]*"|\[[A-Za-z]:[^\]\n]*\]|![^!\n]*!'
 _SCALE = "CDEFGAB"
 
@@ -168,7 +168,8 @@ def add_macro(macros: dict[str, str], text: str) -> None:
     Without limits to their number and length, hostile text could grow by the square of its length.
     """
     target, equals, meaning = (word.strip() for word in text.partition("="))
-    if target and equals and len(text) <= _LONGEST_MACRO and len(macros) < _MOST_MACROS:
+    fits = len(target) <= _LONGEST_TARGET and len(text) <= _LONGEST_MACRO
+    if target and equals and fits and len(macros) < _MOST_MACROS:
         macros[target] = meaning
 
 
