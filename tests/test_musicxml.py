@@ -310,6 +310,19 @@ def test_rounded_durations_of_tuplets_leave_bars_whole_and_notes_tied() -> None:
     assert [bar.reason for bar in to_grid(song, 12)] == [None, None]
 
 
+def test_notes_without_a_duration_are_as_long_as_they_are_printed() -> None:
+    def printed(step: str, about: str) -> str:
+        return xml_note(step, 4, 0, after=about)
+
+    third = "<time-modification><actual-notes>3</actual-notes><normal-notes>2</normal-notes>"
+    third = f"<type>eighth</type>{third}</time-modification>"
+    dotted = printed("C", "<type>quarter</type><dot/>") + printed("D", "<type>eighth</type>")
+    tuplet = "".join(printed(step, third) for step in "CDE") + xml_note("F", 4, 2)
+    song = only("a.xml", score({"Voice": [dotted, tuplet]}))
+    assert [str(note.duration) for note in song.notes] == ["3/2", "1/2", "1/3", "1/3", "1/3", "1"]
+    assert lengths(song) == [2, 2]
+
+
 def test_divisions_that_stand_after_the_first_notes_hold_for_them() -> None:
     divisions = "<attributes><divisions>64</divisions></attributes>"
     first = xml_note("C", 4, 128) + divisions

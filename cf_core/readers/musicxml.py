@@ -244,7 +244,10 @@ class _Reader:
         measure.notes = sorted(_without_unison(measure.notes), key=lambda note: note.offset)
 
     def _duration(self, element: Element) -> Time:
-        text = (element.findtext("duration") or "0").strip()
+        """Ticks of a note or a move; of a note that gives none, what its printed value says."""
+        text = (element.findtext("duration") or "").strip()
+        if not text:
+            return simplify(_printed(element) * TICKS)
         divisions = Fraction(text) if "." in text else int(text)
         return simplify(Fraction(max(divisions, 0) * TICKS) / self._divisions)
 
@@ -298,6 +301,21 @@ class _Reader:
                 self._transposition = round(semitones)
             elif (sign := element.find("measure-repeat")) is not None:
                 self._repeated = int(_number(sign.text)) if sign.get("type") == "start" else 0
+
+
+def _printed(note: Element) -> Fraction:
+    """Quarter notes of the value that a note is printed with, dots and tuplets counted."""
+    actual, normal = (
+        max(int(_number(note.findtext(f"time-modification/{name}-notes"))), 1)
+        for name in ("actual", "normal")
+    )
+    return _value(note.findtext("type"), len(note.findall("dot"))) * Fraction(normal, actual)
+
+
+def _value(name: str | None, dots: int) -> Fraction:
+    """Quarter notes of a note value such as "half"; 0 where it is unknown."""
+    value = _QUARTERS.get((name or "").strip(), Fraction(0))
+    return value * (2 - Fraction(1, 2 ** min(dots, 3)))
 
 
 def _without_unison(notes: list[Written]) -> list[Written]:
@@ -376,10 +394,7 @@ def _speed(metronome: Element) -> float:
 
 
 def _beat(element: Element) -> Fraction:
-    """Quarter notes of the note value that an element holds; 0 where it is unknown."""
-    value = _QUARTERS.get((element.findtext("beat-unit") or "").strip(), Fraction(0))
-    dots = min(len(element.findall("beat-unit-dot")), 3)
-    return value * (2 - Fraction(1, 2**dots))
+    return _value(element.findtext("beat-unit"), len(element.findall("beat-unit-dot")))
 
 
 def _number(text: str | None) -> float:
