@@ -300,6 +300,8 @@ def test_keys(key: str, music: str, expected: list[int]) -> None:
         ("(10:8:10C/D/E/F/G/C/D/E/F/G/|", ["2/5"] * 10),
         ("(3:2:12C/D/E/C/D/E/C/D/E/C/D/E/|", ["1/3"] * 12),
         ("(1CDEF|", ["1"] * 4),  # no tuplet
+        ("(3:2:5CD(3E/F/G/ z2|", ["2/3", "2/3", "2/9", "2/9", "2/9"]),  # one in the other
+        ("(3CD(3EFG A2/3|", ["2/3"] * 6),  # not where the first does not say its length
         ("(3C>DE F2|", ["1", "1/3", "2/3", "2"]),
         ("(3CDE>F z|", ["2/3", "2/3", "2/3", "1"]),
         ("[CE]2[C2E]/G|", ["2", "2", "1", "1", "1"]),

@@ -47,6 +47,16 @@ class _Element(NamedTuple):
     """Whether a broken rhythm may change it: it ends no tuplet, and none has changed it."""
 
 
+class _Tuplet(NamedTuple):
+    """A tuplet, as far as it has been read."""
+
+    factor: Fraction
+    left: int
+    """How many of its elements are to come."""
+    is_explicit: bool
+    """Whether it says of how many elements it is, so that it may hold another."""
+
+
 class Voice:
     """One voice, as far as it has been read."""
 
@@ -67,7 +77,8 @@ class Voice:
         self.propagation: str = header.propagation if header else "pitch"
         self._accidentals: dict[tuple[str, int], int] = {}
         self._tied: dict[tuple[str, int], int] = {}
-        self._tuplet, self._tuplet_left = Fraction(1), 0
+        self._tuplets: list[_Tuplet] = []
+        """The tuplets that the next element is in."""
         self._before: _Element | None = None
         """The last element of the measure before, while this measure has none."""
         self._factor: Fraction | None = None
@@ -262,9 +273,9 @@ class Voice:
         Its duration is `length`, multiplied by `times` if given.
         """
         duration = parse_length(length, self.length_of_unit)
-        for factor in (times, self._factor, self._tuplet if self._tuplet_left else None):
+        for factor in (times, self._factor, *(tuplet.factor for tuplet in self._tuplets)):
             duration = duration if factor is None else simplify(duration * factor)
-        is_even = self._factor is None and self._tuplet_left != 1
+        is_even = self._factor is None and all(tuplet.left > 1 for tuplet in self._tuplets)
         tied, self._tied, self._factor = self._tied, {}, None
         alters: dict[tuple[str, int], int] = {}
         first = len(self.measure.notes)
@@ -276,7 +287,7 @@ class Voice:
         self._before = None
         sounding = range(first, len(self.measure.notes))
         self._last = _Element(sounding, duration, alters, is_even)
-        self._tuplet_left = max(self._tuplet_left - 1, 0)
+        self._tuplets = [t._replace(left=t.left - 1) for t in self._tuplets if t.left > 1]
         self.notes += len(sounding)
         if self.notes > MAX_NOTES:
             raise RejectedError("too large", f"more than {MAX_NOTES} notes")
@@ -335,7 +346,9 @@ class Voice:
         """Begin a tuplet: `size` notes in the time of `time_of`, for the next `count` notes."""
         compound = self.meter in ("6/8", "9/8", "12/8")
         time_of = time_of or _IN_TIME_OF.get(size, 3 if compound else 2)
-        self._tuplet, self._tuplet_left = Fraction(time_of, size or 1), count or size
+        outer = [tuplet for tuplet in self._tuplets if tuplet.is_explicit]
+        new = _Tuplet(Fraction(time_of, size or 1), count or size, count > 0)
+        self._tuplets = [*outer, new] if new.left else outer
 
     def overlay(self, sign: str) -> None:
         """Go back in time: the notes that follow sound together with those written there.
@@ -356,7 +369,7 @@ class Voice:
             del self.measures[start:]
             self._ahead = every[1:] + self._ahead
             self._begin(every[0])
-            self._accidentals, self._tied, self._tuplet_left = {}, {}, 0
+            self._accidentals, self._tied, self._tuplets = {}, {}, []
 
     @property
     def _is_entered(self) -> bool:
