@@ -144,7 +144,8 @@ def _endings(measures: Sequence[Measure]) -> dict[int, _Ending]:
         before = spans[-1] if spans else (0, 0)
         length = before[1] - before[0]
         # A last ending is as long as the one before it, whatever repeat ends later.
-        if before[1] == start and 0 < length < stop - start and measures[stop - 1].times:
+        longer = 0 < length < stop - start and 1 not in measures[start].ending
+        if before[1] == start and longer and measures[stop - 1].times:
             stop = start + length
         elif _goes_on(measures, start, limit):
             stop = limit
