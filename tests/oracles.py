@@ -90,7 +90,9 @@ def same(ours: list[Heard], theirs: list[Heard]) -> bool:
 
 
 # Ornaments that abc2midi plays, and staccato, which it plays short.
-_ORNAMENT = re.compile(r"[~TRJMPu]|\.+(?=[\^_=(\[{~HTuv]*[A-Ga-gz])|![^!\s]*!")
+_ORNAMENT = re.compile(
+    r"(?P<field>\[[A-Za-z]:[^]\n]*\])|[~TRJMPu]|\.+(?=[\^_=(\[{~HTuv]*[A-Ga-gz])|![^!\s]*!"
+)
 _MUSIC = re.compile(r"(?m)^(?![A-Za-z]:[^|:\]]|%).*$")
 
 
@@ -100,7 +102,8 @@ def without_ornaments(text: str) -> str:
     head, key, body = text.partition("\nK:")
     first, newline, rest = body.partition("\n")
     rest = _MUSIC.sub(lambda line: re.sub(r'"[^"\n]*"', "", line[0]), rest)
-    return head + key + first + newline + _MUSIC.sub(lambda line: _ORNAMENT.sub("", line[0]), rest)
+    rest = _MUSIC.sub(lambda line: _ORNAMENT.sub(lambda sign: sign["field"] or "", line[0]), rest)
+    return head + key + first + newline + rest
 
 
 _BAR = re.compile(
@@ -325,9 +328,7 @@ def report_abc(title: str, tunes: list[tuple[str, bytes]]) -> None:
 def main(arguments: list[str]) -> None:
     """Print all comparisons for which there is an oracle and a corpus."""
     if "--digests" in arguments:
-        known = json.loads(DIGESTS.read_text())
-        tunes = [tune for tune in sorted(read_builtin_tunes()) if tune[0] in known]
-        found = {name: digest(name, text) for name, text in tunes}
+        found = {name: digest(name, text) for name, text in sorted(read_builtin_tunes())}
         DIGESTS.write_text(json.dumps(found, indent=0) + "\n")
         return
     if which("abc2midi"):

@@ -182,6 +182,9 @@ def test_parts_are_played_in_the_order_of_the_header(parts: str, order: str) -> 
 
 def test_repeats_within_parts_are_played() -> None:
     assert letters(abc("P:A\nC4:|\nP:B\nD4|E4:|\n", "P:ABA")) == "CCDEDECC"
+    printed = 'P:A\nC4|"^Fine"D4|]\nP:B\nE4|F4 "^D.C."|\n'
+    assert letters(abc(printed, "P:ABA")) == "CDEFCD"
+    assert letters(abc(printed)) == "CDEFCD"
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ becomes a list of `Measure`, which `score` plays out.
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -165,7 +166,9 @@ class _Tune:
         order: list[int] = []
         for part in ["", *parts]:
             block = blocks.get(part, [])
-            order += [block[index] for index in order_measures([voice.measures[i] for i in block])]
+            # "D.C." only says in print what the order of parts says.
+            measures = [replace(voice.measures[index], jump=None) for index in block]
+            order += [block[index] for index in order_measures(measures)]
         return order[: MAX_BARS + 1]
 
     # ---- fields
