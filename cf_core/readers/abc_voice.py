@@ -23,6 +23,8 @@ from cf_core.readers.score import (
 
 _IN_TIME_OF = {2: 3, 3: 2, 4: 3, 6: 2, 8: 3}
 """In the time of how many notes a tuplet of this size is played; others in that of two or three."""
+_DEEPEST = 2
+"""Most tuplets that another tuplet may stand in."""
 _PERCUSSION = 10
 """Channel of drums, counted from 1."""
 _METER_TERM = re.compile(r"(\d[\d+\s]*)\)?\s*/\s*(\d{1,3})")
@@ -155,13 +157,8 @@ class Voice:
             return
         about = found.groupdict()
         if about.get("beats"):
-            beat = (
-                sum(
-                    Fraction(*map(int, f.split("/")))
-                    for f in found["beats"].replace("+", " ").split()
-                )
-                * 4
-            )
+            beats = re.findall(r"(\d+)/(\d+)", found["beats"])
+            beat = sum(Fraction(4 * int(over), int(under)) for over, under in beats)
         else:
             beat = to_quarters(self.length_of_unit) * int(about.get("units") or 1)
         speed = float(beat * Fraction(found["speed"]))
@@ -346,7 +343,7 @@ class Voice:
         """Begin a tuplet: `size` notes in the time of `time_of`, for the next `count` notes."""
         compound = self.meter in ("6/8", "9/8", "12/8")
         time_of = time_of or _IN_TIME_OF.get(size, 3 if compound else 2)
-        outer = [tuplet for tuplet in self._tuplets if tuplet.is_explicit]
+        outer = [tuplet for tuplet in self._tuplets if tuplet.is_explicit][-_DEEPEST:]
         new = _Tuplet(Fraction(time_of, size or 1), count or size, count > 0)
         self._tuplets = [*outer, new] if new.left else outer
 
