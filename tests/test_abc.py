@@ -392,6 +392,8 @@ def test_rests(music: str, onsets: list[int], bars: int) -> None:
 def test_absurd_rests_and_notes_are_refused() -> None:
     for music in ("C4|Z999999999|D4|", "C4|z9999|D4|", "Z1999|" * 30 + "C4|"):
         assert rejection("a.abc", (HEAD + music + "\n").encode()).reason == "too large"
+    odd = rejection("a.abc", (HEAD + "C4|(11:8:1C999|\n").encode())
+    assert (odd.reason, odd.detail) == ("too large", "a bar of 727 quarter notes")
     high = rejection("a.abc", (HEAD + "C4|c''''''|\n").encode())
     assert (high.reason, "MIDI" in high.detail) == ("unreadable", True)
 

@@ -562,6 +562,8 @@ def test_members_in_utf_8_without_the_flag_are_found() -> None:
 
 
 def test_hostile_musicxml_is_refused() -> None:
+    odd = "<attributes><divisions>11</divisions></attributes>" + xml_note("C", 4, 2201)
+    assert rejection("a.xml", score({"Voice": [odd]})).detail == "a bar of 200 quarter notes"
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>'
     assert rejection("a.xml", score({"Voice": SONG}, bomb)).reason == "unreadable"
     assert rejection("a.mxl", compressed(bytes(2**25 + 9))).reason == "too large"

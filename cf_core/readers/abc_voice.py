@@ -195,7 +195,7 @@ class Voice:
         if self._is_empty or self._is_entered:
             return
         if self.measure.length > LONGEST_BAR * TICKS:
-            long = self.measure.length / TICKS
+            long = float(self.measure.length / TICKS)
             raise RejectedError("too large", f"a bar of {long:.0f} quarter notes")
         if len(self.measures) == MAX_MEASURES:
             raise RejectedError("too large", f"more than {MAX_MEASURES} measures")

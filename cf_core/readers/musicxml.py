@@ -239,7 +239,7 @@ class _Reader:
                     _direction(measure, child, at, max(at + self._offset(child), 0))
             measure.length = max(measure.length, at)
             if measure.length > LONGEST_BAR * TICKS:
-                long = measure.length / TICKS
+                long = float(measure.length / TICKS)
                 raise RejectedError("too large", f"a bar of {long:.0f} quarter notes")
         measure.notes = sorted(_without_unison(measure.notes), key=lambda note: note.offset)
 
