@@ -561,6 +561,21 @@ def test_members_in_utf_8_without_the_flag_are_found() -> None:
     assert only("a.mxl", packed.replace(flagged, b"\x00\x00\x08\x00")) == only("a.xml", data)
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "tag"),
+    [
+        ("<duration>2<", "<duration>two<", "duration"),
+        ("<divisions>2<", "<divisions>1e999999999<", "divisions"),
+        ("<octave>4<", "<octave>1/2<", "octave"),
+        ("</step>", "</step><alter>inf</alter>", "alter"),
+    ],
+)
+def test_what_should_be_a_number_and_is_none_is_named(right: str, wrong: str, tag: str) -> None:
+    data = score({"Voice": SONG}).replace(right.encode(), wrong.encode())
+    found = rejection("a.xml", data)
+    assert (found.reason, found.detail.split(":")[0]) == ("unreadable", f"<{tag}> holds no number")
+
+
 def test_hostile_musicxml_is_refused() -> None:
     odd = "<attributes><divisions>11</divisions></attributes>" + xml_note("C", 4, 2201)
     assert rejection("a.xml", score({"Voice": [odd]})).detail == "a bar of 200 quarter notes"

@@ -171,6 +171,7 @@ _QUARTERS = {name: Fraction(32, 2**power) for power, name in enumerate(_VALUES.s
 """Note values in quarter notes."""
 
 
+_EXACT = re.compile(r"[-+]?(?:\d{1,12}\.?\d{0,12}|\.\d{1,12})")
 _NO_STAFF = "none"
 """A staff without notes: a reader of it takes only signs and tempos."""
 
@@ -248,7 +249,7 @@ class _Reader:
         text = (element.findtext("duration") or "").strip()
         if not text:
             return simplify(_printed(element) * TICKS)
-        divisions = Fraction(text) if "." in text else int(text)
+        divisions = _exact(text, "duration")
         return simplify(Fraction(max(divisions, 0) * TICKS) / self._divisions)
 
     def _offset(self, direction: Element) -> Time:
@@ -279,8 +280,8 @@ class _Reader:
         measure.notes.append(Written(onset, duration, number, starts, stops))
 
     def _set_divisions(self, text: str | None) -> None:
-        divisions = Fraction((text or "0").strip())
-        self._divisions = divisions if divisions > 0 else self._divisions
+        divisions = _exact(text or "", "divisions")
+        self._divisions = Fraction(divisions) if divisions > 0 else self._divisions
 
     def _attributes(self, attributes: Element) -> None:
         """Take divisions, time signature, transposition and repeated measures of this staff."""
@@ -330,10 +331,12 @@ def _without_unison(notes: list[Written]) -> list[Written]:
 
 def _midi_number(pitch: Element) -> int:
     """MIDI number of a pitch as written; quarter tones are rounded."""
-    step, octave = (pitch.findtext("step") or "").strip(), int(pitch.findtext("octave") or 4)
+    step = (pitch.findtext("step") or "").strip()
+    octave = _exact(pitch.findtext("octave") or "4", "octave")
     if step not in _STEPS:
         raise RejectedError("unreadable", f"{step!r} is not a step of a scale")
-    return 12 * (octave + 1) + _STEPS[step] + round(float(pitch.findtext("alter") or 0))
+    alter = _exact(pitch.findtext("alter") or "", "alter")
+    return 12 * (int(octave) + 1) + _STEPS[step] + round(alter)
 
 
 _DOUBLE = ("light-light", "light-heavy", "heavy-light", "heavy-heavy")
@@ -395,6 +398,14 @@ def _speed(metronome: Element) -> float:
 
 def _beat(element: Element) -> Fraction:
     return _value(element.findtext("beat-unit"), len(element.findall("beat-unit-dot")))
+
+
+def _exact(text: str, tag: str) -> Time:
+    """The number that an element holds, 0 where it is empty."""
+    text = text.strip() or "0"
+    if _EXACT.fullmatch(text) is None:
+        raise RejectedError("unreadable", f"<{tag}> holds no number: {text[:99]!r}")
+    return Fraction(text) if "." in text else int(text)
 
 
 def _number(text: str | None) -> float:
