@@ -336,6 +336,15 @@ def test_a_segno_at_a_bar_line() -> None:
     assert play(["C", f"D{sign}", f"E{words('D.S.')}"]) == [C, D, E, D, E]
 
 
+def test_of_several_segnos_the_one_that_is_named_is_gone_back_to() -> None:
+    first, second = (f'{SEGNO}<sound segno="{name}"/>' for name in "ab")
+    for name, expected in (("a", [C, D, E, C, D, E]), ("b", [C, D, E, D, E]), ("x", [C, D, E] * 2)):
+        back = f'<sound dalsegno="{name}"/>'
+        assert play([f"C{first}", f"D{second}", f"E{back}"]) == expected
+    unnamed = ['C<sound tempo="60"/>', f"D{SEGNO}", f"E{words('D.S.')}"]
+    assert play(unnamed) == [C, D, E, D, E]
+
+
 def test_values_that_are_no_numbers_are_none() -> None:
     measures = ['<sound tempo="120,5"/>' + xml_note("C", 4, 4), xml_note("D", 4, 4)]
     assert only("a.xml", score({"Voice": measures})).tempo == 120.5

@@ -184,6 +184,10 @@ class _Reader:
         self._divisions = Fraction(1)
         self._meter = "4/4"
         self._transposition = 0
+        self._segnos: dict[str, Measure] = {}
+        """Measures by the names that signs at their left have in playback."""
+        self._goal = ""
+        """The name of the sign that the first D.S. goes back to."""
         self._repeated = 0
         """How many measures a sign repeats, in place of what is not written."""
 
@@ -214,6 +218,9 @@ class _Reader:
                 after.new_section |= (line.findtext("bar-style") or "") in _DOUBLE
             measures.append(measure)
             measure = following
+        if self._goal in self._segnos:
+            for measure in measures:
+                measure.segno = measure is self._segnos[self._goal]
         return measures
 
     def _read(self, measure: Measure, element: Element) -> None:
@@ -238,6 +245,7 @@ class _Reader:
                     measure.meter = measure.meter if at else self._meter
                 case "direction" | "sound":
                     _direction(measure, child, at, max(at + self._offset(child), 0))
+                    self._name_signs(measure, child)
             measure.length = max(measure.length, at)
             if measure.length > LONGEST_BAR * TICKS:
                 long = float(measure.length / TICKS)
@@ -251,6 +259,12 @@ class _Reader:
             return simplify(_printed(element) * TICKS)
         divisions = _exact(text, "duration")
         return simplify(Fraction(max(divisions, 0) * TICKS) / self._divisions)
+
+    def _name_signs(self, measure: Measure, direction: Element) -> None:
+        for sound in direction.iter("sound"):
+            if name := sound.get("segno"):
+                self._segnos.setdefault(name, measure)
+            self._goal = self._goal or sound.get("dalsegno", "")
 
     def _offset(self, direction: Element) -> Time:
         """Ticks by which what a direction or `<sound>` says is heard later, or earlier."""
