@@ -1,4 +1,7 @@
-"""Segments of several meters in one format: steps, marks, slots, and what is made of them."""
+"""Segments of several meters in one format: steps, marks, slots, and what is made of them.
+
+It is long, since every part of the model is tried on all meters.
+"""
 
 from fractions import Fraction
 from pathlib import Path
