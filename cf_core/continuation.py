@@ -46,6 +46,8 @@ interval come first."""
 _CODES = 2 * _INTERVALS + 2
 _PLACES = _NEAR + 2 * len(_AROUND)
 """How many places the window has."""
+ONSET_SHARE = 0.5
+"""By what share of the price an onset is favoured where there is one, whatever its pitch."""
 _CHUNK = 256
 """Pairs that are rated at one time. What is computed of so few stays in the cache."""
 
@@ -246,9 +248,9 @@ class Continuation(nn.Module):
     ) -> Int64[Tensor, "B T"]:
         """Draw right halves after the left ones, which stay near given right halves.
 
-        Both halves of a pair have bars of one kind. At each step, what `right` has there is e^price
-        times as likely, against what else may be, as by the model: first whether there is a rest, a
-        hold or an onset, then which pitch an onset has. The higher the price, in nats, the fewer
+        Both halves of a pair have bars of one kind. At each step, the token of `right` is e^price
+        times as likely, against every other token, as by the model, and where it is an onset, all
+        onsets together at least e^(price / 2) times (H4). The higher the price, in nats, the fewer
         tokens change. None has a hold without a note.
 
         `chance`, uniform in 0…1, decides each draw: the token is the first with which the
@@ -304,18 +306,17 @@ class Continuation(nn.Module):
 def _favour(
     rated: Float[Tensor, "B n V"], favoured: Int64[Tensor, "B n"], price: Float[Tensor, "B"]
 ) -> Float[Tensor, "B n V"]:
-    """Weigh tokens, in nats, so that changes of the favoured ones cost a price.
+    """Weigh tokens, in nats, so that changes of the favoured ones cost a price (H4).
 
-    There are two changes: a rest, a hold and an onset may take each other's place, and an onset may
-    get another pitch. Were an onset favoured by its pitch alone, one whose pitch fits badly would
-    mostly become a hold, which is one token where pitches are many, and notes would be lost.
+    Were an onset favoured by its pitch alone, one whose pitch fits badly would mostly become a
+    hold, which is one token where pitches are many, and notes would be lost.
     """
     cost = price[:, None].expand(favoured.shape)
     weighed = rated.scatter_add(2, favoured[..., None], cost[..., None])
     gained = weighed[..., FIRST_PITCH:].logsumexp(2) - rated[..., FIRST_PITCH:].logsumexp(2)
-    weighed[..., FIRST_PITCH:] += torch.where(
-        favoured >= FIRST_PITCH, cost - gained, torch.zeros_like(cost)
-    )[..., None]
+    lacking = (ONSET_SHARE * cost - gained).clamp(min=0)
+    lacking = torch.where(favoured >= FIRST_PITCH, lacking, torch.zeros_like(cost))
+    weighed[..., FIRST_PITCH:] += lacking[..., None]
     return weighed
 
 

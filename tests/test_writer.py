@@ -74,14 +74,14 @@ def test_backwards_by_hand() -> None:
 
 
 def favour(chances: list[float], token: int, price: float) -> list[float]:
-    """First a rest, a hold or an onset is drawn, then the pitch of an onset (H4)."""
-    onsets = chances[FIRST_PITCH:]
-    kinds = [chances[REST], chances[HOLD], sum(onsets)]
-    kinds[min(token, FIRST_PITCH)] *= math.exp(price)
-    rest, hold, onset = (kind / sum(kinds) for kind in kinds)
-    if token >= FIRST_PITCH:
-        onsets[token - FIRST_PITCH] *= math.exp(price)
-    return [rest, hold, *(onset * pitch / sum(onsets) for pitch in onsets)]
+    """Weigh the token by the price, and all onsets by half of it at least where it is one (H4)."""
+    weights = [*chances]
+    weights[token] *= math.exp(price)
+    onsets, weighed = sum(chances[FIRST_PITCH:]), sum(weights[FIRST_PITCH:])
+    if token >= FIRST_PITCH and weighed < onsets * math.exp(price / 2):
+        rise = onsets * math.exp(price / 2) / weighed
+        weights[FIRST_PITCH:] = [each * rise for each in weights[FIRST_PITCH:]]
+    return [each / sum(weights) for each in weights]
 
 
 @pytest.mark.parametrize("price", [0.0, 1.5])

@@ -350,6 +350,7 @@ globalThis.CFEngine = (() => {
       this.form = form;
       this.lags = heard.lags;
       this.widest = heard.widest;
+      this.onsetShare = heard.onsetShare;
       this.intervals = 2 * heard.widest + 1;
       this.codes = 2 * this.intervals + 2; // onsets and holds of each interval, silent, absent
       for (const table of ["window", "place", "pitch"]) this[table] = tensors[`${name}.${table}.weight`];
@@ -446,7 +447,7 @@ globalThis.CFEngine = (() => {
         const looks = tokens.map((own, row) => this.look(own, pitch[row], step, kind));
         this.predict(looks).forEach((relative, row) => {
           this.spread(relative, tokens[row], pitch[row], step, kind, logits);
-          favour(logits, favoured[step - steps], price);
+          favour(logits, favoured[step - steps], price, this.onsetShare);
           const token = pick(logits, chances[row][step - steps]);
           tokens[row][step] = token;
           pitch[row][step] = token >= FIRST_PITCH ? token : pitch[row][step - 1];
@@ -456,13 +457,13 @@ globalThis.CFEngine = (() => {
     }
   }
 
-  /** Weighs tokens so that another pitch costs a price, and so does a rest, hold or onset for another. */
-  function favour(logits, token, price) {
+  /** Weighs a token by its price, and all onsets together by a share of it at least, where there is one. */
+  function favour(logits, token, price, share) {
     const onsets = logits.subarray(FIRST_PITCH), before = logSumExp(onsets);
     logits[token] += price;
     if (token < FIRST_PITCH) return;
-    const rest = price - (logSumExp(onsets) - before);
-    for (let i = 0; i < onsets.length; i++) onsets[i] += rest;
+    const lacking = Math.max(0, share * price - (logSumExp(onsets) - before));
+    for (let i = 0; i < onsets.length; i++) onsets[i] += lacking;
   }
 
   function logSumExp(logits) {

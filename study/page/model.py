@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cf_core.bundle import Bundle
-from cf_core.continuation import WIDEST, Continuation
+from cf_core.continuation import ONSET_SHARE, WIDEST, Continuation
 from cf_core.heard import FREE, NEAR, Heard
 from cf_core.melody import MelodyFormat, bar_length
 
@@ -89,6 +89,7 @@ def _describe_heard(heard: Heard) -> dict[str, Any]:
         "near": NEAR,
         "chance": heard.fix_chance(0)[:, 0].tolist(),
         "widest": WIDEST,
+        "onsetShare": ONSET_SHARE,
         "lags": [heard.writer.forwards.find_lags(kind).tolist() for kind in kinds],
     }
 
