@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cf_core.kinds import find_kinds, look_up
+from cf_core.kinds import find_kinds, look_up, split_kinds
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.nets import ResidualBlock, dropout, initialise
 from cf_core.seeding import make_random
@@ -207,10 +207,7 @@ class Continuation(nn.Module):
 
     def _split(self, tokens: Integer[Tensor, "B T"]) -> Iterator[tuple[int, Int64[Tensor, "b"]]]:
         """Yield each kind of bars that occurs, and which rows have it."""
-        kinds = find_kinds(tokens, self.form).to(self.window.weight.device)
-        for kind in range(len(self.form.kinds)):
-            if len(rows := (kinds == kind).nonzero().squeeze(1)):
-                yield kind, rows
+        return split_kinds(find_kinds(tokens, self.form).to(self.window.weight.device))
 
     def _rate(self, tokens: Int64[Tensor, "B N"], kind: int, count: int) -> Float[Tensor, "B n"]:
         rated = self(tokens, kind, count)
@@ -388,7 +385,8 @@ class ContinuationTrainer(Trainer):
         random = make_random(self.seed, self.purpose, self.step, device=device)
         rows = torch.randint(len(self.pairs), (size,), generator=random, device=device)
         with limit_threads(1):
-            parts = [self._rate(kind, own, random) for kind, own in self._split(rows)]
+            kinds = split_kinds(self._kinds[rows])
+            parts = [self._rate(kind, rows[own], random) for kind, own in kinds]
             loss, nats = torch.stack(parts).sum(0) / size
             for group in self.optimiser.param_groups:
                 rise = warmup_cosine(self.step, self.steps)
@@ -398,12 +396,6 @@ class ContinuationTrainer(Trainer):
             nn.utils.clip_grad_norm_(self.continuation.parameters(), 1.0)
             self.optimiser.step()
         return {"loss": nats.detach()}
-
-    def _split(self, rows: Int64[Tensor, "B"]) -> Iterator[tuple[int, Int64[Tensor, "b"]]]:
-        """Yield each kind of bars that occurs, and those of the rows of `pairs` that have it."""
-        kinds = self._kinds[rows]
-        for kind in kinds.unique().tolist():
-            yield kind, rows[kinds == kind]
 
     def _rate(
         self, kind: int, rows: Int64[Tensor, "b"], random: torch.Generator

@@ -3,6 +3,7 @@
 Letters in shapes: `B` segments, `N` segments to draw from, `T` steps, `K` kinds of bars.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,12 @@ from cf_core.melody import MelodyFormat
 def find_kinds(tokens: Integer[Tensor, "B T"], form: MelodyFormat) -> Int64[Tensor, "B"]:
     """Index into `form.kinds` of each segment (`MelodyFormat.find_kinds`)."""
     return torch.from_numpy(form.find_kinds(tokens.cpu().numpy())).to(tokens.device)
+
+
+def split_kinds(kinds: Int64[Tensor, "B"]) -> Iterator[tuple[int, Int64[Tensor, "b"]]]:
+    """Yield each kind that occurs, in order, and which rows have it."""
+    for kind in kinds.unique().tolist():
+        yield kind, (kinds == kind).nonzero().squeeze(1)
 
 
 def take_kinds(

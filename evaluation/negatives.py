@@ -18,6 +18,7 @@ from jaxtyping import Int64, Integer
 
 from cf_core.continuation import Continuation, drop_hanging_holds
 from cf_core.corpus import Corpus, Split
+from cf_core.kinds import split_kinds
 from cf_core.melody import FIRST_PITCH, MelodyFormat, counts_eighths
 from cf_core.seeding import make_random
 from evaluation.sources import match_kinds
@@ -111,10 +112,8 @@ def _split(
     tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
 ) -> Iterator[tuple[int, Int64[np.ndarray, "b"], int]]:
     """Yield each kind of bars, which rows have it, and how many steps."""
-    kinds = form.find_kinds(tokens)
-    for kind, steps in enumerate(form.lengths):
-        if len(rows := np.flatnonzero(kinds == kind)):
-            yield kind, rows, steps
+    for kind, rows in split_kinds(torch.from_numpy(form.find_kinds(tokens))):
+        yield kind, rows.numpy(), form.lengths[kind]
 
 
 def _repeat_nearly_alike(
