@@ -29,9 +29,8 @@ from cf_core.readers.limits import (
     MAX_TUNES,
     RejectedError,
     SongReason,
-    decode_text,
-    undo_mailing,
 )
+from cf_core.readers.text import decode_text, undo_mailing
 
 __all__ = [
     "FORMATS",

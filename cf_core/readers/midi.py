@@ -18,9 +18,9 @@ from cf_core.readers.limits import (
     RejectedError,
     check_size,
     choose_part,
-    decode_text,
     list_names,
 )
+from cf_core.readers.text import decode_text
 
 _PERCUSSION = 9
 _OTHER_DATA = {0xA: 2, 0xB: 2, 0xC: 1, 0xD: 1, 0xE: 2}
@@ -240,10 +240,11 @@ def _other(data: bytes, at: int, tick: int, chunk: Chunk) -> int:
 
 def _take_text(kind: int, content: bytes, chunk: Chunk) -> None:
     """Take the name of a track or channel, or a karaoke file's title, from a text."""
-    is_title = content.startswith(b"@T")
+    if kind == 0x01 and not content.startswith(b"@T"):
+        return
     text = decode_text(content[2 * (kind == 0x01) :]).strip("\0 \t\r\n")
     if kind == 0x01:
-        chunk.title = chunk.title or (text if is_title else "")
+        chunk.title = chunk.title or text
     elif chunk.prefix is None:
         chunk.name = chunk.name or text
     else:

@@ -14,10 +14,9 @@ from cf_core.readers.limits import (
     MAX_BYTES,
     MAX_TAGS,
     RejectedError,
-    decode_text,
     list_names,
-    looks_like_utf_16,
 )
+from cf_core.readers.text import decode_text, looks_like_utf_16
 
 _MAX_CONTAINER = 2**16
 _ENCODINGS = ("utf-8", "ascii", "iso8859-1", "iso8859-15", "cp1252")
