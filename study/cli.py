@@ -50,7 +50,7 @@ _OF_STUDIES = ("cmaes", "matplotlib", "moocore", "optuna", "polars", "pydantic",
 _OF_SERVING = ("fastapi", "uvicorn")
 """Modules that the extra `serve` brings."""
 _MOST_DRAWN = 1000
-"""Most styles that a fusion is tried in."""
+"""Most times that a fusion is drawn."""
 
 
 def _print_version(wanted: bool) -> None:

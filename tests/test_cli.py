@@ -598,6 +598,11 @@ def test_alternatives_that_differ_are_ranked_by_how_well_they_fit(
     assert {(tunes / name).read_bytes() for name in names} == one_by_one
     fits = [float(line.split("fit ")[1].split()[0]) for line in told]
     assert fits == sorted(fits, reverse=True)
+    styled = cf_study("fuse", "a.mid", "b.mid", *OUT, "--alternatives", 4, "--style", "0.1,0.9")
+    drawn = [line for line in styled.out.splitlines() if line.startswith("out-")]
+    assert len(drawn) > 1
+    assert all(", style 0.1,0.9, " in line for line in drawn)
+    outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, "--alternatives", 4, "--seed", 8)
     # The first is the same as that of its seed alone.
     best = told[0].split("seed ")[1].split(", ")[0]
     assert cf_study("fuse", "a.mid", "b.mid", *OUT, "--seed", best).code == 0

@@ -650,6 +650,7 @@ def test_a_model_of_any_lambda_may_stand_beside_the_selected_one(
     assert page.input_value("#live-style-1") == "0.9"
     near = seen.fused()
     page.locator("#live-lambda").fill(page.get_attribute("#live-lambda", "min") or "")
+    assert controls()
     assert len({before, near, seen.fused()}) == 3
     page.select_option("#live-map", "0")
     assert controls() == ["iterations", "style-1"]

@@ -459,9 +459,12 @@ globalThis.CFEngine = (() => {
 
   /** Weighs a token by its price, and all onsets together by a share of it at least, where there is one. */
   function favour(logits, token, price, share) {
+    if (token < FIRST_PITCH) {
+      logits[token] += price;
+      return;
+    }
     const onsets = logits.subarray(FIRST_PITCH), before = logSumExp(onsets);
     logits[token] += price;
-    if (token < FIRST_PITCH) return;
     const lacking = Math.max(0, share * price - (logSumExp(onsets) - before));
     for (let i = 0; i < onsets.length; i++) onsets[i] += lacking;
   }
