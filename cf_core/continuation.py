@@ -13,13 +13,16 @@ Pitches are given and predicted as intervals from the last pitch struck. Melodie
 of bars are read by one network, one kind at a time.
 
 Letters in shapes: `B` pairs, `T` steps of a half, `N` steps of a melody of one or two halves, `n`
-its last steps, `K` places of the window, `V` tokens, `S` segments, `P` adjacent pairs.
+some of its steps, `K` places of the window, `M` kinds of bars, `V` tokens, `S` segments, `P`
+adjacent pairs.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor, nn
@@ -120,22 +123,28 @@ class Continuation(nn.Module):
         only for the steps after it. Units are dropped only if a generator is given (in training).
         """
         asked = torch.arange(tokens.shape[1] - count, tokens.shape[1], device=tokens.device)
-        return self._predict(tokens, _follow_pitch(tokens), kind, asked, random)
+        kinds = asked.new_full((1,), kind)
+        return self.predict(tokens, follow_pitch(tokens), kinds, asked[None], random)
 
-    def _predict(
+    def predict(
         self,
         tokens: Int64[Tensor, "B N"],
         pitch: Int64[Tensor, "B N"],
-        kind: int,
-        asked: Int64[Tensor, "n"],
+        kinds: Int64[Tensor, "#B"],
+        asked: Int64[Tensor, "#B n"],
         random: torch.Generator | None = None,
     ) -> Float[Tensor, "B n V"]:
-        """As `forward`, at the steps `asked`; `pitch` is what `_follow_pitch` finds before them."""
-        window, struck, hangs = self._read(tokens, pitch, kind, asked)
-        steps = asked % self.form.lengths[kind]
-        place = self.place(look_up(self.form.slot_of[kind], steps))
-        if kind > 0:
-            place = place + self.place.weight[self.form.slots.shape[1] + kind - 1]
+        """As `forward`, at the steps `asked` of melodies of these kinds of bars.
+
+        `pitch` is what `follow_pitch` finds before these steps. One row of kinds and steps may
+        stand for all melodies.
+        """
+        window, struck, hangs = self._read(tokens, pitch, kinds, asked)
+        steps = asked % look_up(np.array(self.form.lengths), kinds)[:, None]
+        place = self.place(look_up(self.form.slot_of, kinds).gather(1, steps))
+        if len(self.form.kinds) > 1:
+            own = self.place.weight[self.form.slots.shape[1] :]
+            place = place + functional.pad(own, (0, 0, 1, 0))[kinds, None]
         if random is not None:
             chance = torch.rand(window.shape, generator=random, device=window.device)
             dropped = chance < self.share
@@ -152,20 +161,24 @@ class Continuation(nn.Module):
         )
         return logits.log_softmax(-1)
 
-    def find_lags(self, kind: int) -> Int64[Tensor, "K"]:
-        """How many steps before a step each place of its window is, in a kind of bars."""
-        bar, segment = len(self.form.bars[kind]), self.form.lengths[kind]
-        around = [lag + offset for lag in (bar, segment) for offset in _AROUND]
-        lags = torch.tensor([*range(1, _NEAR + 1), *around])
+    @cached_property
+    def lags(self) -> Int64[np.ndarray, "M K"]:
+        """How many steps before a step each place of its window is, in each kind of bars."""
+        lags = np.array(
+            [
+                [*range(1, _NEAR + 1), *(lag + offset for lag in own for offset in _AROUND)]
+                for own in zip(map(len, self.form.bars), self.form.lengths, strict=True)
+            ]
+        )
         # A place that is not before the step is none.
-        return torch.where(lags > 0, lags, 2 * segment)
+        return np.where(lags > 0, lags, 2 * np.array(self.form.lengths)[:, None])
 
     def _read(
         self,
         tokens: Int64[Tensor, "B N"],
         pitch: Int64[Tensor, "B N"],
-        kind: int,
-        asked: Int64[Tensor, "n"],
+        kinds: Int64[Tensor, "#B"],
+        asked: Int64[Tensor, "#B n"],
     ) -> tuple[Int64[Tensor, "B n K"], Int64[Tensor, "B n"], Bool[Tensor, "B n"]]:
         """What is known before each of the steps `asked`.
 
@@ -173,14 +186,15 @@ class Continuation(nn.Module):
         the first one), and whether a hold would have no note.
         """
         before = (asked - 1).clamp(min=0)
-        is_first = asked % self.form.lengths[kind] == 0
-        struck = torch.where(asked == 0, -1, pitch[:, before])
+        is_first = asked % look_up(np.array(self.form.lengths), kinds)[:, None] == 0
+        struck = torch.where(asked == 0, -1, pitch.take_along_dim(before, 1))
         struck = torch.where(struck < 0, self.form.vocabulary // 2, struck)
-        hangs = is_first | (tokens[:, before] == REST)
-        places = asked[:, None] - self.find_lags(kind).to(asked.device)
-        at = places.clamp(min=0)
-        interval = (pitch[:, at] - struck[..., None]).clamp(-WIDEST, WIDEST) + WIDEST
-        seen = tokens[:, at]
+        hangs = is_first | (tokens.take_along_dim(before, 1) == REST)
+        places = asked[..., None] - look_up(self.lags, kinds)[:, None]
+        at, shape = places.clamp(min=0).flatten(1), (-1, *places.shape[1:])
+        interval = pitch.take_along_dim(at, 1).reshape(shape) - struck[..., None]
+        interval = interval.clamp(-WIDEST, WIDEST) + WIDEST
+        seen = tokens.take_along_dim(at, 1).reshape(shape)
         window = torch.where(seen == HOLD, interval + _INTERVALS, interval)
         window = torch.where(seen == REST, _SILENT, window)
         return torch.where(places < 0, _ABSENT, window), struck, hangs
@@ -281,15 +295,16 @@ class Continuation(nn.Module):
         device = start.device
         steps = start.shape[1]
         tokens = torch.cat((start, favoured), dim=1)
-        pitch = _follow_pitch(tokens)
+        pitch = follow_pitch(tokens)
         ahead, done = max(1, _AHEAD // len(start)), steps
+        kinds = tokens.new_full((1,), kind)
         while done < 2 * steps:
             end = min(done + ahead, 2 * steps)
             asked = torch.arange(done, end, device=device)
             held = pitch[:, done - 2, None]
-            pitch[:, done - 1 : end] = _follow_pitch(tokens[:, done - 1 : end], held)
-            logits = self._predict(tokens, pitch, kind, asked)
-            logits = _favour(logits, favoured[:, asked - steps], price)
+            pitch[:, done - 1 : end] = follow_pitch(tokens[:, done - 1 : end], held)
+            logits = self.predict(tokens, pitch, kinds, asked[None])
+            logits = favour(logits, favoured[:, asked - steps], price)
             up_to = logits.softmax(2).cumsum(2)
             bound = chance[:, asked - steps, None] * up_to[..., -1:]
             drawn = torch.searchsorted(up_to, bound, right=True).squeeze(2)
@@ -300,7 +315,7 @@ class Continuation(nn.Module):
         return tokens[:, steps:]
 
 
-def _favour(
+def favour(
     rated: Float[Tensor, "B n V"], favoured: Int64[Tensor, "B n"], price: Float[Tensor, "B"]
 ) -> Float[Tensor, "B n V"]:
     """Weigh tokens, in nats, so that changes of the favoured ones cost a price (H4).
@@ -317,22 +332,34 @@ def _favour(
     return weighed
 
 
-def _follow_pitch(
+def follow_pitch(
     tokens: Int64[Tensor, "B N"], before: Int64[Tensor, "B 1"] | int = -1
 ) -> Int64[Tensor, "B N"]:
     """The token of the last pitch struck up to each step; `before` until the first one."""
-    steps = torch.arange(tokens.shape[1], device=tokens.device)
-    last = torch.where(tokens >= FIRST_PITCH, steps, -1).cummax(1).values
+    last = _find_last(tokens >= FIRST_PITCH)
     return torch.where(last >= 0, tokens.gather(1, last.clamp(min=0)), before)
 
 
 def drop_hanging_holds(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
     """Replace each hold that has no note, at the start or after a rest, by a rest."""
-    steps = torch.arange(tokens.shape[1], device=tokens.device)
-    start = torch.where(tokens == HOLD, -1, steps).cummax(1).values
+    start = _find_last(tokens != HOLD)
     begun = tokens.gather(1, start.clamp(min=0))
     hangs = (tokens == HOLD) & ((start < 0) | (begun == REST))
     return torch.where(hangs, REST, tokens)
+
+
+def _find_last(chosen: Bool[Tensor, "B N"]) -> Int64[Tensor, "B N"]:
+    """The last chosen step up to each step; -1 until the first one.
+
+    It does without a running maximum, which ONNX does not have.
+    """
+    steps = torch.arange(chosen.shape[1], device=chosen.device).expand(chosen.shape)
+    number = chosen.long().cumsum(1)  # how many were chosen so far
+    places = steps.new_full((chosen.shape[0], chosen.shape[1] + 1), -1)
+    # What was not chosen is put behind all numbers, where nothing is looked up.
+    places = places.scatter(1, torch.where(chosen, number - 1, chosen.shape[1]), steps)
+    found = places.gather(1, (number - 1).clamp(min=0))
+    return torch.where(number > 0, found, -1)
 
 
 def reverse(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
@@ -343,7 +370,7 @@ def reverse(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
     steps = torch.arange(tokens.shape[1], device=tokens.device)
     last = (tokens >= REST).sum(1, keepdim=True) - 1
     goes_on = functional.pad(tokens[:, 1:] == HOLD, (0, 1))
-    sounding = torch.where(goes_on, HOLD, _follow_pitch(tokens))
+    sounding = torch.where(goes_on, HOLD, follow_pitch(tokens))
     turned = torch.where(tokens > REST, sounding, tokens)
     return turned.gather(1, torch.where(steps <= last, last - steps, steps))
 

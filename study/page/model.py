@@ -80,7 +80,6 @@ def _describe_map(bundle: Bundle) -> dict[str, Any]:
 
 
 def _describe_heard(heard: Heard) -> dict[str, Any]:
-    kinds = range(len(heard.core.form.kinds))
     return {
         "drafts": heard.drafts,
         "imbalance": heard.imbalance,
@@ -90,7 +89,7 @@ def _describe_heard(heard: Heard) -> dict[str, Any]:
         "chance": heard.fix_chance(0)[:, 0].tolist(),
         "widest": WIDEST,
         "onsetShare": ONSET_SHARE,
-        "lags": [heard.writer.forwards.find_lags(kind).tolist() for kind in kinds],
+        "lags": heard.writer.forwards.lags.tolist(),
     }
 
 
