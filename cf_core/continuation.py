@@ -19,7 +19,6 @@ adjacent pairs.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -100,7 +99,8 @@ class Continuation(nn.Module):
 
     def __init__(self, form: MelodyFormat, settings: ContinuationSettings) -> None:
         super().__init__()
-        self.form, self.share = form, settings.dropout
+        self.form, self.share, self.lags = form, settings.dropout, _find_lags(form)
+        self.lengths, self.slot_of = np.array(form.lengths), form.slot_of
         width = settings.hidden
         # One table for all places: a sum of its rows is a linear map of what is in the window.
         self.window = nn.Embedding(_PLACES * _CODES, width)
@@ -140,10 +140,10 @@ class Continuation(nn.Module):
         stand for all melodies.
         """
         window, struck, hangs = self._read(tokens, pitch, kinds, asked)
-        steps = asked % look_up(np.array(self.form.lengths), kinds)[:, None]
-        place = self.place(look_up(self.form.slot_of, kinds).gather(1, steps))
-        if len(self.form.kinds) > 1:
-            own = self.place.weight[self.form.slots.shape[1] :]
+        steps = asked % look_up(self.lengths, kinds)[:, None]
+        place = self.place(look_up(self.slot_of, kinds).gather(1, steps))
+        if len(self.lengths) > 1:
+            own = self.place.weight[self.place.num_embeddings - len(self.lengths) + 1 :]
             place = place + functional.pad(own, (0, 0, 1, 0))[kinds, None]
         if random is not None:
             chance = torch.rand(window.shape, generator=random, device=window.device)
@@ -161,18 +161,6 @@ class Continuation(nn.Module):
         )
         return logits.log_softmax(-1)
 
-    @cached_property
-    def lags(self) -> Int64[np.ndarray, "M K"]:
-        """How many steps before a step each place of its window is, in each kind of bars."""
-        lags = np.array(
-            [
-                [*range(1, _NEAR + 1), *(lag + offset for lag in own for offset in _AROUND)]
-                for own in zip(map(len, self.form.bars), self.form.lengths, strict=True)
-            ]
-        )
-        # A place that is not before the step is none.
-        return np.where(lags > 0, lags, 2 * np.array(self.form.lengths)[:, None])
-
     def _read(
         self,
         tokens: Int64[Tensor, "B N"],
@@ -186,15 +174,15 @@ class Continuation(nn.Module):
         the first one), and whether a hold would have no note.
         """
         before = (asked - 1).clamp(min=0)
-        is_first = asked % look_up(np.array(self.form.lengths), kinds)[:, None] == 0
-        struck = torch.where(asked == 0, -1, pitch.take_along_dim(before, 1))
+        is_first = asked % look_up(self.lengths, kinds)[:, None] == 0
+        struck = torch.where(asked == 0, -1, _take(pitch, before))
         struck = torch.where(struck < 0, self.form.vocabulary // 2, struck)
-        hangs = is_first | (tokens.take_along_dim(before, 1) == REST)
+        hangs = is_first | (_take(tokens, before) == REST)
         places = asked[..., None] - look_up(self.lags, kinds)[:, None]
         at, shape = places.clamp(min=0).flatten(1), (-1, *places.shape[1:])
-        interval = pitch.take_along_dim(at, 1).reshape(shape) - struck[..., None]
+        interval = _take(pitch, at).reshape(shape) - struck[..., None]
         interval = interval.clamp(-WIDEST, WIDEST) + WIDEST
-        seen = tokens.take_along_dim(at, 1).reshape(shape)
+        seen = _take(tokens, at).reshape(shape)
         window = torch.where(seen == HOLD, interval + _INTERVALS, interval)
         window = torch.where(seen == REST, _SILENT, window)
         return torch.where(places < 0, _ABSENT, window), struck, hangs
@@ -315,6 +303,18 @@ class Continuation(nn.Module):
         return tokens[:, steps:]
 
 
+def _find_lags(form: MelodyFormat) -> Int64[np.ndarray, "M K"]:
+    """How many steps before a step each place of its window is, in each kind of bars."""
+    lags = np.array(
+        [
+            [*range(1, _NEAR + 1), *(lag + offset for lag in own for offset in _AROUND)]
+            for own in zip(map(len, form.bars), form.lengths, strict=True)
+        ]
+    )
+    # A place that is not before the step is none.
+    return np.where(lags > 0, lags, 2 * np.array(form.lengths)[:, None])
+
+
 def favour(
     rated: Float[Tensor, "B n V"], favoured: Int64[Tensor, "B n"], price: Float[Tensor, "B"]
 ) -> Float[Tensor, "B n V"]:
@@ -346,6 +346,11 @@ def drop_hanging_holds(tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
     begun = tokens.gather(1, start.clamp(min=0))
     hangs = (tokens == HOLD) & ((start < 0) | (begun == REST))
     return torch.where(hangs, REST, tokens)
+
+
+def _take(values: Int64[Tensor, "B N"], steps: Int64[Tensor, "#B m"]) -> Int64[Tensor, "B m"]:
+    """The values at these steps; one row of steps may stand for all."""
+    return values.gather(1, steps.expand(values.shape[0], -1))
 
 
 def _find_last(chosen: Bool[Tensor, "B N"]) -> Int64[Tensor, "B N"]:
