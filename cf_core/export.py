@@ -1,20 +1,18 @@
 """A bundle as ONNX graphs, which programs in any language run without this package.
 
-The folder holds `encode.onnx` (segments to latents), `apply.onnx` (one application of G) and
-`decode.onnx` (latents to tokens). `card.json` says what the numbers mean, and `vectors.json` has
-inputs and what must come of them. Graphs have only the inputs that they use: λ where the generator
-takes it, a kind of bars where there are several.
+The folder holds `encode.onnx` (segments to latents), `apply.onnx` (one application of G),
+`decode.onnx` (latents to tokens) and, of a bundle of the scheme `heard`, `rate.onnx` and
+`rewrite.onnx` (the models of notes). `card.json` says what the numbers mean, and `vectors.json` has
+inputs and what must come of them. The networks are in `cf_core.export_graphs`.
 
-Letters in shapes: `B` pairs or segments, `T` tokens, `V` vocabulary, `Z` latent dimensions, `S`
-style dimensions, `K` kinds of bars.
+Letters in shapes: `B` pairs, `Z` latent dimensions.
 """
 
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from keyword import iskeyword
@@ -24,25 +22,23 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch._higher_order_ops import scan  # public in no module, though the exporter knows it
+from torch import Tensor
 
 from cf_core.bundle import Bundle, describe_bundle
 from cf_core.errors import BundleError, say_missing
+from cf_core.export_graphs import Graph, list_graphs
 from cf_core.files import replacing_folder
-from cf_core.kinds import find_marks, take_kinds
-from cf_core.losses import Pair
+from cf_core.heard import FREE, NEAR, Heard
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from cf_core.seeding import make_random
 from cf_core.training import limit_threads
-from cf_core.vae import MelodyVAE, find_hanging, search_likeliest
 
 OPSET = 18
 """The version of ONNX's operators that the graphs use."""
-VERSION = 1
+VERSION = 2
 _KIND = "connective-fusion export"
 _CARD, _VECTORS = "card.json", "vectors.json"
-_GRAPHS = ("encode", "apply", "decode")
+_GRAPHS = ("encode", "apply", "decode", "rate", "rewrite")
 _MAX_CARD = 1 << 20
 """Largest card that is read, in bytes."""
 _PER_KIND = 8
@@ -52,24 +48,38 @@ _RULE = (
     " the first token or follows a rest, it has the largest sum of logits. Marks follow its last"
     " step. decode.onnx has this rule inside."
 )
-_NOT_HEARD = (
-    "Outputs are decoded as they are. The models of notes of the scheme heard, which keep an"
-    " application only where it makes the pair no worse and choose among drafts of the notes, are"
-    " not in the graphs. So outputs are those of repeated application, not those of cf-study fuse."
+_HEARD = (
+    "The score of a pair is fit, as rate.onnx gives it, less imbalance for each token by which the"
+    " edit distances of both halves from the inputs, as decoded, differ; at a lead other than 0.5"
+    " each distance is weighed with the other half's share of the step. An application is kept"
+    " unless it scores less; then it is undone, and no more are needed. The result is decoded and"
+    " drawn anew as often as drafts says, at the price of λ; what was drawn is encoded and decoded."
+    " Of the result and its drafts, the first with the highest score is what comes out. A half that"
+    " is decoded as its input is keeps the input's tokens. The price is price at λ = 1 and 0 at λ ="
+    " free, linear in log λ between, and rises by near with every factor of ten above 1. With"
+    " another lead, each half takes a share of every step of G, min(1, 2 lead) of the left and"
+    " min(1, 2 (1 - lead)) of the right one, and its price is divided by its share."
 )
 
 
-def export_bundle(bundle: Bundle, path: Path) -> dict[str, int]:
+def export_bundle(
+    bundle: Bundle, path: Path, progress: Callable[[int, int], None] | None = None
+) -> dict[str, int]:
     """Write the folder of an export, whole or not at all; return the sizes of its files in bytes.
 
-    An earlier export at `path` is replaced. Equal bundles give equal bytes with equal versions of
+    `progress` is called with how many graphs are done, and of how many, before each one. An earlier
+    export at `path` is replaced. Equal bundles give equal bytes with equal versions of
     the libraries. Raises `BundleError` where the extra `export` is not installed, where `path`
     holds anything but an export, and where it can't be written.
     """
     _check_installed()
     with replacing_folder(path, "an export", _is_export, BundleError) as temporary:
-        graphs = _list_graphs(bundle)
-        files = {f"{name}.onnx": _serialise(graph) for name, graph in graphs.items()}
+        graphs = list_graphs(bundle)
+        files = {}
+        for done, (name, graph) in enumerate(graphs.items()):
+            if progress is not None:
+                progress(done, len(graphs))
+            files[f"{name}.onnx"] = _serialise(graph)
         files[_VECTORS] = json.dumps(_make_vectors(bundle)).encode()
         files[_CARD] = (json.dumps(_make_card(bundle, graphs, files), indent=2) + "\n").encode()
         for name, content in files.items():
@@ -103,104 +113,7 @@ def _is_export(path: Path) -> bool:
     return isinstance(known, dict) and known.get("kind") == _KIND and names <= ours
 
 
-# The batch is read off with `shape[0]`, since `len` would fix it in the graph.
-class _Encode(nn.Module):
-    def __init__(self, core: MelodyVAE) -> None:
-        super().__init__()
-        self.core = core
-
-    def forward(self, tokens: Tensor, kind: Tensor | None = None) -> tuple[Tensor]:
-        return (self.core.encode(tokens, take_kinds(kind, tokens.shape[0], self.core.form))[0],)
-
-
-class _Apply(nn.Module):
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__()
-        self.generator, self.form = bundle.generator, bundle.form
-
-    def forward(
-        self,
-        left: Tensor,
-        right: Tensor,
-        style: Tensor | None = None,
-        lambda_: Tensor | None = None,
-        kind: Tensor | None = None,
-    ) -> Pair:
-        own = left.new_zeros(left.shape[0]) if lambda_ is None else lambda_
-        condition = self.generator.join_conditions(own, take_kinds(kind, left.shape[0], self.form))
-        chosen = left.new_zeros(left.shape[0], 0) if style is None else style
-        applied: Pair = self.generator((left, right), chosen, condition)
-        return applied
-
-
-class _Decode(nn.Module):
-    def __init__(self, core: MelodyVAE) -> None:
-        super().__init__()
-        self.core = core
-
-    def forward(self, latents: Tensor, kind: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        kinds = take_kinds(kind, latents.shape[0], self.core.form)
-        logits = self.core.decode(latents, kinds)
-        tokens = logits.argmax(-1)
-        hangs = find_hanging(tokens)[:, None]
-        tokens = torch.where(hangs, search_likeliest(logits, scan), tokens)
-        marks = find_marks(kinds, self.core.form)
-        return torch.where(marks, -1 - kinds[:, None], tokens), logits
-
-
-@dataclass(frozen=True)
-class _Input:
-    """An example with two rows, and what the numbers mean."""
-
-    example: Tensor
-    about: str
-
-
-@dataclass(frozen=True)
-class _Graph:
-    about: str
-    network: nn.Module
-    inputs: Mapping[str, _Input]
-    outputs: Mapping[str, str]
-    """What the numbers of each output mean."""
-
-
-def _list_graphs(bundle: Bundle) -> dict[str, _Graph]:
-    form, size = bundle.form, bundle.core.settings.latent_dim
-    tokens = _Input(torch.zeros(2, form.steps, dtype=torch.int64), "segments, with their marks")
-    latents = _Input(torch.zeros(2, size), "latents of segments")
-    kind: dict[str, _Input] = {}
-    if len(form.kinds) > 1:
-        kind["kind"] = _Input(torch.tensor([0, 1]), "of each row, index into melody.kinds")
-    chosen: dict[str, _Input] = {}
-    if (count := bundle.generator.style_dim) > 0:
-        chosen["style"] = _Input(torch.zeros(2, count), "of each pair, numbers in 0 to 1")
-    if bundle.generator.conditional:
-        chosen["lambda"] = _Input(torch.ones(2), "of each pair, in lambda_range")
-    halves = {"left": latents, "right": latents}
-    return {
-        "encode": _Graph(
-            "Segments to the means of their posteriors.",
-            _Encode(bundle.core),
-            {"tokens": tokens, **kind},
-            {"latents": latents.about},
-        ),
-        "apply": _Graph(
-            "One application of G. Feed its outputs in again for the next one.",
-            _Apply(bundle),
-            {**halves, **chosen, **kind},
-            {"left_fused": "latents of left halves", "right_fused": "latents of right halves"},
-        ),
-        "decode": _Graph(
-            "Latents to segments, by the rule in decoding_rule.",
-            _Decode(bundle.core),
-            {"latents": latents, **kind},
-            {"tokens": tokens.about, "logits": "of each token at each step"},
-        ),
-    }
-
-
-def _serialise(graph: _Graph) -> bytes:
+def _serialise(graph: Graph) -> bytes:
     """Translate a graph to ONNX, without what says where and when that was done."""
     # Two inputs that are one tensor in the example would be one in the graph.
     copies = {name: each.example.clone() for name, each in graph.inputs.items()}
@@ -268,29 +181,40 @@ def _make_vectors(bundle: Bundle) -> dict[str, Any]:
             fused = bundle.generator.iterate(latents, style, counts, torch.tensor(lambdas), own)
         once, last = (fused[each] for each in counts)
         outputs = [core.decode_tokens(half, kinds) for half in last]
+        chosen = lambdas if bundle.lambda_range else [None] * count
+        rows = zip(*halves, style.tolist(), chosen, strict=True)
+        made = [
+            bundle.fuse(left, right, how, bundle.iterations, each)
+            for left, right, how, each in rows
+        ]
     inputs = {"left": halves[0].tolist(), "right": halves[1].tolist(), "kind": kinds.tolist()}
     inputs |= {"style": _write(style)} | ({"lambda": lambdas} if bundle.lambda_range else {})
+    heard = {} if bundle.heard is None else {"chance": _write(bundle.heard.fix_chance(0)[:, 0])}
+    named = zip(("left", "right"), zip(*made, strict=True), strict=True)
     return {
         "iterations": bundle.iterations,
         "inputs": inputs,
-        "latents": _write_pair(latents),
-        "applied_once": _write_pair(once),
-        "applied": _write_pair(last),
+        **heard,
+        "latents": _write_pair(*latents),
+        "applied_once": _write_pair(*once),
+        "applied": _write_pair(*last),
         "outputs": {"left": outputs[0].tolist(), "right": outputs[1].tolist()},
+        "fused": {half: [each.tolist() for each in own] for half, own in named},
     }
 
 
-def _write_pair(pair: Pair) -> dict[str, Any]:
-    return {"left": _write(pair[0]), "right": _write(pair[1])}
+def _write_pair(left: Float[Tensor, "B Z"], right: Float[Tensor, "B Z"]) -> dict[str, Any]:
+    return {"left": _write(left), "right": _write(right)}
 
 
-def _write(rows: Float[Tensor, "B N"]) -> list[list[float]]:
+def _write(numbers: Float[Tensor, "..."]) -> list[Any]:
     """As few digits as give the same 32-bit numbers again."""
-    return [[float(str(value)) for value in row] for row in rows.numpy()]
+    digits: list[Any] = numbers.numpy().astype(str).astype(np.float64).tolist()
+    return digits
 
 
 def _make_card(
-    bundle: Bundle, graphs: Mapping[str, _Graph], files: Mapping[str, bytes]
+    bundle: Bundle, graphs: Mapping[str, Graph], files: Mapping[str, bytes]
 ) -> dict[str, Any]:
     """What a program must know to use the graphs."""
     manifest, heard = describe_bundle(bundle), bundle.heard
@@ -307,10 +231,14 @@ def _make_card(
         "iterations": bundle.iterations,
         "decoding_rule": _RULE,
         "scheme": "poster" if heard is None else "heard",
-        "not_in_the_graphs": None if heard is None else _NOT_HEARD,
+        "heard": None if heard is None else _describe_heard(heard),
         "vectors": {
             "file": _VECTORS,
-            "about": "inputs encoded, applied once and iterations times, and decoded to outputs",
+            "about": (
+                "inputs encoded, applied once and iterations times, and decoded to outputs; fused"
+                " is what the package makes of the inputs, in the scheme heard with this chance,"
+                " which is that of seed 0"
+            ),
         },
         "bundle": {"sha256": manifest["sha256"], "record": manifest["record"]},
         "versions": {name: version(name) for name in ("connective-fusion", "torch", "onnx")},
@@ -319,7 +247,19 @@ def _make_card(
     }
 
 
-def _describe(graph: _Graph) -> dict[str, Any]:
+def _describe_heard(heard: Heard) -> dict[str, Any]:
+    return {
+        "about": _HEARD,
+        "price": heard.price,
+        "free": FREE,
+        "near": NEAR,
+        "drafts": heard.drafts,
+        "imbalance": heard.imbalance,
+        "lead": heard.lead,
+    }
+
+
+def _describe(graph: Graph) -> dict[str, Any]:
     inputs = [
         {
             "name": name,

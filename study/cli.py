@@ -507,9 +507,9 @@ def export(
 
     The folder also has a card, which says what the numbers mean, and vectors to test with.
     """
-    sizes = study.export_bundle(
-        study.load_bundle(None if bundle is None else study.place(bundle)), output
-    )
+    source = study.load_bundle(None if bundle is None else study.place(bundle))
+    with study.Reporter() as reporter, reporter.job("graphs", None) as job:
+        sizes = study.export_bundle(source, output, job.update)
     _say(f"wrote {output}: {sum(sizes.values()) / 1e6:.1f} MB")
     _say(*(f"  {name}: {size / 1e6:.2f} MB" for name, size in sizes.items()))
 

@@ -26,6 +26,7 @@ from cf_core.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from cf_core.errors import BundleError, MelodyError
 from cf_core.export import export_bundle
 from cf_core.grid import make_segment, to_grid
+from cf_core.heard import FREE, NEAR
 from cf_core.ingest import read_builtin_tunes
 from cf_core.melody import HOLD, REST, Melody, MelodyFormat, Note, bar_length, to_notes
 from cf_core.readers import read_melodies
@@ -45,8 +46,7 @@ class Graphs:
     """The graphs of an exported folder."""
 
     def __init__(self, folder: Path) -> None:
-        names = ("encode", "apply", "decode")
-        self.sessions = {name: InferenceSession(folder / f"{name}.onnx") for name in names}
+        self.sessions = {path.stem: InferenceSession(path) for path in folder.glob("*.onnx")}
 
     def run(self, name: str, **inputs: np.ndarray) -> list[Any]:
         named = {name.rstrip("_"): values for name, values in inputs.items()}
@@ -102,11 +102,9 @@ def _compare(bundle: Bundle, graphs: Graphs, halves: tuple[np.ndarray, np.ndarra
         fused = bundle.generator.iterate(latents, style, [bundle.iterations], lambda_, own)
         expected = fused[bundle.iterations]
         logits = [bundle.core.decode(half, own).numpy() for half in expected]
-    ends = list(itertools.accumulate(BATCHES))
-    for start, end in zip([0, *ends], ends, strict=False):
-        rows = slice(start, end)
+    for rows, own_halves in _batches(halves):
         kind = kinds[rows]
-        pair = [graphs.run("encode", tokens=h[rows].astype(np.int64), kind=kind)[0] for h in halves]
+        pair = [graphs.run("encode", tokens=h.astype(np.int64), kind=kind)[0] for h in own_halves]
         for z, mine in zip(pair, latents, strict=True):
             np.testing.assert_allclose(z, mine[rows], atol=1e-5)
         how = {"style": style[rows].numpy(), "lambda_": lambda_[rows].numpy(), "kind": kind}
@@ -152,13 +150,69 @@ def _list_neighbours(form: MelodyFormat) -> Iterator[tuple[np.ndarray, np.ndarra
                         yield left, right
 
 
-def test_tokens_of_real_pairs_are_ours(ready: Bundle, graphs: Graphs) -> None:
+@pytest.fixture(scope="module")
+def neighbours(ready: Bundle) -> tuple[np.ndarray, np.ndarray]:
+    """Left and right halves of 1,000 real pairs in several meters."""
     left, right = map(
         np.stack, zip(*itertools.islice(_list_neighbours(ready.form), PAIRS), strict=True)
     )
     assert len(left) == PAIRS
     assert len(np.unique(ready.form.find_kinds(left))) > 1
-    _compare(ready, graphs, (left, right))
+    return left.astype(np.int64), right.astype(np.int64)
+
+
+def _batches(
+    halves: tuple[np.ndarray, np.ndarray],
+) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray]]]:
+    """Split pairs into batches of several sizes."""
+    ends = list(itertools.accumulate(BATCHES))
+    for start, end in zip([0, *ends], ends, strict=False):
+        rows = slice(start, end)
+        yield rows, (halves[0][rows], halves[1][rows])
+
+
+def test_tokens_of_real_pairs_are_ours(
+    ready: Bundle, graphs: Graphs, neighbours: tuple[np.ndarray, np.ndarray]
+) -> None:
+    _compare(ready, graphs, neighbours)
+
+
+def test_what_notes_tell_of_each_other_is_ours(
+    ready: Bundle, graphs: Graphs, neighbours: tuple[np.ndarray, np.ndarray]
+) -> None:
+    assert ready.heard is not None
+    expected = ready.rate_all(*neighbours)
+    kind = ready.form.find_kinds(neighbours[0])
+    found = [
+        graphs.run("rate", left=left, right=right, kind=kind[rows])[0]
+        for rows, (left, right) in _batches(neighbours)
+    ]
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-3)
+    assert expected.std() > 1
+
+
+def test_notes_drawn_near_real_ones_are_ours(
+    ready: Bundle, graphs: Graphs, neighbours: tuple[np.ndarray, np.ndarray]
+) -> None:
+    assert ready.heard is not None
+    writer, random = ready.heard.writer, make_random(0, "draws")
+    price = 6 * torch.rand(PAIRS, 2, generator=random)
+    chance = torch.rand(PAIRS, 2, ready.form.steps, generator=random)
+    left, right = map(torch.from_numpy, neighbours)
+    expected = [half.numpy() for half in writer.rewrite((left, right), price, chance)]
+    kind = ready.form.find_kinds(neighbours[0])
+    changed, unlike = 0, 0
+    for rows, (left_rows, right_rows) in _batches(neighbours):
+        how = {"price": price[rows].numpy(), "chance": chance[rows].numpy(), "kind": kind[rows]}
+        drawn = graphs.run("rewrite", left=left_rows, right=right_rows, **how)
+        own = [half[rows] for half in expected]
+        same = [np.array_equal(*pair) for pair in zip(own[1], drawn[1], strict=True)]
+        both = zip(own[0], drawn[0], same, strict=True)
+        unlike += sum(not (fits and np.array_equal(mine, other)) for mine, other, fits in both)
+        changed += int((drawn[0] != left_rows).sum() + (drawn[1] != right_rows).sum())
+    # A chance within rounding of where two tokens meet may fall to either side.
+    assert unlike <= PAIRS // 500
+    assert changed > 10 * PAIRS
 
 
 def test_holds_have_notes_where_the_likeliest_tokens_would_hang(
@@ -243,7 +297,10 @@ def test_the_card_tells_of_ranges_files_and_origin(
     assert (card["lambda"], card["lambda_range"]) == (ready.lambda_, [0.001, 10.0])
     assert card["style"] == {"dimensions": 4, "low": 0.0, "high": 1.0}
     assert (card["scheme"], card["iterations"]) == ("heard", ready.iterations)
-    assert "models of notes" in card["not_in_the_graphs"]
+    assert ready.heard is not None
+    told = {name: value for name, value in card["heard"].items() if name != "about"}
+    own = {name: getattr(ready.heard, name) for name in ("price", "drafts", "imbalance", "lead")}
+    assert told == {**own, "free": FREE, "near": NEAR}
     assert {path.name for path in folder.iterdir()} == {*card["sha256"], "card.json"}
     for name, digest in card["sha256"].items():
         assert sha256((folder / name).read_bytes()).hexdigest() == digest
@@ -279,7 +336,7 @@ def test_a_bundle_of_one_meter_and_one_lambda_has_no_inputs_for_them(
     }
     assert names == {"encode": ["tokens"], "apply": ["left", "right"], "decode": ["latents"]}
     told = json.loads((tmp_path / "onnx" / "card.json").read_text())
-    assert (told["lambda"], told["lambda_range"], told["not_in_the_graphs"]) == (None, None, None)
+    assert (told["lambda"], told["lambda_range"], told["heard"]) == (None, None, None)
     assert (told["scheme"], told["melody"]["kinds"][0]["mark"]) == ("poster", None)
     z = torch.randn(2, 5, 8, generator=make_random(0, "one meter"))
     pair = graphs.run("apply", left=z[0].numpy(), right=z[1].numpy())
@@ -291,10 +348,11 @@ def test_a_bundle_of_one_meter_and_one_lambda_has_no_inputs_for_them(
 
 
 def test_an_export_is_replaced_whole_and_nothing_else_is(
-    folder: Path, ready: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle, path = ready, tmp_path / "x"
-    shutil.copytree(folder, path)  # it was empty at first, which is as good as none
+    bundle, path = make_bundle(), tmp_path / "x"
+    path.mkdir()  # an empty folder is as good as none
+    export_bundle(bundle, path)
     before = {file.name: file.read_bytes() for file in path.iterdir()}
     sizes = export_bundle(bundle, path)
     assert {name: len(content) for name, content in before.items()} == sizes
@@ -325,12 +383,47 @@ def test_a_folder_with_another_card_is_refused(
     assert [entry.name for entry in tmp_path.iterdir()] == ["card.json"]
 
 
+@pytest.fixture(scope="module")
+def program() -> str:
+    """The example of the documentation."""
+    (found,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    return str(found)
+
+
+def test_the_example_fuses_as_we_do(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    ready: Bundle,
+    neighbours: tuple[np.ndarray, np.ndarray],
+) -> None:
+    (tmp_path / "onnx").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    example: dict[str, Any] = {}
+    exec(program, example)  # noqa: S102  it is ours
+    vectors = json.loads((folder / "vectors.json").read_text())
+    inputs, fused = vectors["inputs"], vectors["fused"]
+    rows = zip(*(inputs[name] for name in ("left", "right", "style", "lambda")), strict=True)
+    expected = list(zip(fused["left"], fused["right"], strict=True))
+    pairs = [(np.array(left), np.array(right), *how) for left, right, *how in rows]
+    for left, right in zip(*(half[::40] for half in neighbours), strict=True):
+        pairs.append((left, right, [0.2, 0.4, 0.6, 0.8], 0.05))
+        expected.append(ready.fuse(left, right, pairs[-1][2], ready.iterations, 0.05))
+    unlike = 0
+    for (left, right, style, lambda_), theirs in zip(pairs, expected, strict=True):
+        kind = ready.form.find_kinds(left[None])
+        how = np.array([style], np.float32), np.array([lambda_], np.float32), kind
+        made = example["fuse"](left[None], right[None], *how)
+        unlike += not all(map(np.array_equal, (half[0] for half in made), theirs))
+    assert unlike <= len(pairs) // 100  # ties, to the last digits of 32-bit numbers
+
+
 def test_the_example_runs_without_torch_and_prints_what_it_says(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, program: str
 ) -> None:
     (tmp_path / "onnx").symlink_to(folder)
     page = DOCS.read_text(encoding="utf-8")
-    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (printed,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
     absent = "import sys; sys.modules.update(torch=None, cf_core=None, onnx=None)\n"
     done = subprocess.run(
