@@ -113,7 +113,8 @@ def decide_verdicts(
         for metric in dict.fromkeys(panel["metric"][0] for panel in panels):
             scores = _Scores(pairs, metric, bins)
             rows += [
-                panel.select(*_PANEL, "candidates").row(0, named=True) | _compared(contrast, scores)
+                panel.select(*_PANEL, "candidates").row(0, named=True)
+                | _compared(contrast, scores, is_met=bool((panel["candidates"] > 0).all()))
                 for panel, contrast in zip(panels, contrasts, strict=True)
                 if panel["metric"][0] == metric
             ]
@@ -421,9 +422,13 @@ def _contrast(
 
 
 def _compared(
-    contrast: Mapping[_Point, Float64[np.ndarray, "n"]], scores: _Scores
+    contrast: Mapping[_Point, Float64[np.ndarray, "n"]], scores: _Scores, *, is_met: bool
 ) -> dict[str, Any]:
-    """Compute the columns of a verdict that depend on one comparison alone."""
+    """Compute the columns of a verdict that depend on one comparison alone.
+
+    Where it is not met, by a candidate of either side, the identity stands in for that side
+    everywhere, and there is no interval.
+    """
     weights = np.stack(list(contrast.values()), axis=1) / DISTANCES
     points = [scores[point] for point in contrast]
     by_seed = weights @ np.array([point.value for point in points])
@@ -434,7 +439,8 @@ def _compared(
         "seeds": len(by_seed),
         "excluded": sum(point.excluded for point in points),
     }
-    if np.isfinite(row["difference"]) and len(by_seed) > 1 and jackknife is not None:
+    is_known = is_met and bool(np.isfinite(row["difference"]))
+    if is_known and len(by_seed) > 1 and jackknife is not None:
         replicates = weights @ np.stack([point.replicates for point in points])
         interval = crossed_interval(by_seed, replicates, jackknife)
         row |= dict(zip(("low", "high", "p"), map(float, interval), strict=True))
@@ -442,14 +448,7 @@ def _compared(
 
 
 def _decided(family: pl.DataFrame) -> pl.DataFrame:
-    """Decide the verdicts of one rival, axis and source, corrected over all its panels.
-
-    A verdict is null where either side had no candidate, since the identity then stands in for it.
-    """
-    known = pl.when(pl.col("candidates") > 0)
-    family = family.with_columns(
-        known.then(pl.col(name)).alias(name) for name in ("low", "high", "p")
-    )
+    """Decide the verdicts of one rival, axis and source, corrected over all its panels."""
     corrected = holm(family["p"].fill_null(np.nan).to_numpy())
     significant = pl.col("p_holm") < SIGNIFICANCE
     return family.with_columns(p_holm=pl.Series(corrected).fill_nan(None)).with_columns(

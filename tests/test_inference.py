@@ -343,6 +343,22 @@ def test_one_seed_or_one_song_says_nothing_of_others() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("far", ["fusion", "lp"])
+def test_no_verdict_where_a_side_has_no_point_near_enough(far: str) -> None:
+    """The identity stands in for it then, also for a rival with a single point, as LP has here."""
+    metrics, outcomes, influences = study(seeds=2)
+    metrics = metrics.filter((pl.col("method") != "lp") | (pl.col("iteration") == 4))
+    beyond = (pl.col("method") == far) & (pl.col("metric") == "z_distance")
+    moved = metrics.with_columns(value=pl.when(beyond).then(9.0).otherwise("value"))
+    axis = pl.col("axis") == "z_distance"
+    found = judged(moved, outcomes, influences).filter(pl.col("rival") == "lp")
+    assert found.filter(axis)["difference"].is_finite().all()
+    for column in ("low", "high", "p", "p_holm", "verdict"):
+        assert found.filter(axis)[column].is_null().all()
+        assert found.filter(~axis)[column].is_not_null().all()
+
+
+@pytest.mark.slow
 def test_verdicts_do_not_depend_on_the_order_of_rows() -> None:
     tables = study(seeds=2)
     shuffled = [frame.sample(fraction=1, shuffle=True, seed=5) for frame in tables]
