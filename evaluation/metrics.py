@@ -510,7 +510,8 @@ def _declare_stratum(name: str, words: str, fewest: int, most: float) -> None:
         kept = sample.records["indistinguishable"].filter(inside)
         if not kept.len() or kept.null_count():
             return None
-        return Estimate.of_mean(kept.to_numpy(), None, len(sample.finite))
+        # Pairs with other numbers of edits are not in question, so they are not left out.
+        return Estimate.of_mean(kept.to_numpy(), None, len(kept) + int((~sample.finite).sum()))
 
 
 _declare_stratum("1_to_4", "1 to 4", 1, 4.0)

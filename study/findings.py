@@ -197,8 +197,11 @@ def say_verdicts(store: Store) -> list[str]:
     lines += _agreement(metrics)
     lines += _halves_apart(store, metrics)
     lines += _left_out(store)
-    if excluded := metrics["excluded"].sum():
-        lines.append(f"{excluded:,} pairs are left out as not finite or silent, over all metrics")
+    panels = metrics.filter(pl.col("metric").is_in([*COHERENCY, *LIKENESS]))
+    if excluded := panels["excluded"].sum():
+        lines.append(
+            f"{excluded:,} pairs are left out as not finite or silent, over all points and panels"
+        )
     return lines
 
 

@@ -450,7 +450,7 @@ def test_strata_of_edits_part_the_pairs(evaluator: Evaluator, sources: dict[str,
         if own.height:
             row = rows[f"indistinguishable_{name}"]
             assert row["value"] == pytest.approx(own["indistinguishable"].mean())
-            assert (row["n"], row["low"]) == (own.height, None)
+            assert (row["n"], row["excluded"], row["low"]) == (own.height, 0, None)
     assert counted > 0
     row, largest = rows["indistinguishable_17_up"], records.filter(pl.col("edit_distance") >= 17)
     assert row["value"] == pytest.approx(largest["indistinguishable"].mean())
@@ -465,7 +465,8 @@ def test_outputs_that_are_not_finite_are_counted_and_left_out(
     left = step.outputs[0].clone()
     left[5, 2], left[9], left[11, 0] = torch.nan, torch.inf, 1e30
     rows, records = evaluated(evaluator, source, Step(3, (left, step.outputs[1])))
-    assert all(row["n"] + row["excluded"] == 40 for row in rows.values())
+    assert all(row["n"] + row["excluded"] == 40 for m, row in rows.items() if m not in STRATA)
+    assert {rows[metric]["excluded"] for metric in STRATA if metric in rows} == {3}
     assert {rows[metric]["excluded"] for metric in OF_PAIRS} == {3}
     assert all(np.isfinite(row["value"]) for row in rows.values())
     gone = [5, 9, 11]
