@@ -219,8 +219,11 @@ def _say_panels(panels: pl.DataFrame) -> str:
 
 
 def _say_counts(panels: pl.DataFrame) -> str:
-    if panels["verdict"].null_count() == panels.height:
-        led = panels.filter(pl.col("difference") > 0).height
+    if panels.is_empty():
+        return "no panel compared"
+    if panels["seeds"].max() == 1:
+        # A difference that is not a number is above all numbers to Polars.
+        led = panels.filter(pl.col("difference") > 0, pl.col("difference").is_finite()).height
         return f"ahead in {led} of {panels.height} panels"
     counts = {name: panels.filter(verdict=name).height for name in ("win", "tie", "loss")}
     said = "{win} wins, {tie} ties, {loss} losses".format(**counts)
@@ -298,13 +301,18 @@ def _say_limits(plan: EvaluationPlan, method: str) -> str:
 def say_controls(store: Store) -> list[str]:
     """Say which tricks each measure rates above real neighbours, on test songs."""
     rated = store.scan("controls").filter(pl.col("source") == "test").collect()
-    if rated.is_empty():
-        return []
     by_tricks: dict[str, list[str]] = {}
-    for metric in (*COHERENCY, "indistinguishable", "seam"):
-        tricks = rated.filter("pleases", pl.col("metric") == metric)["control"]
+    # A measure may be missing, as likeness is where there are few songs.
+    known = rated.drop_nulls("pleases")
+    for metric in (*COHERENCY, *LIKENESS):
+        of_metric = known.filter(pl.col("metric") == metric)
+        if of_metric.is_empty():
+            continue
+        tricks = of_metric.filter("pleases")["control"]
         named = ", ".join(CONTROLS[name].label for name in tricks) or "no trick"
         by_tricks.setdefault(named, []).append(metric)
+    if not by_tricks:
+        return []
     told = "; ".join(f"{', '.join(metrics)} by {named}" for named, metrics in by_tricks.items())
     return [f"pleased on test songs (a trick is rated above real neighbours): {told}"]
 

@@ -34,10 +34,11 @@ def verdict_figure(verdicts: pl.DataFrame) -> Figure:
     """Draw rows of the study's table `verdicts`: a row per axis and rival, a column per panel.
 
     A cell holds the mean difference, ours less the rival. Symbol and colour say whether it is a win
-    (▲), a tie (=), a loss (▼) or open (?), as all are with one seed. Their counts stand at the
-    right. "NaN" is a difference that is not finite; a panel that was not compared has no cell. The
-    text below gives the numbers of seeds, of songs and of blocks of prior pairs, and the range of
-    what was left out of a comparison. Raises `FigureError` if no panel has a finite difference.
+    (▲), a tie (=), a loss (▼) or open (?), as all are with one seed, and where a side has no point
+    near enough. Their counts stand at the right. "NaN" is a difference that is not finite; a panel
+    that was not compared has no cell. The text below gives the numbers of seeds, of songs and of
+    blocks of prior pairs, and the range of what was left out of a comparison. Raises `FigureError`
+    if no panel has a finite difference.
     """
     known = verdicts.filter(
         pl.col("source").is_in(CHOSEN_ON), pl.col("metric").is_in((*LIKENESS, *COHERENCY))
@@ -119,8 +120,8 @@ def _foot(known: pl.DataFrame) -> str:
         f"; left out of a comparison: {ranges['excluded']}" if known["excluded"].sum() else ""
     )
     return (
-        "▲ win   = tie   ▼ loss: Holm-corrected over the panels of a source at 5 %.   ? open: no"
-        " test with one seed.\n"
+        "▲ win   = tie   ▼ loss: Holm-corrected over the panels of a source at 5 %.   ? open: one"
+        " seed, or no point near enough.\n"
         f"Training seeds: {ranges['seeds']}; songs, or blocks of prior pairs:"
         f" {ranges['songs']}{excluded}."
     )
