@@ -176,9 +176,10 @@ def find_keys(corpus: Corpus) -> Int[np.ndarray, "S"]:
     pitch = sounding[segment, step]
     songs = len(corpus.song_ids)
     cells = corpus.song[segment].astype(np.int64) * PITCH_CLASSES + pitch % PITCH_CLASSES
-    durations = np.bincount(cells, minlength=songs * PITCH_CLASSES).reshape(songs, PITCH_CLASSES)
+    lengths = corpus.form.step_lengths[corpus.kinds[segment], step]
+    durations = np.bincount(cells, lengths, songs * PITCH_CLASSES).reshape(songs, PITCH_CLASSES)
     profiles = np.stack([np.roll(mode, tonic) for mode in _PROFILES for tonic in range(12)])
-    centred = [x - x.mean(1, keepdims=True) for x in (durations.astype(float), profiles)]
+    centred = [x - x.mean(1, keepdims=True) for x in (durations, profiles)]
     scale = np.linalg.norm(centred[1], axis=1)
     return np.asarray((centred[0] @ centred[1].T / scale).argmax(1))
 

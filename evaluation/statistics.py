@@ -60,7 +60,7 @@ def compute_statistics(
     - `pitch_range`: highest minus lowest note, in semitones;
     - `note_count`: number of onsets;
     - `mean_duration`: mean length of the notes, in quarter notes;
-    - `pitch_class`: the class that sounds for most steps, 0 (C) to 11 (B); the lowest of equals.
+    - `pitch_class`: the class that sounds longest, 0 (C) to 11 (B); the lowest of equals.
 
     Notes are those of `cf_core.melody.to_notes`: a hold with no note before it is silent. Without
     notes `note_count` is 0 and the others are NaN.
@@ -77,18 +77,32 @@ def compute_statistics(
         "pitch_range": np.where(count > 0, highest - lowest, np.nan),
         "note_count": count,
         "mean_duration": np.where(pitch >= 0, lengths, 0).sum(axis=1) / notes,
-        "pitch_class": np.where(count > 0, count_classes(pitch).argmax(axis=1), np.nan),
+        "pitch_class": np.where(count > 0, time_classes(tokens, form).argmax(axis=1), np.nan),
     }
 
 
-def count_classes(pitch: Int64[np.ndarray, "B T"]) -> Int64[np.ndarray, "B 12"]:
-    """Count the steps at which each pitch class sounds, from `sounding_pitch`."""
+def time_classes(
+    tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
+) -> Int64[np.ndarray, "B 12"]:
+    """How long each pitch class sounds, in lines of the grid, of which a step has one or more."""
+    lines = np.rint(form.step_lengths * form.steps_per_beat)[form.find_kinds(tokens)]
+    return count_classes(sounding_pitch(tokens, form), lines)
+
+
+def count_classes(
+    pitch: Int64[np.ndarray, "B T"], lengths: Float64[np.ndarray, "B T"] | None = None
+) -> Int64[np.ndarray, "B 12"]:
+    """Count the steps at which each pitch class sounds, from `sounding_pitch`.
+
+    With `lengths`, which are whole numbers, each step counts so many times.
+    """
     segment, step = np.nonzero(pitch >= 0)
     counts = np.bincount(
         segment * PITCH_CLASSES + pitch[segment, step] % PITCH_CLASSES,
+        None if lengths is None else lengths[segment, step],
         minlength=len(pitch) * PITCH_CLASSES,
     )
-    return counts.reshape(-1, PITCH_CLASSES)
+    return counts.astype(np.int64).reshape(-1, PITCH_CLASSES)
 
 
 def sounding_pitch(

@@ -1,5 +1,6 @@
 """AUC, calibration and keys against slow definitions, and what a report holds."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -93,6 +94,15 @@ MAJOR, MINOR = (2, 4, 5, 7, 9, 11, 7, 4, 0), (2, 3, 5, 7, 8, 11, 7, 3, 0)
 def test_scales_have_their_keys(tonic: int) -> None:
     rows = [scale(tonic, MAJOR, 3), scale(tonic, MINOR, 3)]
     assert find_keys(corpus(rows, [0, 1], [])).tolist() == [tonic, 12 + tonic]
+
+
+def test_the_key_is_that_of_what_sounds_longest() -> None:
+    form = MelodyFormat(meters=("2/4",), bars_per_segment=1, steps_per_beat=12, subdivisions=(4, 3))
+    # C, B, D, A, B, C, for 3, 1, 2, 2, 1 and 3 twelfths of a quarter note: C sounds longest, though
+    # B has as many steps.
+    beat = [FIRST_PITCH - form.lowest + pitch for pitch in (60, 71, 62, 69, 71, 60)]
+    tune = replace(corpus([scale(0, MAJOR, 3)], [0], []), form=form, tokens=np.array([beat * 2]))
+    assert find_keys(tune).tolist() == [0]
 
 
 def test_negatives_of_the_same_key_are_of_another_song_in_that_key() -> None:

@@ -35,6 +35,11 @@ from evaluation.statistics import (
 
 FORM = MelodyFormat(meters=("2/4",), bars_per_segment=1, lowest=55, highest=80)
 """Segments of 8 sixteenths."""
+SWUNG = MelodyFormat(
+    meters=("2/4",), bars_per_segment=1, lowest=55, highest=80, steps_per_beat=12,
+    subdivisions=(4, 3),
+)  # fmt: skip
+"""Segments of 12 steps, of 3, 1, 2, 2, 1 and 3 twelfths of each quarter note."""
 
 
 def onset(pitch: int) -> int:
@@ -69,6 +74,14 @@ def test_holds_after_a_rest_or_at_the_start_sound_nothing() -> None:
     }
 
 
+def test_what_sounds_longest_need_not_sound_for_most_steps() -> None:
+    # D for 3 twelfths of a quarter note, C twice for 1: of unequal steps, C has the most.
+    tokens = np.array([[onset(62), onset(60), REST, REST, onset(60), *[REST] * 7]])
+    worked = {name: value.item() for name, value in compute_statistics(tokens, SWUNG).items()}
+    assert worked["pitch_class"] == 2
+    assert worked["mean_duration"] == pytest.approx(5 / 12 / 3)
+
+
 def test_one_note_that_fills_its_segment() -> None:
     assert statistics_of(onset(59 + 12), *[HOLD] * 7) == {
         "mean_pitch": 71,
@@ -97,19 +110,22 @@ def test_a_segment_without_notes_counts_none_and_has_no_other_statistic(token: i
     assert all(math.isnan(value) for value in worked.values())
 
 
-@given(arrays(np.int64, (5, 8), elements=st.integers(0, FORM.vocabulary - 1)))
-def test_statistics_are_those_of_the_notes(tokens: np.ndarray) -> None:
-    fast = compute_statistics(tokens, FORM)
+@pytest.mark.parametrize("form", [FORM, SWUNG])
+@given(data=st.data())
+def test_statistics_are_those_of_the_notes(form: MelodyFormat, data: st.DataObject) -> None:
+    elements = st.integers(0, form.vocabulary - 1)
+    tokens = data.draw(arrays(np.int64, (5, form.steps), elements=elements))
+    fast = compute_statistics(tokens, form)
     assert tuple(fast) == STATISTICS
     for row, segment in enumerate(tokens):
-        notes = to_notes(segment, FORM)
+        notes = to_notes(segment, form)
         assert fast["note_count"][row] == len(notes)
         if not notes:
             continue
         pitches = [note.pitch for note in notes]
         by_class: Counter[int] = Counter()
         for note in notes:
-            by_class[note.pitch % 12] += int(note.duration * 4)
+            by_class[note.pitch % 12] += int(note.duration * 12)
         longest = max(by_class.values())
         assert fast["mean_pitch"][row] == pytest.approx(sum(pitches) / len(notes))
         assert fast["pitch_range"][row] == max(pitches) - min(pitches)

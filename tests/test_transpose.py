@@ -66,6 +66,19 @@ def test_a_scale_of_another_key_is_moved_by_hand() -> None:
         assert find_shifts(halves, CORE.form).tolist() == [0]
 
 
+def test_a_scale_is_to_hold_what_sounds_longest_not_what_has_the_most_steps() -> None:
+    form = MelodyFormat(
+        meters=("2/4",), bars_per_segment=1, steps_per_beat=12, subdivisions=(4, 3), lowest=60,
+        highest=83,
+    )  # fmt: skip
+    left = np.array([[*(FIRST_PITCH + step for step in MAJOR), FIRST_PITCH + 12, *[HOLD] * 4]])
+    # F, C sharp, C, B flat, B flat and E, for 3, 1, 2, 2, 1 and 3 twelfths of a quarter note. A
+    # semitone lower all but 3 twelfths are in C major, five semitones lower all but 1.
+    pitches = np.array([17, 13, 12, 10, 10, 16])
+    right = np.array([[*FIRST_PITCH + pitches, *[REST] * 6]])
+    assert find_shifts((left, right), form).tolist() == [-5]
+
+
 def test_only_a_right_half_that_does_not_fit_is_encoded_anew() -> None:
     rows, rival = 6, Transpose()
     one, other = torch.randn(2, rows, Z, generator=make_random(0, "pair"))

@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 from evaluation.rivals.base import Batch, Look, Rival
-from evaluation.statistics import DIATONIC, TokenPairs, count_classes, sounding_pitch
+from evaluation.statistics import DIATONIC, TokenPairs, time_classes
 from evaluation.transforms import Step
 
 _SHIFTS = np.array(sorted(range(-6, 6), key=abs))
@@ -45,7 +45,7 @@ class Transpose(Rival):
 
 def find_shifts(tokens: TokenPairs, form: MelodyFormat) -> Int64[np.ndarray, "B"]:
     """Find how many semitones upwards the right half of each pair is moved; 0 without notes."""
-    left, right = (count_classes(sounding_pitch(half, form)) @ DIATONIC for half in tokens)
+    left, right = (time_classes(half, form) @ DIATONIC for half in tokens)
     fits = [(left + np.roll(right, shift, axis=1)).max(axis=1) for shift in _SHIFTS]
     notes = tokens[1].astype(np.int64)
     highest = notes.max(axis=1, keepdims=True) + _SHIFTS
