@@ -321,7 +321,9 @@ def _points(store: Store, maximise: str) -> pl.DataFrame:
         counts = ", ".join(f"{n} {status}" for status, n in jobs["status"].value_counts().rows())
         raise SelectionError(f"{store.root}: no trial is done yet ({counts}); run the study first")
     # Seeds share their songs, so that more of them don't make the songs' part smaller.
-    songs = ((pl.col("high") - pl.col("low")) / (2 * _NORMAL)).pow(2).mean().fill_null(0.0)
+    # An interval may be cut at a limit, such as 1 for correlations, so its wider side counts.
+    reach = pl.max_horizontal(pl.col("high") - pl.col("value"), pl.col("value") - pl.col("low"))
+    songs = (reach / _NORMAL).pow(2).mean().fill_null(0.0)
     seeds = (pl.col("value").var() / pl.len()).fill_null(0.0)
     value = pl.col("value").mean()
     spread = (

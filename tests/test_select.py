@@ -340,6 +340,16 @@ def test_a_metric_without_interval_is_chosen_by_its_value_alone(store: Store) ->
     assert ranked["se"].to_list() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize(("value", "low", "high"), [(0.97, 0.87, 1.0), (0.02, 0.0, 0.12)])
+def test_an_interval_that_is_cut_at_a_limit_is_no_narrower(
+    value: float, low: float, high: float, store: Store
+) -> None:
+    row = _metric(A, 1, "pitch_class_shared", value, "validation") | {"low": low, "high": high}
+    store.write("metrics", "shared", [row])
+    (ranked,) = rank_candidates(store, rule(RULE, "pitch_class_shared")).to_dicts()
+    assert ranked["se"] == pytest.approx(SE)
+
+
 def _rewrite(store: Store, trial: str, points: list[tuple[int, int, float, float]]) -> None:
     """Give a trial other points: seed, iteration, judge, z-distance."""
     (store.root / "metrics" / f"{trial}.1.parquet").unlink()
