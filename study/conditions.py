@@ -2,6 +2,7 @@
 
 import operator
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -56,8 +57,12 @@ class Condition:
         return isinstance(value, int | float) and bool(_SIGNS[self.sign](value, self.bound))
 
     def excess(self, value: float) -> float:
-        """By how much a value misses the bound; 0 or less where it does not."""
-        return value - self.bound if self.sign.startswith("<") else self.bound - value
+        """By how much a value misses the bound; 0 or less where it does not.
+
+        A bound that is not to be reached is missed by the least there is.
+        """
+        over = value - self.bound if self.sign.startswith("<") else self.bound - value
+        return over if over or self.sign.endswith("=") else sys.float_info.min
 
     def miss(self) -> pl.Expr:
         """By how much a point misses the condition, relative to the bound; 0 where it holds."""

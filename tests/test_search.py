@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 from cf_core.errors import UserError
 from cf_core.training import limit_threads
+from study.conditions import Condition
 from study.config import StudyConfig
 from study.ledger import Outcome, State, Status
 from study.search import (
@@ -448,6 +449,21 @@ def test_outcomes_are_means_over_seeds_at_the_reading(objectives: tuple[str, str
             study, 0, proposed, (0, 1), done | {"lambda0.1-style0-seed1": status}, metrics
         )
         assert (lost.state, lost.objectives) == (FAIL, ())
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize(("sign", "holding"), [
+    ("<", [-1.0]), ("<=", [-1.0, 0.0]), (">", [1.0]), (">=", [0.0, 1.0]),
+])  # fmt: skip
+def test_a_constraint_is_met_where_its_condition_holds(
+    sign: str, holding: list[float], value: float
+) -> None:
+    condition = Condition.parse(f"style_diversity {sign} 0", ["style_diversity"])
+    point = pl.DataFrame({"style_diversity": [value]})
+    assert point.select(condition.holds()).item() == (value in holding)
+    missed = (condition.excess(value),)
+    outcome = Outcome(Configuration.at({"lambda": 1.0, "style_dim": 0}), 0, COMPLETE, (), missed)
+    assert outcome.feasible == (value in holding)
 
 
 def test_importances_name_what_matters_to_either_objective() -> None:
