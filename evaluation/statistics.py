@@ -66,7 +66,8 @@ def compute_statistics(
     notes `note_count` is 0 and the others are NaN.
     """
     struck, pitch = tokens >= FIRST_PITCH, sounding_pitch(tokens, form)
-    lengths = form.step_lengths[form.find_kinds(tokens)]
+    # Whole numbers, so that equal durations are equal numbers and fall into one bin.
+    lines = np.where(pitch >= 0, _count_lines(tokens, form), 0).sum(axis=1)
 
     count = struck.sum(axis=1).astype(np.float64)
     notes = np.where(count > 0, count, np.nan)
@@ -76,7 +77,7 @@ def compute_statistics(
         "mean_pitch": np.where(struck, pitch, 0).sum(axis=1) / notes,
         "pitch_range": np.where(count > 0, highest - lowest, np.nan),
         "note_count": count,
-        "mean_duration": np.where(pitch >= 0, lengths, 0).sum(axis=1) / notes,
+        "mean_duration": lines / (notes * form.steps_per_beat),
         "pitch_class": np.where(count > 0, time_classes(tokens, form).argmax(axis=1), np.nan),
     }
 
@@ -84,9 +85,16 @@ def compute_statistics(
 def time_classes(
     tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
 ) -> Int64[np.ndarray, "B 12"]:
-    """How long each pitch class sounds, in lines of the grid, of which a step has one or more."""
-    lines = np.rint(form.step_lengths * form.steps_per_beat)[form.find_kinds(tokens)]
-    return count_classes(sounding_pitch(tokens, form), lines)
+    """How long each pitch class sounds, in lines of the grid."""
+    return count_classes(sounding_pitch(tokens, form), _count_lines(tokens, form))
+
+
+def _count_lines(
+    tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
+) -> Float64[np.ndarray, "B T"]:
+    """How many lines of the grid each step spans; 0 for marks."""
+    lines: np.ndarray = np.rint(form.step_lengths * form.steps_per_beat)[form.find_kinds(tokens)]
+    return lines
 
 
 def count_classes(
