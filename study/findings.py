@@ -132,6 +132,9 @@ def _measure_meter(
         )
     own = store.outcomes.filter(pl.col("meter") == meter)
     influences, bins = store.scan("influences"), count_bins(store)
+    real = store.outcomes.filter(pl.col("method") == REAL, pl.col("meter") != meter)
+    if not real.head(1).collect().is_empty():
+        influences = influences.clear()  # they are those of the pairs in all meters
     metrics = measure_again(read_finished_metrics(store), own, influences, bins)
     compared = _take_compared(metrics)
     matched = matched_similarity(compared, dict(config.evaluation.matched))

@@ -406,6 +406,26 @@ def test_figures_and_verdicts_of_one_meter(
     assert_close(own["difference"], whole["difference"])
 
 
+def test_influences_on_all_pairs_are_not_taken_for_those_of_a_meter(
+    undisturbed: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, config, _ = undisturbed
+    is_even = pl.col("pair") % 2 == 0
+    meter = pl.when(is_even).then(pl.lit("4/4")).otherwise(pl.lit("3/4"))
+    outcomes = store.outcomes.with_columns(meter=meter)
+    songs = [
+        outcomes.filter(own, pl.col("method") == REAL).select("left_song").unique().collect()
+        for own in (is_even, True)
+    ]
+    assert songs[0].height == songs[1].height  # all songs are in both meters
+    monkeypatch.setattr(Store, "outcomes", outcomes)
+    found, _ = findings._measure_meter(store, config, "4/4")
+    finished, none = findings.read_finished_metrics(store), store.scan("influences").clear()
+    own = outcomes.filter(is_even)
+    fixed = measure_again(finished, own, none, findings.count_bins(store))
+    assert found.equals(fixed)
+
+
 def test_a_meter_needs_inputs_of_every_source_and_real_pairs() -> None:
     whole = [("identity", source) for source in SOURCES] + [(REAL, "test"), (REAL, "validation")]
     rows = [("4/4", *one) for one in whole]
