@@ -78,8 +78,9 @@ def likeness_figure(metrics: pl.DataFrame, axis: str) -> Figure:
                 "tricks": [(x.label, key(GREY, "", letter(x.letter), _LETTER)) for x in tricks],
                 "references": level_keys(metrics),
             },
-            "lines join the best point of each stretch of distance; rings: the best of all,"
-            " beyond which a method overshoots",
+            "lines join the best point of each stretch of distance by these test songs, which"
+            " favours methods with many points;\nrings: the best of all, beyond which a method"
+            " overshoots",
         )
     return figure
 
