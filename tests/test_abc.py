@@ -84,12 +84,25 @@ def test_abc_that_gives_no_melody() -> None:
     assert pitches(only("a.abc", (HEAD + f"C4|D4|\n{'%':{room - 8}}").encode())) == [C, D]
     assert rejection("a.abc", (HEAD + f"C4|D4|\n{'%':{room - 7}}").encode()).reason == "too large"
     assert len(only("a.abc", (HEAD + "C D E F |\n" * 1_000).encode()).bars) == 1_000
-    apart = rejection("a.abc", (HEAD + "\nC4|D4|\n").encode())
+    apart = rejection("a.abc", (HEAD + "\nDo you know | this tune?\n").encode())
     assert (apart.reason, "remove the line" in apart.detail) == ("no notes", True)
-    assert rejection("a.abc", (HEAD + "\nT:Next\n").encode()).detail == ""
+    assert rejection("a.abc", (HEAD + "\nT:Next\nK:C\nC4|\n").encode()).detail == ""
     voices = (HEAD + "V:1\nC4|D4|\nV:2\nE4|G4|\n").encode()
     assert rejection("a.abc", voices).reason == "several parts"
     assert pitches(only("a.abc", voices, "2")) == [E, G]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "\nC4|D4|\n\nE4|\n",
+        "\n \n% bar 1\nC4|D4|\n\nE4|\n",
+        "Q:1/4=90\n\n+pp+ C4|!trill!D4|\n\nand words\n",
+        '\nV:1\n[V:1] "for two times"C4|D4|\n\nE4|\n',
+    ],
+)
+def test_an_empty_line_before_the_music_ends_no_tune(body: str) -> None:
+    assert pitches(only("a.abc", (HEAD + body).encode())) == [C, D]
 
 
 def abc(music: str, *fields: str, meter: str = "4/4", key: str = "C") -> Melody:

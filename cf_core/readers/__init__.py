@@ -49,7 +49,7 @@ __all__ = [
     "split_songs",
 ]
 
-VERSION = 9
+VERSION = 10
 """Increased whenever the result of reading a file changes; cached corpora are named by it."""
 
 

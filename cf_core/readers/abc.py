@@ -65,6 +65,10 @@ _EMPTY_BODY = re.compile(r"^[ \t]*K:.*\n[ \t]*\n+[ \t]*(?![A-Za-z+]:)\S", re.MUL
 # A line such as "C:|" is music: a letter before a repeat sign is a note, not the name of a field.
 _FIELD = re.compile(r"(?P<name>[A-Za-z+]):(?!(?<=[A-Ga-gxzXZ]:)\s*[:|\]])(?P<value>.*)")
 _COMMENT = re.compile(r"(?<!\\)%.*")
+_BESIDE_MUSIC = re.compile(r'"[^"]*"|![^!]*!|\+[^+]*\+|\{[^}]*\}|\[[A-Za-z]:[^]]*\]')
+"""Texts, decorations, graces and fields within a line of music."""
+_PROSE = re.compile(r"[h-wyH-WY]{2}|^[^A-Ga-gxz]*$")
+"""Two letters that never stand side by side in music, or no note and no rest at all."""
 
 
 class _Line(NamedTuple):
@@ -75,8 +79,12 @@ class _Line(NamedTuple):
 
 
 def _lines(text: str) -> Iterator[_Line]:
-    """Yield fields and music, without comments, text blocks and what follows a blank line."""
-    in_block = in_body = False
+    """Yield fields and music, without comments, text blocks and what follows a blank line.
+
+    Some programs leave a blank line between a header and its music. That line ends nothing, unless
+    what follows is prose, a title or a key.
+    """
+    in_block = in_body = has_music = is_apart = False
     for line in text.split("\n"):
         if line.startswith("%%"):
             in_block = line.startswith("%%begin") or (in_block and not line.startswith("%%end"))
@@ -85,15 +93,28 @@ def _lines(text: str) -> Iterator[_Line]:
         if in_block:
             continue
         if in_body and not line.strip():
-            return
+            if has_music:
+                return
+            is_apart = True
+            continue
         stripped = _COMMENT.sub("", line)
         found = _FIELD.match(stripped.lstrip())
+        if is_apart and not has_music and stripped.strip() and _is_alien(stripped, found):
+            return
         if found is None:
             if in_body:
+                has_music |= bool(stripped.strip())
                 yield _Line("", stripped)
             continue
         yield _Line(found["name"], found["value"].strip())
         in_body = in_body or found["name"] == "K"
+
+
+def _is_alien(line: str, field: re.Match[str] | None) -> bool:
+    """Whether a line after a header and a blank line does not belong to its tune."""
+    if field is not None:
+        return field["name"] in "TK"
+    return _PROSE.search(_BESIDE_MUSIC.sub("", line)) is not None
 
 
 # ---- tunes -------------------------------------------------------------------------------------
