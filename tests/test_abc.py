@@ -228,6 +228,9 @@ def test_very_many_repeats_are_played_once_more_each() -> None:
         ("^C4&CDEz|", [61, 60, 62, 64]),
         ("C,,4|c''4|B,,4|", [36, 96, 47]),
         ("c\u2019\u20194\u2013|c''4|", [96]),  # as a word processor writes it
+        ("^!1!F_!2!!tenuto!B=!3!FF|", [66, 70, 65, 65]),  # a decoration between them
+        ("^!1!^F_!2!_BBF|", [66, 70, 70, 66]),
+        ("^3/2F_3/4B^1/4F_/B|", [67, 70, 65, 71]),  # microtones, to the nearest semitone
     ],
 )
 def test_accidentals(music: str, expected: list[int]) -> None:
@@ -331,6 +334,7 @@ def test_keys(key: str, music: str, expected: list[int]) -> None:
         ("[CE]-[CE]z2|", ["2", "2"]),
         ("[C-E][CE]z2|", ["2", "1", "1"]),
         ("C-DE2|", ["1", "1", "2"]),
+        ("z4|C60001/250000D19999/10000|", ["9677/40320", "80636/40320"]),  # to a tick
     ],
 )
 def test_lengths(music: str, expected: list[str]) -> None:
@@ -349,6 +353,9 @@ def test_a_tie_into_an_ending_is_played_each_time() -> None:
     assert [(n.pitch, float(n.duration)) for n in song.notes] == [(D, 4), (C, 8), (D, 4), (C, 8)]
     sharp = abc("|:D4|^F4-|[1F4:|[2F4|F4|]")
     assert pitches(sharp) == [D, 66, D, 66, 65]
+    for music in ("|:D4|C4|1-C4:|2-C4|", "|:D4|C4|[1 -C4:|[2 -C4|]", "|:D4|C4|1,3-C4:|2-C4|"):
+        late = [(n.pitch, float(n.duration)) for n in abc(music).notes]
+        assert late[:4] == [(D, 4), (C, 8), (D, 4), (C, 8)]
     named = abc('|:^F4-|["a" F4:|["b" F4|]')
     assert [(n.pitch, float(n.duration)) for n in named.notes] == [(66, 8), (66, 8)]
     apart = abc('|:^F4-|1F4:|2F4|]|:A4|["last" F4|]')

@@ -124,8 +124,8 @@ _TOKEN = re.compile(
     rf"""
     "(?P<words>[^"\n]{{0,999}})"
     | \[(?P<inline>[A-Za-z]:[^\]\n]{{0,999}})\]
-    | (?P<bar>(?:\[(?=\|)|(?<=\|)\]|:\ +(?=[|:])|[|:])+)(?:\ *(?P<number>\d[\d,-]*))?
-    | \[\ *(?P<variant>\d[\d,\- ]*|"[^"\n]{{0,99}}"(?![^\[\]|\n]{{0,999}}\]))
+    | (?P<bar>(?:\[(?=\|)|(?<=\|)\]|:\ +(?=[|:])|[|:])+)(?:\ *(?P<number>\d(?:[\d,]|-(?=\d))*))?
+    | \[\ *(?P<variant>\d(?:[\d, ]|-(?=\ *\d))*|"[^"\n]{{0,99}}"(?![^\[\]|\n]{{0,999}}\]))
     | \[(?P<chord>[^\]|\n]{{0,999}})\](?P<chord_length>{LENGTH})
     | !(?P<decoration>[^!|\s:\[\]]{{1,99}}|(?i:d\.?[cs]|dal?\b|to\b|fine)[^!|\n]{{0,99}})!
     | \+(?P<plus>[^+|\s]{{1,99}})\+
@@ -144,6 +144,8 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_SIGN_APART = re.compile(r"(\^\^?|__?|=)((?:![^!|\s]{1,99}!){1,9})(?=[A-Ga-g])")
+"""An accidental that a decoration separates from its note."""
 _TYPED = {0x2013: "-", 0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x201E: '"'}
 """What was typed, where a word processor has put a typographer's sign."""
 _LETTERS = {"O": "coda", "S": "segno"}
@@ -244,7 +246,8 @@ class _Tune:
     def _music(self, line: str) -> None:
         if self._voice is self._header:
             self._voice = self._voice_of(next(iter(self._declared), "1"))
-        for token in _TOKEN.finditer(expand_macros(line.translate(_TYPED), self._macros)):
+        line = _SIGN_APART.sub(r"\2\1", line.translate(_TYPED))
+        for token in _TOKEN.finditer(expand_macros(line, self._macros)):
             if token.lastgroup is not None:
                 self._token(token)
 

@@ -114,14 +114,18 @@ def decode_escapes(text: str) -> str:
 
 # ---- notes -------------------------------------------------------------------------------------
 
-LENGTH = r"(?:\d{0,4}/{1,6}\d{0,4}|\d{1,4})?"
-ABC_NOTE = rf"(?:\^\^|\^|__|_|=)?[A-Ga-g][,']*{LENGTH}"
+LENGTH = r"(?:\d{0,9}/{1,6}\d{0,9}|\d{1,9})?"
+ABC_NOTE = rf"(?:(?:\^\^|\^|__|_|=)(?:\d{{0,3}}/\d{{0,3}})?)?[A-Ga-g][,']*{LENGTH}"
 """Pattern of a note with its length."""
 IN_NOTE = re.compile(
-    r"(?P<sign>\^\^|\^|__|_|=)?(?P<letter>[A-Ga-g])(?P<octave>[,']*)"
+    r"(?:(?P<sign>\^\^|\^|__|_|=)(?P<share>\d{0,3}/\d{0,3})?)?(?P<letter>[A-Ga-g])(?P<octave>[,']*)"
     rf"(?P<length>{LENGTH})(?P<tie>-?)"
 )
 """Pattern of a note with its tie, with a named group for each part."""
+
+
+_FINEST = 9_999
+"""Largest divisor of a length that is kept as a fraction."""
 
 
 class AbcNote(NamedTuple):
@@ -143,16 +147,27 @@ def parse_note(text: str) -> AbcNote | None:
     letter, marks = found["letter"], found["octave"]
     octave = 5 + letter.islower() + marks.count("'") - marks.count(",")
     alter = _ALTERS[found["sign"]] if found["sign"] else None
+    if alter and found["share"]:
+        # Microtones, such as "^3/2" or "_/", which stands for "_1/2".
+        over, _, under = found["share"].partition("/")
+        alter = round(Fraction(alter * int(over or 1), int(under or 2) or 1))
     return AbcNote(letter.upper(), octave, alter, found["length"], bool(found["tie"]))
 
 
 @lru_cache(4096)
 def parse_length(length: str, unit: Time) -> Time:
-    """Return a length such as "3/2", "/" or "//" in ticks; an empty one is one `unit`."""
+    """Return a length such as "3/2", "/" or "//" in ticks; an empty one is one `unit`.
+
+    Lengths that programs write with many digits, such as "60001/250000", are rounded to a tick:
+    sums of such fractions would grow without end.
+    """
     over, _, under = length.partition("/")
     slashes, under = length.count("/"), under.lstrip("/")
     divisor = int(under) if under else 2**slashes
-    return simplify(Fraction(unit * int(over or 1), divisor)) if divisor else 0
+    if not divisor:
+        return 0
+    exact = Fraction(unit * int(over or 1), divisor)
+    return simplify(exact) if divisor <= _FINEST else round(exact)
 
 
 # ---- macros ------------------------------------------------------------------------------------

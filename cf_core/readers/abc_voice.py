@@ -39,8 +39,9 @@ _ABBREVIATED = {"dacapo": "D.C.", "dacoda": "to coda", "D.C.alfine": "D.C.", "D.
 
 
 class _Element(NamedTuple):
-    """The last note, chord or rest: the indices of its notes in the measure, and its duration."""
+    """The last note, chord or rest: the indices of its notes in its measure, and its duration."""
 
+    measure: Measure
     notes: range
     duration: Time
     alters: dict[tuple[str, int], int]
@@ -89,6 +90,7 @@ class Voice:
         """Colons of the last sign that opened a repeat."""
         self._ending, self._in_endings = 0, False
         self._tied_into_endings: dict[tuple[str, int], int] = {}
+        self._before_endings: _Element | None = None
         self._ahead: list[Measure] = []
         """Measures to come that an overlay goes through once more."""
         self._overlay_start: int | None = None
@@ -245,13 +247,14 @@ class Voice:
         self._in_endings &= not (self.measure.opens or self.measure.new_section)
 
     def ending(self, which: str) -> None:
-        """Begin an ending, such as "1" or "1,3-4"."""
+        """Begin an ending, such as "1" or "1,3-4"; every one follows what is before the first."""
+        before = self._last or self._before
         self.close()
         self._ending = max(parse_numbers(which), default=self._ending + 1)
         if 1 in parse_numbers(which) or not self._in_endings:
-            self._tied_into_endings = dict(self._tied)
+            self._tied_into_endings, self._before_endings = dict(self._tied), before
         else:
-            self._tied = dict(self._tied_into_endings)
+            self._tied, self._before = dict(self._tied_into_endings), self._before_endings
         self._in_endings = True
         self.measure.ending = parse_numbers(which) or frozenset([self._ending])
 
@@ -283,7 +286,7 @@ class Voice:
                 self._tied |= alters
         self._before = None
         sounding = range(first, len(self.measure.notes))
-        self._last = _Element(sounding, duration, alters, is_even)
+        self._last = _Element(self.measure, sounding, duration, alters, is_even)
         self._tuplets = [t._replace(left=t.left - 1) for t in self._tuplets if t.left > 1]
         self.notes += len(sounding)
         if self.notes > MAX_NOTES:
@@ -317,7 +320,7 @@ class Voice:
         element = self._last or self._before
         if element is None:
             return
-        notes = (self.measure if self._last else self.measures[-1]).notes
+        notes = element.measure.notes
         for index in element.notes:
             notes[index] = notes[index]._replace(starts_tie=True)
         self._tied = element.alters
