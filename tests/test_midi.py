@@ -299,6 +299,8 @@ def test_time_signatures_are_those_of_the_melody_track_if_it_has_any() -> None:
     shared = [(0, 4, "4/4"), (4, 1, "4/4"), (5, 3, "3/4"), (8, 3, "3/4"), (11, 3, "3/4")]
     assert bars(others, [meter(0, 4, 4), *tune]) == shared  # the first track has the same and more
     assert bars(others, tune) == bars(tune, [*others, *chords]) == shared
+    later = [(0, 3, "3/4"), (3, 3, "3/4"), (6, 2, "3/4"), (8, 2, "2/4"), (10, 2, "2/4")]
+    assert bars([meter(0, 3, 4)], [meter(3840, 2, 4), *tune], [meter(0, 2, 4)]) == later
 
 
 def test_a_pitch_struck_while_it_sounds_ends_there() -> None:

@@ -48,10 +48,11 @@ def read(song_id: str, data: bytes, part: str | None) -> Melody:
     end = max(end for _, end, _, _ in track.notes)
     check_size(len(track.notes), 0, end / quarter)
     # Tracks may disagree; the bars follow the melody's own time signatures, or those of the first
-    # track where it has the same and more.
+    # track where it has the same and more. If its own come later, others tell what holds till then.
     every, first = [chunk.meters for chunk in chunks], chunks[0].meters
     own = [first if track.meters.items() <= first.items() else track.meters]
-    meters = {0: "4/4"} | _in_time(own if track.meters else every, quarter)
+    at_start = _in_time(every[::-1], quarter).get(0, "4/4")
+    meters = {0: at_start} | _in_time(own if track.meters else every, quarter)
     bars = tuple(islice(_bars(sorted(meters.items()), track.notes, quarter, end), MAX_BARS + 1))
     check_size(len(track.notes), len(bars))
     tempos = _in_time([chunk.tempos for chunk in reversed(chunks)], quarter)
