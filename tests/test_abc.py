@@ -178,6 +178,9 @@ def letters(song: Melody) -> str:
         ("C4|D4||!D.C.!||E4|]", "CDCDE"),
         ("C4|!segno!D4|!d.s. al fine!E4|]", "CDEDE"),
         ("|:C4:|!fine!|:D4:|!D.C.!|", "CCDDC"),
+        ("|:C4|1D4!fine!:|2E4|]F4!D.C.!|", "CDCEFCD"),  # in an ending that is else not taken
+        ("|:C4|1D4!fine!:|2E4!fine!|]F4!D.C.!|", "CDCEFCE"),
+        ("|:C4|1D4!dacoda!:|2E4|]F4!D.C.!|]!coda!G4|", "CDCEFCDG"),
     ],
 )
 def test_the_order_of_play(music: str, order: str) -> None:

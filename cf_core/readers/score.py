@@ -262,12 +262,15 @@ class _Player:
         self._is_open = measure.opens if begins else self._is_open
 
     def _skips_ending(self) -> bool:
-        """Skip an ending that is not for this turn; after a jump, skip all but the last."""
+        """Skip an ending that is not for this turn.
+
+        After a jump, skip all but the last, unless Fine or "to the coda" stands in an earlier one.
+        """
         ending = self._inside = self._endings.get(self._index, self._inside)
         if ending is None or ending.start != self._index:
             return False
         if self._after_jump:
-            skips = not ending.is_last
+            skips = not (ending.is_last or self._leads_out(ending))
         else:
             is_only = self._turn == 1 and ending.is_last and not ending.shares
             skips = self._turn not in ending.numbers and not is_only
@@ -276,6 +279,15 @@ class _Player:
             if ending.is_last and not ending.shares:
                 self._close_section()
         return skips
+
+    def _leads_out(self, ending: _Ending) -> bool:
+        """Whether Fine or "to the coda" stands in an ending, and in no later one of its row."""
+        row = [ending]
+        while not row[-1].is_last:
+            row.append(self._endings[row[-1].stop])
+        inside = (self._measures[one.start : one.stop] for one in row)
+        leads, *others = (any(m.fine or m.to_coda for m in ms) for ms in inside)
+        return leads and not any(others)
 
     def _repeats(self, measure: Measure) -> bool:
         """Whether the music goes back after this measure.
