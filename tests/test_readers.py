@@ -54,11 +54,13 @@ def test_read_file_names_what_is_wrong(tmp_path: Path) -> None:
     voice = [xml_note("C", 4, 4)] * 2
     (tmp_path / "two.xml").write_bytes(score({"Voice": voice, "Piano": voice}))
     (tmp_path / "bad.mid").write_bytes(b"MThd")
+    (tmp_path / "jig.abc").write_text("X:1\nL:1/8\nK:G\nG|dBG GBd|dBG GFG|AFD c2|\n")
     (tmp_path / "album.mid").mkdir()
     os.mkfifo(tmp_path / "pipe.mid")
     for name, message in {
         "two.xml": "several parts .*1 'Voice', 2 'Piano'.*name one",
         "bad.mid": "unreadable",
+        "jig.abc": "no complete bar .2 of 4 bars are 3 quarter notes long, but 4/4 has 4: correct",
         "none.mid": "no such file",
         "album.mid": "is not a file",
         "pipe.mid": "is not a file",

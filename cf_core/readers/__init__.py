@@ -231,9 +231,19 @@ _READERS: dict[str, Callable[[str, bytes, str | None], Melody]] = {
 def _melody(song: Song, part: str | None) -> Melody:
     melody = _READERS[song.format](song.id, song.content, part)
     if not any(bar.length == bar_length(bar.meter) for bar in melody.bars):
-        raise RejectedError("no complete bar", f"{len(melody.bars)} bars")
+        raise RejectedError("no complete bar", _describe_bars(melody))
     tempos = tuple(tempo for tempo in melody.tempos if tempo.speed > 0 and isfinite(tempo.speed))
     return replace(melody, title=melody.title[:MAX_TITLE], tempos=tempos)
+
+
+def _describe_bars(melody: Melody) -> str:
+    """Say how long most bars are, none of which is as long as its time signature says."""
+    lengths = Counter((bar.length, bar.meter) for bar in melody.bars)
+    ((length, meter), count), *_ = lengths.most_common(1)
+    return (
+        f"{count} of {len(melody.bars)} bars are {float(length):g} quarter notes long, but {meter}"
+        f" has {float(bar_length(meter)):g}: correct the time signature or the bar lines"
+    )
 
 
 # ---- ABC books ---------------------------------------------------------------------------------
