@@ -337,7 +337,8 @@ def test_keys(key: str, music: str, expected: list[int]) -> None:
         ("[CE]-[CE]z2|", ["2", "2"]),
         ("[C-E][CE]z2|", ["2", "1", "1"]),
         ("C-DE2|", ["1", "1", "2"]),
-        ("z4|C60001/250000D19999/10000|", ["9677/40320", "80636/40320"]),  # to a tick
+        ("z4|C60001/250000D1/999983E60001/999983|", ["60001/250000", "2419/40320"]),  # to a tick
+        ("[L:1/1875000]A468750B937500z468750|", ["1", "2"]),
     ],
 )
 def test_lengths(music: str, expected: list[str]) -> None:
@@ -549,6 +550,7 @@ def test_without_a_unit_the_meter_gives_it_once() -> None:
         ('"Andante"', 120),
         ("1/4=3/8", 120),  # a relation of beats
         ("1/4=0", 120),
+        ("1/16=3", 120),
     ],
 )
 def test_tempos(field: str, tempo: float) -> None:

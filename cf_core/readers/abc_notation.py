@@ -125,7 +125,7 @@ IN_NOTE = re.compile(
 
 
 _FINEST = 9_999
-"""Largest divisor of a length that is kept as a fraction."""
+"""Largest denominator of a length, in ticks, that is kept."""
 
 
 class AbcNote(NamedTuple):
@@ -158,8 +158,8 @@ def parse_note(text: str) -> AbcNote | None:
 def parse_length(length: str, unit: Time) -> Time:
     """Return a length such as "3/2", "/" or "//" in ticks; an empty one is one `unit`.
 
-    Lengths that programs write with many digits, such as "60001/250000", are rounded to a tick:
-    sums of such fractions would grow without end.
+    Lengths that programs write with many digits, such as "60001/250000" or those of `L:1/1875000`,
+    are rounded to a tick: sums of such fractions would grow without end.
     """
     over, _, under = length.partition("/")
     slashes, under = length.count("/"), under.lstrip("/")
@@ -167,7 +167,7 @@ def parse_length(length: str, unit: Time) -> Time:
     if not divisor:
         return 0
     exact = Fraction(unit * int(over or 1), divisor)
-    return simplify(exact) if divisor <= _FINEST else round(exact)
+    return simplify(exact) if exact.denominator <= _FINEST else round(exact)
 
 
 # ---- macros ------------------------------------------------------------------------------------

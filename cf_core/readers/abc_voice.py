@@ -125,7 +125,7 @@ class Voice:
 
     def set_unit(self, text: str) -> None:
         """Apply an `L:` field."""
-        found = re.match(r"(\d{1,3})(?:\s*/\s*(\d{1,3}))?", text)
+        found = re.match(r"(\d{1,3})(?:\s*/\s*(\d{1,9}))?", text)
         if found and int(found[1]) and int(found[2] or 1):
             self.unit = simplify(Fraction(4 * TICKS * int(found[1]), int(found[2] or 1)))
 
@@ -164,7 +164,7 @@ class Voice:
         else:
             beat = to_quarters(self.length_of_unit) * int(about.get("units") or 1)
         speed = float(beat * Fraction(found["speed"]))
-        if 0 < speed < 10_000:
+        if 1 <= speed < 10_000:
             self.measure.tempos.append((self._at, speed))
 
     def sign(self, name: str) -> None:
