@@ -337,7 +337,7 @@ def test_keys(key: str, music: str, expected: list[int]) -> None:
         ("[CE]-[CE]z2|", ["2", "2"]),
         ("[C-E][CE]z2|", ["2", "1", "1"]),
         ("C-DE2|", ["1", "1", "2"]),
-        ("z4|C60001/250000D1/999983E60001/999983|", ["60001/250000", "2419/40320"]),  # to a tick
+        ("z4|C60001/250000D1/999983E60001/999983|", ["9677/40320", "2419/40320"]),  # to a tick
         ("[L:1/1875000]A468750B937500z468750|", ["1", "2"]),
     ],
 )
@@ -420,6 +420,8 @@ def test_absurd_rests_and_notes_are_refused() -> None:
     assert (odd.reason, odd.detail) == ("too large", "a bar of 727 quarter notes")
     high = rejection("a.abc", (HEAD + "C4|c''''''|\n").encode())
     assert (high.reason, "MIDI" in high.detail) == ("unreadable", True)
+    macro = HEAD.replace("K:", f"m:~n={'n' * 900}\nK:") + "~C" * 15_000
+    assert rejection("a.abc", macro.encode()).detail == "its macros are too long, written out"
 
 
 # ---- what is no note

@@ -423,6 +423,11 @@ def test_absurd_midi_files_are_refused() -> None:
     assert rejection("a.mid", midi(sound(0, 2**28 - 1, 60), quarter=1)).reason == "too large"
     assert rejection("a.mid", midi([meter(0, 4, 128), *sound(0, 9, 60)])).reason == "unreadable"
     assert rejection("a.mid", bytes(2**20 + 1)).reason == "too large"
+    brief = rejection("a.mid", midi(sound(0, 1, 60)))
+    assert (brief.reason, brief.detail) == (
+        "no complete bar",
+        "its notes are too short to be heard",
+    )
     assert rejection("a.mid", b"").reason == "unreadable"
     assert rejection("a.txt", b"X:1").reason == "unreadable"
 

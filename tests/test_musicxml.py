@@ -310,6 +310,14 @@ def test_rounded_durations_of_tuplets_leave_bars_whole_and_notes_tied() -> None:
     assert [bar.reason for bar in to_grid(song, 12)] == [None, None]
 
 
+def test_durations_in_odd_divisions_are_whole_ticks() -> None:
+    odd = "<attributes><divisions>7919</divisions></attributes>"
+    measure = odd + xml_note("C", 4, 1) + xml_note("D", 4, 15837)
+    song = only("a.xml", score({"Voice": [measure]}))
+    assert [note.duration * 40320 for note in song.notes] == [5, 80635]
+    assert lengths(song) == [2]
+
+
 def test_notes_without_a_duration_are_as_long_as_they_are_printed() -> None:
     def printed(step: str, about: str) -> str:
         return xml_note(step, 4, 0, after=about)

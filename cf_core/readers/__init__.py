@@ -239,6 +239,8 @@ def _melody(song: Song, part: str | None) -> Melody:
 def _describe_bars(melody: Melody) -> str:
     """Say how long most bars are, none of which is as long as its time signature says."""
     lengths = Counter((bar.length, bar.meter) for bar in melody.bars)
+    if not lengths:
+        return "its notes are too short to be heard"
     ((length, meter), count), *_ = lengths.most_common(1)
     return (
         f"{count} of {len(melody.bars)} bars are {float(length):g} quarter notes long, but {meter}"

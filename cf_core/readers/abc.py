@@ -23,7 +23,14 @@ from cf_core.readers.abc_notation import (
     parse_note,
 )
 from cf_core.readers.abc_voice import Voice
-from cf_core.readers.limits import MAX_BARS, MAX_TITLE, RejectedError, choose_part, list_names
+from cf_core.readers.limits import (
+    MAX_BARS,
+    MAX_TITLE,
+    MAX_TUNE,
+    RejectedError,
+    choose_part,
+    list_names,
+)
 from cf_core.readers.score import TICKS, order_measures, play
 
 
@@ -164,6 +171,8 @@ class _Tune:
         self._parts = ""
         self._letters = dict(_LETTERS)
         self._macros: dict[str, str] = {}
+        self._room = 8 * MAX_TUNE
+        """Characters that its music may still have, macros written out."""
         for line in _lines(text):
             if line.field:
                 self._field(line.field, line.text)
@@ -247,7 +256,9 @@ class _Tune:
         if self._voice is self._header:
             self._voice = self._voice_of(next(iter(self._declared), "1"))
         line = _SIGN_APART.sub(r"\2\1", line.translate(_TYPED))
-        for token in _TOKEN.finditer(expand_macros(line, self._macros)):
+        text = expand_macros(line, self._macros, self._room)
+        self._room -= len(text)
+        for token in _TOKEN.finditer(text):
             if token.lastgroup is not None:
                 self._token(token)
 

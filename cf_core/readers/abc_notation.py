@@ -7,7 +7,8 @@ from html import unescape
 from typing import NamedTuple
 from unicodedata import normalize
 
-from cf_core.readers.score import Time, simplify
+from cf_core.readers.limits import RejectedError
+from cf_core.readers.score import Time, to_time
 
 # ---- keys --------------------------------------------------------------------------------------
 
@@ -124,10 +125,6 @@ IN_NOTE = re.compile(
 """Pattern of a note with its tie, with a named group for each part."""
 
 
-_FINEST = 9_999
-"""Largest denominator of a length, in ticks, that is kept."""
-
-
 class AbcNote(NamedTuple):
     """A note as written."""
 
@@ -156,18 +153,11 @@ def parse_note(text: str) -> AbcNote | None:
 
 @lru_cache(4096)
 def parse_length(length: str, unit: Time) -> Time:
-    """Return a length such as "3/2", "/" or "//" in ticks; an empty one is one `unit`.
-
-    Lengths that programs write with many digits, such as "60001/250000" or those of `L:1/1875000`,
-    are rounded to a tick: sums of such fractions would grow without end.
-    """
+    """Return a length such as "3/2", "/" or "//" in ticks; an empty one is one `unit`."""
     over, _, under = length.partition("/")
     slashes, under = length.count("/"), under.lstrip("/")
     divisor = int(under) if under else 2**slashes
-    if not divisor:
-        return 0
-    exact = Fraction(unit * int(over or 1), divisor)
-    return simplify(exact) if exact.denominator <= _FINEST else round(exact)
+    return to_time(Fraction(unit * int(over or 1), divisor)) if divisor else 0
 
 
 # ---- macros ------------------------------------------------------------------------------------
@@ -188,8 +178,11 @@ def add_macro(macros: dict[str, str], text: str) -> None:
         macros[target] = meaning
 
 
-def expand_macros(line: str, macros: dict[str, str]) -> str:
-    """Return a line of music with its macros written out; texts, decorations and fields stay."""
+def expand_macros(line: str, macros: dict[str, str], room: int) -> str:
+    """Return a line of music with its macros written out; texts, decorations and fields stay.
+
+    Raises `RejectedError` where the macros take more than `room` characters.
+    """
     if not macros:
         return line
     targets = sorted(macros, key=len, reverse=True)
@@ -199,10 +192,14 @@ def expand_macros(line: str, macros: dict[str, str]) -> str:
     ]
 
     def meaning(found: re.Match[str]) -> str:
+        nonlocal room
         if found.lastgroup is None:
             return found[0]
         number = found.lastgroup[1:]
         text = macros[targets[int(number)]]
+        room -= len(text)
+        if room < 0:
+            raise RejectedError("too large", "its macros are too long, written out")
         note = found.groupdict().get(f"n{number}")
         if note is None:
             return text

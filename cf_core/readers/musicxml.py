@@ -31,7 +31,7 @@ from cf_core.readers.score import (
     parse_meter,
     parse_numbers,
     play,
-    simplify,
+    to_time,
 )
 
 
@@ -256,9 +256,9 @@ class _Reader:
         """Ticks of a note or a move; of a note that gives none, what its printed value says."""
         text = (element.findtext("duration") or "").strip()
         if not text:
-            return simplify(_printed(element) * TICKS)
+            return to_time(_printed(element) * TICKS)
         divisions = _exact(text, "duration")
-        return simplify(Fraction(max(divisions, 0) * TICKS) / self._divisions)
+        return to_time(Fraction(max(divisions, 0) * TICKS) / self._divisions)
 
     def _name_signs(self, measure: Measure, direction: Element) -> None:
         for sound in direction.iter("sound"):
@@ -273,7 +273,7 @@ class _Reader:
             offset = direction.find("offset")
             if offset is None or (direction.tag == "direction" and offset.get("sound") != "yes"):
                 return 0
-        return simplify(Fraction(_number(offset.text)) * TICKS / self._divisions)
+        return to_time(Fraction(_number(offset.text)) * TICKS / self._divisions)
 
     def _note(self, measure: Measure, note: Element, onset: Time, duration: Time) -> None:
         """Add a note that sounds on the staff and in the voice that are read."""

@@ -35,6 +35,11 @@ def simplify(time: Time) -> Time:
     return time if isinstance(time, int) or time.denominator != 1 else time.numerator
 
 
+def to_time(ticks: Fraction) -> Time:
+    """Round a written length to a tick, unless its denominator is small: sums could grow long."""
+    return simplify(ticks) if ticks.denominator < 1000 else round(ticks)
+
+
 @lru_cache(2**16)
 def to_quarters(time: Time) -> Fraction:
     """Convert ticks to quarter notes."""
@@ -397,11 +402,11 @@ def _add(notes: list[list[Time]], tied: dict[int, list[Time]], start: Time, note
 
 
 def _add_bar(bars: list[Bar], bar: Bar) -> None:
-    """Append a bar, and make one bar of the last few if they are short and fill one together."""
+    """Append a bar, and make one bar of the last few, up to 16, if they fill one together."""
     bars.append(bar)
     full = to_quarters(full_bar(bar.meter))
     length = Fraction(0)
-    for index in range(len(bars) - 1, -1, -1):
+    for index in range(len(bars) - 1, max(len(bars) - 17, -1), -1):
         length += bars[index].length
         if bars[index].meter != bar.meter or bars[index].length >= full or length > full:
             return
