@@ -154,6 +154,18 @@ SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
             ],
             [C, D, E, C, F, G],
         ),
+        # The bracket of the last ending is shorter than the one before it.
+        (
+            [
+                "C",
+                f"D{ending('1')}",
+                f"E{ending('1', 'right', end=True)}",
+                f"F{ending('2')}{ending('2', 'right').replace('stop', 'discontinue')}",
+                f"G{END}",
+                "C",
+            ],
+            [C, D, E, C, F, G, C],
+        ),
         (["C", 'D<sound forward-repeat="yes"/>', f"E{END}"], [C, D, E, D, E]),
         ([f"C{played(99)}", "D"], [C, C, C, C, D]),
         (["C", f"D{words('Fine')}", f"E{words('D.C. al Fine')}"], [C, D, E, C, D]),

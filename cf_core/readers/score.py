@@ -150,7 +150,9 @@ def _endings(measures: Sequence[Measure]) -> dict[int, _Ending]:
         length = before[1] - before[0]
         # A last ending is as long as the one before it, whatever repeat ends later.
         longer = 0 < length < stop - start and 1 not in measures[start].ending
-        if before[1] == start and longer and measures[stop - 1].times:
+        longer = longer and measures[stop - 1].times > 0
+        shorter = _is_cut_short(measures, start, stop, start + length)
+        if before[1] == start and (longer or shorter):
             stop = start + length
         elif _goes_on(measures, start, limit):
             stop = limit
@@ -183,6 +185,15 @@ def _goes_on(measures: Sequence[Measure], start: int, limit: int) -> bool:
     inner = measures[start : limit - 1]
     opened = any(measure.opens for measure in measures[start + 1 : limit])
     return not (opened or any(measure.times for measure in inner))
+
+
+def _is_cut_short(measures: Sequence[Measure], start: int, stop: int, end: int) -> bool:
+    """Whether an ending goes on past its bracket, to the first repeat sign after it, at `end`."""
+    if not stop < end <= len(measures):
+        return False
+    signs = any(_opens(measure) or measure.ending for measure in measures[stop:end])
+    *inner, last = [measure.times for measure in measures[start:end]]
+    return last > 0 and not (signs or any(inner))
 
 
 def _shares(measures: Sequence[Measure], start: int, stop: int) -> bool:
@@ -267,10 +278,7 @@ class _Player:
         self._is_open = measure.opens if begins else self._is_open
 
     def _skips_ending(self) -> bool:
-        """Skip an ending that is not for this turn.
-
-        After a jump, skip all but the last, unless Fine or "to the coda" stands in an earlier one.
-        """
+        """Skip an ending for another turn; after a jump, all but the last or what leads out."""
         ending = self._inside = self._endings.get(self._index, self._inside)
         if ending is None or ending.start != self._index:
             return False
@@ -287,12 +295,13 @@ class _Player:
 
     def _leads_out(self, ending: _Ending) -> bool:
         """Whether Fine or "to the coda" stands in an ending, and in no later one of its row."""
-        row = [ending]
-        while not row[-1].is_last:
-            row.append(self._endings[row[-1].stop])
-        inside = (self._measures[one.start : one.stop] for one in row)
-        leads, *others = (any(m.fine or m.to_coda for m in ms) for ms in inside)
-        return leads and not any(others)
+        signs = []
+        while True:
+            inside = self._measures[ending.start : ending.stop]
+            signs.append(any(measure.fine or measure.to_coda for measure in inside))
+            if ending.is_last:
+                return signs[0] and not any(signs[1:])
+            ending = self._endings[ending.stop]
 
     def _repeats(self, measure: Measure) -> bool:
         """Whether the music goes back after this measure.
