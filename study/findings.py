@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from cf_core.errors import ConfigError
+from cf_core.errors import ConfigError, RecordsError
 from cf_core.files import AnyPath, replacing
 from evaluation.controls import CONTROLS, rate_controls
 from evaluation.figures import (
@@ -105,13 +105,17 @@ def draw(store: Store, meter: str | None = None) -> Iterator[AnyPath]:
     Each is written as SVG and PNG. A figure for which the study has no data is left out. With a
     `meter`, the figures that compare methods are drawn of the pairs in this meter, into a folder of
     its own, after the verdicts on these pairs. Choices among the points are made in this meter,
-    too. Raises `ConfigError` if the study has no pairs in it, `RecordsError` in a publication.
+    too. Raises `ConfigError` if the study has no pairs in it, and `RecordsError` if it is a
+    publication. Raises `RecordsError`, with a meter or without, if no job is done yet.
     """
     folder = store.root / "figures"
+    if meter is not None:
+        store.need_whole("outcomes of all pairs")
+    if not Ledger(store).list_done():
+        raise RecordsError(f"{store.root}: no job is done yet; run the study first")
     if meter is None:
         figures = _figures(store)
     else:
-        store.need_whole("outcomes of all pairs")
         config = StudyConfig.restored(store.record)
         metrics, found = _measure_meter(store, config, meter)
         folder /= meter.replace("/", "-")

@@ -398,9 +398,10 @@ def test_rules_that_make_no_sense(
     _refused(cf_study("select", store.root, *options), problem)
 
 
-def test_figures_of_an_unfinished_study(cf_study: Run, store: Store) -> None:
-    outcome = cf_study("frontier", store.root)
-    _refused(outcome, "the table metrics has no coherency", "evaluate some trials first")
+@pytest.mark.parametrize("options", [[], ["--meter", "4/4"]])
+def test_figures_of_an_unfinished_study(cf_study: Run, store: Store, options: list[str]) -> None:
+    outcome = cf_study("frontier", store.root, *options)
+    _refused(outcome, f"{store.root}: no job is done yet; run the study first")
     assert not outcome.out  # there are no findings to tell
 
 
