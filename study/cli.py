@@ -184,7 +184,7 @@ def run(
         study.run_studies(configs, reporter)
 
 
-@app.command(epilog="Example: cf-study status quickstart lambda0.03-style4-seed0")
+@app.command(epilog="Example: cf-study status quickstart lambda0.3-style4-seed0")
 def status(
     folder: Folder,
     trial: Annotated[

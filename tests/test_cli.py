@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -25,7 +26,7 @@ from cf_core.melody import Note
 from cf_core.readers import read_file
 from cf_core.render import write_midi
 from study import cli
-from study.config import StudyConfig
+from study.config import StudyConfig, load_config
 from study.ledger import Failure, Ledger
 from study.search import list_first_trials
 from study.store import Store
@@ -102,6 +103,12 @@ def test_help_shows_an_example(cf_study: Run, command: CommandInfo) -> None:
     outcome = cf_study(command.callback.__name__, "--help")
     assert outcome.code == 0
     assert f"Example: cf-study {command.callback.__name__} " in outcome.out
+
+
+def test_the_example_of_status_names_a_trial_of_the_quickstart(cf_study: Run) -> None:
+    shown = cf_study("status", "-h").out
+    (example,) = re.findall("Example: cf-study status quickstart (.*)", shown)
+    assert example in [trial.id for trial in list_first_trials(load_config("quickstart"))]
 
 
 def test_the_commands_are_those_promised() -> None:
