@@ -14,6 +14,9 @@ _PATTERN = re.compile(
     r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", re.ASCII
 )
 
+_ALIKE = 0.7
+"""How alike names must be for one to be offered in place of another; "nope" is no "copied"."""
+
 _SIGNS: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -74,7 +77,7 @@ class Condition:
 def check_name(name: str, names: Collection[str]) -> None:
     """Raise `ValueError`, with the nearest name, where `name` is none of `names`."""
     if name not in names:
-        near = get_close_matches(name, names, 1)
+        near = get_close_matches(name, names, 1, cutoff=_ALIKE)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
         raise ValueError(f"{name}: no such name; {hint}")
 

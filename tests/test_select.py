@@ -176,6 +176,7 @@ def test_a_point_without_the_metric_of_a_condition_does_not_meet_it(store: Store
     [
         ("jugde", RULE, r"jugde: no such name; did you mean judge\?"),
         ("judge", ["z_distanc <= 1"], r"did you mean z_distance\?"),
+        ("nope", RULE, r"nope: no such name; there are judge, search_"),
         ("judge", ["beauty > 1"], r"beauty: no such name; there are judge, search_"),
         ("judge", ["z_distance"], r'"z_distance": a condition must read like'),
         ("judge", ["z_distance <= much"], r"a condition must read like"),
