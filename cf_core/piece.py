@@ -87,7 +87,7 @@ class Piece:
             melody = read_melody(name, data, "1")
             if chords == "reject":
                 raise MelodyError(
-                    f"{error}; with chords: top, one line of its first part is taken"
+                    f"{error}; set chords to top, which takes one line of its first part"
                 ) from None
         return cls.of(name, melody, form, chords)
 
@@ -157,7 +157,7 @@ class Piece:
                 found.append(self.take(start))
         if not found:
             chords = any(bar.reason == "chord" for bar in self.bars)
-            advice = "take the top notes of chords (chords: top), " if chords else ""
+            advice = "set chords to top, which takes their top notes, " if chords else ""
             raise MelodyError(
                 f"{self.name}: no {form.bars_per_segment} neighbouring bars with notes that the"
                 f" bundle can take: it knows {_enumerate(form.meters)}, steps at each"

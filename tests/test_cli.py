@@ -692,7 +692,7 @@ def test_the_tempo_is_that_of_left_unless_given(cf_study: Run, tunes: Path) -> N
         (["a.mid", "b.mid", "--output", "./a.mid"], ["would replace LEFT", "another name"]),
         (["a.mid", "b.mid", "--output", "b.mid"], ["would replace RIGHT"]),
         (["t-2.mid", "b.mid", "--output", "t.mid", "--alternatives", "2"], ["would replace LEFT"]),
-        (["chords.mid", "b.mid"], ["no melody track", "chords: top"]),
+        (["chords.mid", "b.mid"], ["no melody track", "set chords to top"]),
         (["a.mid", "high.mid"], ["pitches 36 to 96", "its pitches: 97 to 112"]),
     ],
 )

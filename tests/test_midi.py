@@ -374,6 +374,7 @@ def test_channels_of_one_track_may_have_names_of_their_own() -> None:
         rejection("a.mid", data, "Oboe").detail
         == "'Oboe' is not one of 1 'Flute', 2 'Horn', 3 'Song'"
     )
+    assert rejection("a.mid", midi(notes), "Oboe").detail == "'Oboe' is not one of 1, 2, 3"
 
 
 def test_the_title_is_the_first_name_or_that_of_a_karaoke_file() -> None:

@@ -74,5 +74,6 @@ def choose_part(names: list[str], part: str) -> int:
 
 
 def list_names(names: list[str]) -> str:
-    """List names with their numbers from 1, for an error message."""
-    return ", ".join(f"{number} {name!r}" for number, name in enumerate(names, start=1))
+    """List names with their numbers from 1, for an error message; a part may have no name."""
+    numbered = enumerate(names, start=1)
+    return ", ".join(f"{number} {name!r}" if name else f"{number}" for number, name in numbered)
