@@ -32,8 +32,10 @@ def write_tune(pitches: tuple[int, ...], path: Path) -> Path:
 
 def main() -> None:
     """Fuse the files that are named, or two of its own."""
+    if len(sys.argv) not in (1, 3):
+        sys.exit(__doc__)
     if sys.argv[1:]:
-        left, right = map(Path, sys.argv[1:3])
+        left, right = map(Path, sys.argv[1:])
     else:
         left = write_tune(LEFT, Path("example-left.mid"))
         right = write_tune(RIGHT, Path("example-right.mid"))

@@ -43,7 +43,9 @@ class Shift(Rival):
 
 
 if __name__ == "__main__":
-    source, results = sys.argv[1:3]
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    source, results = sys.argv[1:]
     rivals = ['evaluation.rivals=["own_rival:Shift"]', "evaluation.shift.amounts=[0.2, 1]"]
     places = ["name=own-rival", f"corpus.source={source}", f"execution.results={results}"]
     config = study.load_config(Path(__file__).with_name("small.yaml"), [*rivals, *places])

@@ -1,8 +1,8 @@
 # ruff: noqa: T201
 """Run a whole study from Python: plan it, run it, list its jobs, select a bundle by another rule.
 
-The settings are those of small.yaml. Give a folder of melodies (forty or more) and a folder for the
-results. A study that is there already goes on from its records.
+The settings are those of small.yaml. Give a folder of melodies (forty or more in 4/4 or 2/2) and a
+folder for the results. A study that is there already goes on from its records.
 
     python examples/study_from_python.py MELODIES RESULTS
 """
@@ -32,4 +32,6 @@ def main(melodies: str, results: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

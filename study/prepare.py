@@ -61,7 +61,7 @@ def find_corpus(config: StudyConfig, reporter: Reporter) -> Corpus:
         if (songs := len(np.unique(corpus.song[corpus.segments(split)]))) < 4:
             raise UserError(
                 f"corpus.source: only {songs} songs are left for {name}, but at least 4 are needed"
-                " to compare songs with others; add melodies"
+                f" to compare songs with others; add melodies in {', '.join(config.melody.meters)}"
             )
     sizes = ", ".join(
         f"{len(corpus.segments(split)):,} for {name}"
