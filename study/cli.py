@@ -650,10 +650,12 @@ def _open(folder: str) -> "Store":
     path = Path(folder)
     if path.exists() or path.name != folder:
         return study.open(path)
-    if not Path("results", folder).exists():
-        known = sorted(found.parent.name for found in Path("results").glob("*/study.json"))
+    results = Path("results").resolve()
+    if not (results / folder).exists():
+        known = sorted(found.parent.name for found in results.glob("*/study.json"))
         raise UserError(
-            f"{folder}: no study of that name here; there are: {', '.join(known) or 'none'}"
+            f"{folder}: no study of that name in {results}, where there are:"
+            f" {', '.join(known) or 'none'}; give one of them, or the folder of a study"
         )
     return study.open(Path("results", folder))
 

@@ -282,7 +282,7 @@ def test_a_study_is_named_or_pointed_at(cf_study: Run, store: Store, study: str)
 @pytest.mark.parametrize(
     ("study", "problem"),
     [
-        ("nil", "nil: no study of that name here; there are: tiny"),
+        ("nil", "results, where there are: tiny; give one of them, or the folder"),
         ("a/nil", "a/nil: is not the folder of a study"),
         (".", ".: is not the folder of a study"),
     ],
