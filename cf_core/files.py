@@ -178,6 +178,8 @@ def replacing(path: AnyPath, failure: type[UserError] = UserError) -> Iterator[P
             yield temporary
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
+        if isinstance(error, FileExistsError):  # in place of a parent folder
+            reason = f"{error.filename} is a file"
         raise failure(f"{path}: can't be written ({reason}); choose another place") from error
 
 

@@ -688,7 +688,10 @@ def test_the_tempo_is_that_of_left_unless_given(cf_study: Run, tunes: Path) -> N
         (["a.mid", "b.mid", *["--part", "1"] * 3], ["--part: given 3 times"]),
         (["a.mid", "b.mid", "--bundle", "nil"], ["nil: no bundle here"]),
         (["a.mid", "b.mid", "--output", "out.txt"], ["out.txt", "must end in .mid"]),
-        (["a.mid", "b.mid", "--output", "a.mid/out.mid"], ["a.mid/out.mid: can't be written"]),
+        (
+            ["a.mid", "b.mid", "--output", "a.mid/out.mid"],
+            ["a.mid/out.mid: can't be written (a.mid is a file)"],
+        ),
         (["a.mid", "b.mid", "--output", "./a.mid"], ["would replace LEFT", "another name"]),
         (["a.mid", "b.mid", "--output", "b.mid"], ["would replace RIGHT"]),
         (["t-2.mid", "b.mid", "--output", "t.mid", "--alternatives", "2"], ["would replace LEFT"]),
