@@ -65,6 +65,8 @@ class Fused:
     """By how many semitones the right piece was moved before."""
     around: tuple[Passage, Passage] = (Passage(), Passage())
     """What stands before the left segment in its piece, and after the right one in its own."""
+    left_out: tuple[BarRange | None, BarRange | None] = (None, None)
+    """Bars behind the left segment and ahead of the right one, which the whole tune leaves out."""
     fit: float | None = None
     """How much the fused halves tell of each other, log p(right | left) - log p(right), in nats;
     None for a bundle without models of notes."""
@@ -258,6 +260,7 @@ def fuse_files(
         tunes=(before.tune, after.tune),
         transposed=shift,
         around=(before.before(last), _move(after.after(first), shift)),
+        left_out=(before.leave_out(last, is_left=True), after.leave_out(first, is_left=False)),
     )
     return unfused.redraw(bundle, seed, style, edits)
 

@@ -187,6 +187,12 @@ class Piece:
         )
         return Passage(notes, tuple(bar._replace(start=bar.start - start) for bar in bars[first:]))
 
+    def leave_out(self, segment: Segment, *, is_left: bool) -> BarRange | None:
+        """The bars behind a left segment, or ahead of a right one, if there are any."""
+        (first, last), start = segment.bars, 1 - self.pickup
+        left_out = (last + 1, start + len(self.bars) - 1) if is_left else (start, first - 1)
+        return left_out if left_out[0] <= left_out[1] else None
+
     def _describe(self) -> str:
         """Describe it, such as "its bars: 30 of 4/4, 2 off grid; its pitches: 55 to 79"."""
         kinds = Counter(bar.reason or f"of {bar.meter}" for bar in self.bars)

@@ -592,12 +592,16 @@ def _account(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[st
     lambda_ = "fixed" if fused.lambda_ is None else fused.lambda_
     lead = "" if fused.lead is None else f", lead {fused.lead:g}"
     how = f"{_account_draw(fused)}, λ {lambda_}, iterations {fused.iterations}{lead}"
-    return [*taken, f"{how}, tempo {fused.tempo:g}", *_account_tune(fused, whole=whole)]
+    lines = [*taken, f"{how}, tempo {fused.tempo:g}"]
+    if fused.lambda_ is not None and not any(fused.edits):
+        lines.append("nothing changed at this λ; to go farther, try --edits 8 or another --seed")
+    return [*lines, *_account_tune(fused, left, right, whole=whole)]
 
 
 def _account_shared(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[str]:
     """Tell what alternatives have in common."""
-    return [*_account_halves(fused, left, right), *_account_tune(fused, whole=whole)]
+    tune = _account_tune(fused, left, right, whole=whole)
+    return [*_account_halves(fused, left, right), *tune]
 
 
 def _account_halves(fused: "Fused", left: Path, right: Path) -> list[str]:
@@ -622,7 +626,7 @@ def _account_draws(drawn: int, different: int) -> str:
     return told if drawn == different else told + hint
 
 
-def _account_tune(fused: "Fused", *, whole: bool) -> list[str]:
+def _account_tune(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[str]:
     """Tell where the seam is in the whole tune, and how far the right piece was moved."""
     lines = []
     if fused.transposed:
@@ -635,6 +639,13 @@ def _account_tune(fused: "Fused", *, whole: bool) -> list[str]:
             f"whole tune: {around + last - first + 1} bars, of which {first}-{last} are fused; the"
             f" seam is between bars {seam - 1} and {seam}"
         )
+    left_out = [
+        f"{path}, bar{f's {bars[0]}-{bars[1]}' if bars[0] < bars[1] else f' {bars[0]}'}"
+        for path, bars in zip((left, right), fused.left_out, strict=True)
+        if bars is not None
+    ]
+    if whole and left_out:
+        lines.append(f"left out of it: {'; '.join(left_out)}")
     return lines
 
 

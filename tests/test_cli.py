@@ -579,6 +579,21 @@ def test_lead_and_edits_are_told_and_can_be_repeated(
         assert (tunes / "out.mid").read_bytes() == written
 
 
+def test_bars_that_the_whole_tune_leaves_out_are_told(cf_study: Run, tunes: Path) -> None:
+    chosen = ("--left-bars", "2-3", "--right-bars", "3-4")
+    outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, *chosen)
+    assert "left out of it: a.mid, bar 4; b.mid, bars 1-2\n" in outcome.out
+    assert "left out" not in cf_study("fuse", "a.mid", "b.mid", *OUT, *chosen, "--no-whole").out
+
+
+def test_a_fusion_in_which_nothing_changed_says_what_to_try(cf_study: Run, tunes: Path) -> None:
+    hint = "nothing changed at this λ; to go farther, try --edits 8"
+    for *far, told in (("--lambda", 10, True), ("--edits", 12, False)):
+        outcome = cf_study("fuse", "a.mid", "b.mid", "--output", "out.mid", *far)
+        edited = re.findall(r": (\d+) of 48 grid steps edited", outcome.out)
+        assert (edited == ["0", "0"], hint in outcome.out) == (told, told)
+
+
 def test_the_fused_segments_may_be_written_alone(cf_study: Run, tunes: Path) -> None:
     outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, "--no-whole")
     assert outcome.code == 0

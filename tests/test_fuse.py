@@ -91,6 +91,7 @@ def test_the_last_segment_of_left_meets_the_first_of_right(
 def test_bars_are_chosen_as_the_piece_counts_them(left: Path, right: Path, bundle: Bundle) -> None:
     fused = fuse_files(left, right, bundle, left_bars=(1, 2), right_bars=(3, 4))
     assert fused.bars == ((1, 2), (3, 4))
+    assert fused.left_out == ((3, 8), (1, 2))
     scale = [(pitch, 4) for pitch in (60, 62, 64, 65, 67, 69, 71, 72)]
     assert fused.inputs[0].tolist() == _tokens(*scale)
     assert fused.inputs[1].tolist() == _tokens((64, 8), (65, 8), (66, 8), (67, 8))
@@ -350,6 +351,7 @@ def test_the_whole_tune_is_left_the_fused_segments_and_right(
     assert markers == [(start, "fused"), (Fraction(21), "seam"), (end, "end of fused")]
     assert meters == [(Fraction(0), "1/4"), (Fraction(1), "4/4")]
     assert fused.bars_in_tune == (4, 7)  # as left's bars are numbered
+    assert fused.left_out == ((6, 8), None)
     before = [note for note in notes if note.onset < start]
     assert [note.pitch for note in before[:5]] == [67, 60, 62, 64, 65]
     assert before[-1].onset + before[-1].duration <= start
