@@ -99,6 +99,9 @@ def test_abc_that_gives_no_melody() -> None:
         "\n \n% bar 1\nC4|D4|\n\nE4|\n",
         "Q:1/4=90\n\n+pp+ C4|!trill!D4|\n\nand words\n",
         '\nV:1\n[V:1] "for two times"C4|D4|\n\nE4|\n',
+        "\n[V:1]\nC4|D4|\n\nE4|\n",
+        "\n[|\nC4|D4|\n\nE4|\n",
+        "\nZ|\nC4|D4|\n\nE4|\n",
     ],
 )
 def test_an_empty_line_before_the_music_ends_no_tune(body: str) -> None:

@@ -72,10 +72,13 @@ _EMPTY_BODY = re.compile(r"^[ \t]*K:.*\n[ \t]*\n+[ \t]*(?![A-Za-z+]:)\S", re.MUL
 # A line such as "C:|" is music: a letter before a repeat sign is a note, not the name of a field.
 _FIELD = re.compile(r"(?P<name>[A-Za-z+]):(?!(?<=[A-Ga-gxzXZ]:)\s*[:|\]])(?P<value>.*)")
 _COMMENT = re.compile(r"(?<!\\)%.*")
-_BESIDE_MUSIC = re.compile(r'"[^"]*"|![^!]*!|\+[^+]*\+|\{[^}]*\}|\[[A-Za-z]:[^]]*\]')
+_BESIDE_MUSIC = re.compile(
+    r'"[^"]{0,999}"|![^!]{0,999}!|\+[^+]{0,999}\+|\{[^}]{0,999}\}|\[[A-Za-z]:[^]]{0,999}\]'
+)
 """Texts, decorations, graces and fields within a line of music."""
-_PROSE = re.compile(r"[h-wyH-WY]{2}|^[^A-Ga-gxz]*$")
-"""Two letters that never stand side by side in music, or no note and no rest at all."""
+_PROSE = re.compile(r"[h-wyH-WY]{2}|^(?!.*[A-Ga-gxzXZ])[\s|:\[\]]*[^\s|:\[\]]")
+"""Two letters that hardly ever stand side by side in music, or what is no note, rest or bar line,
+without a note or a rest."""
 
 
 class _Line(NamedTuple):
