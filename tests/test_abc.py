@@ -184,6 +184,7 @@ def letters(song: Melody) -> str:
         ("|:C4|1D4!fine!:|2E4|]F4!D.C.!|", "CDCEFCD"),  # in an ending that is else not taken
         ("|:C4|1D4!fine!:|2E4!fine!|]F4!D.C.!|", "CDCEFCE"),
         ("|:C4|1D4!dacoda!:|2E4|]F4!D.C.!|]!coda!G4|", "CDCEFCDG"),
+        ("|:C4|1D4!dacoda!:|2E4|]F4!D.C.!|", "CDCEFCEF"),  # there is no coda
     ],
 )
 def test_the_order_of_play(music: str, order: str) -> None:

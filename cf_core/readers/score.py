@@ -294,11 +294,11 @@ class _Player:
         return skips
 
     def _leads_out(self, ending: _Ending) -> bool:
-        """Whether Fine or "to the coda" stands in an ending, and in no later one of its row."""
-        signs = []
+        """Whether Fine or a way to the coda is in an ending, and in no later one of its row."""
+        signs, has_coda = [], self._coda is not None
         while True:
             inside = self._measures[ending.start : ending.stop]
-            signs.append(any(measure.fine or measure.to_coda for measure in inside))
+            signs.append(any(each.fine or (each.to_coda and has_coda) for each in inside))
             if ending.is_last:
                 return signs[0] and not any(signs[1:])
             ending = self._endings[ending.stop]
