@@ -579,14 +579,16 @@ def test_lead_and_edits_are_told_and_can_be_repeated(
         assert (tunes / "out.mid").read_bytes() == written
 
 
-def test_bars_that_the_whole_tune_leaves_out_are_told(cf_study: Run, tunes: Path) -> None:
+@pytest.mark.usefixtures("tunes")
+def test_bars_that_the_whole_tune_leaves_out_are_told(cf_study: Run) -> None:
     chosen = ("--left-bars", "2-3", "--right-bars", "3-4")
     outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, *chosen)
     assert "left out of it: a.mid, bar 4; b.mid, bars 1-2\n" in outcome.out
     assert "left out" not in cf_study("fuse", "a.mid", "b.mid", *OUT, *chosen, "--no-whole").out
 
 
-def test_a_fusion_in_which_nothing_changed_says_what_to_try(cf_study: Run, tunes: Path) -> None:
+@pytest.mark.usefixtures("tunes")
+def test_a_fusion_in_which_nothing_changed_says_what_to_try(cf_study: Run) -> None:
     hint = "nothing changed at this λ; to go farther, try --edits 8"
     for *far, told in (("--lambda", 10, True), ("--edits", 12, False)):
         outcome = cf_study("fuse", "a.mid", "b.mid", "--output", "out.mid", *far)
