@@ -627,7 +627,7 @@ def _account_draws(drawn: int, different: int) -> str:
 
 
 def _account_tune(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[str]:
-    """Tell where the seam is in the whole tune, and how far the right piece was moved."""
+    """Tell how far the right piece was moved, where the seam is, and what the tune leaves out."""
     lines = []
     if fused.transposed:
         lines.append(f"the right piece moved by {fused.transposed:+d} semitones")
@@ -645,7 +645,7 @@ def _account_tune(fused: "Fused", left: Path, right: Path, *, whole: bool) -> li
         if bars is not None
     ]
     if whole and left_out:
-        lines.append(f"left out of it: {'; '.join(left_out)}")
+        lines.append(f"left out of the whole tune: {'; '.join(left_out)}")
     return lines
 
 

@@ -583,7 +583,7 @@ def test_lead_and_edits_are_told_and_can_be_repeated(
 def test_bars_that_the_whole_tune_leaves_out_are_told(cf_study: Run) -> None:
     chosen = ("--left-bars", "2-3", "--right-bars", "3-4")
     outcome = cf_study("fuse", "a.mid", "b.mid", *OUT, *chosen)
-    assert "left out of it: a.mid, bar 4; b.mid, bars 1-2\n" in outcome.out
+    assert "left out of the whole tune: a.mid, bar 4; b.mid, bars 1-2\n" in outcome.out
     assert "left out" not in cf_study("fuse", "a.mid", "b.mid", *OUT, *chosen, "--no-whole").out
 
 
