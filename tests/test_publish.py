@@ -345,6 +345,9 @@ def test_the_reference_is_whole_and_can_be_drawn() -> None:
         stored = store.verdicts.select(own.columns).collect().sort(panel)
         assert own.height > 300
         assert_frame_equal(own, stored)
+        near = store.matched.group_by(panel).agg(pl.col("candidates").min()).collect()
+        alone = own.join(near.filter(candidates=0), on=panel, how="semi")
+        assert alone["verdict"].is_null().all()  # the inputs stand in for one of the sides
         assert next(findings._figures(store))[0] == "likeness"
 
 
