@@ -53,12 +53,13 @@ _HEARD = (
     " edit distances of both halves from the inputs, as decoded, differ; at a lead other than 0.5"
     " each distance is weighed with the other half's share of the step. An application is kept"
     " unless it scores less; then it is undone, and no more are needed. The result is decoded and"
-    " drawn anew as often as drafts says, at the price of λ; what was drawn is encoded and decoded."
-    " Of the result and its drafts, the first with the highest score is what comes out. A half that"
-    " is decoded as its input is keeps the input's tokens. The price is price at λ = 1 and 0 at λ ="
-    " free, linear in log λ between, and rises by near with every factor of ten above 1. With"
-    " another lead, each half takes a share of every step of G, min(1, 2 lead) of the left and"
-    " min(1, 2 (1 - lead)) of the right one, and its price is divided by its share."
+    " drawn anew as often as drafts says, at the price of λ; each half that this changes is encoded"
+    " and decoded. Of the result and its drafts, the first with the highest score is what comes"
+    " out. A half that is decoded as its input is keeps the input's tokens. The price is price at λ"
+    " = 1 and 0 at λ = free, linear in log λ between, and rises by near with every factor of ten"
+    " above 1. With another lead, each half takes a share of every step of G, min(1, 2 lead) of the"
+    " left and min(1, 2 (1 - lead)) of the right one, and its price is divided by its share; a half"
+    " whose share is 0 is not drawn anew."
 )
 
 
@@ -68,9 +69,9 @@ def export_bundle(
     """Write the folder of an export, whole or not at all; return the sizes of its files in bytes.
 
     `progress` is called with how many graphs are done, and of how many, before each one. An earlier
-    export at `path` is replaced. Equal bundles give equal bytes with equal versions of
-    the libraries. Raises `BundleError` where the extra `export` is not installed, where `path`
-    holds anything but an export, and where it can't be written.
+    export at `path` is replaced. Equal bundles give equal bytes with equal versions of the
+    libraries. Raises `BundleError` where the extra `export` is not installed, where `path` holds
+    anything but an export, and where it can't be written.
     """
     _check_installed()
     with replacing_folder(path, "an export", _is_export, BundleError) as temporary:
