@@ -136,8 +136,8 @@ class Continuation(nn.Module):
     ) -> Float[Tensor, "B n V"]:
         """As `forward`, at the steps `asked` of melodies of these kinds of bars.
 
-        `pitch` is what `follow_pitch` finds before these steps. One row of kinds and steps may
-        stand for all melodies.
+        `pitch` is what `follow_pitch` finds before these steps. One kind and one row of
+        steps, together, may stand for all melodies.
         """
         window, struck, hangs = self._read(tokens, pitch, kinds, asked)
         steps = asked % look_up(self.lengths, kinds)[:, None]

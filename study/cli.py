@@ -480,6 +480,8 @@ def fuse(
     )
     if alternatives == 1:
         made, paths, lines = [first], [output], _account(first, left, right, whole=whole)
+        if edits is None and first.lambda_ is not None and not any(first.edits):
+            lines.append("nothing changed at this λ; --edits 8 goes farther")
     else:
         made = _redraw(first, loaded, range(seed + 1, seed + alternatives), chosen, edits)
         paths = numbered[: len(made)]
@@ -592,10 +594,11 @@ def _account(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[st
     lambda_ = "fixed" if fused.lambda_ is None else fused.lambda_
     lead = "" if fused.lead is None else f", lead {fused.lead:g}"
     how = f"{_account_draw(fused)}, λ {lambda_}, iterations {fused.iterations}{lead}"
-    lines = [*taken, f"{how}, tempo {fused.tempo:g}"]
-    if fused.lambda_ is not None and not any(fused.edits):
-        lines.append("nothing changed at this λ; to go farther, try --edits 8 or another --seed")
-    return [*lines, *_account_tune(fused, left, right, whole=whole)]
+    return [
+        *taken,
+        f"{how}, tempo {fused.tempo:g}",
+        *_account_tune(fused, left, right, whole=whole),
+    ]
 
 
 def _account_shared(fused: "Fused", left: Path, right: Path, *, whole: bool) -> list[str]:

@@ -68,7 +68,10 @@ class Condition:
         return over if over or self.sign.endswith("=") else sys.float_info.min
 
     def miss(self) -> pl.Expr:
-        """By how much a point misses the condition, relative to the bound; 0 where it holds."""
+        """By how much a point misses the condition, relative to the bound.
+
+        It is 0 where the condition holds, and at the bound itself.
+        """
         over = pl.col(self.name) - self.bound
         over = over if self.sign.startswith("<") else -over
         return over.clip(lower_bound=0.0) / (abs(self.bound) or 1.0)

@@ -589,7 +589,7 @@ def test_bars_that_the_whole_tune_leaves_out_are_told(cf_study: Run) -> None:
 
 @pytest.mark.usefixtures("tunes")
 def test_a_fusion_in_which_nothing_changed_says_what_to_try(cf_study: Run) -> None:
-    hint = "nothing changed at this λ; to go farther, try --edits 8"
+    hint = "--edits 8"
     for *far, told in (("--lambda", 10, True), ("--edits", 12, False)):
         outcome = cf_study("fuse", "a.mid", "b.mid", "--output", "out.mid", *far)
         edited = re.findall(r": (\d+) of 48 grid steps edited", outcome.out)
