@@ -199,13 +199,6 @@ def test_the_nearest_miss_is_named(store: Store) -> None:
     assert f"{named} with z_distance 1, judge 0.5" in str(caught.value)
 
 
-def test_a_study_without_a_finished_trial(tmp_path: Path) -> None:
-    store = Store(tmp_path / "new")
-    store.claim(CONFIG.identity("abc"), CONFIG.fingerprint("abc"), CONFIG.name)
-    with pytest.raises(UserError, match="no trial is done yet"):
-        rank_candidates(store, rule(RULE))
-
-
 def test_the_bundle_holds_the_chosen_weights(trained: Store, tmp_path: Path) -> None:
     choice = select(trained, rule(RULE), tmp_path / "bundle")
     assert (choice.trial, choice.iterations) == (B, 1)
