@@ -95,6 +95,13 @@ def test_all_machines_have_the_ray_of_the_constraints() -> None:
     assert len(own) == 1
 
 
+def test_all_machines_have_what_workers_import() -> None:
+    (setup,) = load(FOLDER / "ray-up.yaml")["setup_commands"]
+    for installs in (setup, (FOLDER / "Dockerfile").read_text()):
+        (extras,) = re.findall(r"connective-fusion\[([a-z,]+)\]'", installs)
+        assert {"builtin", "study"} <= set(extras.split(","))
+
+
 def test_every_machine_is_there_from_the_start() -> None:
     types = load(FOLDER / "ray-up.yaml")["available_node_types"]
     assert types["worker"]["min_workers"] == types["worker"]["max_workers"]
