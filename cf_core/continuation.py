@@ -150,7 +150,10 @@ class Continuation(nn.Module):
             dropped = chance < self.share
             window = torch.where(dropped, _ABSENT, window)
         rows = (window + torch.arange(_PLACES, device=window.device) * _CODES).flatten(0, 1)
-        seen = functional.embedding_bag(rows, self.window.weight, mode="sum")
+        if torch.compiler.is_exporting():  # a graph would go over the bags one by one
+            seen = functional.embedding(rows, self.window.weight).sum(1)
+        else:
+            seen = functional.embedding_bag(rows, self.window.weight, mode="sum")
         inner = seen.unflatten(0, struck.shape) + (place + self.pitch(struck))
         relative = self.output(dropout(self.body(inner), self.share, random))
         pitches = torch.arange(FIRST_PITCH, self.form.vocabulary, device=struck.device)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnxruntime import InferenceSession
+from onnxruntime import InferenceSession, SessionOptions
 
 from cf_core import export as exports
 from cf_core.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
@@ -45,7 +45,11 @@ class Graphs:
     """The graphs of an exported folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.sessions = {path.stem: InferenceSession(path) for path in folder.glob("*.onnx")}
+        options = SessionOptions()
+        options.intra_op_num_threads = 1  # others would spin, and take the core of other tests
+        self.sessions = {
+            path.stem: InferenceSession(path, options) for path in folder.glob("*.onnx")
+        }
 
     def run(self, name: str, **inputs: np.ndarray) -> list[Any]:
         named = {name.rstrip("_"): values for name, values in inputs.items()}
