@@ -82,11 +82,11 @@ async def _find_rate(client: httpx.AsyncClient, requests: int) -> float:
     """Requests a second while clients ask one after another, refused ones left out."""
     good = _good()
     for _ in range(CLIENTS):
-        await _ask(client, next(good))  # starts the processes that read
+        await ask(client, next(good))  # starts the processes that read
     start, left = perf_counter(), iter(range(requests))
 
     async def go_on() -> int:
-        return sum([(await _ask(client, next(good))).status == 200 for _ in left])
+        return sum([(await ask(client, next(good))).status == 200 for _ in left])
 
     done = await asyncio.gather(*(go_on() for _ in range(CLIENTS)))
     return sum(done) / (perf_counter() - start)
@@ -103,14 +103,15 @@ async def _overload(
         upload = next(good)
         if number % HOSTILE_EVERY == 0:
             upload = {**upload, "left": next(hostile)}
-        tasks.append(asyncio.create_task(_ask(client, upload)))
+        tasks.append(asyncio.create_task(ask(client, upload)))
         # From a quarter on: until then buffers and allocators fill.
         if process is not None and number >= requests // 4 and number % (requests // 10) == 0:
             memory.append(_memory(process))
     return await asyncio.gather(*tasks)
 
 
-async def _ask(client: httpx.AsyncClient, upload: Upload) -> Outcome:
+async def ask(client: httpx.AsyncClient, upload: Upload) -> Outcome:
+    """Send one request; an answer without what its status demands has the status 0."""
     start = perf_counter()
     try:
         answer = await client.post("/fuse", files=upload)

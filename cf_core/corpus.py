@@ -121,7 +121,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class _Windows:
+class Windows:
     """Windows of consecutive bars as model tokens; `song` is an index into all songs' ids."""
 
     tokens: Integer[np.ndarray, "N T"]
@@ -158,7 +158,7 @@ def load_corpus(path: Path, form: MelodyFormat, seed: int) -> Corpus:
     windows = _windows(table, songs, form, form.bars_per_segment)
     kept, song = np.unique(windows.song, return_inverse=True)
     phrases = _windows(table, songs, form, 2)
-    groups = _near_duplicates(phrases, kept)
+    groups = group_near_duplicates(phrases, kept)
     corpus = Corpus(
         form=form,
         tokens=windows.tokens,
@@ -238,7 +238,7 @@ def _read_bars(path: Path) -> pa.Table:
 
 def _windows(
     table: pa.Table, songs: Int64[np.ndarray, "bars"], form: MelodyFormat, length: int
-) -> _Windows:
+) -> Windows:
     """Cut every window of `length` bars that `form` can hold, in the order of songs and bars."""
     form = replace(form, bars_per_segment=length)
     tokens = table["tokens"].combine_chunks()
@@ -272,7 +272,7 @@ def _windows(
     order = np.argsort(first, kind="stable")
     first = first[order]
     bar = table["bar"].to_numpy().astype(np.int64)
-    return _Windows(model[order], songs[first], bar[first], struck_again[order])
+    return Windows(model[order], songs[first], bar[first], struck_again[order])
 
 
 def _adjacent(
@@ -290,7 +290,9 @@ def _adjacent(
     return np.asarray(pairs[np.equal(*kind[pairs].T)])
 
 
-def _near_duplicates(phrases: _Windows, songs: Int64[np.ndarray, "S"]) -> Int64[np.ndarray, "S"]:
+def group_near_duplicates(
+    phrases: Windows, songs: Int64[np.ndarray, "S"]
+) -> Int64[np.ndarray, "S"]:
     """Group the songs that share phrases.
 
     Returns, for each of `songs`, the index of the last song in its group.

@@ -58,7 +58,8 @@ class PackTrainer(Trainer):
         self._conditional = any(trial.lambda_ is None for trial in trials)
         g, d = self._networks(self._styles, conditional=self._conditional, trials=len(trials))
         like = self.latents.sigma_bar
-        self._g, self._d = _Stack(g.to(like)), _Stack(d.to(like))
+        self.g, self.d = Stack(g.to(like)), Stack(d.to(like))
+        """All G and all D, a row for each trial."""
         for row, trial in enumerate(trials):
             g, d = self._networks(trial.style_dim, conditional=trial.lambda_ is None)
             initialise(g, make_random(trial.seed, "fusion", "generator"))
@@ -66,9 +67,10 @@ class PackTrainer(Trainer):
             if settings.gated:
                 # An untrained G starts near the identity, so that λ decides how far it leaves it.
                 nn.init.constant_(g.net.biases[-1][:, : 2 * g.latent_dim], -2.0)
-            self._g.write(self._g.weights[row], g, self._inputs(trial))
-            self._d.write(self._d.weights[row], d, self._inputs(trial))
-        self._average = self._g.weights.clone()
+            self.g.write(self.g.weights[row], g, self._inputs(trial))
+            self.d.write(self.d.weights[row], d, self._inputs(trial))
+        self.average = self.g.weights.clone()
+        """Averages of G's weights over the steps, which are what training gives."""
         self._arrange()
 
     @property
@@ -89,7 +91,7 @@ class PackTrainer(Trainer):
         """
         trial, row = self.trials[place], self.alive.index(place)
         alone, _ = self._networks(trial.style_dim, conditional=trial.lambda_ is None)
-        self._g.read(self._average[row], alone.to(self._average.dtype), self._inputs(trial))
+        self.g.read(self.average[row], alone.to(self.average.dtype), self._inputs(trial))
         return alone.requires_grad_(requires_grad=False)
 
     def take_state(self, place: int) -> dict[str, Tensor]:
@@ -118,7 +120,7 @@ class PackTrainer(Trainer):
         joined = {name: torch.cat([state[name] for state in states], 1) for name in per_trial}
         for name in ("running", "lasted"):
             joined[name] = torch.cat([state[name] for state in states])
-        padded = {name: torch.zeros_like(self._tensors()[name]) for name in _PER_WEIGHT}
+        padded = {name: torch.zeros_like(self.list_tensors()[name]) for name in _PER_WEIGHT}
         for row, (trial, state) in trials:
             for name, (stack, _, network) in self._layouts(trial).items():
                 stack.fill(network, state[name][0])
@@ -131,9 +133,9 @@ class PackTrainer(Trainer):
         rows = [row for row, place in enumerate(self.alive) if place not in places]
         if len(rows) < len(self.alive):
             self.alive = [self.alive[row] for row in rows]
-            self._average = self._average[rows]
-            self._g.keep(rows)
-            self._d.keep(rows)
+            self.average = self.average[rows]
+            self.g.keep(rows)
+            self.d.keep(rows)
             self._arrange()
 
     def report(self, sums: Mapping[str, Tensor], steps: int) -> Progress:
@@ -143,43 +145,44 @@ class PackTrainer(Trainer):
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, as named tensors."""
-        own = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        own = {name: tensor.clone() for name, tensor in self.list_tensors().items()}
         return super().state() | own | {"alive": torch.tensor(self.alive)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go back to a `state()`; the next update equals the one that followed it, bit for bit."""
         super().restore(state)
         self.alive = state["alive"].tolist()
-        device = self._average.device
-        own = {name: state[name].to(device, copy=True) for name in self._tensors()}
-        self._running, self._lasted, self._average = (
+        device = self.average.device
+        own = {name: state[name].to(device, copy=True) for name in self.list_tensors()}
+        self._running, self._lasted, self.average = (
             own[name] for name in ("running", "lasted", "average")
         )
-        self._g.restore(own, "generator")
-        self._d.restore(own, "discriminator")
+        self.g.restore(own, "generator")
+        self.d.restore(own, "discriminator")
         self._arrange()
 
     def update(self) -> dict[str, Tensor]:
         """`d_steps` updates of D, one of G, and one of G's average, for every trial."""
-        self._batches.draw(self.step)
+        self.batches.draw(self.step)
         report = self._graph()
-        gone = self._average.new_full((len(self.trials),), torch.nan)
+        gone = self.average.new_full((len(self.trials),), torch.nan)
         return {name: gone.index_copy(0, self._places, loss) for name, loss in report.items()}
 
-    def _tensors(self) -> dict[str, Tensor]:
-        named = {"running": self._running, "lasted": self._lasted, "average": self._average}
-        for name, stack in (("generator", self._g), ("discriminator", self._d)):
+    def list_tensors(self) -> dict[str, Tensor]:
+        """All that training changes, by name: a row for each trial."""
+        named = {"running": self._running, "lasted": self._lasted, "average": self.average}
+        for name, stack in (("generator", self.g), ("discriminator", self.d)):
             named |= {f"{name}.weights": stack.weights, f"{name}.moments": stack.moments}
             named[f"{name}.decay"] = stack.decay
         return named
 
-    def _layouts(self, trial: Member) -> dict[str, tuple["_Stack", Tensor, nn.Module]]:
+    def _layouts(self, trial: Member) -> dict[str, tuple["Stack", Tensor, nn.Module]]:
         """Stack, values and a network of the trial's shape, for each name in `_PER_WEIGHT`."""
         g, d = self._networks(trial.style_dim, conditional=trial.lambda_ is None)
         like = self.latents.sigma_bar
-        kinds = {"discriminator": (self._d, d.to(like))}
-        tensors, of_g = self._tensors(), (self._g, g.to(like))
-        layouts: dict[str, tuple[_Stack, Tensor, nn.Module]] = {}
+        kinds = {"discriminator": (self.d, d.to(like))}
+        tensors, of_g = self.list_tensors(), (self.g, g.to(like))
+        layouts: dict[str, tuple[Stack, Tensor, nn.Module]] = {}
         for name in _PER_WEIGHT:
             stack, network = kinds.get(name.partition(".")[0], of_g)
             layouts[name] = (stack, tensors[name], network)
@@ -213,7 +216,7 @@ class PackTrainer(Trainer):
         self._places = torch.tensor(self.alive, dtype=torch.int64, device=like.device)
         self._rates = like.new_tensor([[trial.learning_rate] for trial in trials])
         self._has_style = like.new_tensor([float(trial.style_dim > 0) for trial in trials])
-        self._batches = Batches(
+        self.batches = Batches(
             self.latents, self.settings, trials, self._styles, conditional=self._conditional
         )
         # Captured anew: tensors have moved.
@@ -221,20 +224,20 @@ class PackTrainer(Trainer):
 
     def _step(self) -> dict[str, Tensor]:
         """Take one step on the random numbers drawn. Nothing here waits for the device."""
-        *turns, last = self._batches.deal()
+        *turns, last = self.batches.deal()
         report: dict[str, Tensor] = {}
         for batch in turns:
             report = self._update_discriminator(batch)
         report |= self._update_generator(last)
-        self._average.lerp_(self._g.weights, 1.0 - self.settings.ema)
+        self.average.lerp_(self.g.weights, 1.0 - self.settings.ema)
         running = self._running[self._places]
         self._lasted.index_add_(0, self._places, running.long())
         return {name: loss.detach().where(running, torch.nan) for name, loss in report.items()}
 
     def _update_discriminator(self, batch: Batch) -> dict[str, Tensor]:
-        pair, discriminator = _halves(batch.inputs), self._d.network
+        pair, discriminator = _halves(batch.inputs), self.d.network
         with torch.no_grad():
-            fused = self._g.network(pair, batch.style, batch.condition)
+            fused = self.g.network(pair, batch.style, batch.condition)
         real = batch.paired.requires_grad_()
         real_logits = discriminator(_halves(real), batch.paired_condition)
         negatives = [discriminator(each, batch.condition).chunk(2, -1) for each in (pair, fused)]
@@ -242,20 +245,20 @@ class PackTrainer(Trainer):
         eq3 = losses.discriminator_negative(*negatives[0], *negatives[1])
         eq1 = losses.discriminator_loss(eq2, eq3)
         penalty = gradient_penalty(real_logits, real)
-        self._descend(self._d, eq1 + self.settings.gradient_penalty * penalty)
+        self._descend(self.d, eq1 + self.settings.gradient_penalty * penalty)
         return {"eq1": eq1, "eq2": eq2, "eq3": eq3, "gradient_penalty": penalty}
 
     def _update_generator(self, batch: Batch) -> dict[str, Tensor]:
         pair, sigma_bar = _halves(batch.inputs), self.latents.sigma_bar
-        fused = self._g.network(pair, batch.style, batch.condition)
-        logits = self._d.network(fused, batch.condition)
+        fused = self.g.network(pair, batch.style, batch.condition)
+        logits = self.d.network(fused, batch.condition)
         moved = losses.distance(pair, fused, sigma_bar)
         eq5 = losses.generator_adversarial(*logits.chunk(2, -1))
         eq6 = losses.similarity_loss(*moved.chunk(2, -1))
         weighted = losses.similarity_loss(*(batch.lambda_ * moved).chunk(2, -1))
         eq4 = losses.generator_loss(eq5, weighted)
         style = self._style_loss(batch, pair, fused, moved)
-        self._descend(self._g, eq4 + self.settings.style_weight * style)
+        self._descend(self.g, eq4 + self.settings.style_weight * style)
         return {"eq4": eq4, "eq5": eq5, "eq6": eq6, "style": style}
 
     def _style_loss(
@@ -266,13 +269,13 @@ class PackTrainer(Trainer):
             return moved.new_zeros(len(moved))
         some = slice(None, None, COMPARED)
         inputs = pair[0][:, some], pair[1][:, some]
-        other = self._g.network(inputs, batch.other_style[:, some], batch.condition[:, some])
+        other = self.g.network(inputs, batch.other_style[:, some], batch.condition[:, some])
         one = fused[0][:, some], fused[1][:, some]
         apart = losses.distance(one, other, self.latents.sigma_bar)
         share = apart / (moved[:, some].detach() + NO_MOVEMENT)
         return (self.settings.style_share - share).relu().mean(-1) * self._has_style
 
-    def _descend(self, stack: "_Stack", loss: Float[Tensor, "N"]) -> None:
+    def _descend(self, stack: "Stack", loss: Float[Tensor, "N"]) -> None:
         """Take one step of Adam, each trial on its own loss. Frozen trials take none."""
         stack.collect(grad(loss.sum(), stack.parameters))
         finite = torch.linalg.vector_norm(stack.gradients, dim=1).isfinite()
@@ -293,7 +296,7 @@ NO_MOVEMENT = 1e-3
 """A distance of equation 7 that is too small to change a note."""
 
 
-class _Stack:
+class Stack:
     """Networks of one kind side by side, and their optimiser.
 
     The optimiser is Adam with β = (0, 0.9), as in Latent Constraints (Engel et al. 2018), so the
@@ -326,7 +329,7 @@ class _Stack:
     def write(self, row: Float[Tensor, "P"], alone: nn.Module, inputs: list[int]) -> None:
         """Write a network into a row. `inputs` lists which inputs of the padded layer it uses."""
         own = row.cpu()  # the row itself where it is on a CPU
-        parts = self._parts(own)
+        parts = self.split(own)
         with torch.no_grad():
             for part, parameter in zip(parts, alone.parameters(), strict=True):
                 used = inputs[: len(parameter)] if part is parts[0] else slice(None)
@@ -335,7 +338,7 @@ class _Stack:
 
     def read(self, weights: Float[Tensor, "P"], alone: nn.Module, inputs: list[int]) -> None:
         """Fill a network from a row of weights. `inputs` is as in `write`."""
-        parts = self._parts(weights.cpu())
+        parts = self.split(weights.cpu())
         with torch.no_grad():
             for part, parameter in zip(parts, alone.parameters(), strict=True):
                 own = inputs[: len(parameter)] if part is parts[0] else slice(None)
@@ -363,7 +366,8 @@ class _Stack:
         torch.div(self.moments, 1.0 - self.decay, out=self._scale).sqrt_().add_(self.EPSILON)
         self.weights.sub_(step.mul_(rates).div_(self._scale))
 
-    def _parts(self, weights: Float[Tensor, "*N P"]) -> list[Tensor]:
+    def split(self, weights: Float[Tensor, "*N P"]) -> list[Tensor]:
+        """The parameters, in their shapes, that rows of weights stand for."""
         sizes = [shape.numel() for shape in self._shapes]
         parts = zip(weights.split(sizes, -1), self._shapes, strict=True)
         return [part.unflatten(-1, shape) for part, shape in parts]
@@ -372,7 +376,7 @@ class _Stack:
         """Make the network's parameters views of `weights`."""
         # These buffers are kept: allocating them at each step costs more than the arithmetic.
         self.gradients, self._scale = (torch.empty_like(self.weights) for _ in range(2))
-        for parameter, part in zip(self.parameters, self._parts(self.weights), strict=True):
+        for parameter, part in zip(self.parameters, self.split(self.weights), strict=True):
             parameter.data = part
 
 

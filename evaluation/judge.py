@@ -348,14 +348,14 @@ class JudgeTrainer(Trainer):
     def _draw(
         self, random: torch.Generator
     ) -> tuple[Float[Tensor, "M B Z"], Float[Tensor, "M B Z"]]:
-        rows = self._rows(random)
+        rows = self.draw_rows(random)
         mean, deviation = (posterior[rows] for posterior in self._posteriors)
         shape = self.settings.members, *mean.shape
         noise = torch.randn(shape, generator=random, device=self.device)
         left, right = (mean + deviation * noise).unbind(2)
         return left, right
 
-    def _rows(self, random: torch.Generator) -> Integer[Tensor, "B 2"]:
+    def draw_rows(self, random: torch.Generator) -> Integer[Tensor, "B 2"]:
         """Draw the segments of a batch, as rows of `_posteriors`; adjacent pairs come first."""
         data, batch = self.data, self.settings.batch
         reconstructed, prior = len(data.real), 2 * len(data.real)

@@ -112,7 +112,7 @@ def test_the_plain_trial_trains_as_a_pack_does() -> None:
     shape = Shape(batch=20, latent_dim=6, hidden=17)
     pack = shape.pack([0])
     plain = EagerTrial(shape.latents(), shape.settings(), WEIGHT, STYLE_DIM, seed=0)
-    for stacked, alone in ((pack._g.network, plain.g), (pack._d.network, plain.d)):
+    for stacked, alone in ((pack.g.network, plain.g), (pack.d.network, plain.d)):
         assert isinstance(stacked.net, MLP)
         linear = [layer for layer in alone if isinstance(layer, nn.Linear)]
         with torch.no_grad():
@@ -122,8 +122,8 @@ def test_the_plain_trial_trains_as_a_pack_does() -> None:
                 layer.weight.copy_(weight[0].T)
                 layer.bias.copy_(bias[0, 0])
     for _ in range(3):
-        pack._batches.draw(pack.step)
-        draws = pack._batches.deal()
+        pack.batches.draw(pack.step)
+        draws = pack.batches.deal()
         batches = [Batch(d.inputs[0], d.paired[0], d.style[0], d.other_style[0]) for d in draws]
         expected = plain.step(batches)
         found = {name: loss[0] for name, loss in pack.update().items()}
@@ -270,6 +270,6 @@ def test_an_answer_without_what_its_status_demands_is_lost(
     async def ask() -> serve.Outcome:
         transport = httpx.MockTransport(answer)
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            return await serve._ask(client, {})
+            return await serve.ask(client, {})
 
     assert asyncio.run(ask()).status == (status if whole else 0)

@@ -62,7 +62,7 @@ def test_each_kind_of_pair_takes_its_part_of_a_batch() -> None:
     real = torch.full((8, FORM.steps), 2)
     hard = torch.full((3, 2, FORM.steps), 5)
     data = JudgeData(real, real + 1, real[:5] + 2, torch.tensor([[0, 1], [6, 7]]), hard)
-    rows = make_trainer(data, replace(SETTINGS, batch=12))._rows(make_random(0, "batch"))
+    rows = make_trainer(data, replace(SETTINGS, batch=12)).draw_rows(make_random(0, "batch"))
     kinds = np.digitize(rows.numpy(), [8, 16, 21])  # real, reconstructed, prior, hard
     assert (kinds[:, 0] == kinds[:, 1]).all()
     assert kinds[:, 0].tolist() == [0] * 4 + [1] * 8 + [0] + [1] * 3 + [2] * 2 + [3] * 6

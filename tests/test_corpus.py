@@ -260,13 +260,13 @@ def test_near_duplicates_are_those_of_the_definition(songs: list[set[int]]) -> N
             row[16] = FIRST_PITCH + number + phrase + 1
             tokens.append(row)
             song.append(number)
-    windows = corpus._Windows(
+    windows = corpus.Windows(
         np.array(tokens, dtype=np.uint8),
         np.array(song),
         np.zeros(len(song), dtype=np.int64),
         np.zeros(len(song), dtype=bool),
     )
-    groups = corpus._near_duplicates(windows, np.arange(len(songs)))
+    groups = corpus.group_near_duplicates(windows, np.arange(len(songs)))
     found: dict[int, set[int]] = {}
     for number, group in enumerate(groups.tolist()):
         found.setdefault(group, set()).add(number)

@@ -36,7 +36,7 @@ def advance(cpu: PackTrainer, other: PackTrainer, steps: int) -> None:
     for _ in range(steps):
         expected = cpu.update()
         for name in ("_noise", "_chance", "_styles"):
-            getattr(other._batches, name).copy_(getattr(cpu._batches, name))
+            getattr(other.batches, name).copy_(getattr(cpu.batches, name))
         found = {name: loss.cpu() for name, loss in take_step(other).items()}
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
         cpu.step += 1
@@ -45,7 +45,7 @@ def advance(cpu: PackTrainer, other: PackTrainer, steps: int) -> None:
 
 def take_step(made: PackTrainer) -> dict[str, Tensor]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(made._batches), "draw", lambda *_: None)
+        patch.setattr(type(made.batches), "draw", lambda *_: None)
         return made.update()
 
 
@@ -90,7 +90,7 @@ def test_a_trial_that_diverges_is_frozen(device: str) -> None:
     made = []
     for where in ("cpu", device):
         one = make(where)
-        one._g.weights[1, :5].fill_(float("inf"))
+        one.g.weights[1, :5].fill_(float("inf"))
         made.append(one)
     cpu, other = made
     advance(cpu, other, 6)
@@ -102,7 +102,7 @@ def test_no_step_makes_the_host_wait_and_all_tensors_stay_where_they_are() -> No
         made = make(pretended.NAME, eager=True)
         made.update()  # the first one groups the segments by kind
         log.waits.clear()
-        buffers = {**made._tensors(), **vars(made._batches), "gradients": made._g.gradients}
+        buffers = {**made.list_tensors(), **vars(made.batches), "gradients": made.g.gradients}
         where = {
             name: tensor.inner.data_ptr()
             for name, tensor in buffers.items()
@@ -113,7 +113,7 @@ def test_no_step_makes_the_host_wait_and_all_tensors_stay_where_they_are() -> No
             made.step += 1
             made.update()
         assert log.waits == []
-        buffers = {**made._tensors(), **vars(made._batches), "gradients": made._g.gradients}
+        buffers = {**made.list_tensors(), **vars(made.batches), "gradients": made.g.gradients}
         assert {name: buffers[name].inner.data_ptr() for name in where} == where
 
 
@@ -157,7 +157,7 @@ class Selects(PackTrainer):
 
     def _step(self) -> dict[str, Tensor]:
         report = super()._step()
-        assert len(self._average[self._running]) == len(self._average)
+        assert len(self.average[self._running]) == len(self.average)
         return report
 
 
@@ -165,7 +165,7 @@ class Forgets(PackTrainer):
     """Leaves a tensor on the CPU."""
 
     def _step(self) -> dict[str, Tensor]:
-        self._average *= torch.ones(self._average.shape)
+        self.average *= torch.ones(self.average.shape)
         return super()._step()
 
 
@@ -173,7 +173,7 @@ class Counts(PackTrainer):
     """Takes a number from Python that changes from step to step."""
 
     def _step(self) -> dict[str, Tensor]:
-        self._g.weights.mul_(1 - self.step / 1000)
+        self.g.weights.mul_(1 - self.step / 1000)
         return super()._step()
 
 
@@ -182,7 +182,7 @@ class Replaces(PackTrainer):
 
     def _step(self) -> dict[str, Tensor]:
         report = super()._step()
-        self._average = self._average * 0.5
+        self.average = self.average * 0.5
         return report
 
 

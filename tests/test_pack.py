@@ -16,7 +16,7 @@ from cf_core import losses
 from cf_core.batches import Batch, Member
 from cf_core.fusion import FusionSettings, Generator, Latents
 from cf_core.losses import Pair
-from cf_core.pack import PackTrainer, _Stack
+from cf_core.pack import PackTrainer, Stack
 from cf_core.seeding import make_random
 from cf_core.training import Progress, train
 
@@ -59,8 +59,8 @@ def pack(
 
 def draw(made: PackTrainer) -> list[Batch]:
     """What the trials of a pack see in its next step."""
-    made._batches.draw(made.step)
-    return made._batches.deal()
+    made.batches.draw(made.step)
+    return made.batches.deal()
 
 
 def finish(made: PackTrainer, every: int = 10) -> PackTrainer:
@@ -76,9 +76,9 @@ def rows_of(made: PackTrainer, place: int) -> dict[str, list[Tensor]]:
     if trial.lambda_ is None:
         inputs["discriminator"].append(2 * Z)
     found = {}
-    for name, stack in (("generator", made._g), ("discriminator", made._d)):
+    for name, stack in (("generator", made.g), ("discriminator", made.d)):
         for kind, values in (("weights", stack.weights), ("moments", stack.moments)):
-            first, *rest = (part.clone() for part in stack._parts(values[row]))
+            first, *rest = (part.clone() for part in stack.split(values[row]))
             found[f"{name} {kind}"] = [first[inputs[name]], *rest]
     return found | {"average": list(made.take_generator(place).parameters())}
 
@@ -329,7 +329,7 @@ def test_an_update_is_as_written_out(gated: bool, weight: float | None, style_di
 
 def test_the_optimiser_is_adam_with_a_learning_rate_for_each_trial() -> None:
     rates = [1e-3, 3e-2, 0.5]
-    stack = _Stack(Generator(2, 1, 4, 2, trials=len(rates)).double())
+    stack = Stack(Generator(2, 1, 4, 2, trials=len(rates)).double())
     random = make_random(0, "adam")
     stack.weights.normal_(generator=random)
     alone = [row.clone().requires_grad_() for row in stack.weights]
@@ -420,11 +420,11 @@ def test_padding_never_enters() -> None:
     for trial, row in zip(MIXED, range(4), strict=True):
         padded = sorted(set(range(2 * Z + 1 + 4)) - set(made._inputs(trial)))
         assert len(padded) == (trial.lambda_ is not None) + 4 - trial.style_dim
-        for values in (made._g.weights[row], made._g.moments[row], made._average[row]):
-            assert made._g._parts(values)[0][padded].abs().sum() == 0
+        for values in (made.g.weights[row], made.g.moments[row], made.average[row]):
+            assert made.g.split(values)[0][padded].abs().sum() == 0
         if trial.lambda_ is not None:
-            for values in (made._d.weights[row], made._d.moments[row]):
-                assert made._d._parts(values)[0][2 * Z].abs().sum() == 0
+            for values in (made.d.weights[row], made.d.moments[row]):
+                assert made.d.split(values)[0][2 * Z].abs().sum() == 0
         draws = draw(made)[0]
         for style in (draws.style, draws.other_style):
             assert style[row, :, trial.style_dim :].abs().sum() == 0
@@ -437,7 +437,7 @@ def test_padding_never_enters() -> None:
 class Poisoned(PackTrainer):
     """In step 13, a weight of trial 1 goes bad."""
 
-    poison, stack = math.nan, "_g"
+    poison, stack = math.nan, "g"
 
     def update(self) -> dict[str, Tensor]:
         if self.step == 13:
@@ -446,7 +446,7 @@ class Poisoned(PackTrainer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("poison", "stack"), [(math.nan, "_g"), (math.inf, "_d"), (1e30, "_g")])
+@pytest.mark.parametrize(("poison", "stack"), [(math.nan, "g"), (math.inf, "d"), (1e30, "g")])
 def test_a_poisoned_trial_leaves_and_the_others_never_notice(poison: float, stack: str) -> None:
     clean, made = pack(settings=SHORT), Poisoned(latents(), SHORT, MIXED)
     made.poison, made.stack = poison, stack
