@@ -100,6 +100,7 @@ class Continuation(nn.Module):
     def __init__(self, form: MelodyFormat, settings: ContinuationSettings) -> None:
         super().__init__()
         self.form, self.share, self.lags = form, settings.dropout, _find_lags(form)
+        # Here, too, since an exporter can't follow what a format computes when it is asked.
         self.lengths, self.slot_of = np.array(form.lengths), form.slot_of
         width = settings.hidden
         # One table for all places: a sum of its rows is a linear map of what is in the window.
@@ -139,8 +140,8 @@ class Continuation(nn.Module):
         `pitch` is what `follow_pitch` finds before these steps. One kind and one row of
         steps, together, may stand for all melodies.
         """
-        window, struck, hangs = self._read(tokens, pitch, kinds, asked)
         steps = asked % look_up(self.lengths, kinds)[:, None]
+        window, struck, hangs = self._read(tokens, pitch, kinds, asked, steps)
         place = self.place(look_up(self.slot_of, kinds).gather(1, steps))
         if len(self.lengths) > 1:
             own = self.place.weight[self.place.num_embeddings - len(self.lengths) + 1 :]
@@ -170,17 +171,17 @@ class Continuation(nn.Module):
         pitch: Int64[Tensor, "B N"],
         kinds: Int64[Tensor, "#B"],
         asked: Int64[Tensor, "#B n"],
+        steps: Int64[Tensor, "#B n"],
     ) -> tuple[Int64[Tensor, "B n K"], Int64[Tensor, "B n"], Bool[Tensor, "B n"]]:
-        """What is known before each of the steps `asked`.
+        """What is known before each of the steps `asked`, which are these steps of their halves.
 
         That is the window, the token of the last pitch struck (the middle of the vocabulary before
         the first one), and whether a hold would have no note.
         """
         before = (asked - 1).clamp(min=0)
-        is_first = asked % look_up(self.lengths, kinds)[:, None] == 0
         struck = torch.where(asked == 0, -1, _take(pitch, before))
         struck = torch.where(struck < 0, self.form.vocabulary // 2, struck)
-        hangs = is_first | (_take(tokens, before) == REST)
+        hangs = (steps == 0) | (_take(tokens, before) == REST)
         places = asked[..., None] - look_up(self.lags, kinds)[:, None]
         at, shape = places.clamp(min=0).flatten(1), (-1, *places.shape[1:])
         interval = _take(pitch, at).reshape(shape) - struck[..., None]

@@ -67,7 +67,8 @@ def compute_statistics(
     """
     struck, pitch = tokens >= FIRST_PITCH, sounding_pitch(tokens, form)
     # Whole numbers, so that equal durations are equal numbers and fall into one bin.
-    lines = np.where(pitch >= 0, _count_lines(tokens, form), 0).sum(axis=1)
+    lengths = _count_lines(tokens, form)
+    lines = np.where(pitch >= 0, lengths, 0).sum(axis=1)
 
     count = struck.sum(axis=1).astype(np.float64)
     notes = np.where(count > 0, count, np.nan)
@@ -78,7 +79,7 @@ def compute_statistics(
         "pitch_range": np.where(count > 0, highest - lowest, np.nan),
         "note_count": count,
         "mean_duration": lines / (notes * form.steps_per_beat),
-        "pitch_class": np.where(count > 0, time_classes(tokens, form).argmax(axis=1), np.nan),
+        "pitch_class": np.where(count > 0, count_classes(pitch, lengths).argmax(axis=1), np.nan),
     }
 
 
