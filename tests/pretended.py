@@ -180,12 +180,19 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-_setup_privateuseone_for_python_backend(NAME, backend_module=_Module)
+# PyTorch knows one kind of accelerator at a time: gradients fail on a GPU beside this one.
+if not torch.cuda.is_available():
+    _setup_privateuseone_for_python_backend(NAME, backend_module=_Module)
 
 
 @contextmanager
 def device() -> Iterator[_Log]:
-    """Let the device exist. Generators of it draw what those of the CPU draw."""
+    """Let the device exist. Generators of it draw what those of the CPU draw.
+
+    A test that needs it is skipped where there is a GPU.
+    """
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here, beside which no device can be pretended")
     with pytest.MonkeyPatch.context() as patch, _Dispatch(), _Functions():  # type: ignore[no-untyped-call]
         patch.setattr(seeding, "Generator", lambda _: torch.Generator())
         log.waits.clear()
