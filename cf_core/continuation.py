@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from cf_core.kinds import find_kinds, look_up, split_kinds
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
-from cf_core.nets import ResidualBlock, dropout, initialise
+from cf_core.nets import ResidualBlock, count_at_once, dropout, initialise
 from cf_core.seeding import make_random
 from cf_core.settings import Settings
 from cf_core.training import Trainer, adamw, limit_threads, warmup_cosine
@@ -51,7 +51,7 @@ _PLACES = _NEAR + 2 * len(_AROUND)
 ONSET_SHARE = 0.5
 """By what share of the price an onset is favoured where there is one, whatever its pitch."""
 _CHUNK = 256
-"""Pairs that are rated at one time. What is computed of so few stays in the cache."""
+"""Pairs that are rated at one time."""
 
 _AHEAD = 512
 """Tokens that are guessed and drawn at one time. So few cost hardly more than one."""
@@ -206,7 +206,8 @@ class Continuation(nn.Module):
         with limit_threads(1):  # sums are to add up alike in workers and elsewhere
             for kind, rows in self._split(right):
                 steps = self.form.lengths[kind]
-                parts = torch.cat([half[rows, :steps] for half in halves], dim=1).split(_CHUNK)
+                joined = torch.cat([half[rows, :steps] for half in halves], dim=1)
+                parts = joined.split(count_at_once(_CHUNK, device))
                 own = torch.cat([self._rate(part, kind, steps) for part in parts])
                 rated[rows, :steps] = own
         return rated

@@ -64,6 +64,15 @@ def initialise(network: nn.Module, random: torch.Generator) -> None:
                 module.weight.normal_(0.0, 0.5, generator=random)
 
 
+def count_at_once(on_cpu: int, device: torch.device) -> int:
+    """How many rows are to go through a network at one time, where a CPU takes so many.
+
+    What a CPU computes of few rows stays in its cache. A GPU has none to speak of, and every small
+    kernel costs its launch.
+    """
+    return on_cpu if device.type == "cpu" else 8 * on_cpu
+
+
 def dropout(
     x: Float[Tensor, "*B H"], rate: float, random: torch.Generator | None
 ) -> Float[Tensor, "*B H"]:

@@ -14,10 +14,13 @@ from torch.nn import functional
 
 from cf_core.kinds import encode_kinds, find_kinds, find_marks, look_up, take_kinds
 from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat, is_melody
-from cf_core.nets import ResidualBlock, initialise
+from cf_core.nets import ResidualBlock, count_at_once, initialise
 from cf_core.seeding import make_random
 from cf_core.settings import Settings
 from cf_core.training import Trainer, warmup_cosine
+
+_CHUNK = 4096
+"""Segments that are encoded or decoded at one time."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,9 @@ class MelodyVAE(nn.Module):
         self, tokens: Integer[np.ndarray, "B T"]
     ) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Posterior means and standard deviations, in chunks, without gradients."""
-        parts = torch.as_tensor(tokens).split(4096)
-        chunks = [self.encode(part.to(self.sigma_bar.device)) for part in parts]
+        device = self.sigma_bar.device
+        parts = torch.as_tensor(tokens).split(count_at_once(_CHUNK, device))
+        chunks = [self.encode(part.to(device)) for part in parts]
         means, deviations = zip(*chunks, strict=True)
         return torch.cat(means), torch.cat(deviations)
 
@@ -142,7 +146,8 @@ class MelodyVAE(nn.Module):
         `kinds` are as in `decode`.
         """
         own = take_kinds(kinds, len(z), self.form)
-        parts = zip(z.split(4096), own.split(4096), strict=True)
+        count = count_at_once(_CHUNK, z.device)
+        parts = zip(z.split(count), own.split(count), strict=True)
         chunks = [decode_likeliest(self.decode(*part)).to(torch.int16) for part in parts]
         return self.form.put_marks(torch.cat(chunks).cpu().numpy(), own.cpu().numpy())
 

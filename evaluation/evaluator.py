@@ -40,7 +40,7 @@ from evaluation.statistics import (
     count_pairs_by_cluster,
     pair_features,
 )
-from evaluation.transforms import Fusion, Step
+from evaluation.transforms import Fusion, Given, Step, fuse_all
 
 LABELS = ("trial", "configuration", "method")
 """Columns that say what a row describes."""
@@ -255,13 +255,18 @@ class Evaluator:
         drawn = torch.rand(
             styles, generator.style_dim, generator=make_random(self.seed, "diversity")
         ).to(pair[0])
-        outputs = []
-        for style in drawn:
-            styled = replace(fusion, style=style.expand(len(pair[0]), -1), kinds=kinds)
-            steps = styled(
-                pair, counts, make_random(self.seed, "diversity", "writing", device=pair[0].device)
+        given = [
+            Given(
+                replace(fusion, style=style.expand(len(pair[0]), -1), kinds=kinds),
+                pair,
+                make_random(self.seed, "diversity", "writing", device=pair[0].device),
             )
-            outputs.append({step.iteration: self._decode(step.outputs, kinds) for step in steps})
+            for style in drawn
+        ]
+        outputs = [
+            {step.iteration: self._decode(step.outputs, kinds) for step in steps}
+            for steps in fuse_all(given, counts)
+        ]
         return {
             count: float(
                 np.mean(

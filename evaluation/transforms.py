@@ -76,10 +76,12 @@ class Fusion(Transform):
 
     generator: Generator
     style: Float[Tensor, "B S"]
-    lambda_: float | None = None
+    lambda_: float | Float[Tensor, "B"] | None = None
     heard: Heard | None = None
     kinds: Int64[np.ndarray, "B"] | None = None
     """The kind of the bars of each pair; it may be left out where there is only one."""
+    chance: Float[Tensor, "D B 2 T"] | None = None
+    """What decides what the writer draws (`Heard.draw_chance`); if left out, it is drawn."""
 
     def _steps(
         self, pair: Pair, counts: Sequence[int], random: torch.Generator, /
@@ -100,9 +102,85 @@ class Fusion(Transform):
     ) -> Iterator[Step]:
         if self.lambda_ is None:
             raise ValueError("lambda_: the scheme heard needs λ")
-        lambda_ = self.style.new_full((len(self.style),), self.lambda_)
-        chance = heard.draw_chance(len(self.style), random)
+        lambda_ = torch.as_tensor(self.lambda_).to(self.style).expand(len(self.style))
+        chance = self.chance
+        if chance is None:
+            chance = heard.draw_chance(len(self.style), random)
         outputs = heard.fuse(self.generator, pair, self.style, counts, lambda_, chance, self.kinds)
         for count, after in outputs:
             # The inputs, each proposal, and each draft is decoded; each draft is encoded, too.
             yield Step(count, after, decoder_calls=1 + count + 2 * heard.drafts)
+
+
+_TOGETHER = 16_384
+"""Most pairs that a GPU fuses at one time, so that its memory holds what is computed of them."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A fusion, the pairs that it is to be applied to, and its random numbers."""
+
+    fusion: Fusion
+    pair: Pair
+    random: torch.Generator
+
+    @property
+    def lambda_(self) -> Float[Tensor, "B"] | None:
+        """λ of every pair, where the fusion has one."""
+        own = self.fusion
+        if own.lambda_ is None:
+            return None
+        return torch.as_tensor(own.lambda_).to(own.style).expand(len(own.style))
+
+    @property
+    def chance(self) -> Float[Tensor, "D B 2 T"] | None:
+        """What decides what the writer draws, where there is one."""
+        own = self.fusion
+        if own.heard is None or own.chance is not None:
+            return own.chance
+        return own.heard.draw_chance(len(own.style), self.random)
+
+
+def fuse_all(given: Sequence[Given], counts: Sequence[int]) -> Iterator[list[Step]]:
+    """Yield the steps of each of these fusions, all of one generator and one scheme, in order.
+
+    A GPU applies them together: it takes no longer for many pairs than for few. A CPU applies one
+    after another.
+    """
+    if given[0].pair[0].device.type == "cpu":
+        yield from (list(each.fusion(each.pair, counts, each.random)) for each in given)
+        return
+    begun: list[Given] = []
+    for each in given:
+        if begun and sum(len(one.pair[0]) for one in [*begun, each]) > _TOGETHER:
+            yield from _fuse_together(begun, counts)
+            begun = []
+        begun.append(each)
+    yield from _fuse_together(begun, counts)
+
+
+def _fuse_together(given: Sequence[Given], counts: Sequence[int]) -> list[list[Step]]:
+    own = [each.fusion for each in given]
+    first, sizes = own[0], [len(each.style) for each in own]
+    kinds = [each.kinds for each in own if each.kinds is not None]
+    whole = Fusion(
+        first.generator,
+        torch.cat([each.style for each in own]),
+        _join([each.lambda_ for each in given]),
+        first.heard,
+        np.concatenate(kinds) if kinds else None,
+        _join([each.chance for each in given], 1),
+    )
+    pair = tuple(torch.cat([each.pair[half] for each in given]) for half in (0, 1))
+    parts: list[list[Step]] = [[] for _ in given]
+    for step in whole((pair[0], pair[1]), counts, given[0].random):
+        halves = zip(*(half.split(sizes) for half in step.outputs), strict=True)
+        for part, outputs, size in zip(parts, halves, sizes, strict=True):
+            part.append(replace(step, outputs=outputs, seconds=step.seconds * size / sum(sizes)))
+    return parts
+
+
+def _join(tensors: Sequence[Tensor | None], dim: int = 0) -> Tensor | None:
+    """Join tensors, or none where they are None."""
+    known = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(known, dim) if known else None

@@ -22,7 +22,7 @@ from evaluation.evaluator import DIVERSITY_INPUTS
 from evaluation.frontier import POSTER
 from evaluation.rivals import Setting
 from evaluation.sources import Source
-from evaluation.transforms import Fusion, Step
+from evaluation.transforms import Fusion, Given, Step, fuse_all
 from study.ledger import Failure, Status
 from study.recording import Outputs, Recorder
 from study.specs import Job, PackSpec, RivalJob, TrialSpec, label_setting, name_on_poster
@@ -184,8 +184,8 @@ def _measure_at_rung(
     bench, rung, rows = recorder.bench, job.until or 0, []
     source = _deciding(bench)
     styles = {source.name: _draw_styles(source, trial.style_dim, bench)}
-    for lambda_ in _lambdas(trial, bench):
-        outputs = _apply(trial, generator, lambda_, styles, bench, [source])
+    for outputs in _apply(trial, generator, styles, bench, [source]):
+        lambda_ = outputs.label["lambda"]
         measured = bench.evaluator.evaluate(
             outputs.label, source, outputs.steps[source.name]
         ).metrics
@@ -213,16 +213,12 @@ def _evaluate(
     save_tensors(collect_weights(generator), path)
     styles = {s.name: _draw_styles(s, trial.style_dim, bench) for s in bench.sources}
     outputs, diversity = [], []
-    for lambda_ in _lambdas(trial, bench):
-        one = _apply(trial, generator, lambda_, styles, bench, bench.sources)
+    for one in _apply(trial, generator, styles, bench, bench.sources):
         outputs.append(one)
-        diversity += _diversity_rows(one, generator, lambda_, bench)
+        diversity += _diversity_rows(one, generator, one.label["lambda"], bench)
         yield _heard_work(bench.sources, bench)
     if trial.seed == bench.compared_seed:
-        outputs += [
-            _apply_as_on_poster(trial, generator, lambda_, styles, bench)
-            for lambda_ in _lambdas(trial, bench)
-        ]
+        outputs += _apply_as_on_poster(trial, generator, styles, bench)
     for source in recorder.write_outputs(trial.id, outputs, diversity):
         yield _source_work(source, len(bench.plan.iterations))
     checkpoint = f"{path.parent.name}/{path.name}"
@@ -232,41 +228,41 @@ def _evaluate(
 def _apply(
     trial: TrialSpec,
     generator: Generator,
-    lambda_: float,
     styles: Mapping[str, Float[Tensor, "B S"]],
     bench: Workbench,
     sources: Sequence[Source],
-) -> Outputs:
-    """A trial's outputs at one λ."""
-    steps = {
-        source.name: list(
-            _make_fusion(generator, styles[source.name], lambda_, source, bench)(
-                source.inputs,
-                bench.plan.iterations,
-                make_random(bench.seed, "writing", source.name, device=bench.device),
-            )
+) -> Iterator[Outputs]:
+    """Yield a trial's outputs at each λ at which it is read."""
+    read = _lambdas(trial, bench)
+    given = [
+        Given(
+            _make_fusion(generator, styles[source.name], lambda_, source, bench),
+            source.inputs,
+            make_random(bench.seed, "writing", source.name, device=bench.device),
         )
-        for source in sources
-    }
-    return Outputs({**trial.label, "lambda": lambda_}, steps, styles)
+        for lambda_, source in product(read, sources)
+    ]
+    fused = fuse_all(given, bench.plan.iterations)
+    for lambda_ in read:
+        steps = {source.name: next(fused) for source in sources}
+        yield Outputs({**trial.label, "lambda": lambda_}, steps, styles)
 
 
 def _apply_as_on_poster(
     trial: TrialSpec,
     generator: Generator,
-    lambda_: float,
     styles: Mapping[str, Float[Tensor, "B S"]],
     bench: Workbench,
-) -> Outputs:
+) -> Iterator[Outputs]:
     """The outputs of the same G in the scheme `poster`, with which the scheme `heard` is compared.
 
     They are recorded as those of a rival's setting are, under a name of their own.
     """
     plain = replace(bench, fusion=replace(bench.fusion, scheme="poster"))
-    outputs = _apply(trial, generator, lambda_, styles, plain, bench.sources)
     name = name_on_poster(trial.id)
-    label = {"trial": name, "configuration": name, "method": POSTER, "lambda": lambda_}
-    return replace(outputs, label=label)
+    for outputs in _apply(trial, generator, styles, plain, bench.sources):
+        own = {"trial": name, "configuration": name, "method": POSTER}
+        yield replace(outputs, label=own | {"lambda": outputs.label["lambda"]})
 
 
 def _make_fusion(
