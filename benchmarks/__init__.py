@@ -1,8 +1,9 @@
 """How fast the study is, measured against what no program could do without.
 
 `benchmarks.core` needs PyTorch and NumPy and nothing else, so that it runs on a borrowed machine as
-it is. Importing this package therefore puts stand-ins in the place of what `cf_core` imports
-besides, where that is missing: annotations then mean nothing, and tensor files can't be read.
+it is, and so does what `benchmarks.evaluation` measures of latent search. Importing this package
+therefore puts stand-ins in the place of what they import besides, where that is missing:
+annotations then mean nothing, and tensor files can't be read.
 """
 
 import sys
@@ -34,5 +35,15 @@ def _importable(name: str) -> bool:
     return True
 
 
-_importable("jaxtyping")
+def find_missing(*names: str) -> list[str]:
+    """Which of these modules can't be imported."""
+    return [name for name in names if not _importable(name) or _is_stand_in(name)]
+
+
+def _is_stand_in(name: str) -> bool:
+    return isinstance(sys.modules[name], _Missing)
+
+
+for _name in ("jaxtyping", "rapidfuzz", "rapidfuzz.distance.Levenshtein", "rapidfuzz.process"):
+    _importable(_name)
 HAS_SAFETENSORS = _importable("safetensors") & _importable("safetensors.torch")

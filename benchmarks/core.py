@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import HAS_SAFETENSORS
 from benchmarks.eager import EagerTrial
-from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
+from benchmarks.measuring import Measure, Rounds, find_device, introduce, publish, ratio, tell
 from benchmarks.products import Product, bare, decoding, fusion_step, vae_step
 from cf_core.batches import Member
 from cf_core.fusion import FusionSettings, Generator, Latents
@@ -92,9 +92,7 @@ class Bench(Rounds):
 
 def main(repeats: int = 15, seconds: float = 0.2, scale: int = 1, output: Path = OUTPUT) -> None:
     """Measure everything, print the table and write it to `output`."""
-    device = os.environ.get("DEVICE", "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit(f"DEVICE={device}: PyTorch finds no GPU here; leave DEVICE out")
+    device = find_device()
     bench = Bench(repeats, seconds, scale)
     introduce(repeats)
     measures = [*step(bench), *packs(bench), *core(bench)]

@@ -1,354 +1,74 @@
 """`python -m benchmarks.evaluation`: how fast rivals are searched, outputs measured and judged.
 
-Prints one table and writes `benchmarks/out/evaluation.json`, as `benchmarks.core` does.
+Prints one table and writes `benchmarks/out/evaluation.json`, as `benchmarks.core` does. The latent
+search needs PyTorch and NumPy alone. `DEVICE=cuda` measures what a GPU is for, there.
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import product
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
-from torch import nn
 
-from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
-from benchmarks.products import Product, bare, decoding, forward
-from cf_core.batches import Member
-from cf_core.continuation import Continuation, ContinuationSettings
-from cf_core.corpus import Corpus, Split
-from cf_core.fusion import FusionSettings, Generator
-from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
+from benchmarks import find_missing
+from benchmarks.measuring import Measure, Rounds, find_device, introduce, publish, ratio, tell
+from benchmarks.products import bare, forward
+from cf_core.melody import MelodyFormat
 from cf_core.nets import initialise
-from cf_core.pack import PackTrainer
 from cf_core.seeding import make_random
 from cf_core.training import limit_threads
 from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
-from evaluation.evaluator import LABELS, Evaluator
-from evaluation.frontier import CHOSEN_ON, matched_similarity
-from evaluation.inference import decide_verdicts
-from evaluation.judge import Judge, JudgeSettings
-from evaluation.likeness import SEAMS
-from evaluation.metrics import AXES, COHERENCY, LIKENESS
-from evaluation.rivals import Tools
-from evaluation.rivals.base import Bound
+from evaluation.rivals.base import Bound, Tools
 from evaluation.rivals.lp import LP
-from evaluation.sources import make_sources
-from evaluation.statistics import STATISTICS, Bins, compute_statistics, transition_matrix
-from evaluation.transforms import Fusion
-from study.config import StudyConfig, load_configs
-from study.findings import count_bins, read_finished_metrics
-from study.networks import encode_training
-from study.search import list_first_trials
-from study.store import Store
 
 OUTPUT = Path(__file__).parent / "out" / "evaluation.json"
-PAIRS, LATENT_DIM, ITERATIONS, SEGMENTS = 512, 64, 100, 100_000
-COUNTS, WEIGHT, STYLE_DIM = (1, 2, 4, 8, 16, 32), 0.1, 4
-FORM = MelodyFormat()
+LATENT_DIM, ITERATIONS = 64, 100
+PAIRS = {"cpu": 512, "cuda": 131_072}
+"""Pairs that are searched at one time: on a GPU as many as all settings and sources of a study."""
 
 
 def main(repeats: int = 15, seconds: float = 0.2, scale: int = 1, output: Path = OUTPUT) -> None:
     """Measure everything, print the table and write it to `output`."""
-    rounds = Rounds(repeats, seconds, scale)
+    device = find_device()
     introduce(repeats)
-    few = Rounds(min(3, repeats), 0.0, scale)
-    publish([*latent_search(rounds), *statistics(few), *panels(few), *verdict_table(few)], output)
+    measures = [*latent_search(Rounds(repeats, seconds, scale), device)]
+    if missing := find_missing("polars", "scipy", "rapidfuzz", "pyarrow", "pydantic", "optuna"):
+        print(f"all but the latent search is left out: {', '.join(missing)} can't be imported")
+    else:
+        from benchmarks.panels import measure_evaluation  # noqa: PLC0415
+
+        measures += measure_evaluation(Rounds(min(3, repeats), 0.0, scale), device)
+    publish(measures, output)
 
 
-def latent_search(rounds: Rounds) -> Iterator[Measure]:
+def latent_search(rounds: Rounds, device: str) -> Iterator[Measure]:
     """The latent search against the matrix products of the classifier that it climbs."""
-    pairs, latent_dim = PAIRS // rounds.scale, LATENT_DIM // rounds.scale
-    settings = ClassifierSettings(hidden=256 // rounds.scale)
+    kind = torch.device(device).type
+    pairs, latent_dim = PAIRS[kind] // rounds.scale, LATENT_DIM // rounds.scale
+    settings, form = ClassifierSettings(hidden=256 // rounds.scale), MelodyFormat()
     classifier = SearchClassifier(latent_dim, settings)
     initialise(classifier, make_random(0, "weights"))
-    left, right = torch.randn(2, pairs, latent_dim, generator=make_random(0, "pairs"))
+    classifier.to(device)
+    noise = torch.randn(2, pairs, latent_dim, generator=make_random(0, "pairs"))
+    left, right = noise.to(device)
     own, kinds = {"step_size": torch.full((pairs,), 0.1)}, np.zeros(pairs, np.int64)
-    core = MelodyVAE(FORM, VAESettings(latent_dim=latent_dim))
-    tools = Tools(classifier, torch.ones(latent_dim), (left, right), core, kinds)
-    search = Bound(LP(), own, kinds, tools)
+    core = MelodyVAE(form, VAESettings(latent_dim=latent_dim))
+    spread = torch.ones(latent_dim, device=device)
+    search = Bound(LP(), own, kinds, Tools(classifier, spread, (left, right), core, kinds))
     sizes = [2 * latent_dim, *[settings.hidden] * (settings.depth + 1), 1]
     with limit_threads(1):
         seconds = rounds.take_turns(
-            lambda: list(search((left, right), [ITERATIONS], make_random(0, "search"))),
-            bare((ITERATIONS + 1) * forward(sizes, pairs)),
+            lambda: list(
+                search((left, right), [ITERATIONS], make_random(0, "search", device=device))
+            ),
+            bare((ITERATIONS + 1) * forward(sizes, pairs), device=device),
         )
-    shape = f"{pairs} pairs, Z {latent_dim}, hidden {settings.hidden}, one thread"
+    on = "one thread" if kind == "cpu" else torch.cuda.get_device_name(device)
+    shape = f"{pairs} pairs, Z {latent_dim}, hidden {settings.hidden}, {on}"
     tell(f"LP, {ITERATIONS} iterations of {shape}", seconds, ("search", "products"))
-    yield Measure("lp_matmul_share", ratio(seconds, 1, 0), "share", 0.6, "higher")
-
-
-def statistics(rounds: Rounds) -> Iterator[Measure]:
-    """All five statistics and their matrices against decoding the same segments."""
-    core = MelodyVAE(FORM, VAESettings())
-    initialise(core, make_random(0, "core"))
-    count = SEGMENTS // rounds.scale
-    z = torch.randn(count, LATENT_DIM, generator=make_random(0, "latents"))
-    tokens = core.decode_tokens(z)
-    tunes, kinds = _tunes(2000), np.zeros(count, np.int64)
-    bins = Bins.fit(compute_statistics(tunes, FORM), FORM.find_kinds(tunes), len(FORM.kinds))
-
-    def matrices() -> None:
-        values = compute_statistics(tokens, FORM)
-        for name in STATISTICS:
-            of = bins.assign(name, values[name], kinds)
-            transition_matrix(of[: count // 2], of[count // 2 :], bins.count(name))
-
-    with limit_threads(1):
-        seconds = rounds.take_turns(matrices, lambda: core.decode_tokens(z))
-    tell(f"{count} segments, one thread", seconds, ("statistics", "decoding"))
-    yield Measure("statistics_vs_decode", ratio(seconds, 0, 1), "×", 0.5, "lower")
-
-
-def panels(rounds: Rounds) -> Iterator[Measure]:
-    """Measuring one conditional trial against its training at the defaults.
-
-    Two sources after six counts are measured, and scaled to all points and pairs of the study
-    `poster`.
-    """
-    corpus, pairs = _corpus(10_000 // rounds.scale), PAIRS // rounds.scale
-    core = MelodyVAE(FORM, VAESettings())
-    classifier = SearchClassifier(LATENT_DIM, ClassifierSettings())
-    second = Continuation(FORM, ContinuationSettings())
-    judges = {
-        split: Judge(FORM, JudgeSettings(), second) for split in (Split.VALIDATION, Split.TEST)
-    }
-    settings = FusionSettings()
-    fusion = settings.make_generator(LATENT_DIM, STYLE_DIM, conditional=True)
-    for network in (core, classifier, *judges.values(), fusion):
-        initialise(network, make_random(0, "weights"))
-    evaluator = Evaluator(corpus, core, classifier, judges, 0, second)
-    sources = make_sources(corpus, core, {Split.TEST: pairs, Split.VALIDATION: pairs}, 0)[:2]
-    style = torch.rand(pairs, STYLE_DIM, generator=make_random(0, "style"))
-    trainer = _trainer(corpus, core, settings)
-
-    def measured() -> None:
-        for source in sources:
-            transform = Fusion(_held_near(fusion), style, WEIGHT)
-            steps = transform(source.inputs, COUNTS, make_random(0, "fusion"))
-            evaluator.evaluate(
-                {"trial": "x", "configuration": "x", "method": "conditional"}, source, steps
-            )
-
-    made = [
-        list(Fusion(_held_near(fusion), style, WEIGHT)(each.inputs, COUNTS, make_random(0, "x")))
-        for each in sources
-    ]
-
-    def scored() -> None:
-        for source, steps in zip(sources, made, strict=True):
-            evaluator.evaluate(dict.fromkeys(LABELS, "x"), source, steps)
-
-    judge = judges[Split.TEST]
-    needed = decoding(FORM, VAESettings(), 2 * pairs) + _judging(
-        judge, JudgeSettings(), FORM, pairs
-    )
-    with limit_threads(1):
-        seconds = rounds.take_turns(
-            measured, trainer.update, scored, bare(needed * len(sources) * len(COUNTS))
-        )
-    plan = load_configs("poster")[0].evaluation
-    whole = 2 * (plan.pairs + plan.validation_pairs) * len(plan.iterations) * len(plan.lambda_)
-    seconds[:, 0] *= whole / (PAIRS * len(sources) * len(COUNTS))
-    seconds[:, 1] *= settings.steps
-    what = ("panels", "training", "measures alone", "products of decoding and judging")
-    tell(f"{pairs} pairs, {settings.steps} steps, one thread", seconds, what)
-    yield Measure("panels_share_of_training", ratio(seconds, 0, 1), "share", 0.25, "lower")
-    yield Measure("evaluation_vs_products", ratio(seconds, 2, 3), "×", 4.0, "lower")
-
-
-def _judging(judge: Judge, settings: JudgeSettings, form: MelodyFormat, rows: int) -> list[Product]:
-    """The judge's probabilities of `rows` pairs: its reader, its committee, its model of notes."""
-    reader = settings.reader
-    body = [reader.hidden] * (reader.depth + 1)
-    products = forward([form.steps * reader.embedding, *body, 2 * reader.latent_dim], 2 * rows)
-    for name, module in judge.named_modules():
-        if isinstance(module, nn.Linear) and name.startswith("members"):
-            halves = 2 if ".reader." in name else 1
-            products.append(Product(halves * rows, module.in_features, module.out_features))
-        elif isinstance(module, nn.Linear) and name.startswith("continuation"):
-            # Once after the left half, and once by itself.
-            steps = 2 * rows * form.steps
-            products.append(Product(steps, module.in_features, module.out_features))
-    return products
-
-
-def verdict_table(rounds: Rounds) -> Iterator[Measure]:
-    """The verdicts of the study `poster-small` against the time that its jobs took.
-
-    Where it has not been run, made-up tables of its size, against the training of its trials alone
-    (on as many workers): that overstates the share.
-    """
-    configs = load_configs("poster-small")[:: rounds.scale]
-    stores = [Store(Path(c.execution.results) / c.name) for c in configs]
-    if rounds.scale == 1 and all(("all" in store.list_parts("verdicts")) for store in stores):
-        tables = [_recorded(store) for store in stores]
-        whole = sum(_job_seconds(store) for store in stores)
-        what = "of results/poster-small"
-    else:
-        tables = [_made_up(config, rounds.scale) for config in configs]
-        whole = sum(_training_seconds(config, rounds.scale) for config in configs)
-        what = "made up; its training alone"
-    plan = configs[0].evaluation
-
-    def decide() -> None:
-        for metrics, outcomes, influences, bins in tables:
-            bounds = dict(plan.matched)
-            matched = matched_similarity(metrics, bounds)
-            decide_verdicts(metrics, matched, outcomes, influences, bins)
-
-    (seconds,) = Rounds(1, 0.0, rounds.scale).take_turns(decide)
-    share = float(seconds[0]) / whole
-    print(f"verdicts, {what}: {seconds[0]:.1f} s of {whole:.0f} s")
-    yield Measure("verdict_share", share, "share", 0.02, "lower")
-
-
-Tables = tuple[pl.DataFrame, pl.LazyFrame, pl.LazyFrame, Mapping[str, int]]
-
-
-def _recorded(store: Store) -> Tables:
-    influences = store.scan("influences")
-    return read_finished_metrics(store), store.outcomes, influences, count_bins(store)
-
-
-def _job_seconds(store: Store) -> float:
-    """From the start of a study's first job to the end of its last."""
-    ends = pl.col("finished_at").dt.timestamp("ms") / 1e3
-    trials = store.scan("trials").select(start=ends - pl.col("seconds"), end=ends).collect()
-    return float(trials["end"].max()) - float(trials["start"].min())  # type: ignore[arg-type]
-
-
-def default_trainer(settings: FusionSettings, scale: int) -> PackTrainer:
-    """The trainer of one conditional trial, on a made-up corpus and core of the default size."""
-    corpus, core = _corpus(10_000 // scale), MelodyVAE(FORM, VAESettings())
-    initialise(core, make_random(0, "weights"))
-    return _trainer(corpus, core, settings)
-
-
-def _training_seconds(config: StudyConfig, scale: int) -> float:
-    with limit_threads(1):
-        trainer = default_trainer(config.fusion, scale)
-        (seconds,) = Rounds(1, 0.0, scale).take_turns(trainer.update)
-    rounds = -(-len(list_first_trials(config)) // config.execution.workers)
-    return float(seconds[0]) * config.fusion.steps * rounds
-
-
-def _trainer(corpus: Corpus, core: MelodyVAE, settings: FusionSettings) -> PackTrainer:
-    trial = Member(None, STYLE_DIM, 0, settings.learning_rate)
-    return PackTrainer(encode_training(corpus, core), settings, [trial])
-
-
-def _held_near(fusion: Generator) -> Generator:
-    """Untrained maps grow without bound when iterated; a tenth of the weights keeps them finite."""
-    with torch.no_grad():
-        for weight in fusion.net.weights:
-            weight.clamp_(-0.02, 0.02)
-    return fusion
-
-
-def _tunes(count: int) -> np.ndarray:
-    """Segments of random notes, each held for about two and a half steps."""
-    random = np.random.default_rng(0)
-    tokens = random.integers(FIRST_PITCH + 20, FIRST_PITCH + 45, (count, FORM.steps))
-    tokens[random.random(tokens.shape) < 0.6] = HOLD
-    tokens[:, 0] = FIRST_PITCH + 30
-    return tokens.astype(np.uint8)
-
-
-def _corpus(segments: int) -> Corpus:
-    """Songs of 20 segments, each followed by the next; eight of ten for training."""
-    songs, length = max(30, segments // 20), 20
-    song = np.repeat(np.arange(songs), length)
-    rows = np.arange(len(song) - 1)
-    return Corpus(
-        form=FORM,
-        tokens=_tunes(len(song)),
-        song=song,
-        bar=np.tile(np.arange(length), songs),
-        song_ids=tuple(map(str, range(songs))),
-        split=np.resize([Split.TRAIN] * 8 + [Split.VALIDATION, Split.TEST], songs),
-        pairs=np.stack((rows, rows + 1), 1)[song[:-1] == song[1:]],
-        struck_again=0,
-        content_hash="",
-    )
-
-
-_Point = tuple[str, str, str, float | None, int | None, int]
-_KINDS = {
-    "method": pl.String,
-    "trial": pl.String,
-    "configuration": pl.String,
-    "lambda": pl.Float64,
-    "seed": pl.Int64,
-    "iteration": pl.Int32,
-}
-"""What a `_Point` is made of."""
-
-
-def _made_up(config: StudyConfig, scale: int) -> Tables:
-    """Random metrics and outcomes, of as many points and pairs as a study has."""
-    random, count = np.random.default_rng(0), config.evaluation.pairs // scale
-    bins = {name: 12 if name == "pitch_class" else 8 for name in STATISTICS}
-    songs = random.integers(0, 50, (2, count)).astype(str)
-    named = pl.DataFrame({"pair": np.arange(count), "left_song": songs[0], "right_song": songs[1]})
-    rows, pairs, influences = [], [], []
-    of_song = pl.DataFrame({"song": sorted(map(str, range(50)))})
-    for point, source in product(_points(config, scale), (*CHOSEN_ON, *CHOSEN_ON.values())):
-        label = dict(zip(_KINDS, point, strict=True))
-        labels = [pl.lit(value, _KINDS[name]).alias(name) for name, value in label.items()]
-        if point[0] != "real":
-            values = {name: random.random() for name in (*COHERENCY, *LIKENESS)}
-            far = 0.0 if point[0] == "identity" else float(random.uniform(0.02, 8))
-            values |= {axis: far * (4 if "edit" in axis else 1) for axis in AXES}
-            influences.append(
-                of_song.with_columns(*labels, source=pl.lit(source), influence=pl.lit(1e-3))
-            )
-            rows += [
-                {**label, "source": source, "metric": m, "value": v} for m, v in values.items()
-            ]
-        elif source != "test":
-            continue
-        own = named.with_columns(left_song=None, right_song=None) if "prior" in source else named
-        own = named.with_columns(right_song="left_song") if point[0] == "real" else own
-        measured = _measured(bins, count, random)
-        pairs.append(own.with_columns(*measured, *labels, source=pl.lit(source)))
-    return (
-        pl.DataFrame(rows, infer_schema_length=None),
-        pl.concat(pairs).lazy(),
-        pl.concat(influences).lazy(),
-        bins,
-    )
-
-
-def _points(config: StudyConfig, scale: int) -> list[_Point]:
-    plan = config.evaluation
-    ours: list[_Point] = [
-        ("conditional", trial.id, trial.configuration.id, lambda_, trial.seed, iteration)
-        for trial, lambda_, iteration in product(
-            list_first_trials(config), plan.lambda_[::scale], plan.iterations
-        )
-    ]
-    rivals: list[_Point] = [
-        (setting.method, setting.id, setting.id, setting.value("lambda"), None, iteration)
-        for rival in map(plan.rival, plan.rivals[::scale])
-        for setting in rival.settings()[::scale]
-        for iteration in rival.iterations
-    ]
-    return [*ours, *rivals, *((name, name, name, None, None, 0) for name in ("identity", "real"))]
-
-
-def _measured(bins: Mapping[str, int], count: int, random: np.random.Generator) -> list[pl.Series]:
-    """What is measured of each pair."""
-    scores = [
-        pl.Series(name, random.random(count, np.float32)) for name in ("judge", "indistinguishable")
-    ]
-    scores.append(pl.Series("seam_bin", random.integers(-1, SEAMS, count), pl.Int8))
-    return scores + [
-        pl.Series(f"{name}_{half}", random.integers(0, size, count), pl.Int8)
-        for name, size in bins.items()
-        for half in ("left", "right")
-    ]
+    name = "lp_matmul_share" if kind == "cpu" else "cuda_lp_matmul_share"
+    yield Measure(name, ratio(seconds, 1, 0), "share", 0.6, "higher")
 
 
 if __name__ == "__main__":

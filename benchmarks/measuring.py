@@ -5,6 +5,7 @@ are medians, and a ratio is the median of the rounds' ratios.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -64,6 +65,14 @@ class Rounds:
             for _ in range(self.repeats)
         ]
         return np.array(rounds)
+
+
+def find_device() -> str:
+    """The device that the environment names in `DEVICE`: the CPU, or a GPU that is there."""
+    device = os.environ.get("DEVICE", "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(f"DEVICE={device}: PyTorch finds no GPU here; leave DEVICE out")
+    return device
 
 
 def introduce(repeats: int) -> None:

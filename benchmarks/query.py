@@ -18,8 +18,8 @@ import pandas as pd
 import polars as pl
 
 import study
-from benchmarks.evaluation import LATENT_DIM, STYLE_DIM, default_trainer
 from benchmarks.measuring import Measure, Rounds, introduce, publish, ratio, tell
+from benchmarks.panels import LATENT_DIM, STYLE_DIM, default_trainer
 from cf_core.training import limit_threads
 from evaluation.frontier import CHOSEN_ON
 from study.config import StudyConfig

@@ -38,7 +38,15 @@ def keep_best(
 ) -> None:
     """Replace each row of `best` by its best proposal if that has a higher score."""
     top, which = scores.max(0)
-    rises = (top > score).nonzero().squeeze(1)  # never where a score is NaN
+    rises = top > score  # never where a score is NaN
+    if best.device.type != "cpu":  # without waiting for how many rise
+        chosen = proposed[0]
+        if len(proposed) > 1:
+            chosen = proposed.gather(0, which[None, :, None].expand(1, *best.shape))[0]
+        torch.where(rises[:, None], chosen, best, out=best)
+        torch.where(rises, top, score, out=score)
+        return
+    rises = rises.nonzero().squeeze(1)
     best[rises] = proposed[which[rises], rises]
     score[rises] = top[rises]
 

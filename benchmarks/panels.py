@@ -1,0 +1,342 @@
+"""How fast outputs are measured and judged: a part of `benchmarks.evaluation`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from torch import nn
+
+from benchmarks.measuring import Measure, Rounds, ratio, tell
+from benchmarks.products import Product, bare, decoding, forward
+from cf_core.batches import Member
+from cf_core.continuation import Continuation, ContinuationSettings
+from cf_core.corpus import Corpus, Split
+from cf_core.fusion import FusionSettings, Generator
+from cf_core.graphs import WARM_UP
+from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
+from cf_core.nets import initialise
+from cf_core.pack import PackTrainer
+from cf_core.seeding import make_random
+from cf_core.training import limit_threads
+from cf_core.vae import MelodyVAE, VAESettings
+from evaluation.classifier import ClassifierSettings, SearchClassifier
+from evaluation.evaluator import LABELS, Evaluator
+from evaluation.frontier import CHOSEN_ON, matched_similarity
+from evaluation.inference import decide_verdicts
+from evaluation.judge import Judge, JudgeSettings
+from evaluation.likeness import SEAMS
+from evaluation.metrics import AXES, COHERENCY, LIKENESS
+from evaluation.sources import Source, make_sources
+from evaluation.statistics import STATISTICS, Bins, compute_statistics, transition_matrix
+from evaluation.transforms import Fusion, Step
+from study.config import StudyConfig, load_configs
+from study.findings import count_bins, read_finished_metrics
+from study.networks import encode_training
+from study.search import list_first_trials
+from study.store import Store
+
+PAIRS, LATENT_DIM, SEGMENTS = 512, 64, 100_000
+COUNTS, WEIGHT, STYLE_DIM, PACK = (1, 2, 4, 8, 16, 32), 0.1, 4, 16
+FORM = MelodyFormat()
+
+
+def measure_evaluation(few: Rounds, device: str) -> list[Measure]:
+    """Everything that takes the whole of `evaluation`; on a GPU only what it is for."""
+    if device != "cpu":
+        return [*panels(few, device)]
+    return [*statistics(few), *panels(few, device), *verdict_table(few)]
+
+
+def statistics(rounds: Rounds) -> Iterator[Measure]:
+    """All five statistics and their matrices against decoding the same segments."""
+    core = MelodyVAE(FORM, VAESettings())
+    initialise(core, make_random(0, "core"))
+    count = SEGMENTS // rounds.scale
+    z = torch.randn(count, LATENT_DIM, generator=make_random(0, "latents"))
+    tokens = core.decode_tokens(z)
+    tunes, kinds = _tunes(2000), np.zeros(count, np.int64)
+    bins = Bins.fit(compute_statistics(tunes, FORM), FORM.find_kinds(tunes), len(FORM.kinds))
+
+    def matrices() -> None:
+        values = compute_statistics(tokens, FORM)
+        for name in STATISTICS:
+            of = bins.assign(name, values[name], kinds)
+            transition_matrix(of[: count // 2], of[count // 2 :], bins.count(name))
+
+    with limit_threads(1):
+        seconds = rounds.take_turns(matrices, lambda: core.decode_tokens(z))
+    tell(f"{count} segments, one thread", seconds, ("statistics", "decoding"))
+    yield Measure("statistics_vs_decode", ratio(seconds, 0, 1), "×", 0.5, "lower")
+
+
+def panels(rounds: Rounds, device: str) -> Iterator[Measure]:
+    """Measuring one conditional trial against its training at the defaults.
+
+    Two sources after six counts are measured, and scaled to all points and pairs of the study
+    `poster`. On a GPU training is that of a trial alone, by graph, and of one in a pack.
+    """
+    pairs, where, settings = PAIRS // rounds.scale, torch.device(device), FusionSettings()
+    evaluator, fusion, sources = _furnish(rounds.scale, where)
+    style = torch.rand(pairs, STYLE_DIM, generator=make_random(0, "style")).to(where)
+    packs = (1,) if where.type == "cpu" else (1, PACK)
+    trained = [
+        _trainer(evaluator.corpus, deepcopy(evaluator.core).cpu(), settings, size, device).update
+        for size in packs
+    ]
+    for update in trained:
+        for _ in range(WARM_UP):
+            update()
+
+    def fuse(source: Source) -> list[Step]:
+        random = make_random(0, "fusion", device=where)
+        return list(Fusion(fusion, style, WEIGHT)(source.inputs, COUNTS, random))
+
+    made = [fuse(source) for source in sources]
+
+    def measured() -> None:
+        for source in sources:
+            evaluator.evaluate(dict.fromkeys(LABELS, "x"), source, fuse(source))
+
+    def scored() -> None:
+        for source, steps in zip(sources, made, strict=True):
+            evaluator.evaluate(dict.fromkeys(LABELS, "x"), source, steps)
+
+    judge = evaluator.judges[Split.TEST]
+    needed = decoding(FORM, VAESettings(), 2 * pairs) + _judging(
+        judge, JudgeSettings(), FORM, pairs
+    )
+    products = bare(needed * len(sources) * len(COUNTS), device=device)
+    with limit_threads(1):
+        seconds = rounds.take_turns(measured, scored, products, *trained)
+    plan = load_configs("poster")[0].evaluation
+    whole = 2 * (plan.pairs + plan.validation_pairs) * len(plan.iterations) * len(plan.lambda_)
+    seconds[:, 0] *= whole / (PAIRS * len(sources) * len(COUNTS))
+    seconds[:, 3:] *= settings.steps / np.array(packs)
+    named = ["panels", "measures alone", "products of decoding and judging"]
+    what = named + [f"training in a pack of {size}" for size in packs]
+    on = "one thread" if where.type == "cpu" else torch.cuda.get_device_name(where)
+    tell(f"{pairs} pairs, {settings.steps} steps, {on}", seconds, what)
+    start = "" if where.type == "cpu" else "cuda_"
+    yield Measure(start + "panels_share_of_training", ratio(seconds, 0, 3), "share", 0.25, "lower")
+    for place, size in enumerate(packs[1:], 4):
+        name = f"{start}panels_share_of_training_in_pack{size}"
+        yield Measure(name, ratio(seconds, 0, place), "share", None, "lower")
+    yield Measure(start + "evaluation_vs_products", ratio(seconds, 1, 2), "×", 4.0, "lower")
+
+
+def _furnish(scale: int, device: torch.device) -> tuple[Evaluator, Generator, Sequence[Source]]:
+    """An evaluator, a map and two sources, with networks as they are before training."""
+    corpus, pairs = _corpus(10_000 // scale), PAIRS // scale
+    core = MelodyVAE(FORM, VAESettings())
+    classifier = SearchClassifier(LATENT_DIM, ClassifierSettings())
+    second = Continuation(FORM, ContinuationSettings())
+    judges = {
+        split: Judge(FORM, JudgeSettings(), second) for split in (Split.VALIDATION, Split.TEST)
+    }
+    fusion = FusionSettings().make_generator(LATENT_DIM, STYLE_DIM, conditional=True)
+    for network in (core, classifier, *judges.values(), fusion):
+        initialise(network, make_random(0, "weights"))
+    evaluator = Evaluator(corpus, core, classifier, judges, 0, second)
+    sources = make_sources(corpus, core, {Split.TEST: pairs, Split.VALIDATION: pairs}, 0)[:2]
+    if device.type != "cpu":
+        evaluator, sources = evaluator.to(device), tuple(each.to(device) for each in sources)
+    return evaluator, _held_near(fusion).to(device), sources
+
+
+def _judging(judge: Judge, settings: JudgeSettings, form: MelodyFormat, rows: int) -> list[Product]:
+    """The judge's probabilities of `rows` pairs: its reader, its committee, its model of notes."""
+    reader = settings.reader
+    body = [reader.hidden] * (reader.depth + 1)
+    products = forward([form.steps * reader.embedding, *body, 2 * reader.latent_dim], 2 * rows)
+    for name, module in judge.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith("members"):
+            halves = 2 if ".reader." in name else 1
+            products.append(Product(halves * rows, module.in_features, module.out_features))
+        elif isinstance(module, nn.Linear) and name.startswith("continuation"):
+            # Once after the left half, and once by itself.
+            steps = 2 * rows * form.steps
+            products.append(Product(steps, module.in_features, module.out_features))
+    return products
+
+
+def verdict_table(rounds: Rounds) -> Iterator[Measure]:
+    """The verdicts of the study `poster-small` against the time that its jobs took.
+
+    Where it has not been run, made-up tables of its size, against the training of its trials alone
+    (on as many workers): that overstates the share.
+    """
+    configs = load_configs("poster-small")[:: rounds.scale]
+    stores = [Store(Path(c.execution.results) / c.name) for c in configs]
+    if rounds.scale == 1 and all(("all" in store.list_parts("verdicts")) for store in stores):
+        tables = [_recorded(store) for store in stores]
+        whole = sum(_job_seconds(store) for store in stores)
+        what = "of results/poster-small"
+    else:
+        tables = [_made_up(config, rounds.scale) for config in configs]
+        whole = sum(_training_seconds(config, rounds.scale) for config in configs)
+        what = "made up; its training alone"
+    plan = configs[0].evaluation
+
+    def decide() -> None:
+        for metrics, outcomes, influences, bins in tables:
+            bounds = dict(plan.matched)
+            matched = matched_similarity(metrics, bounds)
+            decide_verdicts(metrics, matched, outcomes, influences, bins)
+
+    (seconds,) = Rounds(1, 0.0, rounds.scale).take_turns(decide)
+    share = float(seconds[0]) / whole
+    print(f"verdicts, {what}: {seconds[0]:.1f} s of {whole:.0f} s")
+    yield Measure("verdict_share", share, "share", 0.02, "lower")
+
+
+Tables = tuple[pl.DataFrame, pl.LazyFrame, pl.LazyFrame, Mapping[str, int]]
+
+
+def _recorded(store: Store) -> Tables:
+    influences = store.scan("influences")
+    return read_finished_metrics(store), store.outcomes, influences, count_bins(store)
+
+
+def _job_seconds(store: Store) -> float:
+    """From the start of a study's first job to the end of its last."""
+    ends = pl.col("finished_at").dt.timestamp("ms") / 1e3
+    trials = store.scan("trials").select(start=ends - pl.col("seconds"), end=ends).collect()
+    return float(trials["end"].max()) - float(trials["start"].min())  # type: ignore[arg-type]
+
+
+def default_trainer(settings: FusionSettings, scale: int) -> PackTrainer:
+    """The trainer of one conditional trial, on a made-up corpus and core of the default size."""
+    corpus, core = _corpus(10_000 // scale), MelodyVAE(FORM, VAESettings())
+    initialise(core, make_random(0, "weights"))
+    return _trainer(corpus, core, settings)
+
+
+def _training_seconds(config: StudyConfig, scale: int) -> float:
+    with limit_threads(1):
+        trainer = default_trainer(config.fusion, scale)
+        (seconds,) = Rounds(1, 0.0, scale).take_turns(trainer.update)
+    rounds = -(-len(list_first_trials(config)) // config.execution.workers)
+    return float(seconds[0]) * config.fusion.steps * rounds
+
+
+def _trainer(
+    corpus: Corpus, core: MelodyVAE, settings: FusionSettings, trials: int = 1, device: str = "cpu"
+) -> PackTrainer:
+    alike = [Member(None, STYLE_DIM, seed, settings.learning_rate) for seed in range(trials)]
+    return PackTrainer(encode_training(corpus, core), settings, alike, device)
+
+
+def _held_near(fusion: Generator) -> Generator:
+    """Untrained maps grow without bound when iterated; a tenth of the weights keeps them finite."""
+    with torch.no_grad():
+        for weight in fusion.net.weights:
+            weight.clamp_(-0.02, 0.02)
+    return fusion
+
+
+def _tunes(count: int) -> np.ndarray:
+    """Segments of random notes, each held for about two and a half steps."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(FIRST_PITCH + 20, FIRST_PITCH + 45, (count, FORM.steps))
+    tokens[random.random(tokens.shape) < 0.6] = HOLD
+    tokens[:, 0] = FIRST_PITCH + 30
+    return tokens.astype(np.uint8)
+
+
+def _corpus(segments: int) -> Corpus:
+    """Songs of 20 segments, each followed by the next; eight of ten for training."""
+    songs, length = max(30, segments // 20), 20
+    song = np.repeat(np.arange(songs), length)
+    rows = np.arange(len(song) - 1)
+    return Corpus(
+        form=FORM,
+        tokens=_tunes(len(song)),
+        song=song,
+        bar=np.tile(np.arange(length), songs),
+        song_ids=tuple(map(str, range(songs))),
+        split=np.resize([Split.TRAIN] * 8 + [Split.VALIDATION, Split.TEST], songs),
+        pairs=np.stack((rows, rows + 1), 1)[song[:-1] == song[1:]],
+        struck_again=0,
+        content_hash="",
+    )
+
+
+_Point = tuple[str, str, str, float | None, int | None, int]
+_KINDS = {
+    "method": pl.String,
+    "trial": pl.String,
+    "configuration": pl.String,
+    "lambda": pl.Float64,
+    "seed": pl.Int64,
+    "iteration": pl.Int32,
+}
+"""What a `_Point` is made of."""
+
+
+def _made_up(config: StudyConfig, scale: int) -> Tables:
+    """Random metrics and outcomes, of as many points and pairs as a study has."""
+    random, count = np.random.default_rng(0), config.evaluation.pairs // scale
+    bins = {name: 12 if name == "pitch_class" else 8 for name in STATISTICS}
+    songs = random.integers(0, 50, (2, count)).astype(str)
+    named = pl.DataFrame({"pair": np.arange(count), "left_song": songs[0], "right_song": songs[1]})
+    rows, pairs, influences = [], [], []
+    of_song = pl.DataFrame({"song": sorted(map(str, range(50)))})
+    for point, source in product(_points(config, scale), (*CHOSEN_ON, *CHOSEN_ON.values())):
+        label = dict(zip(_KINDS, point, strict=True))
+        labels = [pl.lit(value, _KINDS[name]).alias(name) for name, value in label.items()]
+        if point[0] != "real":
+            values = {name: random.random() for name in (*COHERENCY, *LIKENESS)}
+            far = 0.0 if point[0] == "identity" else float(random.uniform(0.02, 8))
+            values |= {axis: far * (4 if "edit" in axis else 1) for axis in AXES}
+            influences.append(
+                of_song.with_columns(*labels, source=pl.lit(source), influence=pl.lit(1e-3))
+            )
+            rows += [
+                {**label, "source": source, "metric": m, "value": v} for m, v in values.items()
+            ]
+        elif source != "test":
+            continue
+        own = named.with_columns(left_song=None, right_song=None) if "prior" in source else named
+        own = named.with_columns(right_song="left_song") if point[0] == "real" else own
+        measured = _measured(bins, count, random)
+        pairs.append(own.with_columns(*measured, *labels, source=pl.lit(source)))
+    return (
+        pl.DataFrame(rows, infer_schema_length=None),
+        pl.concat(pairs).lazy(),
+        pl.concat(influences).lazy(),
+        bins,
+    )
+
+
+def _points(config: StudyConfig, scale: int) -> list[_Point]:
+    plan = config.evaluation
+    ours: list[_Point] = [
+        ("conditional", trial.id, trial.configuration.id, lambda_, trial.seed, iteration)
+        for trial, lambda_, iteration in product(
+            list_first_trials(config), plan.lambda_[::scale], plan.iterations
+        )
+    ]
+    rivals: list[_Point] = [
+        (setting.method, setting.id, setting.id, setting.value("lambda"), None, iteration)
+        for rival in map(plan.rival, plan.rivals[::scale])
+        for setting in rival.settings()[::scale]
+        for iteration in rival.iterations
+    ]
+    return [*ours, *rivals, *((name, name, name, None, None, 0) for name in ("identity", "real"))]
+
+
+def _measured(bins: Mapping[str, int], count: int, random: np.random.Generator) -> list[pl.Series]:
+    """What is measured of each pair."""
+    scores = [
+        pl.Series(name, random.random(count, np.float32)) for name in ("judge", "indistinguishable")
+    ]
+    scores.append(pl.Series("seam_bin", random.integers(-1, SEAMS, count), pl.Int8))
+    return scores + [
+        pl.Series(f"{name}_{half}", random.integers(0, size, count), pl.Int8)
+        for name, size in bins.items()
+        for half in ("left", "right")
+    ]
