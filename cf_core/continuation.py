@@ -236,9 +236,9 @@ class Continuation(nn.Module):
         self, left: Integer[Tensor, "B T"], count: int, random: torch.Generator
     ) -> Int64[Tensor, "count B T"]:
         """Draw right halves, `count` for each left one. None has a hold without a note."""
-        lefts = left.repeat(count, 1)
-        chance = torch.rand(lefts.shape, generator=random, device=left.device)
-        nothing = torch.zeros(len(lefts), device=left.device)  # no token is favoured
+        lefts = left.repeat(count, 1).to(self.window.weight.device)
+        chance = torch.rand(lefts.shape, generator=random, device=random.device).to(lefts.device)
+        nothing = torch.zeros(len(lefts), device=lefts.device)  # no token is favoured
         drawn = self.rewrite(lefts, lefts, nothing, chance)
         return drawn.reshape(count, *left.shape)
 

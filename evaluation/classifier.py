@@ -21,8 +21,6 @@ from cf_core.training import Trainer, adamw, warmup_cosine
 
 gelu_ = torch.ops.aten.gelu_
 """GELU in place, for which PyTorch has no public name."""
-_CACHED = 16_384
-"""Pairs that a GPU scores at one time. What is computed of so few stays in its cache."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,6 @@ class SearchClassifier(nn.Module):
         matrix products.
         """
         weight, bias, *rest, last_gain, last_shift = self.net.parameters()
-        if weight.device.type != "cpu" and rows > _CACHED:
-            return self._score_in_parts(rows)
         blocks = [rest[i : i + 4] for i in range(0, len(rest), 4)]
         x = weight.new_empty(rows, len(bias))
 
@@ -92,16 +88,6 @@ class SearchClassifier(nn.Module):
             return torch.addmv(
                 self.output.bias, inner(last_gain, last_shift), self.output.weight[0]
             )
-
-        return score
-
-    def _score_in_parts(self, rows: int) -> Callable[[Float[Tensor, "B Z2"]], Float[Tensor, "B"]]:
-        sizes = [len(part) for part in torch.arange(rows).split(_CACHED)]
-        scorers = {size: self.scorer(size) for size in set(sizes)}
-
-        def score(joined: Float[Tensor, "B Z2"]) -> Float[Tensor, "B"]:
-            parts = zip(sizes, joined.split(sizes), strict=True)
-            return torch.cat([scorers[size](part) for size, part in parts])
 
         return score
 

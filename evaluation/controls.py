@@ -86,9 +86,9 @@ class Inputs:
         chosen = sampled[nearest, np.arange(self.count)]
         return self.source.inputs[0], self.evaluator.core.encode_mean(chosen)
 
-    def random(self, name: str) -> torch.Generator:
+    def random(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
         """Make the generator of one control for this source."""
-        return make_random(self.evaluator.seed, "control", name, self.source.name)
+        return make_random(self.evaluator.seed, "control", name, self.source.name, device=device)
 
 
 Trick = Callable[[Inputs], Pair | None]
@@ -130,7 +130,8 @@ def _longest_search(inputs: Inputs) -> Pair:
     kinds = inputs.source.kinds
     tools = Tools(evaluator.classifier, core.sigma_bar, none, core, kinds[:0])
     transform = search.transform([search.settings()[-1]], kinds, tools)
-    (step,) = transform((left, right), [_SEARCHED], inputs.random("longest_search"))
+    random = inputs.random("longest_search", left.device)
+    (step,) = transform((left, right), [_SEARCHED], random)
     return step.outputs
 
 
@@ -173,7 +174,7 @@ def _continuation(inputs: Inputs) -> Pair:
 def _gamble(inputs: Inputs) -> Pair:
     # Drawn, since some measures divide pairs by their places.
     order = torch.randperm(inputs.count, generator=inputs.random("gamble"))
-    changed = (order < inputs.count // 2)[:, None]
+    changed = (order < inputs.count // 2)[:, None].to(inputs.source.inputs[0].device)
     left, right = (
         torch.where(changed, after, before)
         for before, after in zip(inputs.source.inputs, inputs.continued, strict=True)

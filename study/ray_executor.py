@@ -16,7 +16,7 @@ from typing import Any
 import ray
 import torch
 from ray import tune
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import FIFOScheduler
 
@@ -29,6 +29,7 @@ from study.execution import Report, run_job
 from study.ledger import Failure
 from study.packs import Rates, measure_packs
 from study.progress import Reporter
+from study.recording import record_references
 from study.specs import Job, PackSpec, TrialSpec
 from study.store import Store
 from study.workbench import Workbench
@@ -69,6 +70,23 @@ class RayExecutor:
                 " in execution.pack"
             ) from error
         return rates
+
+    def record_references(self) -> None:
+        """Record the references on a worker, as `study.recording.record_references` does.
+
+        Raises `ClusterError` where the worker dies.
+        """
+        stage = self._execution.resources.rivals
+        task = ray.remote(num_cpus=stage.cpu, num_gpus=stage.gpu)(_record_references)
+        try:
+            with self._reporter.job("references", None):
+                ray.get(task.remote([self._start()]))
+        except RayTaskError:
+            raise
+        except RayError as error:
+            raise ClusterError(
+                f"references: the worker died: {_last_line(error)}; give the same command again"
+            ) from error
 
     def run(self, tasks: Sequence[Task], watch: Watch) -> list[Failure | None]:
         """As `study.dispatch.Executor` says. Raises `ClusterError` where Tune stops."""
@@ -169,6 +187,12 @@ def _measure_packs(shared: list[ray.ObjectRef], trials: Sequence[TrialSpec]) -> 
     bench, _, execution = ray.get(shared[0])
     torch.set_num_threads(1)  # of a process of Ray's, which does nothing else
     return measure_packs(trials, bench.to(take_device(execution)), execution.workers)
+
+
+def _record_references(shared: list[ray.ObjectRef]) -> None:
+    bench, root, execution = ray.get(shared[0])
+    torch.set_num_threads(1)
+    record_references(bench.to(take_device(execution)), Store(root))
 
 
 class _Trainable(tune.Trainable):

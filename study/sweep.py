@@ -18,7 +18,7 @@ from study.ledger import Ledger, Outcome, State, Status
 from study.packs import plan_packs
 from study.progress import Reporter
 from study.ray_executor import RayExecutor
-from study.recording import record_over
+from study.recording import has_references, record_over
 from study.search import (
     WARM_START,
     fits,
@@ -74,6 +74,8 @@ def sweep(
             past += told
             dispatcher.note = _front(config, past)
             reporter.say(f"batch {number + 1}: {_count_states(past, number)}; {dispatcher.note}")
+        if config.execution.resources.rivals.gpu and not has_references(store):
+            executor.record_references()
     write_journal(config, past, store.root / "optuna.log")
     store.write("importances", "all", measure_importances(config, past))
 

@@ -14,6 +14,7 @@ from study.config import StudyConfig
 from study.execution import run_job
 from study.networks import SEARCH_CLASSIFIER, Networks
 from study.prepare import find_corpus, prepare
+from study.recording import record_references
 from study.run import root
 from study.search import list_first_trials
 from study.specs import Job, PackSpec, RivalJob
@@ -78,6 +79,25 @@ def run_on(bench: Workbench, job: Job, store: Store) -> None:
         pass
 
 
+def claim_two(config: StudyConfig, shared: Store, folder: Path) -> list[Store]:
+    """A store for what the CPU writes, and one for what the device does."""
+    stores = []
+    for where in ("cpu", pretended.NAME):
+        execution = config.execution.model_copy(update={"results": str(folder / where)})
+        own = config.model_copy(update={"execution": execution})
+        stores.append(claim(own, shared.record["identity"]["corpus"]))
+    return stores
+
+
+def compare_tables(stores: list[Store]) -> None:
+    written = 0
+    for table in TABLES:
+        expected, found = (drop_volatile(s.scan(table).collect(), table) for s in stores)
+        assert_frame_equal(found, expected, abs_tol=1e-5)
+        written += expected.height
+    assert written > 0
+
+
 @pytest.mark.parametrize("name", ["trials", *OPTIONS])
 def test_a_job_writes_what_it_writes_on_the_cpu(
     name: str,
@@ -87,22 +107,22 @@ def test_a_job_writes_what_it_writes_on_the_cpu(
     shared: Store,
     tmp_path: Path,
 ) -> None:
-    job, stores = list_jobs(config)[name], []
-    for where in ("cpu", pretended.NAME):
-        results = {"results": str(tmp_path / where)}
-        execution = config.execution.model_copy(update=results)
-        own = config.model_copy(update={"execution": execution})
-        stores.append(claim(own, shared.record["identity"]["corpus"]))
+    job, stores = list_jobs(config)[name], claim_two(config, shared, tmp_path)
     run_on(bench, job, stores[0])
     with pretended.device():
         run_on(moved, job, stores[1])
-    written = 0
-    for table in TABLES:
-        expected, found = (drop_volatile(s.scan(table).collect(), table) for s in stores)
-        assert_frame_equal(found, expected, abs_tol=1e-5)
-        written += expected.height
-    assert written > 0
+    compare_tables(stores)
     assert set(stores[1].scan("trials").collect()["device"]) == {pretended.NAME}
+
+
+def test_references_are_those_of_the_cpu(
+    config: StudyConfig, bench: Workbench, moved: Workbench, shared: Store, tmp_path: Path
+) -> None:
+    stores = claim_two(config, shared, tmp_path)
+    record_references(bench, stores[0])
+    with pretended.device():
+        record_references(moved, stores[1])
+    compare_tables(stores)
 
 
 def test_a_network_is_trained_there_and_reported_on_the_cpu(

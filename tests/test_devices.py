@@ -6,16 +6,22 @@ are trained on the pretended device alone.
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from cf_core.pack import PackTrainer
+from cf_core.seeding import make_random
 from cf_core.training import Trainer
+from evaluation import transforms
+from evaluation.transforms import Fusion, Given, Step, fuse_all
 from tests import pretended
 from tests.test_pack import MIXED, SETTINGS, latents
 from tests.test_training import classifier, continuation, judge, vae
+from tests.test_transforms import ROWS, fused, heard, pair, style
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
@@ -141,6 +147,39 @@ def test_networks_train_as_on_the_cpu_and_stop_and_go_on(
         found = {name: tensor.cpu() for name, tensor in second.state().items()}
     torch.testing.assert_close(saved, halfway, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found, cpu.state(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [2 * ROWS, 100])
+@pytest.mark.parametrize("scheme", ["poster", "heard"])
+def test_fusions_together_are_those_of_each_by_itself(
+    scheme: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transforms, "_TOGETHER", most)
+    counts, asked = (1, 3), [(0.03, "one"), (1.0, "one"), (0.2, "two")]
+
+    def fuse(where: str) -> list[list[Step]]:
+        how, generator = deepcopy(heard()), fused(conditional=True).to(where)
+        how.core.to(where)
+        how.writer.to(where)
+        given = []
+        for lambda_, name in asked:
+            own = None if scheme == "poster" else how
+            fusion = Fusion(generator, style().to(where), lambda_, own, np.zeros(ROWS, np.int64))
+            left, right = (half.to(where) for half in pair(name=name))
+            random = make_random(0, "writing", name, device=where)
+            given.append(Given(fusion, (left, right), random))
+        return list(fuse_all(given, counts))
+
+    expected = fuse("cpu")
+    with pretended.device():
+        found = fuse(pretended.NAME)
+    assert len(found) == len(expected) == len(asked)
+    for own, other in zip(found, expected, strict=True):
+        assert [step.iteration for step in own] == [*counts]
+        for one, two in zip(own, other, strict=True):
+            assert one.decoder_calls == two.decoder_calls
+            for half, wanted in zip(one.outputs, two.outputs, strict=True):
+                torch.testing.assert_close(half.cpu(), wanted)
 
 
 class Asks(PackTrainer):

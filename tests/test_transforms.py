@@ -65,8 +65,8 @@ def style() -> Tensor:
     return torch.rand(ROWS, 2, generator=make_random(0, "style"))
 
 
-def fused() -> Generator:
-    made = Generator(Z, 2, 8, 2)
+def fused(*, conditional: bool = False) -> Generator:
+    made = Generator(Z, 2, 8, 2, conditional=conditional)
     initialise(made, make_random(0, "G"))
     return made
 
