@@ -33,21 +33,24 @@ from evaluation.metrics import AXES, COHERENCY, LIKENESS
 from evaluation.sources import Source, make_sources
 from evaluation.statistics import STATISTICS, Bins, compute_statistics, transition_matrix
 from evaluation.transforms import Fusion, Step
-from study.config import StudyConfig, load_configs
+from study.config import StudyConfig, load_config, load_configs
+from study.execution import make_trainer
 from study.findings import count_bins, read_finished_metrics
 from study.networks import encode_training
+from study.packs import measure_packs
 from study.search import list_first_trials
 from study.store import Store
+from study.workbench import Workbench
 
 PAIRS, LATENT_DIM, SEGMENTS = 512, 64, 100_000
-COUNTS, WEIGHT, STYLE_DIM, PACK = (1, 2, 4, 8, 16, 32), 0.1, 4, 16
+COUNTS, WEIGHT, STYLE_DIM, PACK, MOST = (1, 2, 4, 8, 16, 32), 0.1, 4, 16, 512
 FORM = MelodyFormat()
 
 
 def measure_evaluation(few: Rounds, device: str) -> list[Measure]:
     """Everything that takes the whole of `evaluation`; on a GPU only what it is for."""
     if device != "cpu":
-        return [*panels(few, device)]
+        return [*panels(few, device), *pack_sizes(few, device)]
     return [*statistics(few), *panels(few, device), *verdict_table(few)]
 
 
@@ -145,6 +148,31 @@ def _furnish(scale: int, device: torch.device) -> tuple[Evaluator, Generator, Se
     if device.type != "cpu":
         evaluator, sources = evaluator.to(device), tuple(each.to(device) for each in sources)
     return evaluator, _held_near(fusion).to(device), sources
+
+
+def pack_sizes(rounds: Rounds, device: str) -> Iterator[Measure]:
+    """The size that `execution.pack: auto` picks, against the best of all powers of two."""
+    most = MOST // rounds.scale
+    own = (f"configurations={most}", f"batch={most}", "hidden=[384]")
+    config = load_config("search", [f"search.{each}" for each in own])
+    trials, where = list_first_trials(config), torch.device(device)
+    evaluator, _, sources = _furnish(rounds.scale, where)
+    latents = encode_training(evaluator.corpus, deepcopy(evaluator.core).cpu()).to(where)
+    bench = Workbench(latents, evaluator, sources, config.fusion, config.evaluation, 0, "")
+    picked = measure_packs(trials, bench, workers=1)
+    sizes = [2**power for power in range(most.bit_length())]
+    best: dict[int, float] = {}
+    for size in sizes:
+        trainer = make_trainer(trials[:size], bench)
+        for _ in range(WARM_UP):
+            trainer.update()
+        seconds = rounds.take_turns(trainer.update)
+        best[size] = size / float(np.median(seconds))
+    rates = ", ".join(f"{size}: {rate:.0f}" for size, rate in best.items())
+    size = max(picked, key=lambda size: picked[size])
+    print(f"trial-steps per second by size of a pack, {rates}; pack: auto picks {size}")
+    share = best[size] / max(best.values())
+    yield Measure("cuda_pack_auto_vs_best", share, "share", 0.95, "higher")
 
 
 def _judging(judge: Judge, settings: JudgeSettings, form: MelodyFormat, rows: int) -> list[Product]:
