@@ -172,6 +172,18 @@ def test_packs_grow_while_that_is_faster(
     assert found == {size: rate for size, rate in measured.items() if size <= tried}
 
 
+def test_a_gpu_is_filled(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the rates of an H100, in trial-steps per second, all are within 5 % of the best."""
+    rates = (623, 1082, 1955, 3496, 5370, 7710, 9185, 10399, 11182, 11647, 11700)
+    measured = {2**power: float(rate) for power, rate in enumerate(rates)}
+    trials = [TrialSpec(Configuration(0.1 + seed, 0), 0) for seed in range(1024)]
+    monkeypatch.setattr(module, "_rate", lambda trials, *_: measured[len(trials)])
+    bench.device = torch.device("cuda")
+    found = measure_packs(trials, bench, 1)
+    assert max(found) == 512
+    assert found[512] > 0.95 * max(rates)
+
+
 def test_a_pack_fits_into_memory(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(module, "_rate", lambda trials, *_: len(trials) ** 2)
