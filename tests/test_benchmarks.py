@@ -21,6 +21,7 @@ from benchmarks import evaluation, ingest, query, serve
 from benchmarks.core import STYLE_DIM, WEIGHT, Bench, Shape, cuda
 from benchmarks.eager import Batch, EagerTrial
 from benchmarks.measuring import Measure
+from benchmarks.panels import pack_sizes
 from benchmarks.products import Product, decoding, vae_step
 from cf_core.melody import MelodyFormat
 from cf_core.nets import MLP
@@ -151,6 +152,27 @@ def test_what_a_gpu_is_measured_by(monkeypatch: pytest.MonkeyPatch) -> None:
         "cuda_pack256_memory": (None, "lower"),
     }
     assert all(measure.value > 0 for measure in measures)
+
+
+def test_the_published_figures_of_a_gpu_are_those_that_the_benchmarks_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", str)
+    small = Bench(repeats=1, seconds=0.0, scale=64)
+    taken = [*cuda(Bench(repeats=1, seconds=0.0, scale=16), "cpu"), *pack_sizes(small, "cpu")]
+    rows = {row.pop("name"): row for row in json.loads((ROOT / "docs" / "gpu.json").read_text())}
+    for measure in taken:
+        row = rows.pop(measure.name)
+        assert (row["unit"], row["target"], row["better"]) == (
+            measure.unit, measure.target, measure.better,
+        )  # fmt: skip
+    # These take a GPU to be measured at all.
+    assert rows.keys() == {
+        "cuda_lp_matmul_share",
+        "cuda_panels_share_of_training",
+        "cuda_panels_share_of_training_in_pack16",
+        "cuda_evaluation_vs_products",
+    }
 
 
 @pytest.mark.slow
