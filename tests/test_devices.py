@@ -17,14 +17,28 @@ from cf_core.pack import PackTrainer
 from cf_core.seeding import make_random
 from cf_core.training import Trainer
 from evaluation import transforms
+from evaluation.rivals import Tools
+from evaluation.rivals.base import Bound
+from evaluation.rivals.lp import LP
 from evaluation.transforms import Fusion, Given, Step, fuse_all
 from tests import pretended
 from tests.test_pack import MIXED, SETTINGS, latents
 from tests.test_training import classifier, continuation, judge, vae
-from tests.test_transforms import ROWS, fused, heard, pair, style
+from tests.test_transforms import (
+    CLASSIFIER,
+    CORE,
+    ROWS,
+    SIGMA,
+    SIZES,
+    fused,
+    heard,
+    pair,
+    style,
+)
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+KINDS = np.zeros(ROWS, np.int64)
 
 
 @pytest.fixture(params=[pretended.NAME, pytest.param("cuda", marks=needs_gpu)])
@@ -149,6 +163,25 @@ def test_networks_train_as_on_the_cpu_and_stop_and_go_on(
     torch.testing.assert_close(found, cpu.state(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("proposals", [1, 3])
+def test_no_iteration_of_a_search_makes_the_host_wait(proposals: int) -> None:
+    def count_waits(iterations: int) -> int:
+        with pretended.device() as log:
+            own = {"step_size": SIZES}
+            left, right = (half.to(pretended.NAME) for half in pair())
+            tools = Tools(
+                deepcopy(CLASSIFIER).to(pretended.NAME), SIGMA.to(pretended.NAME), (left, right),
+                CORE, KINDS,
+            )  # fmt: skip
+            search = Bound(LP(proposals=proposals), own, KINDS, tools)
+            log.waits.clear()
+            random = make_random(0, "search", device=pretended.NAME)
+            list(search((left, right), [iterations], random))
+            return len(log.waits)
+
+    assert count_waits(2) == count_waits(7)
+
+
 @pytest.mark.parametrize("most", [2 * ROWS, 100])
 @pytest.mark.parametrize("scheme", ["poster", "heard"])
 def test_fusions_together_are_those_of_each_by_itself(
@@ -164,7 +197,7 @@ def test_fusions_together_are_those_of_each_by_itself(
         given = []
         for lambda_, name in asked:
             own = None if scheme == "poster" else how
-            fusion = Fusion(generator, style().to(where), lambda_, own, np.zeros(ROWS, np.int64))
+            fusion = Fusion(generator, style().to(where), lambda_, own, KINDS)
             left, right = (half.to(where) for half in pair(name=name))
             random = make_random(0, "writing", name, device=where)
             given.append(Given(fusion, (left, right), random))
