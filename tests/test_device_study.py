@@ -1,20 +1,24 @@
 """The jobs of a study on a device that is pretended: their tables are those of the CPU."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from polars.testing import assert_frame_equal
+from rich.console import Console
 
-from cf_core.training import load_tensors
+from cf_core.training import limit_threads, load_tensors
 from evaluation.rivals import Rival
 from study.config import StudyConfig
 from study.execution import run_job
 from study.networks import SEARCH_CLASSIFIER, Networks
 from study.prepare import find_corpus, prepare
-from study.recording import record_references
+from study.progress import Reporter
+from study.ray_executor import RayExecutor
+from study.recording import has_references, record_references
 from study.run import root
 from study.search import list_first_trials
 from study.specs import Job, PackSpec, RivalJob
@@ -123,6 +127,23 @@ def test_references_are_those_of_the_cpu(
     with pretended.device():
         record_references(moved, stores[1])
     compare_tables(stores)
+
+
+def test_a_worker_records_references_as_the_driver_does(
+    config: StudyConfig, bench: Workbench, shared: Store, tmp_path: Path
+) -> None:
+    stores = claim_two(config, shared, tmp_path)
+    with limit_threads(1):
+        record_references(bench, stores[0])
+    with (
+        Reporter(Console(quiet=True)) as reporter,
+        closing(RayExecutor(bench, stores[1], config.execution, reporter)) as executor,
+    ):
+        executor.record_references()
+    assert has_references(stores[1])
+    for table in TABLES:
+        expected, found = (drop_volatile(s.scan(table).collect(), table) for s in stores)
+        assert_frame_equal(found, expected)
 
 
 def test_a_network_is_trained_there_and_reported_on_the_cpu(
