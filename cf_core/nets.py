@@ -67,8 +67,8 @@ def initialise(network: nn.Module, random: torch.Generator) -> None:
 def count_at_once(on_cpu: int, device: torch.device) -> int:
     """How many rows are to go through a network at one time, where a CPU takes so many.
 
-    What a CPU computes of few rows stays in its cache. A GPU has none to speak of, and every small
-    kernel costs its launch.
+    What a CPU computes of few rows stays in its cache. On a GPU each kernel costs its launch, so
+    few large ones are better.
     """
     return on_cpu if device.type == "cpu" else 8 * on_cpu
 
