@@ -83,6 +83,14 @@ class Fusion(Transform):
     chance: Float[Tensor, "D B 2 T"] | None = None
     """What decides what the writer draws (`Heard.draw_chance`); if left out, it is drawn."""
 
+    @property
+    def lambdas(self) -> Float[Tensor, "B"] | None:
+        """λ of every pair, where there is one."""
+        if self.lambda_ is None:
+            return None
+        own = torch.as_tensor(self.lambda_, dtype=self.style.dtype, device=self.style.device)
+        return own.expand(len(self.style))
+
     def _steps(
         self, pair: Pair, counts: Sequence[int], random: torch.Generator, /
     ) -> Iterator[Step]:
@@ -100,9 +108,9 @@ class Fusion(Transform):
     def _hear(
         self, heard: Heard, pair: Pair, counts: Sequence[int], random: torch.Generator
     ) -> Iterator[Step]:
-        if self.lambda_ is None:
+        lambda_ = self.lambdas
+        if lambda_ is None:
             raise ValueError("lambda_: the scheme heard needs λ")
-        lambda_ = torch.as_tensor(self.lambda_).to(self.style).expand(len(self.style))
         chance = self.chance
         if chance is None:
             chance = heard.draw_chance(len(self.style), random)
@@ -113,7 +121,7 @@ class Fusion(Transform):
 
 
 _TOGETHER = 16_384
-"""Most pairs that a GPU fuses at one time, so that its memory holds what is computed of them."""
+"""Most pairs that a GPU fuses at one time; its memory limits them."""
 
 
 @dataclass(frozen=True)
@@ -124,16 +132,7 @@ class Given:
     pair: Pair
     random: torch.Generator
 
-    @property
-    def lambda_(self) -> Float[Tensor, "B"] | None:
-        """λ of every pair, where the fusion has one."""
-        own = self.fusion
-        if own.lambda_ is None:
-            return None
-        return torch.as_tensor(own.lambda_).to(own.style).expand(len(own.style))
-
-    @property
-    def chance(self) -> Float[Tensor, "D B 2 T"] | None:
+    def draw_chance(self) -> Float[Tensor, "D B 2 T"] | None:
         """What decides what the writer draws, where there is one."""
         own = self.fusion
         if own.heard is None or own.chance is not None:
@@ -144,8 +143,8 @@ class Given:
 def fuse_all(given: Sequence[Given], counts: Sequence[int]) -> Iterator[list[Step]]:
     """Yield the steps of each of these fusions, all of one generator and one scheme, in order.
 
-    A GPU applies them together: it takes no longer for many pairs than for few. A CPU applies one
-    after another.
+    A GPU applies them together, since there each kernel costs its launch, however few the pairs. A
+    CPU applies one after another.
     """
     if given[0].pair[0].device.type == "cpu":
         yield from (list(each.fusion(each.pair, counts, each.random)) for each in given)
@@ -166,10 +165,10 @@ def _fuse_together(given: Sequence[Given], counts: Sequence[int]) -> list[list[S
     whole = Fusion(
         first.generator,
         torch.cat([each.style for each in own]),
-        _join([each.lambda_ for each in given]),
+        _join([each.lambdas for each in own]),
         first.heard,
         np.concatenate(kinds) if kinds else None,
-        _join([each.chance for each in given], 1),
+        _join([each.draw_chance() for each in given], 1),
     )
     pair = tuple(torch.cat([each.pair[half] for each in given]) for half in (0, 1))
     parts: list[list[Step]] = [[] for _ in given]

@@ -90,9 +90,9 @@ def measure_packs(trials: Sequence[TrialSpec], bench: Workbench, workers: int) -
     No pack is so large that one of `workers` would be idle, or that the device's memory would not
     hold it.
     """
-    most, gain = _share(trials, workers), _GAIN_ON_GPU
+    most = _share(trials, workers)
+    gain = _GAIN if bench.device.type == "cpu" else _GAIN_ON_GPU
     if bench.device.type == "cpu":
-        gain = _GAIN
         most = min(most, _most_in_memory(trials, bench, workers))
     rates: dict[int, float] = {}
     for size in takewhile(lambda size: size <= most, (2**power for power in range(16))):

@@ -77,16 +77,19 @@ class RayExecutor:
         Raises `ClusterError` where the worker dies.
         """
         stage = self._execution.resources.rivals
-        task = ray.remote(num_cpus=stage.cpu, num_gpus=stage.gpu)(_record_references)
+        needs: Any = {"num_cpus": stage.cpu, "num_gpus": stage.gpu, "max_retries": 0}
+        recorded = ray.remote(**needs)(_record_references).remote([self._start()])
         try:
             with self._reporter.job("references", None):
-                ray.get(task.remote([self._start()]))
+                ray.get(recorded)
         except RayTaskError:
             raise
         except RayError as error:
             raise ClusterError(
                 f"references: the worker died: {_last_line(error)}; give the same command again"
             ) from error
+        finally:
+            ray.cancel(recorded)
 
     def run(self, tasks: Sequence[Task], watch: Watch) -> list[Failure | None]:
         """As `study.dispatch.Executor` says. Raises `ClusterError` where Tune stops."""
@@ -186,7 +189,10 @@ def _limit(execution: Execution, job: Job) -> float | None:
 def _measure_packs(shared: list[ray.ObjectRef], trials: Sequence[TrialSpec]) -> Rates:
     bench, _, execution = ray.get(shared[0])
     torch.set_num_threads(1)  # of a process of Ray's, which does nothing else
-    return measure_packs(trials, bench.to(take_device(execution)), execution.workers)
+    device = take_device(execution)
+    if device.type == "cuda":  # other workers are to have their shares of the memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, execution.resources.trials.gpu))
+    return measure_packs(trials, bench.to(device), execution.workers)
 
 
 def _record_references(shared: list[ray.ObjectRef]) -> None:

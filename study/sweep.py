@@ -74,10 +74,10 @@ def sweep(
             past += told
             dispatcher.note = _front(config, past)
             reporter.say(f"batch {number + 1}: {_count_states(past, number)}; {dispatcher.note}")
+        write_journal(config, past, store.root / "optuna.log")
+        store.write("importances", "all", measure_importances(config, past))
         if config.execution.resources.rivals.gpu and not has_references(store):
             executor.record_references()
-    write_journal(config, past, store.root / "optuna.log")
-    store.write("importances", "all", measure_importances(config, past))
 
 
 class _Batch:

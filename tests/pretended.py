@@ -7,7 +7,7 @@ the numbers of the recording, as CUDA graphs do. What is computed is what the CP
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -61,6 +61,25 @@ class OnDevice(Tensor):
     ) -> Any:
         del types
         return _run(func, args, kwargs or {})
+
+
+class _Random(torch.Generator):
+    """Draws what one of the CPU draws; the device that it was asked for is known by its seed.
+
+    PyTorch hands operations another object than this one.
+    """
+
+    devices: ClassVar[dict[int, str]] = {}
+    wanted: str
+
+    def __new__(cls, device: Any) -> "_Random":
+        made = super().__new__(cls)
+        made.wanted = torch.device(device).type
+        return made
+
+    def manual_seed(self, seed: int) -> torch.Generator:
+        self.devices[seed] = self.wanted
+        return super().manual_seed(seed)
 
 
 class _Log:
@@ -165,7 +184,8 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = dict(kwargs or {})
-        if func is torch.tensor and _is_on(kwargs.get("device") or "cpu"):
+        makes = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], OnDevice)
+        if makes and _is_on(kwargs.get("device") or "cpu"):
             return func(*args, **{**kwargs, "device": "cpu"}).to(NAME)
         if func is Tensor.new_tensor and isinstance(args[0], OnDevice):
             return torch.tensor(args[1], **{"dtype": args[0].dtype, **kwargs}).to(NAME)
@@ -194,7 +214,7 @@ def device() -> Iterator[_Log]:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here, beside which no device can be pretended")
     with pytest.MonkeyPatch.context() as patch, _Dispatch(), _Functions():  # type: ignore[no-untyped-call]
-        patch.setattr(seeding, "Generator", lambda _: torch.Generator())
+        patch.setattr(seeding, "Generator", _Random)
         log.waits.clear()
         yield log
 
@@ -221,6 +241,10 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     # A CPU may hand over single numbers, which become arguments of a kernel.
     if strangers := [t for t in tensors if not isinstance(t, OnDevice) and t.dim() > 0]:
         raise MixedError(f"{func}: {len(strangers)} of {len(tensors)} tensors are on the CPU")
+    if (random := kwargs.get("generator")) is not None:
+        where = _Random.devices.get(random.initial_seed(), "cpu")
+        if where != NAME:
+            raise MixedError(f"{func}: the generator is on the device {where}")
     by_mask = func in _INDEXING and any(t is not None and t.dtype == torch.bool for t in args[1])
     if by_mask or any(name in str(func) for name in _WAITS):
         _wait(str(func))

@@ -33,7 +33,6 @@ from tests.test_transforms import (
     fused,
     heard,
     pair,
-    style,
 )
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -188,17 +187,18 @@ def test_fusions_together_are_those_of_each_by_itself(
     scheme: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transforms, "_TOGETHER", most)
-    counts, asked = (1, 3), [(0.03, "one"), (1.0, "one"), (0.2, "two")]
+    counts, asked = (1, 3), [(0.03, "one", ROWS), (1.0, "one", ROWS), (0.2, "two", ROWS - 2)]
 
     def fuse(where: str) -> list[list[Step]]:
         how, generator = deepcopy(heard()), fused(conditional=True).to(where)
         how.core.to(where)
         how.writer.to(where)
         given = []
-        for lambda_, name in asked:
+        for lambda_, name, size in asked:
             own = None if scheme == "poster" else how
-            fusion = Fusion(generator, style().to(where), lambda_, own, KINDS)
-            left, right = (half.to(where) for half in pair(name=name))
+            drawn = torch.rand(size, 2, generator=make_random(0, "style", str(lambda_)))
+            fusion = Fusion(generator, drawn.to(where), lambda_, own, KINDS[:size])
+            left, right = (half.to(where) for half in pair(size, name))
             random = make_random(0, "writing", name, device=where)
             given.append(Given(fusion, (left, right), random))
         return list(fuse_all(given, counts))
@@ -211,6 +211,7 @@ def test_fusions_together_are_those_of_each_by_itself(
         assert [step.iteration for step in own] == [*counts]
         for one, two in zip(own, other, strict=True):
             assert one.decoder_calls == two.decoder_calls
+            assert one.seconds > 0
             for half, wanted in zip(one.outputs, two.outputs, strict=True):
                 torch.testing.assert_close(half.cpu(), wanted)
 

@@ -26,6 +26,7 @@ from study.ledger import Failure
 from study.packs import Rates, measure_packs
 from study.prepare import Crew, find_corpus, prepare, train_here
 from study.progress import Bar, Reporter
+from study.recording import record_references
 from study.run import DRIVER_THREADS, root, run
 from study.specs import TrialSpec
 from study.store import Store
@@ -171,6 +172,9 @@ class Here:
             failure = Failure.of(error)
         watch.end(task.job, failed=failure is not None)
         return failure
+
+    def record_references(self) -> None:
+        record_references(self._bench, self._store)
 
     def measure_packs(self, trials: Sequence[TrialSpec]) -> Rates:
         return measure_packs(trials, self._bench, self._execution.workers)

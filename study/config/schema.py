@@ -133,7 +133,8 @@ class StageResources(Section):
     trials: Resources = Resources()
     """Those that train packs of trials and evaluate them; on a GPU where they have one."""
     rivals: Resources = Resources()
-    """Those that run rivals and evaluate them; on a GPU where they have one."""
+    """Those that run rivals and evaluate them; on a GPU where they have one, and then they also
+    record the references."""
 
 
 class Execution(Section):
