@@ -18,6 +18,7 @@ from cf_core.training import load_tensors, train
 from evaluation.frontier import FUSIONS
 from study import findings
 from study.config import StudyConfig
+from study.config.schema import Resources
 from study.execution import make_trainer
 from study.ledger import Ledger, State
 from study.parameters import PARAMETERS
@@ -200,6 +201,26 @@ def test_what_failed_is_made_again_and_told_anew(finished: Study, tmp_path: Path
     execution = config.execution.model_copy(update={"results": str(tmp_path)})
     store, _ = go(config.model_copy(update={"execution": execution}))
     assert Ledger(store).count_attempts()[survivor] == Ledger(done).count_attempts()[survivor] + 1
+    assert_same_tables(store, done)
+
+
+def test_references_are_left_to_a_worker_where_rivals_have_a_gpu(
+    finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, config, _ = finished
+    shutil.copytree(folder(done), tmp_path / "tiny")
+    shutil.copytree(folder(done).parent / ".corpora", tmp_path / ".corpora")
+    for part in (tmp_path / "tiny").glob("*/references.*"):
+        part.unlink()
+    resources = config.execution.resources.model_copy(update={"rivals": Resources(gpu=0.5)})
+    changes = {"results": str(tmp_path), "resources": resources}
+    execution = config.execution.model_copy(update=changes)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the driver recorded them")
+
+    monkeypatch.setattr("study.run.record_references", refuse)
+    store, _ = go(config.model_copy(update={"execution": execution}))
     assert_same_tables(store, done)
 
 
