@@ -28,20 +28,15 @@ class _Missing(ModuleType):
 
 def _importable(name: str) -> bool:
     try:
-        import_module(name)
+        return not isinstance(import_module(name), _Missing)
     except ImportError:
         sys.modules[name] = _Missing(name)
         return False
-    return True
 
 
 def find_missing(*names: str) -> list[str]:
     """Which of these modules can't be imported."""
-    return [name for name in names if not _importable(name) or _is_stand_in(name)]
-
-
-def _is_stand_in(name: str) -> bool:
-    return isinstance(sys.modules[name], _Missing)
+    return [name for name in names if not _importable(name)]
 
 
 for _name in ("jaxtyping", "rapidfuzz", "rapidfuzz.distance.Levenshtein", "rapidfuzz.process"):

@@ -111,9 +111,7 @@ class Fusion(Transform):
         lambda_ = self.lambdas
         if lambda_ is None:
             raise ValueError("lambda_: the scheme heard needs λ")
-        chance = self.chance
-        if chance is None:
-            chance = heard.draw_chance(len(self.style), random)
+        chance = heard.draw_chance(len(self.style), random) if self.chance is None else self.chance
         outputs = heard.fuse(self.generator, pair, self.style, counts, lambda_, chance, self.kinds)
         for count, after in outputs:
             # The inputs, each proposal, and each draft is decoded; each draft is encoded, too.
@@ -131,13 +129,6 @@ class Given:
     fusion: Fusion
     pair: Pair
     random: torch.Generator
-
-    def draw_chance(self) -> Float[Tensor, "D B 2 T"] | None:
-        """What decides what the writer draws, where there is one."""
-        own = self.fusion
-        if own.heard is None or own.chance is not None:
-            return own.chance
-        return own.heard.draw_chance(len(own.style), self.random)
 
 
 def fuse_all(given: Sequence[Given], counts: Sequence[int]) -> Iterator[list[Step]]:
@@ -160,15 +151,18 @@ def fuse_all(given: Sequence[Given], counts: Sequence[int]) -> Iterator[list[Ste
 
 def _fuse_together(given: Sequence[Given], counts: Sequence[int]) -> list[list[Step]]:
     own = [each.fusion for each in given]
-    first, sizes = own[0], [len(each.style) for each in own]
+    heard, sizes = own[0].heard, [len(each.style) for each in own]
+    lambdas = [each.lambdas for each in own if each.lambdas is not None]
     kinds = [each.kinds for each in own if each.kinds is not None]
+    draws = zip(sizes, given, strict=True)
+    chances = [heard.draw_chance(size, each.random) for size, each in draws] if heard else []
     whole = Fusion(
-        first.generator,
+        own[0].generator,
         torch.cat([each.style for each in own]),
-        _join([each.lambdas for each in own]),
-        first.heard,
+        torch.cat(lambdas) if lambdas else None,
+        heard,
         np.concatenate(kinds) if kinds else None,
-        _join([each.draw_chance() for each in given], 1),
+        torch.cat(chances, 1) if chances else None,
     )
     pair = tuple(torch.cat([each.pair[half] for each in given]) for half in (0, 1))
     parts: list[list[Step]] = [[] for _ in given]
@@ -177,9 +171,3 @@ def _fuse_together(given: Sequence[Given], counts: Sequence[int]) -> list[list[S
         for part, outputs, size in zip(parts, halves, sizes, strict=True):
             part.append(replace(step, outputs=outputs, seconds=step.seconds * size / sum(sizes)))
     return parts
-
-
-def _join(tensors: Sequence[Tensor | None], dim: int = 0) -> Tensor | None:
-    """Join tensors, or none where they are None."""
-    known = [tensor for tensor in tensors if tensor is not None]
-    return torch.cat(known, dim) if known else None
