@@ -126,14 +126,14 @@ class ClassifierTrainer(Trainer):
         pair = torch.cat([left for left, _ in parts]), torch.cat([right for _, right in parts])
         logits = self.classifier(pair, random)
         rate = self.settings.learning_rate * warmup_cosine(self.step, self.steps)
-        return logistic_step(logits, batch, self.optimiser, rate)
+        loss = softplus(-logits[:batch]).mean() + softplus(logits[batch:]).mean()
+        return take_step(loss, self.optimiser, rate)
 
 
-def logistic_step(
-    logits: Float[Tensor, "B ..."], positives: int, optimiser: torch.optim.Optimizer, rate: float
+def take_step(
+    loss: Float[Tensor, ""], optimiser: torch.optim.Optimizer, rate: float
 ) -> dict[str, Tensor]:
-    """Take one optimiser step on the mean logistic loss; the first `positives` rows are real."""
-    loss = softplus(-logits[:positives]).mean() + softplus(logits[positives:]).mean()
+    """Take one optimiser step at a learning rate, and return the loss for reports."""
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.zero_grad()

@@ -99,7 +99,7 @@ class Evaluator:
     """By split: the selection judge for validation songs, the reporting judge for test songs."""
     seed: int
     continuation: Continuation
-    """The model of notes that gives both judges their second opinion."""
+    """The model of notes that draws what controls are made of; judges hold another."""
 
     def to(self, device: torch.device) -> "Evaluator":
         """A copy whose networks are on another device. Statistics of notes stay on the host."""
@@ -439,7 +439,7 @@ class Evaluator:
             songs,
             self.corpus.form,
             split,
-            self.continuation,
+            self.judges[split].continuation,
             reference,
             latents,
             inputs,

@@ -5,7 +5,7 @@ judge* scores validation songs, and choices may depend on it. The *reporting jud
 songs, and only reports depend on it.
 
 Letters in shapes: `B` pairs, `N` segments, `P` adjacent pairs, `Q` unpaired ones, `T` steps, `Z`
-dimensions of the judge's own latents, `M` members of its committee.
+dimensions of the judge's own latents, `M` members of its committee, `C` classes of pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ from cf_core.seeding import derive, make_random
 from cf_core.settings import Settings
 from cf_core.training import Trainer, adamw, warmup_cosine
 from cf_core.vae import MelodyVAE, VAESettings, VAETrainer
-from evaluation.classifier import logistic_step
+from evaluation.classifier import take_step
 from evaluation.statistics import TokenPairs
 
 _USUAL = torch.tensor([0.25, 0.5], dtype=torch.float64)
 """Quantiles of real neighbours between which their likelihood ratio is usual."""
 
-_SHARES = {"unpaired": 3.0, "continued": 4.0}
+_SHARES = {"unpaired": 6.0, "continued": 6.0}
 """How much a kind of negatives counts in the weights of opinions; every other kind has 1."""
 
 
@@ -73,8 +73,13 @@ class JudgeSettings(Settings):
     """Peak learning rate of AdamW."""
 
 
+_CLASSES = ("adjacent", "unrelated", "hard")
+"""What members tell apart. Told as one, unrelated pairs and hard negatives, which differ from
+adjacent ones in opposite ways, would blur each other."""
+
+
 class _Member(nn.Module):
-    """Gives the logit that two latents belong to adjacent segments, from both and their product."""
+    """Gives a logit for each of `_CLASSES`, from the latents of both halves and their product."""
 
     def __init__(self, latent_dim: int, settings: JudgeSettings) -> None:
         super().__init__()
@@ -87,26 +92,29 @@ class _Member(nn.Module):
             nn.LayerNorm(width),
             nn.GELU(),
         )
-        self.output = nn.Linear(width, 1)
+        self.output = nn.Linear(width, len(_CLASSES))
 
     def forward(
         self,
         left: Float[Tensor, "B Z"],
         right: Float[Tensor, "B Z"],
         random: torch.Generator | None,
-    ) -> Float[Tensor, "B"]:
+    ) -> Float[Tensor, "B C"]:
         left, right = (dropout(self.reader(z), self.share, random) for z in (left, right))
         features = self.both(torch.cat((left, right, left * right), -1))
         logits: Tensor = self.output(dropout(features, self.share, random))
-        return logits.squeeze(-1)
+        return logits
 
 
 class Judge(nn.Module):
     """Gives the logit that two segments are adjacent in one song, from their tokens.
 
-    It joins two opinions. The first is a committee of networks, which rate the posterior means of
-    both halves by the encoder of the judge's own VAE. The second is that of a model of notes: how
+    It joins two opinions. The first is that of a committee of networks, which read the posterior
+    means of both halves by the encoder of the judge's own VAE: is a pair rather adjacent than
+    unrelated, and rather adjacent than a hard negative? The second is that of a model of notes: how
     much likelier the right half is after the left one than by itself, and how likely it is at all.
+    Hard negatives are drawn by another model of notes, since none can tell what it drew itself from
+    what was composed.
     """
 
     def __init__(
@@ -117,8 +125,9 @@ class Judge(nn.Module):
         latent_dim = settings.reader.latent_dim
         self.members = nn.ModuleList(_Member(latent_dim, settings) for _ in range(settings.members))
         self.continuation = continuation
-        # A weight of each of `opinions`, and a shift.
-        self.register_buffer("calibration", torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]).double())
+        # A weight of each of `_terms`, and a shift.
+        weights = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+        self.register_buffer("calibration", weights.double())
         # Between these, in nats, the likelihood ratio says nothing.
         self.register_buffer("usual", torch.zeros(2).double())
 
@@ -127,8 +136,8 @@ class Judge(nn.Module):
         left: Float[Tensor, "M B Z"],
         right: Float[Tensor, "M B Z"],
         random: torch.Generator | None = None,
-    ) -> Float[Tensor, "M B"]:
-        """Logits of each member, each for its own draw of the latents.
+    ) -> Float[Tensor, "M B C"]:
+        """Logits of each member for each class, each for its own draw of the latents.
 
         Units are dropped only if a generator is given (in training).
         """
@@ -169,28 +178,33 @@ class Judge(nn.Module):
         left: Integer[np.ndarray, "B T"],
         right: Integer[np.ndarray, "B T"],
         likelihoods: Likelihoods | None = None,
-    ) -> Float64[Tensor, "B 3"]:
-        """Mean logit of the committee, log p(right | left) - log p(right), and log p(right)."""
+    ) -> Float64[Tensor, "B 4"]:
+        """What the committee and the model of notes say, in nats.
+
+        These are the committee's mean log-odds of an adjacent pair against an unrelated one and
+        against a hard negative, log p(right | left) - log p(right), and log p(right).
+        """
         halves = [
             self.reader.encode_mean(half).expand(len(self.members), -1, -1)
             for half in (left, right)
         ]
-        committee = self.rate(halves[0], halves[1]).mean(0)
+        rated = self.rate(halves[0], halves[1]).mean(0)
+        committee = rated[:, :1] - rated[:, 1:]
         if likelihoods is None:
             likelihoods = self.continuation.compare(torch.as_tensor(left), torch.as_tensor(right))
         after, alone = (each.sum(1) for each in likelihoods)
         ratio = after - alone
-        return torch.stack((committee, ratio, alone), dim=1).double()
+        return torch.cat((committee, torch.stack((ratio, alone), dim=1)), dim=1).double()
 
-    def _terms(self, opinions: Float64[Tensor, "B 3"]) -> Float64[Tensor, "B 4"]:
+    def _terms(self, opinions: Float64[Tensor, "B 4"]) -> Float64[Tensor, "B 5"]:
         """Split the ratio in two: how far it is below what is usual, and how far above.
 
         A ratio can be too high. That of a repeat is far above that of most real neighbours.
         """
-        committee, ratio, alone = opinions.unbind(1)
+        unrelated, hard, ratio, alone = opinions.unbind(1)
         low, high = self.get_buffer("usual")
         below, above = ratio.clamp(max=low) - low, ratio.clamp(min=high) - high
-        return torch.stack((committee, below, above, alone), dim=1)
+        return torch.stack((unrelated, hard, below, above, alone), dim=1)
 
     def calibrate(
         self, adjacent: TokenPairs, unpaired: TokenPairs, hard: Mapping[str, TokenPairs]
@@ -199,13 +213,13 @@ class Judge(nn.Module):
 
         Logistic regression of adjacent pairs against unpaired ones and all kinds of hard negatives,
         by `_SHARES`, finds how much each opinion counts. The many continuations limit the weight
-        of the model of notes, which can't tell what it drew itself from what was composed. A
-        scale and a shift are then fitted to adjacent and unpaired pairs alone (Platt 1999). Prior
-        samples are negatives in training, but not here: a transformed pair should be told from real
-        neighbours by how its halves fit, not by whether it was sampled.
+        of the model of notes, since what such a model draws is likely to another. A scale and a
+        shift are then fitted to adjacent and unpaired pairs alone (Platt 1999). Prior samples are
+        negatives in training, but not here: a transformed pair should be told from real neighbours
+        by how its halves fit, not by whether it was sampled.
         """
         real = self.opinions(*adjacent)
-        self.get_buffer("usual").copy_(real[:, 1].quantile(_USUAL))
+        self.get_buffer("usual").copy_(real[:, 2].quantile(_USUAL))
         neighbours, unrelated = self._terms(real), self._terms(self.opinions(*unpaired))
         negatives = {"unpaired": unrelated}
         negatives |= {kind: self._terms(self.opinions(*pairs)) for kind, pairs in hard.items()}
@@ -276,8 +290,9 @@ class JudgeData:
 class JudgeTrainer(Trainer):
     """Trains the reader as a VAE of the training segments, then the members on its latents.
 
-    The members learn, by logistic regression, to tell adjacent pairs from all others. Half of the
-    negatives are hard ones, a third are unpaired segments, and a sixth are decoded prior samples.
+    The members learn, by logistic regression, to tell the classes of pairs apart. A half of each
+    batch are adjacent pairs, a quarter are unrelated ones, of which a third are decoded prior
+    samples, and a quarter are hard negatives.
     Two thirds of the adjacent, of the hard and of the unpaired ones are encoded and decoded, so
     that a decoded segment is no sign of adjacency. Each member sees its own draws of the
     posteriors.
@@ -314,9 +329,13 @@ class JudgeTrainer(Trainer):
             return {"loss": self.reading.update()["reconstruction"]}
         random = make_random(self.seed, self.name, self.step, device=self.device)
         left, right = self._draw(random)
-        logits = self.judge.rate(left, right, random).movedim(0, 1)
+        logits = self.judge.rate(left, right, random)
+        batch, half = self.settings.batch, self.settings.batch // 2
+        sizes = torch.tensor((batch, half, batch - half))
+        classes = torch.arange(len(_CLASSES)).repeat_interleave(sizes).to(self.device)
+        loss = functional.cross_entropy(logits.flatten(0, 1), classes.repeat(len(logits)))
         rate = self.settings.learning_rate * warmup_cosine(self.step - read, self.settings.steps)
-        return logistic_step(logits, self.settings.batch, self.optimiser, rate)
+        return take_step(loss, self.optimiser, rate)
 
     @cached_property
     def _posteriors(self) -> tuple[Float[Tensor, "N Z"], Float[Tensor, "N Z"]]:

@@ -1,7 +1,8 @@
 """The networks that all trials of a study share, and how each is trained, once.
 
 The core and the models of notes are trained on the melodies alone. Classifiers and judges also need
-the core, and the model of notes that gives judges their second opinion.
+the core, and two models of notes: one rates pairs, as the second opinion of the judges, and another
+draws continuations, which are hard negatives and controls.
 """
 
 import json
@@ -46,7 +47,10 @@ from study.config import StudyConfig
 from study.store import Store
 from study.workbench import REPORT_EVERY, find_checkpoint
 
-CORE, CONTINUATION, SEARCH_CLASSIFIER = "core", "continuation", "search_classifier"
+CORE, SEARCH_CLASSIFIER = "core", "search_classifier"
+CONTINUATION, SECOND_OPINION = "continuation", "second_opinion"
+FOR_JUDGES = {CONTINUATION: "draws", SECOND_OPINION: "rates"}
+"""Models of notes by what they do for the judges."""
 WRITERS = {"writer_forwards": "forwards", "writer_backwards": "backwards"}
 JUDGES = {"selection_judge": Split.VALIDATION, "reporting_judge": Split.TEST}
 
@@ -93,11 +97,11 @@ class Networks:
     @property
     def melodic(self) -> list[str]:
         """Names of those that are trained on melodies alone, the one that takes longest first."""
-        return [CORE, CONTINUATION, *(WRITERS if self.config.writes else ())]
+        return [CORE, *FOR_JUDGES, *(WRITERS if self.config.writes else ())]
 
     @property
     def judging(self) -> list[str]:
-        """Names of those that also need core and model of notes, trained; the longest first."""
+        """Names of those that also need core and models of notes, trained; the longest first."""
         return [*JUDGES, SEARCH_CLASSIFIER]
 
     def train(self, name: str, device: torch.device | str = "cpu") -> Iterator[Progress]:
@@ -135,9 +139,17 @@ class Networks:
 
     @cached_property
     def continuation(self) -> Continuation:
+        """The model of notes that draws hard negatives and controls."""
+        return self._read_continuation(CONTINUATION)
+
+    @cached_property
+    def second_opinion(self) -> Continuation:
         """The model of notes that gives judges their second opinion."""
+        return self._read_continuation(SECOND_OPINION)
+
+    def _read_continuation(self, name: str) -> Continuation:
         continuation = Continuation(self.config.melody, self.config.continuation)
-        self._fill(continuation, CONTINUATION)
+        self._fill(continuation, name)
         return continuation
 
     def make_writer(self) -> Writer:
@@ -160,7 +172,7 @@ class Networks:
         judges = {}
         for name, split in JUDGES.items():
             settings = getattr(self.config, name)
-            judges[split] = Judge(self.config.melody, settings, self.continuation)
+            judges[split] = Judge(self.config.melody, settings, self.second_opinion)
             self._fill(judges[split], name)
         return judges
 
@@ -200,11 +212,9 @@ class Networks:
             return self._prepare_writer(name, device)
         if name in JUDGES:
             return self._prepare_judge(name, device)
-        prepare = {
-            CORE: self._prepare_core,
-            CONTINUATION: self._prepare_continuation,
-            SEARCH_CLASSIFIER: self._prepare_classifier,
-        }
+        if name in FOR_JUDGES:
+            return self._prepare_continuation(name, device)
+        prepare = {CORE: self._prepare_core, SEARCH_CLASSIFIER: self._prepare_classifier}
         return prepare[name](device)
 
     def _prepare_core(self, device: torch.device | str) -> _Training:
@@ -225,7 +235,7 @@ class Networks:
 
         return _Training(trainer, trainer.vae, report)
 
-    def _prepare_continuation(self, device: torch.device | str) -> _Training:
+    def _prepare_continuation(self, name: str, device: torch.device | str) -> _Training:
         config = self.config
         trainer = ContinuationTrainer(
             self._training_tokens,
@@ -233,7 +243,8 @@ class Networks:
             config.melody,
             config.continuation,
             config.seed,
-            device=device,
+            name,
+            device,
         )
         network = trainer.continuation
 
@@ -275,10 +286,15 @@ class Networks:
         return _Training(trainer, trainer.classifier, partial(self._reliability, scores))
 
     def _prepare_judge(self, name: str, device: torch.device | str) -> _Training:
-        config, corpus, continuation = self.config, self.corpus, self.continuation
-        settings = getattr(config, name)
+        config, corpus, settings = self.config, self.corpus, getattr(self.config, name)
         trainer = JudgeTrainer(
-            self._judge_data, continuation, config.melody, settings, config.seed, name, device
+            self._judge_data,
+            self.second_opinion,
+            config.melody,
+            settings,
+            config.seed,
+            name,
+            device,
         )
 
         def report() -> Report:
@@ -286,7 +302,9 @@ class Networks:
             random = np.random.default_rng(derive(config.seed, name, "calibration"))
             adjacent = draw_adjacent(corpus, Split.VALIDATION, random)
             negatives = unpaired(corpus, Split.VALIDATION, len(adjacent), random)
-            hard = draw_hard_pairs(corpus, Split.VALIDATION, len(adjacent), continuation, random)
+            hard = draw_hard_pairs(
+                corpus, Split.VALIDATION, len(adjacent), self.continuation, random
+            )
             real, others = (
                 LabelledTokens.of(corpus, rows).tokens for rows in (adjacent, negatives)
             )

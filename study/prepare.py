@@ -22,7 +22,7 @@ from evaluation.negatives import KINDS
 from evaluation.reliability import Estimate
 from evaluation.sources import make_sources
 from study.config import StudyConfig
-from study.networks import CONTINUATION, CORE, UNSEEN, WRITERS, Networks, Report, spoken
+from study.networks import CORE, FOR_JUDGES, UNSEEN, WRITERS, Networks, Report, spoken
 from study.progress import Reporter
 from study.reading import ray_tasks
 from study.store import Store
@@ -185,11 +185,11 @@ def _describe(name: str, report: Report) -> Iterator[str]:
     """Say how good a network is that was trained on melodies alone."""
     if name == CORE:
         yield from _describe_core(report)
-    elif name == CONTINUATION:
+    elif name in FOR_JUDGES:
         for split, nats in report.items():
             yield (
-                f"model of notes, {split} songs: {-nats['after']:.1f} nats for a right half after"
-                f" its left one, {-nats['alone']:.1f} for one by itself"
+                f"model of notes that {FOR_JUDGES[name]}, {split} songs: {-nats['after']:.1f} nats"
+                f" for a right half after its left one, {-nats['alone']:.1f} for one by itself"
             )
     else:
         yield (

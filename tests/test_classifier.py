@@ -87,6 +87,29 @@ def test_a_judge_learns_what_is_adjacent_and_says_so_in_probabilities() -> None:
     assert 0 <= different.min() <= same.max() <= 1
 
 
+@pytest.mark.slow
+def test_the_committee_tells_unrelated_pairs_and_hard_negatives_apart() -> None:
+    # Real neighbours repeat each other, and hard negatives do so backwards.
+    half = tokens(300, 0)
+    rows = torch.arange(300)
+    real = torch.cat((half, half))
+    hard = torch.stack((half, half.flip(1)), 1)
+    data = JudgeData(real, real, tokens(300, 1), torch.stack((rows, rows + 300), 1), hard)
+    trainer = make_trainer(data)
+    list(train(trainer, 350))
+    unseen, other = tokens(200, 2).numpy(), tokens(200, 3).numpy()
+    same, apart, turned = (
+        trainer.judge.opinions(unseen, right)[:, :2]
+        for right in (unseen, other, unseen[:, ::-1].copy())
+    )
+    # Odds against unrelated pairs, then against hard negatives.
+    assert auc(same[:, 0].numpy(), apart[:, 0].numpy()) > 0.9
+    assert auc(same[:, 1].numpy(), turned[:, 1].numpy()) > 0.9
+    assert auc(turned[:, 0].numpy(), apart[:, 0].numpy()) > auc(
+        turned[:, 1].numpy(), apart[:, 1].numpy()
+    )
+
+
 def test_the_reader_is_left_alone_once_the_committee_learns() -> None:
     real = tokens(60, 0)
     hard = torch.stack((real, real), 1)
@@ -147,20 +170,23 @@ def make_judge() -> Judge:
 
 def test_the_logit_is_a_weighted_sum() -> None:
     judge, left, right = make_judge(), tokens(30, 0), tokens(30, 1)
-    judge.get_buffer("calibration").copy_(torch.tensor([0.7, 0.2, -0.3, 0.05, 0.4]))
+    weights = torch.tensor([0.7, 0.6, 0.2, -0.3, 0.05, 0.4])
+    judge.get_buffer("calibration").copy_(weights)
     judge.get_buffer("usual").copy_(torch.tensor([1.0, 2.0]))
     mean = [
         judge.reader.encode_mean(half.numpy()).expand(SETTINGS.members, -1, -1)
         for half in (left, right)
     ]
-    committee = judge.rate(mean[0], mean[1]).mean(0).detach()
+    rated = judge.rate(mean[0], mean[1]).detach()
+    adjacent, unrelated, hard = rated.log_softmax(2).mean(0).unbind(1)
     rate = judge.continuation.log_probability
     alone = rate(right, None)
     ratio = rate(right, left) - alone
     assert (ratio < 1).any()
     assert (ratio > 2).any()
     below, above = (ratio - 1).clamp(max=0), (ratio - 2).clamp(min=0)  # of what is usual
-    expected = 0.7 * committee + 0.2 * below - 0.3 * above + 0.05 * alone + 0.4
+    committee = 0.7 * (adjacent - unrelated) + 0.6 * (adjacent - hard)
+    expected = committee + 0.2 * below - 0.3 * above + 0.05 * alone + 0.4
     found = judge.logits(left.numpy(), right.numpy())
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4)
 
