@@ -157,16 +157,22 @@ class Heard:
     ) -> "_Pairs":
         """The pairs as decoded or the best draft of each, whichever has the highest J."""
         count, pairs = chance.shape[:2]
-        written = self.writer.write(
-            self.core,
-            _halves(decoded.z.repeat(count, 1)),
-            price.repeat(count, 1),
-            chance.flatten(0, 1),
-            decoded.kinds.repeat(count).cpu().numpy(),
-        )
         every = torch.arange(pairs, device=price.device)
-        again = self._listen(torch.cat(written, 1), decoded.take(every.repeat(count)))
-        versions = decoded.join(again)
+        given = decoded.take(every.repeat(count))
+        left, right = given.tokens.unbind(1)
+        written = torch.cat(
+            self.writer.write(
+                self.core,
+                _halves(given.z),
+                (left, right),
+                price.repeat(count, 1),
+                chance.flatten(0, 1),
+            ),
+            1,
+        )
+        changed = (written != given.z).any(1).nonzero().squeeze(1)  # all others are as decoded
+        drafts = given.put(changed, self._listen(written[changed], given.take(changed)))
+        versions = decoded.join(drafts)
         best = versions.score.view(1 + count, pairs).argmax(0)  # of equal ones as decoded
         return versions.take(best * pairs + every)
 

@@ -25,7 +25,6 @@ from cf_core.continuation import (
     drop_hanging_holds,
     reverse,
 )
-from cf_core.kinds import take_kinds
 from cf_core.losses import Pair
 from cf_core.melody import MelodyFormat
 from cf_core.vae import MelodyVAE
@@ -93,23 +92,19 @@ class Writer(nn.Module):
         self,
         core: MelodyVAE,
         pair: Pair,
+        tokens: tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]],
         price: Float[Tensor, "B 2"],
         chance: Float[Tensor, "B 2 T"],
-        kinds: Integer[np.ndarray, "B"] | None = None,
     ) -> Pair:
-        """Rewrite pairs of latents: decoded by `core`, rewritten, encoded to posterior means.
+        """Rewrite pairs of latents, which `core` decodes to `tokens`, and encode them again.
 
-        A half of which no token changes keeps its latent. `kinds` are those of the pairs' bars, as
-        `MelodyVAE.decode_tokens` takes them.
+        A half of which no token changes keeps its latent; any other gets its posterior mean.
         """
-        own = take_kinds(kinds, len(pair[0]), core.form).cpu().numpy()
-        before = np.split(core.decode_tokens(torch.cat(pair), np.tile(own, 2)), 2)
-        device, outputs = pair[0].device, []
-        tokens = torch.from_numpy(before[0]).to(device), torch.from_numpy(before[1]).to(device)
-        for z, old, new in zip(pair, before, self.rewrite(tokens, price, chance), strict=True):
-            after = new.cpu().numpy().astype(np.int16)
-            changed = torch.from_numpy((after != old).any(axis=1))[:, None].to(device)
-            outputs.append(torch.where(changed, core.encode_mean(after).to(z), z))
+        outputs = []
+        for z, old, new in zip(pair, tokens, self.rewrite(tokens, price, chance), strict=True):
+            rows = (new != old).any(1).nonzero().squeeze(1)
+            encoded = core.encode_mean(new[rows].cpu().numpy().astype(np.int16))
+            outputs.append(z.index_copy(0, rows, encoded.to(z)))
         return outputs[0], outputs[1]
 
 

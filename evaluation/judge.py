@@ -58,7 +58,7 @@ class JudgeSettings(Settings):
     """The judge's own VAE, of which only the encoder is used. With few songs, an encoder trained
     on the judge's task alone memorises the songs."""
     members: int = 4
-    """Number of networks on top of the encoder, whose logits are averaged."""
+    """Number of networks on top of the encoder, whose log-odds are averaged."""
     hidden: int = 256
     """Width of these networks."""
     depth: int = 2

@@ -73,8 +73,7 @@ def draw_hard_pairs(
     apart = _draw_apart(corpus, rows, count, random)
     left, right = corpus.tokens[adjacent[:, 0]], corpus.tokens[adjacent[:, 1]]
     moved = _transpose_one(left, right, form, random)
-    draws = make_random(int(random.integers(2**62)), "continued")
-    continued = continuation.sample(torch.as_tensor(last), 1, draws)[0].numpy().astype(last.dtype)
+    continued = _continue(last, continuation, random)
     made = (
         ((one, one), drawn[[0, 0]].T),
         ((other, _repeat_nearly(other, third, form, random)), drawn[[1, 1]].T),
@@ -87,6 +86,28 @@ def draw_hard_pairs(
         kind: LabelledTokens((_repair(pair[0]), _repair(pair[1])), corpus.song[of])
         for kind, (pair, of) in zip(KINDS, made, strict=True)
     }
+
+
+def draw_continued(
+    corpus: Corpus,
+    split: Split,
+    count: int,
+    continuation: Continuation,
+    random: np.random.Generator,
+) -> LabelledTokens:
+    """Draw more pairs of the kind `continued` from the songs of a split."""
+    chosen = random.choice(corpus.segments(split), count)
+    tokens = corpus.tokens[chosen]
+    pair = _repair(tokens), _repair(_continue(tokens, continuation, random))
+    return LabelledTokens(pair, np.stack((corpus.song[chosen],) * 2, axis=1))
+
+
+def _continue(
+    tokens: Integer[np.ndarray, "B T"], continuation: Continuation, random: np.random.Generator
+) -> Integer[np.ndarray, "B T"]:
+    draws = make_random(int(random.integers(2**62)), "continued")
+    drawn = continuation.sample(torch.as_tensor(tokens), 1, draws)[0]
+    return drawn.numpy().astype(tokens.dtype)
 
 
 def _repair(tokens: Integer[np.ndarray, "B T"]) -> Integer[np.ndarray, "B T"]:

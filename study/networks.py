@@ -39,7 +39,7 @@ from cf_core.vae import MelodyVAE, VAETrainer, report_prior, report_reconstructi
 from cf_core.writer import Writer, make_trainer
 from evaluation.classifier import ClassifierTrainer, SearchClassifier
 from evaluation.judge import Judge, JudgeData, JudgeTrainer
-from evaluation.negatives import LabelledTokens, draw_hard_pairs
+from evaluation.negatives import LabelledTokens, draw_continued, draw_hard_pairs
 from evaluation.reliability import LabelledPairs, Scorer, draw_adjacent
 from evaluation.sources import unpaired
 from evaluation.statistics import TokenPairs
@@ -59,6 +59,8 @@ _PRIOR_SAMPLES = 16384
 
 _HARD_PAIRS = 4096
 """Hard negatives of each kind that judges are trained on."""
+_MORE_CONTINUED = 2 * _HARD_PAIRS
+"""Further continuations among them, the kind that is hardest to tell from music."""
 
 _RESAMPLES = 1000
 """Resamples for the intervals of a classifier's report."""
@@ -349,7 +351,11 @@ class Networks:
         random, rows = make_random(seed, "judge", "prior"), corpus.segments(Split.TRAIN)
         prior = torch.randn(_PRIOR_SAMPLES, latents.mean.shape[1], generator=random)
         draws = np.random.default_rng(derive(seed, "judge", "hard"))
-        hard = draw_hard_pairs(corpus, Split.TRAIN, _HARD_PAIRS, self.continuation, draws).values()
+        split, model = Split.TRAIN, self.continuation
+        hard = [
+            *draw_hard_pairs(corpus, split, _HARD_PAIRS, model, draws).values(),
+            draw_continued(corpus, split, _MORE_CONTINUED, model, draws),
+        ]
         left, right = (np.concatenate([pairs.tokens[half] for pairs in hard]) for half in (0, 1))
         decoded = draws.random(len(left)) < 2 / 3
         for half in (left, right):

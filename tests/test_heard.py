@@ -135,7 +135,8 @@ def one_by_one(how: Heard, counts: Sequence[int], cases: Cases) -> dict[int, Ten
             if count in counts:
                 halves = left.repeat(DRAFTS, 1), right.repeat(DRAFTS, 1)
                 prices = price.repeat(DRAFTS, 1)
-                written = how.writer.write(how.core, halves, prices, chance[:, row])
+                heard = decode(how, halves)
+                written = how.writer.write(how.core, halves, heard, prices, chance[:, row])
                 best, best_score = torch.cat((left, right), 1)[0], score
                 rated = rate(how, written, (left_in.repeat(DRAFTS, 1), right_in.repeat(DRAFTS, 1)))
                 for draft, after in zip(torch.cat(written, 1), rated, strict=True):

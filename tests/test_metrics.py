@@ -86,12 +86,12 @@ JUDGE = JudgeSettings(
 def evaluator(corpus: Corpus) -> Evaluator:
     core = MelodyVAE(FORM, VAESettings(latent_dim=4, hidden=16, embedding=8))
     classifier = SearchClassifier(4, ClassifierSettings(hidden=8))
-    second = Continuation(FORM, ContinuationSettings(hidden=8))
-    judges = {split: Judge(FORM, JUDGE, second) for split in (Split.VALIDATION, Split.TEST)}
-    for index, network in enumerate((core, classifier, *judges.values())):
+    drawing, rating = (Continuation(FORM, ContinuationSettings(hidden=8)) for _ in range(2))
+    judges = {split: Judge(FORM, JUDGE, rating) for split in (Split.VALIDATION, Split.TEST)}
+    for index, network in enumerate((core, classifier, *judges.values(), drawing)):
         initialise(network, make_random(index, "weights"))
     core.measure_sigma_bar(corpus.tokens)
-    return Evaluator(corpus, core, classifier, judges, seed=0, continuation=second)
+    return Evaluator(corpus, core, classifier, judges, seed=0, continuation=drawing)
 
 
 @pytest.fixture(scope="module")
@@ -414,6 +414,7 @@ def test_information_of_new_onsets_is_summed_one_by_one(
 ) -> None:
     """The floor has no inputs, so that all of its onsets count."""
     core, source = evaluator.core, sources["validation"]
+    rate = evaluator.judges[Split.VALIDATION].continuation.per_step
     step = moved(source)
     rows, _ = evaluated(evaluator, source, step)
     left, right = (core.decode_tokens(half) for half in step.outputs)
@@ -421,8 +422,7 @@ def test_information_of_new_onsets_is_summed_one_by_one(
     found, every = [], []
     for one, other, old in zip(left, right, before, strict=True):
         tokens = torch.as_tensor(other)[None]
-        after = evaluator.continuation.per_step(tokens, torch.as_tensor(one)[None])[0]
-        alone = evaluator.continuation.per_step(tokens, None)[0]
+        after, alone = (rate(tokens, given)[0] for given in (torch.as_tensor(one)[None], None))
         for place, token in enumerate(other):
             if token >= FIRST_PITCH:
                 every.append(token != old[place])

@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 import pytest
 import ray
+import torch
 from matplotlib.figure import Figure
 from polars.testing import assert_frame_equal
 
@@ -28,6 +29,7 @@ from cf_core.bundle import load_bundle
 from cf_core.errors import ConfigError, UserError
 from cf_core.files import AnyPath
 from cf_core.fuse import fuse_files
+from cf_core.training import load_tensors
 from evaluation.controls import CONTROLS
 from evaluation.figures import save
 from evaluation.frontier import CHOSEN_ON, DEPLOYED_AXES, LEVELS, PANELS, POSTER_AXES, REAL
@@ -231,9 +233,22 @@ def test_a_stopped_preparation_goes_on_and_ends_with_the_same_models(
             models(config, stop)
     store = models(config)
     files = [path for name in ("core", "classifiers") for path in (folder(shared) / name).iterdir()]
-    assert len(files) == 2 * 7 + 1
+    assert len(files) == 2 * 8 + 1
     for file in files:
         assert (folder(store) / file.parent.name / file.name).read_bytes() == file.read_bytes()
+
+
+def test_judges_rate_by_another_model_of_notes_than_draws_their_negatives(shared: Store) -> None:
+    def read(name: str) -> dict[str, torch.Tensor]:
+        weights = load_tensors(shared.root / "classifiers" / f"{name}.safetensors")
+        assert weights is not None
+        return weights
+
+    rates, draws = read("second_opinion"), read("continuation")
+    for judge in map(read, ("selection_judge", "reporting_judge")):
+        for name, value in rates.items():
+            assert torch.equal(judge[f"continuation.{name}"], value)
+    assert all(not torch.equal(draws[name], rates[name]) for name in rates if "weight" in name)
 
 
 def test_running_a_finished_study_again_changes_no_record(undisturbed: Study) -> None:

@@ -183,8 +183,9 @@ def test_latents_are_rewritten_as_notes_and_kept_where_none_changes() -> None:
     initialise(core, make_random(0, "core"))
     pair = tuple(torch.randn(2, 30, 4, generator=make_random(0, "z")))
     price = torch.tensor([0.0, 200.0]).repeat(15)[:, None].repeat(1, 2)
-    left, right = made(WIDE).write(core, (pair[0], pair[1]), price, chance(30, WIDE))
     tokens = [torch.from_numpy(core.decode_tokens(z)) for z in pair]
+    given = (pair[0], pair[1]), (tokens[0], tokens[1])
+    left, right = made(WIDE).write(core, *given, price, chance(30, WIDE))
     drawn = made(WIDE).rewrite((tokens[0], tokens[1]), price, chance(30, WIDE))
     for z, new, after, old in zip(pair, drawn, (left, right), tokens, strict=True):
         assert torch.equal(after[1::2], z[1::2])

@@ -82,15 +82,17 @@ def evaluator(corpus: Corpus) -> Evaluator:
     prior = torch.randn(1000, mean.shape[1], generator=make_random(0, "prior"))
     rebuilt = torch.from_numpy(core.decode_tokens(mean, kinds))
     sampled = torch.from_numpy(core.decode_tokens(prior, kinds[::3]))
-    melody = ContinuationTrainer(tokens, adjacent, corpus.form, CONTINUATION, seed=0)
-    for trainer in (search, melody):
+    melody, second = (
+        ContinuationTrainer(tokens, adjacent, corpus.form, CONTINUATION, seed) for seed in (0, 1)
+    )
+    for trainer in (search, melody, second):
         train(trainer)
     hard = draw_hard_pairs(
         corpus, Split.TRAIN, HARD, melody.continuation, np.random.default_rng(1)
     ).values()
     both = np.concatenate([np.stack(kind.tokens, axis=1) for kind in hard])
     notes = JudgeData(tokens, rebuilt, sampled, adjacent, torch.from_numpy(both))
-    judge = JudgeTrainer(notes, melody.continuation, corpus.form, JUDGE, 0, "judge")
+    judge = JudgeTrainer(notes, second.continuation, corpus.form, JUDGE, 0, "judge")
     train(judge)
     return Evaluator(
         corpus,

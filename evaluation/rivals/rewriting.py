@@ -39,6 +39,10 @@ class Rewriting(Rival):
         price = batch.own["price"][:, None].expand(-1, 2)
         shape = len(price), 2, core.form.steps
         chance = torch.rand(shape, generator=batch.random, device=price.device)
-        outputs = writer.write(core, batch.pair, price, chance, batch.kinds)
+        left, right = (
+            torch.from_numpy(core.decode_tokens(half, batch.kinds)).to(half.device)
+            for half in batch.pair
+        )
+        outputs = writer.write(core, batch.pair, (left, right), price, chance)
         for count in batch.counts:
             yield Step(count, outputs, decoder_calls=2)

@@ -185,7 +185,8 @@ class StudyConfig(Section):
     search_classifier: ClassifierSettings = ClassifierSettings()
     """The classifier of latents that latent search may climb."""
     continuation: ContinuationSettings = ContinuationSettings()
-    """The autoregressive model of notes, the second opinion of both judges."""
+    """The autoregressive models of notes of the judges: one rates pairs, as their second opinion,
+    and another, trained with other random draws, draws continuations as hard negatives."""
     writer: WriterSettings = WriterSettings()
     """The models of notes that write, trained only where a rival or the scheme needs them."""
     selection_judge: JudgeSettings = JudgeSettings()
