@@ -27,7 +27,7 @@ from cf_core.distance import edit_distance
 from cf_core.errors import BundleError
 from cf_core.files import AnyPath, RemotePath, replacing, replacing_folder
 from cf_core.fusion import Generator
-from cf_core.heard import Heard
+from cf_core.heard import Heard, choose_by_edits
 from cf_core.melody import MelodyFormat
 from cf_core.seeding import make_random
 from cf_core.training import collect_weights
@@ -68,8 +68,6 @@ _HEARD_SIZES: dict[tuple[str, ...], Sequence[int]] = {
 """The same, of a bundle in the scheme `heard`."""
 _TRIED = 33
 """Number of λ that are tried for a number of edits."""
-_NEAR_ENOUGH = 0.15
-"""By what share of the edits asked for those made may differ, where the choice among λ is free."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -203,15 +201,15 @@ class Bundle:
         ]
         fused = self._fuse_at(left, right, style, iterations, tried, lead, seed)
         inputs = np.stack((left, right))[:, None].repeat(len(tried), 1)
-        changed = sum(edit_distance(*halves) for halves in zip(inputs, fused, strict=True))
+        halves = zip(inputs, fused, strict=True)
+        changed = np.sum([edit_distance(old, new) for old, new in halves], axis=0)
         wanted = min(edits, len(left) + len(right))  # no more can change
-        gaps = np.abs(changed - wanted)
-        score = -gaps.astype(float)
+        score = -np.abs(changed - wanted).astype(float)
         if (heard := self._lead(lead)) is not None:
             tokens, before = (torch.from_numpy(each).transpose(0, 1) for each in (fused, inputs))
-            near = gaps <= max(int(gaps.min()), _NEAR_ENOUGH * wanted)
-            score = np.where(near, heard.rate(tokens.long(), before.long()).numpy(), -np.inf)
-        return float(tried[int(score.argmax())])
+            score = heard.rate(tokens.long(), before.long()).numpy()
+        (chosen,) = choose_by_edits(changed[:, None], score[:, None], wanted)
+        return float(tried[chosen])
 
     @torch.no_grad()
     def _fuse_at(

@@ -17,7 +17,7 @@ that they take (`share_step`). At a lead of 0.5 both shares are 1.
   notes as decoded, those with the highest J are kept.
 
 Letters in shapes: `B` pairs, `Z2` twice the latent dimensions, `T` steps of a half, `S` style
-dimensions, `D` drafts.
+dimensions, `D` drafts, `L` values of λ.
 """
 
 import math
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, Integer
+from jaxtyping import Bool, Float, Int, Int64, Integer
 from torch import Tensor
 
 from cf_core.distance import edit_distance
@@ -42,6 +42,8 @@ FREE = 1e-3
 NEAR = 4.0
 """By how much the price rises with every factor of ten in λ above λ = 1, in nats. Near the inputs
 little may be written, or no fusion would be near."""
+NEAR_ENOUGH = 0.15
+"""By what share of the edits asked for those made may differ, where the choice among λ is free."""
 _UNPAYABLE = 1e4
 """A price at which no token changes, in nats."""
 
@@ -117,7 +119,7 @@ class Heard:
         price = _price_halves(price, shares)
         device = style.device
         own = take_kinds(kinds, len(style), self.core.form).to(device)
-        now = self._listen_first(torch.cat(pair, 1), own)
+        now = self._listen_first(pair, own)
         written, changed = now, torch.ones(len(style), dtype=torch.bool, device=device)
         going, done = torch.arange(len(style), device=device), 0
         for count in counts:
@@ -176,25 +178,24 @@ class Heard:
         best = versions.score.view(1 + count, pairs).argmax(0)  # of equal ones as decoded
         return versions.take(best * pairs + every)
 
-    def _listen_first(self, z: Float[Tensor, "B Z2"], kinds: Int64[Tensor, "B"]) -> "_Pairs":
+    def _listen_first(self, pair: Pair, kinds: Int64[Tensor, "B"]) -> "_Pairs":
         """Decode and rate pairs that are inputs."""
-        tokens = self._decode(z, kinds)
-        return _Pairs(z, kinds, tokens, tokens, self.rate(tokens, tokens))
+        tokens = self.decode(pair, kinds)
+        return _Pairs(torch.cat(pair, 1), kinds, tokens, tokens, self.rate(tokens, tokens))
 
     def _listen(self, z: Float[Tensor, "B Z2"], before: "_Pairs") -> "_Pairs":
         """Decode and rate what came of pairs. Those that sound as before keep their score."""
-        tokens = self._decode(z, before.kinds)
+        tokens = self.decode(_halves(z), before.kinds)
         other = (tokens != before.tokens).flatten(1).any(1)
         score = before.score.clone()
         score[other] = self.rate(tokens[other], before.inputs[other])
         return _Pairs(z, before.kinds, before.inputs, tokens, score)
 
-    def _decode(
-        self, z: Float[Tensor, "B Z2"], kinds: Int64[Tensor, "B"]
-    ) -> Int64[Tensor, "B 2 T"]:
+    def decode(self, pair: Pair, kinds: Int64[Tensor, "B"]) -> Int64[Tensor, "B 2 T"]:
+        """What is heard of pairs, whose bars are of these kinds."""
         # Both halves at once: for a single pair, each call costs more than its arithmetic.
-        decoded = self.core.decode_tokens(torch.cat(_halves(z)), kinds.repeat(2).cpu().numpy())
-        heard = torch.from_numpy(decoded.astype(np.int64)).to(z.device)
+        decoded = self.core.decode_tokens(torch.cat(pair), kinds.repeat(2).cpu().numpy())
+        heard = torch.from_numpy(decoded.astype(np.int64)).to(kinds.device)
         return torch.stack(heard.chunk(2), 1)
 
 
@@ -225,6 +226,20 @@ class _Pairs:
 
     def _all(self) -> tuple[Tensor, ...]:
         return self.z, self.kinds, self.inputs, self.tokens, self.score
+
+
+def choose_by_edits(
+    changed: Int[np.ndarray, "L B"], score: Float[np.ndarray, "L B"], edits: int
+) -> Int64[np.ndarray, "B"]:
+    """Which of several outputs of each pair to take where about `edits` steps are to change.
+
+    `changed` says how many steps each output changes, `score` how good it is. It is the best of
+    those that change as many to within 15 %. Where none does, it is the nearest. Of equal ones it
+    is the first.
+    """
+    gaps = np.abs(changed - edits)
+    near = gaps <= np.maximum(gaps.min(axis=0), NEAR_ENOUGH * edits)
+    return np.asarray(np.where(near, score, -np.inf).argmax(axis=0))
 
 
 def find_price(at_one: float, lambda_: float) -> float:

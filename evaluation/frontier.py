@@ -55,6 +55,9 @@ FUSIONS: tuple[str, ...] = ("fusion", "conditional")
 """Methods that are trained trials: with one λ each, and with λ as an input."""
 POSTER = "poster"
 """Method of a trained trial of the scheme `heard` as the scheme `poster` has it."""
+BY_EDITS = "by_edits"
+"""Method of a trained trial of the scheme `heard` with a λ for each pair. Its `iteration` is the
+number of edits that was asked for."""
 OURS = "ours"
 """Name of all `FUSIONS` together where methods are compared."""
 LEVELS: tuple[str, ...] = ("floor", "ceiling")

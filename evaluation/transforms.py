@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from cf_core.distance import edit_distance
 from cf_core.fusion import Generator
-from cf_core.heard import Heard
+from cf_core.heard import Heard, choose_by_edits
 from cf_core.losses import Pair
 
 
@@ -116,6 +117,40 @@ class Fusion(Transform):
         for count, after in outputs:
             # The inputs, each proposal, and each draft is decoded; each draft is encoded, too.
             yield Step(count, after, decoder_calls=1 + count + 2 * heard.drafts)
+
+
+def take_by_edits(
+    heard: Heard,
+    source: tuple[Pair, Int64[np.ndarray, "B"]],
+    outputs: Sequence[Step],
+    edits: Sequence[int],
+) -> list[Step]:
+    """For each number of edits, of each pair the outputs at the λ that suits it.
+
+    `source` holds the inputs and the kinds of their bars, `outputs` those at each λ, the largest
+    first. They are chosen as `fuse --edits` does (`choose_by_edits`, with J as the score). The
+    `iteration` of a step is the number of edits that was asked for. All λ have to be tried, so
+    costs add up.
+    """
+    inputs, kinds = source[0], torch.from_numpy(source[1]).to(source[0][0].device)
+    before = heard.decode(inputs, kinds)
+    tried = [heard.decode(step.outputs, kinds) for step in outputs]
+    score = np.stack([heard.rate(tokens, before).cpu().numpy() for tokens in tried])
+    halves = [[tokens[:, half].cpu().numpy() for tokens in (before, *tried)] for half in (0, 1)]
+    changed = np.sum([[edit_distance(old, new) for new in others] for old, *others in halves], 0)
+    every = torch.arange(len(kinds), device=kinds.device)
+    costs = {
+        name: sum(getattr(step, name) for step in outputs)
+        for name in ("classifier_calls", "decoder_calls", "seconds")
+    }
+    steps = []
+    for asked in edits:
+        chosen = torch.from_numpy(choose_by_edits(changed, score, asked)).to(kinds.device)
+        left, right = (
+            torch.stack([step.outputs[half] for step in outputs])[chosen, every] for half in (0, 1)
+        )
+        steps.append(replace(outputs[0], iteration=asked, outputs=(left, right), **costs))
+    return steps
 
 
 _TOGETHER = 16_384

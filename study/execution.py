@@ -19,13 +19,13 @@ from cf_core.pack import PackTrainer
 from cf_core.seeding import make_random
 from cf_core.training import collect_weights, load_tensors, save_tensors, train
 from evaluation.evaluator import DIVERSITY_INPUTS
-from evaluation.frontier import POSTER
+from evaluation.frontier import BY_EDITS, POSTER
 from evaluation.rivals import Setting
 from evaluation.sources import Source
-from evaluation.transforms import Fusion, Given, Step, fuse_all
+from evaluation.transforms import Fusion, Given, Step, fuse_all, take_by_edits
 from study.ledger import Failure, Status
 from study.recording import Outputs, Recorder
-from study.specs import Job, PackSpec, RivalJob, TrialSpec, label_setting, name_on_poster
+from study.specs import Job, PackSpec, RivalJob, TrialSpec, label_setting, name_beside
 from study.store import Store
 from study.workbench import (
     DECIDING,
@@ -77,7 +77,8 @@ def _evaluation_work(job: Job, bench: Workbench) -> int:
     sources = bench.sources if job.until is None else [_deciding(bench)]
     measured = sum(_source_work(source, len(bench.plan.iterations)) for source in sources)
     twice = [trial for trial in job.wanted if not job.until and trial.seed == bench.compared_seed]
-    again = measured * sum(len(_lambdas(trial, bench)) for trial in twice)
+    read = [len(_lambdas(trial, bench)) for trial in twice]
+    again = measured * sum(count + (count > 1) for count in read)  # as on the poster, and by edits
     each = measured + _heard_work(sources, bench)
     return again + each * sum(len(_lambdas(trial, bench)) for trial in job.wanted)
 
@@ -218,7 +219,8 @@ def _evaluate(
         diversity += _diversity_rows(one, generator, one.label["lambda"], bench)
         yield _heard_work(bench.sources, bench)
     if trial.seed == bench.compared_seed:
-        outputs += _apply_as_on_poster(trial, generator, styles, bench)
+        by_edits = [_choose_by_edits(trial, outputs, bench)] if len(outputs) > 1 else []
+        outputs += [*by_edits, *_apply_as_on_poster(trial, generator, styles, bench)]
     for source in recorder.write_outputs(trial.id, outputs, diversity):
         yield _source_work(source, len(bench.plan.iterations))
     checkpoint = f"{path.parent.name}/{path.name}"
@@ -259,10 +261,33 @@ def _apply_as_on_poster(
     They are recorded as those of a rival's setting are, under a name of their own.
     """
     plain = replace(bench, fusion=replace(bench.fusion, scheme="poster"))
-    name = name_on_poster(trial.id)
+    name = name_beside(trial.id, POSTER)
     for outputs in _apply(trial, generator, styles, plain, bench.sources):
         own = {"trial": name, "configuration": name, "method": POSTER}
         yield replace(outputs, label=own | {"lambda": outputs.label["lambda"]})
+
+
+def _choose_by_edits(trial: TrialSpec, outputs: Sequence[Outputs], bench: Workbench) -> Outputs:
+    """The same outputs at rest, with a λ for each pair; recorded as those of the poster are."""
+    ordered = sorted(outputs, key=lambda one: one.label["lambda"], reverse=True)
+    name = name_beside(trial.id, BY_EDITS)
+    label = {"trial": name, "configuration": name, "method": BY_EDITS, "lambda": None}
+    steps = {
+        source.name: take_by_edits(
+            _hear(bench),
+            (source.inputs, source.kinds),
+            [one.steps[source.name][-1] for one in ordered],
+            bench.plan.edits,
+        )
+        for source in bench.sources
+    }
+    return Outputs(label, steps, ordered[0].styles)
+
+
+def _hear(bench: Workbench) -> Heard:
+    if bench.writer is None:
+        raise ValueError("bench.writer: the scheme heard needs one")
+    return Heard.of(bench.evaluator.core, bench.writer, bench.fusion)
 
 
 def _make_fusion(
@@ -274,10 +299,7 @@ def _make_fusion(
 ) -> Fusion:
     if bench.fusion.scheme == "poster":
         return Fusion(generator, style, lambda_, kinds=source.kinds)
-    if bench.writer is None:
-        raise ValueError("bench.writer: the scheme heard needs one")
-    heard = Heard.of(bench.evaluator.core, bench.writer, bench.fusion)
-    return Fusion(generator, style, lambda_, heard, source.kinds)
+    return Fusion(generator, style, lambda_, _hear(bench), source.kinds)
 
 
 def _diversity_rows(

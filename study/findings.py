@@ -29,6 +29,7 @@ from evaluation.figures import (
     verdict_figure,
 )
 from evaluation.frontier import (
+    BY_EDITS,
     CHOSEN_BY,
     CHOSEN_ON,
     DEPLOYED_AXES,
@@ -37,6 +38,7 @@ from evaluation.frontier import (
     LEVELS,
     OURS,
     PANELS,
+    POSTER,
     POSTER_AXES,
     REAL,
     attainment,
@@ -52,7 +54,7 @@ from evaluation.metrics import AXES, COHERENCY, LIKENESS
 from study.config import EvaluationPlan, StudyConfig
 from study.ledger import Ledger
 from study.parameters import PARAMETERS
-from study.specs import name_on_poster
+from study.specs import name_beside
 from study.store import Store
 
 _EDITS = DEPLOYED_AXES[1]
@@ -466,9 +468,9 @@ def _agreement(metrics: pl.DataFrame) -> list[str]:
 def read_finished_metrics(store: Store) -> pl.DataFrame:
     """Read the metrics without the rows that an unfinished job may have left."""
     done = Ledger(store).list_done()
-    on_poster = map(name_on_poster, done)
+    beside = [name_beside(trial, method) for trial in done for method in (POSTER, BY_EDITS)]
     return store.metrics.filter(
-        pl.col("trial").is_in([*done, *on_poster, *LEVELS, *CONTROLS, "identity"])
+        pl.col("trial").is_in([*done, *beside, *LEVELS, *CONTROLS, "identity"])
     ).collect()
 
 

@@ -105,10 +105,12 @@ def _tell_writing(config: StudyConfig) -> Iterator[str]:
     if config.writes:
         yield f"writer: two models of notes, {config.writer.steps} steps each"
     if config.fusion.scheme == "heard":
+        asked = ", ".join(map(str, config.evaluation.edits))
         yield (
             f"outputs: as models of notes hear and write them, {config.fusion.drafts} drafts, price"
             f" {config.fusion.price:g} at λ 1, imbalance {config.fusion.imbalance:g}; trials of"
-            f" seed {config.search.seeds[0]} also as on the poster"
+            f" seed {config.search.seeds[0]} also as on the poster and, where G takes λ, with a λ"
+            f" for each pair at {asked} edits"
         )
 
 

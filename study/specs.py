@@ -8,7 +8,6 @@ from hashlib import sha256
 from typing import Any
 
 from cf_core.fusion import FusionSettings
-from evaluation.frontier import POSTER
 from evaluation.rivals import Setting
 from study.config import EvaluationPlan
 from study.parameters import SETTINGS
@@ -106,9 +105,12 @@ def label_setting(setting: Setting) -> dict[str, Any]:
     }
 
 
-def name_on_poster(trial: str) -> str:
-    """What the tables call a trial of the scheme `heard` as the scheme `poster` has it."""
-    return f"{POSTER}-{trial}"
+def name_beside(trial: str, method: str) -> str:
+    """What the tables call a trial where its outputs are recorded as those of another method.
+
+    `POSTER` are those in the scheme of the poster, `BY_EDITS` those with a λ for each pair.
+    """
+    return f"{method}-{trial}"
 
 
 @dataclass(frozen=True)

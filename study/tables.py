@@ -78,7 +78,7 @@ _METHOD = _column(
     _TEXT,
     f"`fusion` or `conditional`; a rival: {', '.join(f'`{name}`' for name in list_rivals())},"
     " `identity`, or one of the user's own; `poster`, a trial of the scheme `heard` as the scheme"
-    " `poster` has it; a control:"
+    " `poster` has it; `by_edits`, the same with a λ for each pair; a control:"
     f" {', '.join(f'`{name}`' for name in CONTROLS)}; `floor`, `ceiling`, `real`.",
 )
 _LAMBDA = _column(
@@ -93,7 +93,11 @@ _SEED = _column("seed", _INT64, "Training seed of a trial.", null=True)
 _STEP_SIZE = _column("step_size", _FLOAT64, "η of a rival.", null=True)
 _METER = _column("meter", _TEXT, "Meter of the bars, as the first of its kind in `melody.meters`.")
 _SOURCE = _column("source", _TEXT, "Origin of the input pairs, such as `test` or `prior`.")
-_ITERATION = _column("iteration", _INT32, "Number of applications, steps or draws; 0 for none.")
+_ITERATION = _column(
+    "iteration",
+    _INT32,
+    "Number of applications, steps or draws; of `by_edits`, the edits asked for; 0 for none.",
+)
 _METRIC = _column("metric", _TEXT, "Name of the metric, such as `judge` or `mean_pitch`.")
 _AXIS = _column("axis", _TEXT, f"Similarity axis: {', '.join(f'`{axis}`' for axis in AXES)}.")
 _BATCH = _column(
@@ -290,8 +294,9 @@ TABLES: dict[str, Table] = {
         ),
     ),
     "latents": Table(
-        "Inputs and outputs of every transform, one row per pair. The method `poster` and controls"
-        " are among them, and real neighbours (`real`), which nothing changes.",
+        "Inputs and outputs of every transform, one row per pair. The methods `poster`"
+        " and `by_edits` and controls are among them, and real neighbours (`real`), which nothing"
+        " changes.",
         (
             _TRIAL,
             _CONFIGURATION,

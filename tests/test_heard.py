@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cf_core.fusion import Generator, condition_on, share_step
-from cf_core.heard import Heard, find_price
+from cf_core.heard import Heard, choose_by_edits, find_price
 from cf_core.losses import Pair
 from cf_core.melody import MelodyFormat
 from cf_core.nets import initialise
@@ -232,3 +232,12 @@ def test_the_price_rises_with_every_factor_of_ten() -> None:
         assert find_price(6.0, lambda_) == pytest.approx(price)
     assert find_price(3.0, 0.1) == pytest.approx(2)
     assert find_price(3.0, 10.0) == pytest.approx(7)
+
+
+def test_of_outputs_near_enough_to_the_edits_asked_for_the_best_is_taken() -> None:
+    """Worked by hand: rows are λ, columns are pairs, and 20 edits are asked for."""
+    changed = np.array([[0, 17, 0, 22], [17, 20, 10, 18], [23, 24, 31, 22], [24, 40, 30, 40]])
+    score = np.array([[9.0, 1.0, 9.0, 5.0], [1.0, 0.5, 3.0, 5.0], [2.0, 8.0, 7.0, 4.0], [8.0] * 4])
+    # 17 to 23 are near; of two that are equally far off, 10 and 30, the better one; else the first.
+    assert choose_by_edits(changed, score, 20).tolist() == [2, 0, 3, 0]
+    assert choose_by_edits(changed, score, 0).tolist() == [0, 0, 0, 1]

@@ -13,6 +13,7 @@ import torch
 from polars.testing import assert_frame_equal
 
 from cf_core.bundle import Bundle, load_bundle
+from cf_core.distance import edit_distance
 from cf_core.heard import Heard, find_price
 from cf_core.seeding import make_random
 from cf_core.training import load_tensors
@@ -61,7 +62,8 @@ def test_the_plan_says_that_outputs_are_written(melodies: Path, tmp_path: Path) 
     writer = "writer: two models of notes, 30 steps each"
     outputs = (
         "outputs: as models of notes hear and write them, 2 drafts, price 3 at λ 1, imbalance"
-        " 0.25; trials of seed 0 also as on the poster"
+        " 0.25; trials of seed 0 also as on the poster and, where G takes λ, with a λ for each pair"
+        " at 2, 6 edits"
     )
 
     def say(**changes: Any) -> list[str]:
@@ -120,10 +122,54 @@ def test_the_scheme_of_the_poster_is_a_method_beside_it(finished: Store, melodie
     assert "poster" in finished.verdicts.select("rival").collect()["rival"].to_list()
 
 
+def test_by_edits_each_pair_has_the_output_that_suits_it(finished: Store, melodies: Path) -> None:
+    """Worked out from the latents of the same trial: of its pairs, λ by λ."""
+    config = tiny(melodies, folder(finished).parent, **HEARD)
+    bench = prepare(config, find_corpus(config, Watch()), finished, Watch())
+    assert bench.writer is not None
+    heard = Heard.of(bench.evaluator.core, bench.writer, config.fusion)
+    latents = finished.latents.filter(source="test").collect()
+    last = latents.filter(pl.col("iteration") == max(config.evaluation.iterations))
+    read = {
+        lambda_: rows.sort("pair")
+        for (lambda_,), rows in last.filter(method="conditional").group_by("lambda")
+    }
+
+    def decode(rows: pl.DataFrame, ending: str) -> np.ndarray:
+        halves = (np.stack(rows[f"z_{half}{ending}"].to_list()) for half in ("left", "right"))
+        core = bench.evaluator.core
+        tokens = [
+            core.decode_tokens(torch.tensor(half).float()).astype(np.int64) for half in halves
+        ]
+        return np.stack(tokens, axis=1)
+
+    tokens = {lambda_: decode(rows, "") for lambda_, rows in read.items()}
+    before = decode(next(iter(read.values())), "_in")
+    found = latents.filter(method="by_edits")
+    assert found["iteration"].unique().sort().to_list() == [2, 6]
+    assert found["trial"].unique().to_list() == ["by_edits-conditional-style2-seed0"]
+    taken = set()
+    for row in found.iter_rows(named=True):
+        pair, asked, best = row["pair"], row["iteration"], (-999, -np.inf, -1.0)
+        for lambda_ in sorted(read, reverse=True):
+            old, new = before[pair], tokens[lambda_][pair]
+            gap = abs(int(edit_distance(old, new).sum()) - asked)
+            score = float(heard.rate(torch.tensor(new[None]), torch.tensor(old[None])))
+            missed = -gap if gap > 0.15 * asked else 0
+            best = max(best, (missed, score, lambda_), key=lambda one: one[:2])
+        expected = read[best[2]].row(pair, named=True)
+        assert row["z_left"] == expected["z_left"]
+        assert row["z_right"] == expected["z_right"]
+        taken.add(best[2])
+    assert len(taken) > 1
+    assert finished.metrics.filter(method="by_edits", metric="edit_distance").collect().height == 8
+
+
 def test_every_point_of_the_page_has_notes(finished: Store) -> None:
     content = collect(finished, 2)
     methods = [point["method"] for point in content["points"]]
-    assert {"fusion", "conditional", "poster", "lp", "identity", *CONTROLS} == set(methods)
+    expected = {"fusion", "conditional", "by_edits", "poster", "lp", "identity", *CONTROLS}
+    assert set(methods) == expected
     missing = {
         (source, method)
         for source, notes in content["notes"].items()

@@ -45,6 +45,7 @@ EVALUATION: dict[str, Any] = {
     "validation_pairs": 20,
     "iterations": [1, 2],
     "lambda": [0.01, 1.0],
+    "edits": [2, 6],
     "styles": 2,
     "rivals": ["lp"],
     "lp": {"step_sizes": [0.3], "iterations": [1, 5]},

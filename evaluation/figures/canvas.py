@@ -19,7 +19,7 @@ from matplotlib.typing import ColorType, LineStyleType
 
 from cf_core.errors import FigureError
 from cf_core.files import AnyPath, replacing
-from evaluation.frontier import CHOSEN_ON, POSTER, POSTER_AXES
+from evaluation.frontier import BY_EDITS, CHOSEN_ON, POSTER, POSTER_AXES
 from evaluation.metrics import METRICS
 from evaluation.rivals import Look, list_rivals
 
@@ -67,6 +67,7 @@ _LOOKS = {
     "fusion": Look("ours", "black", "o"),
     "conditional": Look("ours, λ as input", "black", "D", (0.0, (1.0, 1.0))),
     **{name: rival.look for name, rival in list_rivals().items()},
+    BY_EDITS: Look("ours, by edits", "#661100", "<", (0.0, (2.0, 1.0))),
     POSTER: Look("as on the poster", "#555555", "X", (0.0, (4.0, 1.0, 1.0, 1.0))),
     "identity": Look("identity", "black", "*", ""),
 }

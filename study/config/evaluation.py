@@ -45,6 +45,9 @@ class _Measured(Section):
     """Numbers of applications of the fusion map after which outputs are kept."""
     lambda_: Grid[Positive] = Field((1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), alias="lambda")
     """λ at which conditional trials are read."""
+    edits: Grid[Count] = (4, 8, 14, 20)
+    """Numbers of edited grid steps, both halves together, for which conditional trials of the first
+    seed are also read at another λ for each pair, in the scheme `heard`."""
     styles: Annotated[int, Field(ge=2)] = 4
     """Styles per input in the measure of style diversity."""
     latents: Literal["all", "scored", "none"] = "all"
