@@ -92,6 +92,7 @@ def words(*texts: str) -> str:
 
 
 SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
+CODA = '<direction><direction-type><coda/></direction-type><sound coda="1"/></direction>'
 
 
 @pytest.mark.parametrize(
@@ -166,29 +167,40 @@ SEGNO = "<direction><direction-type><segno/></direction-type></direction>"
             ],
             [C, D, E, C, F, G, C],
         ),
-        (["C", 'D<sound forward-repeat="yes"/>', f"E{END}"], [C, D, E, D, E]),
+        (['C<sound forward-repeat="yes"/>', "D", f"E{END}"], [C, D, E, D, E]),
         ([f"C{played(99)}", "D"], [C, C, C, C, D]),
         (["C", f"D{words('Fine')}", f"E{words('D.C. al Fine')}"], [C, D, E, C, D]),
         (["C", 'D<sound fine="yes"/>', 'E<sound dacapo="yes"/>'], [C, D, E, C, D]),
-        (["C", f"{'D'}{SEGNO}", f"E{words('Dal Segno')}"], [C, D, E, D, E]),
+        # Signs after the notes of a measure stand at the bar line: the next one begins there.
+        ([f"C{SEGNO}", "D", f"E{words('Dal Segno')}"], [C, D, E, D, E]),
+        ([f"C{line('<segno/>')}", "D", f"E{words('D.S.')}"], [C, D, E, D, E]),
         (
-            ["C", f"D{words('To Coda')}", f"E{words('D.C. al Coda')}", 'F<sound coda="1"/>'],
+            ["C", f"D{words('To Coda')}", f"E{words('D.C. al Coda')}<sound coda='1'/>", "F"],
+            [C, D, E, C, D, F],
+        ),
+        (
+            ["C", f"D{words('To Coda')}{line('<coda/>')}", f"E{words('D.C.')}{CODA}", "F"],
+            [C, D, E, C, D, F],
+        ),
+        (
+            ["C", f"D{line('<coda/>')}", f"E{words('D.C.')}", f"F{line('<coda/>', 'left')}"],
             [C, D, E, C, D, F],
         ),
         (
             [
                 f"C{SEGNO}",
-                f"D{words('To ', 'Coda')}",
-                f"E{words('D.S. al', 'Coda')}",
-                f"F{words('Coda')}",
+                "D",
+                f"E{words('To ', 'Coda')}",
+                f"F{words('D.S. al', 'Coda')}",
+                f"G{words('Coda')}",
             ],
-            [C, D, E, C, D, F],
+            [C, D, E, F, D, E, G],
         ),
         (["C", f"D{words('dolce, con moto')}", "E"], [C, D, E]),
         (["C", f"D{words('Segno')}", f"E{words('D.S.')}"], [C, D, E, D, E]),
         (
             [f"C{SEGNO}", f"D{words('Voice tacet on D.S.')}", f"E{words('last time D.S.')}", "F"],
-            [C, D, E, C, D, E, F],
+            [C, D, E, D, E, F],
         ),
         ([f"C{words('D.C. only: ', 'piano')}", f"D{words('after the D.C.')}"], [C, D]),
         (["C", f"D{words('Fin')}", f"E{words('D. C.')}"], [C, D, E, C, D]),
@@ -358,11 +370,11 @@ def test_a_segno_at_a_bar_line() -> None:
 
 def test_of_several_segnos_the_one_that_is_named_is_gone_back_to() -> None:
     first, second = (f'{SEGNO}<sound segno="{name}"/>' for name in "ab")
-    for name, expected in (("a", [C, D, E, C, D, E]), ("b", [C, D, E, D, E]), ("x", [C, D, E] * 2)):
+    for name, back_to in (("a", [D, E, F]), ("b", [E, F]), ("x", [D, E, F])):
         back = f'<sound dalsegno="{name}"/>'
-        assert play([f"C{first}", f"D{second}", f"E{back}"]) == expected
-    unnamed = ['C<sound tempo="60"/>', f"D{SEGNO}", f"E{words('D.S.')}"]
-    assert play(unnamed) == [C, D, E, D, E]
+        assert play([f"C{first}", f"D{second}", "E", f"F{back}"]) == [C, D, E, F, *back_to]
+    unnamed = ['C<sound tempo="60"/>', f"D{SEGNO}", "E", f"F{words('D.S.')}"]
+    assert play(unnamed) == [C, D, E, F, E, F]
 
 
 def test_values_that_are_no_numbers_are_none() -> None:

@@ -172,6 +172,8 @@ _QUARTERS = {name: Fraction(32, 2**power) for power, name in enumerate(_VALUES.s
 
 
 _EXACT = re.compile(r"[-+]?(?:\d{1,12}\.?\d{0,12}|\.\d{1,12})")
+_MOVES = ("note", "backup", "forward")
+"""Elements after which the time within a measure is another."""
 _NO_STAFF = "none"
 """A staff without notes: a reader of it takes only signs and tempos."""
 
@@ -202,14 +204,14 @@ class _Reader:
         measures: list[Measure] = []
         measure = Measure(self._meter)
         for element in elements:
-            self._read(measure, element)
+            following = Measure(self._meter)
+            self._read(measure, following, element)
             if 0 < self._repeated <= len(measures) and not measure.notes:
                 measure.notes = list(measures[-self._repeated].notes)
             full = full_bar(measure.meter)
             # Durations of tuplets may have been rounded.
             if full - NEAR <= measure.length <= full + NEAR:
                 measure.length = full
-            following = Measure(self._meter)
             for line in element.iterfind("barline"):
                 at_left, at_right = (line.get("location") == side for side in ("left", "right"))
                 before = measures[-1] if at_left and measures else measure
@@ -223,11 +225,17 @@ class _Reader:
                 measure.segno = measure is self._segnos[self._goal]
         return measures
 
-    def _read(self, measure: Measure, element: Element) -> None:
-        """Read the notes of a measure and what stands between them."""
+    def _read(self, measure: Measure, following: Measure, element: Element) -> None:
+        """Read the notes of a measure and what stands between them.
+
+        Signs after all of its notes stand at the bar line, where the `following` measure begins.
+        """
+        measure.meter = self._meter
         at: Time = 0
         onset: Time = 0
+        moves = sum(child.tag in _MOVES for child in element)
         for child in element:
+            moves -= child.tag in _MOVES
             match child.tag:
                 case "note":
                     if child.find("grace") is not None:
@@ -244,8 +252,10 @@ class _Reader:
                     self._attributes(child)
                     measure.meter = measure.meter if at else self._meter
                 case "direction" | "sound":
-                    _direction(measure, child, at, max(at + self._offset(child), 0))
-                    self._name_signs(measure, child)
+                    is_last = at and not moves and child.find("offset") is None
+                    place = following if is_last else measure
+                    _direction(measure, place, child, at, max(at + self._offset(child), 0))
+                    self._name_signs(place, child)
             measure.length = max(measure.length, at)
             if measure.length > LONGEST_BAR * TICKS:
                 long = float(measure.length / TICKS)
@@ -359,8 +369,9 @@ _DOUBLE = ("light-light", "light-heavy", "heavy-light", "heavy-heavy")
 def _bar_line(line: Element, measure: Measure, before: Measure, after: Measure) -> None:
     """Take the repeat and the ending of a bar line, which end with `before` or begin `after` it."""
     repeat, ending = line.find("repeat"), line.find("ending")
-    measure.segno |= line.find("segno") is not None or bool(line.get("segno"))
-    measure.coda |= line.find("coda") is not None or bool(line.get("coda"))
+    after.segno |= line.find("segno") is not None or bool(line.get("segno"))
+    coda = line.find("coda") is not None or bool(line.get("coda"))
+    after.coda |= coda and not measure.to_coda
     if repeat is not None and repeat.get("direction") == "forward":
         after.opens = True
     elif repeat is not None:
@@ -373,28 +384,31 @@ def _bar_line(line: Element, measure: Measure, before: Measure, after: Measure) 
         before.ending_stops = True
 
 
-def _direction(measure: Measure, direction: Element, at: Time, heard: Time) -> None:
+def _direction(measure: Measure, place: Measure, direction: Element, at: Time, heard: Time) -> None:
     """Take the tempo and the order of play from a direction or a `<sound>`.
 
-    It stands at one time, and its tempo may be heard at another.
+    It stands at one time, and its tempo may be heard at another. What begins there begins with the
+    measure `place`, which is the next one if the direction stands after all notes.
     """
     sounds = list(direction.iter("sound"))
     to_coda = any(sound.get("tocoda") for sound in sounds)
+    begins_coda = any(sound.get("coda") for sound in sounds)
     for content in direction.iter("direction-type"):
         # A text in several fonts is written as several elements.
         text = " ".join(words.text or "" for words in content.iter("words"))
         mark(measure, " ".join(text.split()))
-    measure.segno |= direction.find("direction-type/segno") is not None
-    if direction.find("direction-type/coda") is not None and not (to_coda or measure.to_coda):
+    place.segno |= direction.find("direction-type/segno") is not None
+    has_coda = direction.find("direction-type/coda") is not None
+    if has_coda and not (begins_coda or to_coda or measure.to_coda):
         measure.coda, measure.to_coda = measure.coda or not at, measure.to_coda or bool(at)
     measure.to_coda |= to_coda
+    place.coda |= begins_coda
     for sound in sounds:
         measure.jump = "capo" if sound.get("dacapo") == "yes" else measure.jump
         measure.jump = "segno" if sound.get("dalsegno") else measure.jump
-        measure.opens |= sound.get("forward-repeat") == "yes"
         measure.fine |= bool(sound.get("fine"))
-        measure.segno |= bool(sound.get("segno"))
-        measure.coda |= bool(sound.get("coda"))
+        place.opens |= sound.get("forward-repeat") == "yes"
+        place.segno |= bool(sound.get("segno"))
     tempo = next((_number(s.get("tempo")) for s in sounds if s.get("tempo")), 0.0)
     for metronome in direction.iter("metronome"):
         tempo = tempo or _speed(metronome)
