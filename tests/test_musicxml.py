@@ -449,6 +449,13 @@ def test_tempos_hold_from_where_they_stand_whatever_part_says_so() -> None:
     lower = [xml_note("C", 4, 4), xml_note("D", 4, 4)]
     song = only("a.xml", score({"Flute": upper, "Horn": lower}), "Horn")
     assert [song.tempo_at(Fraction(n)) for n in range(5)] == [120, 120, 120, 60, 60]
+    lower[1] = '<sound tempo="90"/>' + lower[1]
+    song = only("a.xml", score({"Flute": upper, "Horn": lower}), "Horn")
+    assert [song.tempo_at(Fraction(n)) for n in range(5)] == [120, 120, 90, 60, 60]
+    back = "<backup><duration>2</duration></backup>"
+    voices = xml_note("C", 4, 2) + f'<sound tempo="60"/>{back}<sound tempo="90"/>'
+    song = only("a.xml", score({"Flute": [voices + xml_note("C", 4, 4)]}))
+    assert [song.tempo_at(Fraction(n)) for n in range(2)] == [90, 60]
 
 
 @pytest.mark.parametrize(
@@ -492,6 +499,15 @@ def test_time_signatures_of_another_part_hold_for_one_that_has_none() -> None:
     song = only("a.xml", before + after.split(b"</time>", 1)[1], "Horn")
     assert [bar.meter for bar in song.bars] == ["2/4", "2/4"]
     assert lengths(song) == [2, 2]
+
+
+def test_a_measure_in_which_a_part_has_nothing_is_as_long_as_in_the_others() -> None:
+    piano = [xml_note("C", 3, 1), xml_note("C", 3, 4), xml_note("D", 3, 4)]
+    for silent in ("", '<direction><sound tempo="60"/></direction>'):
+        voice = [silent, xml_note("E", 4, 4), ""]
+        song = only("a.xml", score({"Voice": voice, "Piano": piano}), "Voice")
+        assert lengths(song) == [Fraction(1, 2), 2, 2]
+        assert song.notes == (Note(Fraction(1, 2), Fraction(2), E),)
 
 
 def test_scores_of_measures_with_parts() -> None:

@@ -153,9 +153,14 @@ def _voice(note: Element) -> str:
 
 
 def _add_signs(measures: list[Measure], others: list[Measure]) -> None:
-    """Add the tempos of another part, and its signs for the order of play."""
+    """Add the tempos of another part, and its signs for the order of play.
+
+    Where nothing is written in a measure, it is as long as that of the other part.
+    """
     for measure, other in zip(measures, others, strict=False):
-        measure.tempos = measure.tempos or other.tempos
+        measure.length = measure.length or other.length
+        own = {at for at, _ in measure.tempos}
+        measure.tempos += [tempo for tempo in other.tempos if tempo[0] not in own]
         measure.times = measure.times or other.times
         measure.ending = measure.ending or other.ending
         measure.jump = measure.jump or other.jump

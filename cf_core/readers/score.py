@@ -393,7 +393,7 @@ def play(
             for onset, end, pitch in notes
         ),
         tuple(bars),
-        tuple(tempos),
+        tuple(sorted(tempos, key=lambda tempo: tempo.start)),
     )
 
 
