@@ -198,6 +198,14 @@ CODA = '<direction><direction-type><coda/></direction-type><sound coda="1"/></di
         ),
         (["C", f"D{words('dolce, con moto')}", "E"], [C, D, E]),
         (["C", f"D{words('Segno')}", f"E{words('D.S.')}"], [C, D, E, D, E]),
+        ([f"C{SEGNO}", "D", f"E{words('D.&#x1D10B;')}"], [C, D, E, D, E]),
+        ([f"C{SEGNO}", f"D{words('Fine')}", f"E{words('dal S. al fine')}"], [C, D, E, D]),
+        (
+            ["C", f"D{words('To &#x1D10C;')}", f"E{words('D.C. al &#x1D10C;')}", f"F{CODA}", "G"],
+            [C, D, E, C, D, G],
+        ),
+        # Nothing follows the last measure, so a sign at its end is of the measure.
+        (["C", f"D{words('To Coda')}", f"E{words('D.C.')}", f"F{CODA}"], [C, D, E, C, D, F]),
         (
             [f"C{SEGNO}", f"D{words('Voice tacet on D.S.')}", f"E{words('last time D.S.')}", "F"],
             [C, D, E, D, E, F],

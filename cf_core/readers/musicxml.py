@@ -210,7 +210,7 @@ class _Reader:
         measure = Measure(self._meter)
         for element in elements:
             following = Measure(self._meter)
-            self._read(measure, following, element)
+            self._read(measure, measure if element is elements[-1] else following, element)
             if 0 < self._repeated <= len(measures) and not measure.notes:
                 measure.notes = list(measures[-self._repeated].notes)
             full = full_bar(measure.meter)
@@ -233,7 +233,8 @@ class _Reader:
     def _read(self, measure: Measure, following: Measure, element: Element) -> None:
         """Read the notes of a measure and what stands between them.
 
-        Signs after all of its notes stand at the bar line, where the `following` measure begins.
+        Signs after all of its notes stand at the bar line, where the `following` measure begins;
+        nothing follows the last one.
         """
         measure.meter = self._meter
         at: Time = 0

@@ -331,12 +331,12 @@ class _Player:
         self._start, self._is_open, self._turn, self._inside = self._index, False, 1, None
 
 
-# "Tacet on D.S." and "D.S. only" speak of a jump that stands elsewhere.
+# "Tacet on D.S." speaks of a jump that stands elsewhere. Signs may be characters of music fonts.
 _JUMPS = re.compile(
     r"(?<!\bon )(?<!\bthe )(?<!\bafter )(?:(?P<capo>\bD(?:\.\s?)?C\b|\bda\s?capo\b)"
-    r"|(?P<dal_segno>\bD(?:\.\s?)?S\b|\bdal\s?segno\b))(?!\W*(?:only|time)\b)"
-    r"|(?P<segno>^\W*segno\W*$)|(?P<fine>^\W*fine?\b)"
-    r"|(?P<to_coda>\bto\s?coda\b|\bda\s?coda\b)|(?P<coda>^\W*coda\b)",
+    r"|(?P<dal_segno>\b(?:D(?:\.\s?)?|dal\s?)(?:S(?:egno)?\b|[\U0001d10b\ue047])))"
+    r"(?!\W*(?:only|time)\b)|(?P<segno>^\W*segno\W*$)|(?P<fine>^\W*fine?\b)"
+    r"|(?P<to_coda>\b(?:to|da)\s?(?:coda\b|[\U0001d10c\ue048\u2295]))|(?P<coda>^\W*coda\b)",
     re.IGNORECASE,
 )
 
