@@ -568,6 +568,13 @@ def test_encodings() -> None:
         assert only("a.xml", text.replace("{}", wrongly).encode()).title == "Caf\xe9"
     for unmarked in ("utf-16-le", "utf-16-be"):
         assert only("a.xml", text.replace("{}", unmarked).encode(unmarked)).title == "Caf\xe9"
+    for encoding, title in (
+        ("Shift_JIS", "\u6b4c"),
+        ("windows-1250", "\u0159"),
+        ("GB2312", "\u6b4c"),
+    ):
+        abroad = text.replace("{}", encoding).replace("Caf\xe9", title)
+        assert only("a.xml", abroad.encode(encoding)).title == title
     strange = rejection("a.xml", text.replace("{}", "cp037").encode())
     assert (strange.reason, "cp037" in strange.detail) == ("unreadable", True)
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaa">]>'

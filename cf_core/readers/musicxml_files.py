@@ -19,7 +19,11 @@ from cf_core.readers.limits import (
 from cf_core.readers.text import decode_text, looks_like_utf_16
 
 _MAX_CONTAINER = 2**16
-_ENCODINGS = ("utf-8", "ascii", "iso8859-1", "iso8859-15", "cp1252")
+_ENCODINGS = re.compile(
+    r"utf-8|ascii|iso8859-\d+|cp125\d|koi8-[ru]|mac-roman|shift_jis|cp932|big5|gb2312|gbk|gb18030"
+    r"|euc_(?:jp|kr)"
+)
+"""Encodings in which the signs of XML are the bytes that they are in ASCII."""
 _DECLARED = re.compile(rb"""^.{0,99}encoding\s*=\s*["']([\w.-]{1,40})""", re.DOTALL)
 
 
@@ -35,7 +39,7 @@ def _xml(data: bytes) -> Element:
     elif encoding.startswith("utf-16"):
         # Some programs declare the encoding that their strings had in memory.
         text = data.decode("utf-8-sig")
-    elif encoding in _ENCODINGS:
+    elif _ENCODINGS.fullmatch(encoding):
         text = data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     else:
         raise RejectedError("unreadable", f"its encoding is {name}; save it as UTF-8")
