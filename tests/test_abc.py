@@ -640,6 +640,13 @@ def test_a_voice_on_the_channel_of_drums_is_left_out() -> None:
     assert (alone.reason, alone.detail) == ("no notes", "percussion only")
 
 
+def test_directives_after_a_voice_in_the_header_are_of_that_voice() -> None:
+    fields = ("%%MIDI transpose 1", "V:1", "%%MIDI transpose 12", "V:2", "%%MIDI channel 10")
+    assert pitches(abc("V:1\nC4|D4|\nV:2\nE4|F4|\n", *fields)) == [72, 74]
+    assert pitches(abc("V:2\nE4|F4|\n", *fields[:4])) == [65, 66]
+    assert pitches(abc("C4|D4|\n", *fields)) == [72, 74]
+
+
 def test_one_voice_declared_and_used_is_one_part() -> None:
     head = '%%score 1\nI:linebreak $\nV:1 treble nm="Voice" snm="V."\nV:2 octave=-1\n'
     assert letters(abc(head + "V:1\nCDEF|$GABC|\n")) == "CDEFGABC"

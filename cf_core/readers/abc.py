@@ -171,6 +171,8 @@ class _Tune:
         self._header = self._voice = Voice("1")
         """Every voice starts with the header's settings at the time when its music begins."""
         self._declared: dict[str, str] = {}
+        self._directives: dict[str, list[str]] = {}
+        """What a header says of voices: in their `V:` fields, and in directives after these."""
         self._parts = ""
         self._letters = dict(_LETTERS)
         self._macros: dict[str, str] = {}
@@ -189,6 +191,10 @@ class _Tune:
     def has_key(self) -> bool:
         """Whether a `K:` field has ended the header, so that there is a body."""
         return self._header.begun
+
+    @property
+    def _in_header(self) -> bool:
+        return self._voice is self._header and not self._header.begun
 
     def order(self, voice: Voice) -> list[int]:
         """Order in which a voice's measures are played: parts by `P:`, each by its own signs."""
@@ -223,15 +229,19 @@ class _Tune:
         elif name == "I":
             found = re.match(r"propagate-accidentals\s+(not|octave|pitch)", text)
             self._voice.propagation = found[1] if found else self._voice.propagation
-            self._voice.set_playback(text)
+            if self._in_header and self._directives:
+                self._directives[next(reversed(self._directives))].append(text)
+            else:
+                self._voice.set_playback(text)
         elif name in _SETTINGS:
             _SETTINGS[name](self._voice, text)
 
     def _take_voice(self, text: str) -> None:
         name, about = (*text.split(None, 1), "", "")[:2]
-        in_header = self._voice is self._header and not self._header.begun
         self._declared[name] = f"{self._declared.get(name, '')} {about}"
-        if not in_header:
+        if self._in_header:
+            self._directives[name] = self._directives.pop(name, [])
+        else:
             self._voice = self._voice_of(name)
             self._voice.move(about)
 
@@ -243,6 +253,8 @@ class _Tune:
             title = (found[1] or found[2]) if found else name
             self.voices[name] = Voice(title or name, self._header)
             self.voices[name].move(about)
+            for directive in self._directives.get(name, []):
+                self.voices[name].set_playback(directive)
         return self.voices[name]
 
     def _take_part(self, text: str) -> None:
