@@ -161,6 +161,12 @@ def letters(song: Melody) -> str:
         ("|:C4|D4|1E4||F4|G4:|2A4|B4|]", "CDEFGCDAB"),  # an ending longer than its bracket
         ("C4|D4::E4|F4::|]", "CDCDEFEF"),  # no sign "|::" asks for three times
         ("C4|D4: :E4:|", "CDCDEE"),
+        ("C4|D4| : E4|F4:|", "CDEFEF"),  # a bar line and, apart from it, the dots
+        ("C4|[:D4|E4:]F4|]", "CDEDEF"),  # thick bar lines without a thin one
+        ("C4|[|:D4|E4:]|F4|]", "CDEDEF"),
+        ("|:C4|1, 2 D4:|3 E4|]", "CDCDCE"),
+        ("|:C4|[1 - 2 D4:|[3 E4|]", "CDCDCE"),
+        ("A4||C4||1D4:||2E4|]", "ACDCE"),  # no strain begins with a first ending
         ("C4|D4!D.C.!|", "CDCD"),
         ("C4|D4!fine!|E4|F4!D.C.!|", "CDEFCD"),
         ("|:C4|D4:|E4!D.C.!|]", "CDCDECDE"),  # no repeats after the jump
@@ -335,6 +341,7 @@ def test_keys(key: str, music: str, expected: list[int]) -> None:
         ('["C"C"^high"E]2[!accent!G]D|', ["2", "2", "1", "1"]),
         ("[+slide+CE]2[C+f+E]2|", ["2", "2", "2", "2"]),
         ("+f+C+ff+D+CE+F|", ["1", "1", "1", "1", "1"]),
+        ("+CE+2+C/E/+2D|", ["2", "2", "1", "1", "1"]),
         ("C-CD2|", ["2", "2"]),
         ("C2-|C2D2|", ["4", "2"]),
         ("C4|-C4-|-C2 -D2|", ["10", "2"]),  # after the bar line, against the standard
@@ -440,6 +447,7 @@ def test_absurd_rests_and_notes_are_refused() -> None:
         "+trill+C+fermata+DE+accent+F|",
         "LCMDPERF|",
         '"^Allegro"C"Am"D"<d"E"G7/b"F|',
+        r'"^f\"ur \"Abe\""CDE"^\\"F|',
         "{gab}C{/g}DE{a}F|",
         "C(D(E))F|",
         "C`D`E`F|",

@@ -129,16 +129,18 @@ def _is_alien(line: str, field: re.Match[str] | None) -> bool:
 
 # ---- tunes -------------------------------------------------------------------------------------
 
-# Without limits to its repetitions, hostile text would take the square of its length.
+# Without limits to their repetitions, hostile text would take the square of its length.
+_NUMBERS = r"\d(?:\d|\ {0,9}[,-]\ {0,9}(?=\d))*"
+"""Numbers of an ending, such as "1" or "1,3-4"."""
 _TOKEN = re.compile(
     rf"""
-    "(?P<words>[^"\n]{{0,999}})"
+    "(?P<words>(?:\\"|[^"\n]){{0,999}})"
     | \[(?P<inline>[A-Za-z]:[^\]\n]{{0,999}})\]
-    | (?P<bar>(?:\[(?=\|)|(?<=\|)\]|:\ +(?=[|:])|[|:])+)(?:\ *(?P<number>\d(?:[\d,]|-(?=\d))*))?
-    | \[\ *(?P<variant>\d(?:[\d, ]|-(?=\ *\d))*|"[^"\n]{{0,99}}"(?![^\[\]|\n]{{0,999}}\]))
+    | (?P<bar>(?:\[(?=[|:])|(?<=[|:])\]|:\ +(?=[|:])|[|:])+)(?:\ *(?P<number>{_NUMBERS}))?
+    | \[\ *(?P<variant>{_NUMBERS}|"[^"\n]{{0,99}}"(?![^\[\]|\n]{{0,999}}\]))
     | \[(?P<chord>[^\]|\n]{{0,999}})\](?P<chord_length>{LENGTH})
     | !(?P<decoration>[^!|\s:\[\]]{{1,99}}|(?i:d\.?[cs]|dal?\b|to\b|fine)[^!|\n]{{0,99}})!
-    | \+(?P<plus>[^+|\s]{{1,99}})\+
+    | \+(?P<plus>[^+|\s]{{1,99}})\+(?P<plus_length>{LENGTH})
     | \{{[^}}\n]{{0,999}}\}}
     | (?P<overlaid>\(&)
     | \((?P<tuplet>[2-9]|\d{{1,2}}(?=:))(?::(?P<time_of>\d{{0,2}}))?(?::(?P<count>\d{{0,2}}))?
@@ -292,8 +294,8 @@ class _Tune:
                 voice.element([], token["rest_length"])
             case "chord_length":
                 self._chord(token["chord"], token["chord_length"])
-            case "plus" if _CHORD.fullmatch(token["plus"]):
-                self._chord(token["plus"], "")
+            case "plus_length" if _CHORD.fullmatch(token["plus"]):
+                self._chord(token["plus"], token["plus_length"])
             case "bars":
                 voice.rest_for_bars(int(token["bars"] or 1))
             case "variant":
@@ -318,8 +320,10 @@ class _Tune:
                 voice.overlay(token[0])
             case "letter":
                 voice.sign(self._letters.get(token["letter"], ""))
-            case "decoration" | "plus":
-                voice.sign(token[token.lastgroup])
+            case "decoration":
+                voice.sign(token["decoration"])
+            case "plus_length":
+                voice.sign(token["plus"])
             case "words" if token["words"].startswith(tuple("^_<>@")):
                 voice.sign(token["words"][1:])
 

@@ -229,7 +229,9 @@ class Voice:
         """Apply a bar line such as "|", ":|", "::" or "|]"."""
         sign = sign.replace(" ", "")
         if sign == ":":
-            return
+            if not self._is_empty:
+                return
+            sign = "|:"  # As in "| :", where the bar line has come before.
         # An invisible bar line may stand before a visible one.
         sign = sign.replace("[|]", "") or "|"
         self._before = self._last or self._before
