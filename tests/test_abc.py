@@ -501,6 +501,12 @@ def test_old_line_breaks_do_not_swallow_music() -> None:
     assert letters(abc("C !D E! F|")) == "CDEF"
 
 
+@pytest.mark.parametrize("field", ["I:linebreak !", "%%linebreak <EOL> !", "I:decoration +"])
+def test_where_decorations_stand_between_plus_signs_others_are_line_breaks(field: str) -> None:
+    assert letters(abc("+f+C!D!EF|G!A!BC+fine+|D4+D.C.+|", field)) == "CDEFGABCDCDEFGABC"
+    assert letters(only("a.abc", f"{field}\n\n{HEAD}C!D!EF|\n".encode())) == "CDEF"
+
+
 def test_a_line_is_a_field_only_where_its_colon_is_not_of_a_bar_line() -> None:
     assert letters(abc("|:CDE\nF:|\nGAB\nC::\nD4\nE:|")) == "CDEFCDEFGABCGABCDEDE"
 

@@ -251,7 +251,9 @@ def _describe_bars(melody: Melody) -> str:
 # ---- ABC books ---------------------------------------------------------------------------------
 
 
-_OF_THE_BOOK = re.compile(r"^(?:[IKLMPQUVm]:|%%(?:MIDI|propagate)).*\n", re.MULTILINE)
+_OF_THE_BOOK = re.compile(
+    r"^(?:[IKLMPQUVm]:|%%(?:MIDI|propagate|linebreak|decoration)).*\n", re.MULTILINE
+)
 _CHARSET = re.compile(rb"^(?:%%|I:)\s*abc-charset\s+iso-?8859-([2-9]|10)\b", re.M | re.I)
 """The encodings that the ABC standard knows, but for UTF-8 and Latin-1."""
 

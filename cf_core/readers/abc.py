@@ -160,6 +160,8 @@ _SIGN_APART = re.compile(r"(\^\^?|__?|=)((?:![^!|\s]{1,99}!){1,9})(?=[A-Ga-g])")
 """An accidental that a decoration separates from its note."""
 _TYPED = {0x2013: "-", 0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x201E: '"'}
 """What was typed, where a word processor has put a typographer's sign."""
+_LINE_BREAK = re.compile(r"linebreak\b.*!|decoration\s*\+")
+"""A directive after which "!" is no decoration; these stand between "+" then."""
 _LETTERS = {"O": "coda", "S": "segno"}
 """Meaning of the letters that affect the order of play."""
 
@@ -178,6 +180,8 @@ class _Tune:
         self._parts = ""
         self._letters = dict(_LETTERS)
         self._macros: dict[str, str] = {}
+        self._breaks_lines = False
+        """Whether "!" is a line break, and so encloses no decoration."""
         self._room = 8 * MAX_TUNE
         """Characters that its music may still have, macros written out."""
         for line in _lines(text):
@@ -229,6 +233,7 @@ class _Tune:
         elif name == "m":
             add_macro(self._macros, text)
         elif name == "I":
+            self._breaks_lines |= _LINE_BREAK.match(text) is not None
             found = re.match(r"propagate-accidentals\s+(not|octave|pitch)", text)
             self._voice.propagation = found[1] if found else self._voice.propagation
             if self._in_header and self._directives:
@@ -272,6 +277,7 @@ class _Tune:
     def _music(self, line: str) -> None:
         if self._voice is self._header:
             self._voice = self._voice_of(next(iter(self._declared), "1"))
+        line = line.replace("!", " ") if self._breaks_lines else line
         line = _SIGN_APART.sub(r"\2\1", line.translate(_TYPED))
         text = expand_macros(line, self._macros, self._room)
         self._room -= len(text)
