@@ -747,6 +747,19 @@ def test_a_tune_from_a_mail_in_quoted_printable() -> None:
     assert pitches(song) == [73, 72, 74, 65, 66, 65, 65, 65]
 
 
+def test_tunes_from_the_source_of_a_web_page() -> None:
+    tune = HEAD.replace("A Tune", "A &amp; B") + "C&lt;D E&gt;F|&quot;Am&quot;C4&amp;E4|\n"
+    page = f"<html><body>\n<pre class='abc'>{tune}</pre>\n{tune.replace('X:1', 'X:2')}</pre>"
+    expected = [(0, C), (0.5, D), (2, E), (3.5, F), (4, C), (4, E)]
+    for data in (tune, page, tune.replace("\n", "<br>"), tune.replace("\n", "<BR />\n")):
+        for song in read_melodies("page.abc", data.encode()):
+            assert isinstance(song, Melody)
+            assert song.title == "A & B"
+            assert [(float(n.onset), n.pitch) for n in song.notes] == expected
+    assert letters(abc('"^A &quot;B&quot;"CDEF|')) == "CDEF"
+    assert [float(n.duration) for n in abc("C<a>b2|</pre>").notes] == [0.5, 1.5, 2]
+
+
 def test_a_slow_tempo_is_no_sign_of_a_mail() -> None:
     text = "X:1\nM:4/4\nL:1/4\nQ:1/4=20\nK:D\nFF=FF|\nFFFF|\n"
     song = only("slow.abc", text.encode())

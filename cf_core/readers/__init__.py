@@ -30,7 +30,7 @@ from cf_core.readers.limits import (
     RejectedError,
     SongReason,
 )
-from cf_core.readers.text import decode_text, undo_mailing
+from cf_core.readers.text import decode_text, undo_mailing, undo_markup
 
 __all__ = [
     "FORMATS",
@@ -267,6 +267,7 @@ def _tunes(stem: str, data: bytes, path: str) -> Iterator[Song | Rejected]:
     named = _CHARSET.search(data)
     otherwise = f"iso8859-{named[1].decode()}" if named else "cp1252"
     text = re.sub(r"\r*\n|\r", "\n", decode_text(data, otherwise).replace("\ufeff", "")) + "\n"
+    text = undo_markup(text)
     header, *tunes = re.split(r"(?m)^[ \t]*X:(?!\s*[|:\]])", text)
     if len(tunes) > MAX_TUNES:
         yield Rejected(stem, "too large", f"{len(tunes)} tunes, more than {MAX_TUNES}")

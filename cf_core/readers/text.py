@@ -1,6 +1,7 @@
 """The text of melody files, decoded from the encodings that programs have used."""
 
 import re
+from html import unescape
 
 
 def looks_like_utf_16(data: bytes) -> bool:
@@ -50,3 +51,18 @@ def undo_mailing(text: str) -> str:
         return "" if found[0] == "=\n" else "\n"
 
     return _MAILED_SIGN.sub(sign, text)
+
+
+_BREAK = re.compile(r"<br\s*/?>\n?", re.IGNORECASE)
+_TAG = re.compile(r"</?(?:html|body|pre|code|div|span|font|p)(?:\s[^<>\n]{0,999})?>", re.IGNORECASE)
+"""Tags that are no broken rhythms: `<a>` and `<b>` may stand in music."""
+_ENTITIES = re.compile(r"&(?:[lg]t|amp|nbsp);|^[^\"\n]*&quot;[^\"\n]*$", re.MULTILINE)
+"""Within a text of music `&quot;` stands for a quote of its own, beside others that enclose it."""
+
+
+def undo_markup(text: str) -> str:
+    """Read tunes that were copied from the source of a web page: no tags, and `>` for `&gt;`."""
+    if "&" not in text and "</" not in text and not _BREAK.search(text):
+        return text
+    text = _TAG.sub("", _BREAK.sub("\n", text))
+    return _ENTITIES.sub(lambda found: unescape(found[0]), text)
