@@ -162,6 +162,7 @@ def letters(song: Melody) -> str:
         ("C4|D4::E4|F4::|]", "CDCDEFEF"),  # no sign "|::" asks for three times
         ("C4|D4: :E4:|", "CDCDEE"),
         ("C4|D4| : E4|F4:|", "CDEFEF"),  # a bar line and, apart from it, the dots
+        ("|:C4| :D4:|E4|]", "CDCDE"),  # where a repeat is open they are a slip
         ("C4|[:D4|E4:]F4|]", "CDEDEF"),  # thick bar lines without a thin one
         ("C4|[|:D4|E4:]|F4|]", "CDEDEF"),
         ("|:C4|1, 2 D4:|3 E4|]", "CDCDCE"),

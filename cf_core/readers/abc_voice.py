@@ -88,6 +88,8 @@ class Voice:
         """How a broken rhythm changes the next element, which may follow a bar line."""
         self._opened = 1
         """Colons of the last sign that opened a repeat."""
+        self._is_open = False
+        """Whether a sign has opened a repeat that none has ended."""
         self._ending, self._in_endings = 0, False
         self._tied_into_endings: dict[tuple[str, int], int] = {}
         self._before_endings: _Element | None = None
@@ -229,7 +231,7 @@ class Voice:
         """Apply a bar line such as "|", ":|", "::" or "|]"."""
         sign = sign.replace(" ", "")
         if sign == ":":
-            if not self._is_empty:
+            if self._is_open or not self._is_empty:
                 return
             sign = "|:"  # As in "| :", where the bar line has come before.
         # An invisible bar line may stand before a visible one.
@@ -243,7 +245,7 @@ class Voice:
         if ends and self.measures:
             self.measures[-1].times = min(ends, self._opened, MAX_TIMES - 1) + 1
         if ends or opens:
-            self._opened = max(opens, 1)
+            self._opened, self._is_open = max(opens, 1), opens > 0
         self.measure.opens |= bool(opens)
         self.measure.new_section |= "||" in sign or "[" in sign or "]" in sign
         self._in_endings &= not (self.measure.opens or self.measure.new_section)
