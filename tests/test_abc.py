@@ -158,6 +158,7 @@ def letters(song: Melody) -> str:
         ("|:C4|D4|1E4||2F4||G4:|A4|]", "CDEGCDFGA"),  # after both endings, one end
         ("|:C4|D4|1E4|2F4|G4:|A4|]", "CDEGCDFGA"),
         ("|:C4|[1D4|[2E4|[1F4|G4:|[2A4|B4|]", "CDFGCEAB"),  # two rows in one
+        ("|:C4|1D4:|2E4|F4|1G4:|2A4|]", "CDCEFGFA"),  # two strains, no sign between them
         ("|:C4|D4|1E4||F4|G4:|2A4|B4|]", "CDEFGCDAB"),  # an ending longer than its bracket
         ("C4|D4::E4|F4::|]", "CDCDEFEF"),  # no sign "|::" asks for three times
         ("C4|D4: :E4:|", "CDCDEE"),

@@ -148,9 +148,13 @@ def _endings(measures: Sequence[Measure]) -> dict[int, _Ending]:
         stop = next((i + 1 for i in range(start, limit) if _stops(measures, i)), limit)
         before = spans[-1] if spans else (0, 0)
         length = before[1] - before[0]
-        # A last ending is as long as the one before it, whatever repeat ends later.
+        # A last ending is as long as the one before it, whatever repeat or row comes later.
+        last, row_follows = (
+            measures[stop - 1],
+            limit < len(measures) and 1 in measures[limit].ending,
+        )
         longer = 0 < length < stop - start and 1 not in measures[start].ending
-        longer = longer and measures[stop - 1].times > 0
+        longer &= last.times > 0 or (row_follows and stop == limit and not last.ending_stops)
         shorter = _is_cut_short(measures, start, stop, start + length)
         if before[1] == start and (longer or shorter):
             stop = start + length
@@ -357,12 +361,7 @@ def mark(measure: Measure, text: str) -> None:
 # ---- the melody --------------------------------------------------------------------------------
 
 
-def play(
-    song_id: str,
-    title: str,
-    measures: Sequence[Measure],
-    order: Iterable[int],
-) -> Melody:
+def play(song_id: str, title: str, measures: Sequence[Measure], order: Iterable[int]) -> Melody:
     """Play measures in an order. Tied notes become one note, as they are heard.
 
     Neighbouring short bars that make up one full bar (a bar split at a repeat sign, an ending or a
