@@ -261,6 +261,8 @@ class Voice:
             self._tied, self._before = dict(self._tied_into_endings), self._before_endings
         self._in_endings = True
         self.measure.ending = parse_numbers(which) or frozenset([self._ending])
+        # A strain has music before its first ending, so that it can't begin with it.
+        self.measure.new_section &= 1 not in self.measure.ending
 
     def rest_for_bars(self, count: int) -> None:
         """Rest for whole bars, the first of which is this measure."""

@@ -276,8 +276,7 @@ class _Player:
 
     def _begin_section(self, measure: Measure) -> None:
         """Set where the next repeat goes back to, if this measure is the place."""
-        divides = measure.new_section and 1 not in measure.ending
-        begins = measure.opens or (divides and not self._is_open)
+        begins = measure.opens or (measure.new_section and not self._is_open)
         if begins and self._index != self._start:
             self._start, self._turn = self._index, 1
         self._is_open = measure.opens if begins else self._is_open
