@@ -49,7 +49,7 @@ __all__ = [
     "split_songs",
 ]
 
-VERSION = 10
+VERSION = 11
 """Increased whenever the result of reading a file changes; cached corpora are named by it."""
 
 
