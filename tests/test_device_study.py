@@ -49,7 +49,13 @@ OPTIONS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def config(melodies: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     # Each operation on the device takes a hundred times as long as on the CPU.
-    few = {"pairs": 16, "validation_pairs": 16, "iterations": [2], "lambda": [0.1]}
+    few = {
+        "pairs": 16,
+        "validation_pairs": 16,
+        "iterations": [2],
+        "lambda": [0.1, 1.0],
+        "edits": [4],
+    }
     changes = HEARD | {
         "fusion": HEARD["fusion"] | {"steps": 6, "drafts": 1},
         "search": {"lambda": ["conditional"], "style_dim": [2], "seeds": [0]},
