@@ -35,7 +35,7 @@ def test_networks_are_those_of_one_process_though_they_were_stopped(
         models(config, "selection judge at 50", crew)
     store = models(config, "", crew)
     files = [path for name in ("core", "classifiers") for path in (folder(shared) / name).iterdir()]
-    assert len(files) == 2 * 7 + 1
+    assert len(files) == 2 * 8 + 1
     for file in files:
         assert (folder(store) / file.parent.name / file.name).read_bytes() == file.read_bytes()
 
