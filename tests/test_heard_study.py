@@ -170,6 +170,9 @@ def test_every_point_of_the_page_has_notes(finished: Store) -> None:
     methods = [point["method"] for point in content["points"]]
     expected = {"fusion", "conditional", "by_edits", "poster", "lp", "identity", *CONTROLS}
     assert set(methods) == expected
+    counts = {one["name"]: one["counts"] for one in content["methods"] if one["kind"] != "trick"}
+    assert counts.pop("by_edits") == "edits asked for"
+    assert set(counts.values()) == {"iterations"}
     missing = {
         (source, method)
         for source, notes in content["notes"].items()

@@ -70,7 +70,7 @@ const CFData = (() => {
       const strength = point.settings.step_size;
       if (point.lambda !== null) told.push(`λ ${CFDom.number(point.lambda)}`);
       if (strength !== undefined) told.push(`step size ${CFDom.number(strength)}`);
-      if (point.iteration) told.push(`${point.iteration} ${point.iteration === 1 ? "iteration" : "iterations"}`);
+      if (point.iteration) told.push(`${point.iteration} ${point.iteration === 1 ? "iteration" : this.method(point).counts}`);
       return told.join(", ");
     }
 

@@ -18,7 +18,15 @@ from cf_core.errors import RecordsError
 from cf_core.vae import MelodyVAE
 from evaluation.controls import CONTROLS
 from evaluation.figures.canvas import in_order, look
-from evaluation.frontier import CHOSEN_BY, CHOSEN_ON, DEPLOYED_AXES, FUSIONS, LEVELS, REAL
+from evaluation.frontier import (
+    BY_EDITS,
+    CHOSEN_BY,
+    CHOSEN_ON,
+    DEPLOYED_AXES,
+    FUSIONS,
+    LEVELS,
+    REAL,
+)
 from evaluation.jackknife import satterthwaite
 from evaluation.metrics import AXES, METRICS
 from study.config import StudyConfig
@@ -190,11 +198,13 @@ def _describe_method(name: str) -> dict[str, str]:
         return {"name": name, "kind": "trick", "colour": "#808080", **about}
     drawn = look(name)
     kind = "ours" if name in FUSIONS else "inputs" if name == "identity" else "rival"
+    by_edits = name == BY_EDITS
     return {
         "name": name,
         "kind": kind,
         "label": "inputs" if name == "identity" else drawn.label,
-        "about": "",
+        "about": "Each pair has a λ of its own, as for a number of edits." if by_edits else "",
+        "counts": "edits asked for" if by_edits else "iterations",
         "colour": drawn.colour,
         "marker": drawn.marker,
     }

@@ -24,13 +24,14 @@ const CFDetail = (() => {
   }
 
   function settings(study, point) {
+    const method = study.method(point);
     const rows = [["configuration", tidy(point.configuration)]];
     if (point.lambda !== null) rows.push(["λ", number(point.lambda)]);
-    if (point.iteration) rows.push(["iterations", String(point.iteration)]);
+    if (point.iteration) rows.push([method.counts, String(point.iteration)]);
     for (const [name, value] of Object.entries(point.settings)) {
       rows.push([SETTINGS[name] || name.replace(/_/g, " "), typeof value === "number" ? String(value) : tidy(value)]);
     }
-    if (study.method(point).kind === "ours") rows.push(["training seeds", String(point.seeds)]);
+    if (method.kind === "ours") rows.push(["training seeds", String(point.seeds)]);
     return el("dl", { class: "settings" }, ...rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
   }
 
