@@ -35,7 +35,7 @@ from evaluation.statistics import STATISTICS, Bins, compute_statistics, transiti
 from evaluation.transforms import Fusion, Step
 from study.config import StudyConfig, load_config, load_configs
 from study.execution import make_trainer
-from study.findings import count_bins, read_finished_metrics
+from study.findings import count_bins, has_verdicts, read_finished_metrics
 from study.networks import encode_training
 from study.packs import measure_packs
 from study.search import list_first_trials
@@ -199,7 +199,7 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
     """
     configs = load_configs("poster-small")[:: rounds.scale]
     stores = [Store(Path(c.execution.results) / c.name) for c in configs]
-    if rounds.scale == 1 and all(("all" in store.list_parts("verdicts")) for store in stores):
+    if rounds.scale == 1 and all(map(is_finished, stores)):
         tables = [_recorded(store) for store in stores]
         whole = sum(_job_seconds(store) for store in stores)
         what = "of results/poster-small"
@@ -219,6 +219,11 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
     share = float(seconds[0]) / whole
     print(f"verdicts, {what}: {seconds[0]:.1f} s of {whole:.0f} s")
     yield Measure("verdict_share", share, "share", 0.02, "lower")
+
+
+def is_finished(store: Store) -> bool:
+    """Whether there is a study, and it has come to its end."""
+    return (store.root / "study.json").exists() and has_verdicts(store)
 
 
 Tables = tuple[pl.DataFrame, pl.LazyFrame, pl.LazyFrame, Mapping[str, int]]

@@ -21,11 +21,12 @@ from benchmarks import evaluation, ingest, query, serve
 from benchmarks.core import STYLE_DIM, WEIGHT, Bench, Shape, cuda
 from benchmarks.eager import Batch, EagerTrial
 from benchmarks.measuring import Measure
-from benchmarks.panels import pack_sizes
+from benchmarks.panels import is_finished, pack_sizes
 from benchmarks.products import Product, decoding, vae_step
 from cf_core.melody import MelodyFormat
 from cf_core.nets import MLP
 from cf_core.vae import VAESettings, VAETrainer
+from study.store import Store
 
 ROOT = Path(__file__).parent.parent
 NAMES = {
@@ -223,6 +224,12 @@ def test_the_evaluation_benchmark_names_what_it_promises(
     }
     shown = capsys.readouterr().out
     assert all(measure["value"] > 0 and measure["name"] in shown for measure in measures)
+
+
+def test_a_study_that_was_never_run_is_not_what_verdicts_are_timed_on(tmp_path: Path) -> None:
+    assert not is_finished(Store(tmp_path / "poster-small"))
+    root = Path(__file__).parent.parent / "results" / "reference"
+    assert is_finished(Store(root / "cre"))
 
 
 @pytest.mark.slow
