@@ -56,8 +56,7 @@ def undo_mailing(text: str) -> str:
 _BREAK = re.compile(r"<br\s*/?>\n?", re.IGNORECASE)
 _TAG = re.compile(r"</?(?:html|body|pre|code|div|span|font|p)(?:\s[^<>\n]{0,999})?>", re.IGNORECASE)
 """Tags that are no broken rhythms: `<a>` and `<b>` may stand in music."""
-_ENTITIES = re.compile(r"&(?:[lg]t|amp|nbsp);|^[^\"\n]*&quot;[^\"\n]*$", re.MULTILINE)
-"""Within a text of music `&quot;` stands for a quote of its own, beside others that enclose it."""
+_ENTITIES = re.compile(r"&(?:[lg]t|amp|nbsp);")
 
 
 def undo_markup(text: str) -> str:
@@ -65,4 +64,11 @@ def undo_markup(text: str) -> str:
     if "&" not in text and "</" not in text and not _BREAK.search(text):
         return text
     text = _TAG.sub("", _BREAK.sub("\n", text))
-    return _ENTITIES.sub(lambda found: unescape(found[0]), text)
+    return "\n".join(map(_unescape, text.split("\n")))
+
+
+def _unescape(line: str) -> str:
+    # Within a text of music `&quot;` stands for a quote of its own, beside others that enclose it.
+    if "&quot;" in line and '"' not in line:
+        return unescape(line)
+    return _ENTITIES.sub(lambda found: unescape(found[0]), line)
