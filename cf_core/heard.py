@@ -42,7 +42,7 @@ FREE = 1e-3
 NEAR = 4.0
 """By how much the price rises with every factor of ten in λ above λ = 1, in nats. Near the inputs
 little may be written, or no fusion would be near."""
-NEAR_ENOUGH = 0.15
+_NEAR_ENOUGH = 0.15
 """By what share of the edits asked for those made may differ, where the choice among λ is free."""
 _UNPAYABLE = 1e4
 """A price at which no token changes, in nats."""
@@ -238,7 +238,7 @@ def choose_by_edits(
     is the first.
     """
     gaps = np.abs(changed - edits)
-    near = gaps <= np.maximum(gaps.min(axis=0), NEAR_ENOUGH * edits)
+    near = gaps <= np.maximum(gaps.min(axis=0), _NEAR_ENOUGH * edits)
     return np.asarray(np.where(near, score, -np.inf).argmax(axis=0))
 
 

@@ -139,6 +139,7 @@ def take_by_edits(
     halves = [[tokens[:, half].cpu().numpy() for tokens in (before, *tried)] for half in (0, 1)]
     changed = np.sum([[edit_distance(old, new) for new in others] for old, *others in halves], 0)
     every = torch.arange(len(kinds), device=kinds.device)
+    lefts, rights = (torch.stack([step.outputs[half] for step in outputs]) for half in (0, 1))
     costs = {
         name: sum(getattr(step, name) for step in outputs)
         for name in ("classifier_calls", "decoder_calls", "seconds")
@@ -146,10 +147,8 @@ def take_by_edits(
     steps = []
     for asked in edits:
         chosen = torch.from_numpy(choose_by_edits(changed, score, asked)).to(kinds.device)
-        left, right = (
-            torch.stack([step.outputs[half] for step in outputs])[chosen, every] for half in (0, 1)
-        )
-        steps.append(replace(outputs[0], iteration=asked, outputs=(left, right), **costs))
+        pair = lefts[chosen, every], rights[chosen, every]
+        steps.append(replace(outputs[0], iteration=asked, outputs=pair, **costs))
     return steps
 
 
