@@ -26,9 +26,18 @@ from cf_core.vae import MelodyVAE
 from evaluation.classifier import SearchClassifier
 from evaluation.jackknife import Jackknife, has_enough_songs
 from evaluation.judge import Judge
-from evaluation.likeness import SEAMS, RealNeighbours, find_seams
+from evaluation.likeness import SEAMS, RealNeighbours, describe_pairs, find_seams
 from evaluation.metrics import OF_PAIRS, OF_SETS
-from evaluation.samples import Estimate, Pairs, Reference, Replicates, Sample, Statistics
+from evaluation.samples import (
+    Decoded,
+    Estimate,
+    Notes,
+    Pairs,
+    Reference,
+    Replicates,
+    Sample,
+    Statistics,
+)
 from evaluation.sources import Source, deal_songs, name_pairs, unpaired
 from evaluation.statistics import (
     STATISTICS,
@@ -133,16 +142,13 @@ class Evaluator:
         counted in `excluded`. Correlations, `seam` and measures of overlap also exclude pairs with
         a half without notes.
         """
-        before = self._view(
-            self._decode(source.inputs, source.kinds),
-            source.songs,
-            source.split,
-            latents=source.inputs,
-        )
+        inputs = Decoded(source.inputs, self._decode(source.inputs, source.kinds))
+        outputs = None
         rows, records, influences = [], [], []
         for step in steps:
             shared = {**label, "source": source.name, "iteration": step.iteration}
-            pairs, columns = self._outcomes(source, before, step)
+            outputs = self._follow(source, step, outputs)
+            pairs, columns = self._outcomes(source, inputs, outputs)
             frame = _frame({name: shared.get(name) for name in OUTCOMES} | columns)
             measured = self._metrics(frame, pairs)
             rows += [{**shared, **metric} for metric in measured]
@@ -160,7 +166,7 @@ class Evaluator:
         name = {Split.TEST: "test", Split.VALIDATION: "validation"}[split]
         shared = {"source": name, "iteration": 0}
         songs = self.corpus.song[rows]
-        pairs = self._view(tokens, songs, split, latents=self._encode(rows))
+        pairs = self._view(self._read(tokens, split), songs, latents=self._encode(rows))
         columns = self._measure(pairs)
         return _frame(dict.fromkeys(LABELS, "real") | shared | columns)
 
@@ -232,8 +238,8 @@ class Evaluator:
             ),
         ):
             shared = {"source": source.name, "iteration": 0} | dict.fromkeys(LABELS, name)
-            tokens = self._decode(latents, own)
-            pairs = self._view(tokens, owners, source.split, reference, latents)
+            notes = self._read(self._decode(latents, own), source.split)
+            pairs = self._view(notes, owners, reference, latents)
             for metric in self._metrics(_frame(self._measure(pairs)), pairs):
                 yield {**shared, **metric}
 
@@ -306,14 +312,15 @@ class Evaluator:
         self, rows: Integer[np.ndarray, "P 2"], split: Split, random: np.random.Generator
     ) -> Reference:
         songs, of_pair = np.unique(self.corpus.song[rows[:, 0]], return_inverse=True)
-        real = self._view(self._tokens(rows), self.corpus.song[rows], split)
-        bins, form = self._bins(real), self.corpus.form
+        tokens, form = self._tokens(rows), self.corpus.form
+        left, right = (compute_statistics(half, form) for half in tokens)
+        bins = self._bins((left, right), self.corpus.kinds[rows[:, 0]])
         counts = {
             name: count_pairs_by_cluster(*bins[name], self.bins.count(name), of_pair, len(songs))
             for name in STATISTICS
         }
-        seams = count_bins_by_cluster(find_seams(real.tokens, form), SEAMS, of_pair, len(songs))
-        features = pair_features(*real.statistics, self.deviations)
+        seams = count_bins_by_cluster(find_seams(tokens, form), SEAMS, of_pair, len(songs))
+        features = pair_features(left, right, self.deviations)
         drawn = random.permutation(len(rows))[:REAL_PAIRS]
         folds, rebuilt = deal_songs(self.corpus, split, self.seed), self._reconstructed(rows)
         return Reference(
@@ -322,35 +329,46 @@ class Evaluator:
             folds,
             counts,
             seams,
-            real.statistics,
+            (left, right),
             Neighbourhoods.fit(features[drawn]),
             RealNeighbours.describe(rebuilt, folds[songs][of_pair], form),
             self.judges[split].probability(*rebuilt),
             edit_distance(*rebuilt),
         )
 
-    def _outcomes(self, source: Source, before: Pairs, step: Step) -> tuple[Pairs, dict[str, Any]]:
-        """Return the outputs as notes, and the columns of their records."""
-        inputs, outputs = source.inputs, step.outputs
-        finite = torch.isfinite(z_weighted(inputs, outputs, self.core.sigma_bar))
-        # A row that is not finite is replaced by its input, and its results are removed below.
-        left, right = (
-            torch.where(finite[:, None], after, z) for z, after in zip(inputs, outputs, strict=True)
-        )
-        kept = finite.cpu().numpy()
-        pairs = self._view(
-            self._decode((left, right), source.kinds),
-            source.songs,
-            source.split,
-            self._references[source.split],
-            (left, right),
-            before,
-            kept,
-        )
+    def _outcomes(
+        self, source: Source, inputs: Decoded, outputs: "_Outputs"
+    ) -> tuple[Pairs, dict[str, Any]]:
+        """Return the outputs as pairs, and the columns of their records."""
+        reference, kept = self._references[source.split], outputs.finite
+        pairs = self._view(outputs.notes, source.songs, reference, outputs.latents, inputs, kept)
         columns = self._measure(pairs)
         for name in columns.keys() - {"pair", "left_song", "right_song", "meter"}:
             columns[name] = np.where(kept, columns[name], np.nan if name in OF_PAIRS else -1)
         return pairs, columns
+
+    def _follow(self, source: Source, step: Step, last: "_Outputs | None") -> "_Outputs":
+        """Read the outputs of a step. Pairs that are as after the last step are not read again.
+
+        Fusion comes to rest: after the first step, nine of ten of its pairs stay as they are.
+        """
+        finite = torch.isfinite(z_weighted(source.inputs, step.outputs, self.core.sigma_bar))
+        # A row that is not finite is replaced by its input, and its results are removed later.
+        left, right = (
+            torch.where(finite[:, None], after, z)
+            for z, after in zip(source.inputs, step.outputs, strict=True)
+        )
+        kept, kinds = finite.cpu().numpy(), source.kinds
+        if last is None:
+            notes = self._read(self._decode((left, right), kinds), source.split)
+            return _Outputs((left, right), kept, notes)
+        moved = (left != last.latents[0]) | (right != last.latents[1])
+        rows = moved.any(1).nonzero().squeeze(1)
+        own = rows.cpu().numpy()
+        tokens, old = self._decode((left[rows], right[rows]), kinds[own]), last.notes.take(own)
+        other = ((tokens[0] != old.left) | (tokens[1] != old.right)).any(axis=1)
+        notes = self._read((tokens[0][other], tokens[1][other]), source.split)
+        return _Outputs((left, right), kept, last.notes.put(own[other], notes))
 
     def _measure(self, pairs: Pairs) -> dict[str, Any]:
         """Return the columns of the records that can be computed for these pairs."""
@@ -358,7 +376,7 @@ class Evaluator:
         for name, compute in OF_PAIRS.items():
             if (values := compute(pairs, self)) is not None:
                 columns[name] = values
-        for name, bins in self._bins(pairs).items():
+        for name, bins in self._bins(pairs.statistics, pairs.kinds).items():
             columns |= {f"{name}_left": bins[0], f"{name}_right": bins[1]}
         columns["seam_bin"] = find_seams(pairs.tokens, pairs.form)
         return columns
@@ -375,7 +393,6 @@ class Evaluator:
             pairs[finite],
             finite,
             pairs.reference,
-            pairs.features[finite],
             pairs.ranks,
             pairs.new_onsets[:, finite],
         )
@@ -424,34 +441,33 @@ class Evaluator:
 
     def _view(
         self,
-        tokens: TokenPairs,
+        notes: Notes,
         songs: Integer[np.ndarray, "B 2"],
-        split: Split,
         reference: Reference | None = None,
         latents: Pair | None = None,
-        inputs: Pairs | None = None,
+        inputs: Decoded | None = None,
         finite: Bool[np.ndarray, "B"] | None = None,
     ) -> Pairs:
-        left, right = (compute_statistics(half, self.corpus.form) for half in tokens)
-        return Pairs(
-            tokens,
-            (left, right),
-            songs,
-            self.corpus.form,
-            split,
-            self.judges[split].continuation,
-            reference,
-            latents,
-            inputs,
-            finite,
-        )
+        left, right = (compute_statistics(half, self.corpus.form) for half in notes.tokens)
+        form = self.corpus.form
+        return Pairs(notes, (left, right), songs, form, reference, latents, inputs, finite)
 
-    def _bins(self, pairs: Pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        left, right = pairs.statistics
+    def _read(self, tokens: TokenPairs, split: Split) -> Notes:
+        """Measure what is costly of pairs of a split."""
+        judge = self.judges[split]
+        likelihoods = judge.continuation.compare(*map(torch.as_tensor, tokens))
+        after, alone = (each.double().cpu().numpy() for each in likelihoods)
+        features, _ = describe_pairs(tokens, self.corpus.form)
+        return Notes(*tokens, features, after - alone, judge.probability(*tokens, likelihoods))
+
+    def _bins(
+        self, statistics: tuple[Statistics, Statistics], kinds: Int64[np.ndarray, "B"]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        left, right = statistics
         return {
             name: (
-                self.bins.assign(name, left[name], pairs.kinds),
-                self.bins.assign(name, right[name], pairs.kinds),
+                self.bins.assign(name, left[name], kinds),
+                self.bins.assign(name, right[name], kinds),
             )
             for name in STATISTICS
         }
@@ -469,6 +485,14 @@ class Evaluator:
 
     def _tokens(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
         return self.corpus.tokens[rows[:, 0]], self.corpus.tokens[rows[:, 1]]
+
+
+class _Outputs(NamedTuple):
+    """Outputs of a transform, with the inputs in place of those that are not finite."""
+
+    latents: Pair
+    finite: Bool[np.ndarray, "B"]
+    notes: Notes
 
 
 def _frame(columns: Mapping[str, Any]) -> pl.DataFrame:

@@ -108,8 +108,8 @@ _MEASURED, _NOWHERE = "at the ceiling of each panel", "nowhere: they have no inp
         is_panel=True,
     )
 )
-def _judge(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, "B"]:
-    return evaluator.judges[pairs.split].probability(*pairs.tokens, pairs.likelihoods)
+def _judge(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"]:
+    return pairs.notes.judged
 
 
 @_of_pairs(
@@ -145,7 +145,7 @@ def _halves_distance(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"]:
 def _measure_latents(
     pairs: Pairs, evaluator: "Evaluator", measure: Callable[[Pair, Pair, Tensor], Tensor]
 ) -> Num[np.ndarray, "B"] | None:
-    if pairs.inputs is None or pairs.inputs.latents is None or pairs.latents is None:
+    if pairs.inputs is None or pairs.latents is None:
         return None
     measured = measure(pairs.inputs.latents, pairs.latents, evaluator.core.sigma_bar)
     found: np.ndarray = measured.cpu().numpy()
@@ -586,7 +586,8 @@ def _halves_distance_gap(sample: Sample) -> Estimate | None:
     )
 )
 def _frechet(sample: Sample) -> Estimate | None:
-    return _of_all(sample, sample.reference.gaussian.distance(torch.from_numpy(sample.features)))
+    features = torch.from_numpy(sample.pairs.notes.features)
+    return _of_all(sample, sample.reference.gaussian.distance(features))
 
 
 @_of_sets(

@@ -7,21 +7,19 @@ Letters in shapes: `B` pairs, `T` steps, `K` bins, `P` real pairs, `S` their son
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64, Integer
 
-from cf_core.continuation import Continuation, Likelihoods
-from cf_core.corpus import Split
 from cf_core.distance import edit_distance
 from cf_core.losses import Pair
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 from evaluation.frechet import RealGaussian
 from evaluation.jackknife import Jackknife
-from evaluation.likeness import Ranks, RealNeighbours, describe_pairs
+from evaluation.likeness import Ranks, RealNeighbours
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
@@ -41,42 +39,70 @@ Statistics = Mapping[str, Float64[np.ndarray, "B"]]
 Interval = tuple[float | None, float | None]
 
 
+class Notes(NamedTuple):
+    """Pairs as notes, with what is costly to measure of each pair by itself."""
+
+    left: Integer[np.ndarray, "B T"]
+    """The tokens of the left halves."""
+    right: Integer[np.ndarray, "B T"]
+    features: Float64[np.ndarray, "B F"]
+    """Musical features (`describe_pairs`)."""
+    information: Float64[np.ndarray, "B T"]
+    """Log-probability of each token of the right half after the left one, less that by itself."""
+    judged: Float[np.ndarray, "B"]
+    """Probability of being real neighbours, by the judge of the pairs' split."""
+
+    @property
+    def tokens(self) -> TokenPairs:
+        """Both halves."""
+        return self.left, self.right
+
+    def take(self, rows: Integer[np.ndarray, "b"] | Bool[np.ndarray, "B"]) -> "Notes":
+        """Some of the pairs."""
+        return Notes(*(own[rows] for own in self))
+
+    def put(self, rows: Integer[np.ndarray, "b"], others: "Notes") -> "Notes":
+        """These pairs, with others in some rows."""
+        copies = [own.copy() for own in self]
+        for own, new in zip(copies, others, strict=True):
+            own[rows] = new
+        return Notes(*copies)
+
+
+class Decoded(NamedTuple):
+    """Pairs of latents, and what they are as notes."""
+
+    latents: Pair
+    tokens: TokenPairs
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Pairs of segments as notes, with the latents and inputs that they come from."""
 
-    tokens: TokenPairs
+    notes: Notes
     statistics: tuple[Statistics, Statistics]
+    """Those of the left and of the right halves."""
     songs: Integer[np.ndarray, "B 2"]
     """The song of each half, or -1 for none."""
     form: MelodyFormat
-    split: Split
-    """The split whose songs and whose judge they are measured by."""
-    continuation: Continuation
-    """The model of notes by which they are measured."""
     reference: "Reference | None" = None
     """The real pairs to compare with; None for these themselves."""
     latents: Pair | None = None
-    inputs: "Pairs | None" = None
+    inputs: Decoded | None = None
     """The original inputs of a transform; None for pairs that no transform made."""
     finite: Bool[np.ndarray, "B"] | None = None
     """Which pairs are to be measured; None for all."""
 
+    @property
+    def tokens(self) -> TokenPairs:
+        """Both halves."""
+        return self.notes.tokens
+
     @cached_property
     def kinds(self) -> Int64[np.ndarray, "B"]:
         """The kind of the bars of each pair, as an index into the format's."""
-        return self.form.find_kinds(self.tokens[0])
-
-    @cached_property
-    def features(self) -> Float64[np.ndarray, "B F"]:
-        """Musical features of the pairs (`describe_pairs`)."""
-        return describe_pairs(self.tokens, self.form)[0]
-
-    @cached_property
-    def likelihoods(self) -> Likelihoods:
-        """How likely each token of the right halves is."""
-        left, right = map(torch.as_tensor, self.tokens)
-        return self.continuation.compare(left, right)
+        return self.form.find_kinds(self.notes.left)
 
     @cached_property
     def new_onsets(self) -> Float64[np.ndarray, "2 B"]:
@@ -84,12 +110,11 @@ class Pairs:
 
         An onset is new if the input has another token at its step. Without inputs all are new.
         """
-        right = self.tokens[1]
+        right = self.notes.right
         is_new = right >= FIRST_PITCH
         if self.inputs is not None:
             is_new &= right != self.inputs.tokens[1]
-        after, alone = (each.double().cpu().numpy() for each in self.likelihoods)
-        information = np.where(is_new, after - alone, 0.0)
+        information = np.where(is_new, self.notes.information, 0.0)
         return np.stack((information.sum(axis=1), is_new.sum(axis=1)))
 
     @cached_property
@@ -98,7 +123,7 @@ class Pairs:
         if self.reference is None:
             return None
         kept = slice(None) if self.finite is None else self.finite
-        found = self.reference.rank(self.features[kept], self.songs[kept])
+        found = self.reference.rank(self.notes.features[kept], self.songs[kept])
         is_known = np.isfinite(found.whole)
         return found if is_known.size and is_known.all() else None
 
@@ -119,16 +144,8 @@ class Pairs:
     def __getitem__(self, kept: Bool[np.ndarray, "B"]) -> "Pairs":
         """Select pairs by a mask, as notes alone."""
         left, right = ({n: v[kept] for n, v in half.items()} for half in self.statistics)
-        tokens = self.tokens[0][kept], self.tokens[1][kept]
-        return Pairs(
-            tokens,
-            (left, right),
-            self.songs[kept],
-            self.form,
-            self.split,
-            self.continuation,
-            self.reference,
-        )
+        notes = self.notes.take(kept)
+        return Pairs(notes, (left, right), self.songs[kept], self.form, self.reference)
 
 
 @dataclass(frozen=True)
@@ -204,8 +221,6 @@ class Sample:
     finite: Bool[np.ndarray, "_"]
     """Which of all pairs are finite."""
     reference: Reference
-    features: Float64[np.ndarray, "B F"]
-    """Musical features of the finite pairs (`describe_pairs`)."""
     ranks: Ranks | None
     """Those of the finite pairs."""
     new_onsets: Float64[np.ndarray, "2 B"]

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 
 from cf_core.continuation import Continuation, ContinuationSettings
 from cf_core.corpus import Corpus, Split
@@ -33,6 +34,7 @@ from evaluation.sources import Source, deal_songs, make_sources, unpaired
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
+    TokenPairs,
     compute_statistics,
     overlap_area,
     pair_features,
@@ -506,6 +508,39 @@ def test_the_identity_is_at_no_distance(evaluator: Evaluator, sources: dict[str,
         for metric in DISTANCES:
             assert rows[metric]["value"] == 0
         assert "balance" not in rows
+
+
+def test_what_came_to_rest_is_not_read_again(
+    evaluator: Evaluator, sources: dict[str, Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sources["test"]
+    first, other = moved(source, 1).outputs, moved(source, 2).outputs
+    resting = torch.arange(40)[:, None] < 12  # of 40 pairs
+    second = torch.where(resting, first[0], other[0]), first[1]
+    broken = second[0].clone(), second[1].clone()
+    broken[0][5], broken[1][20] = torch.nan, torch.inf
+    # The latents of one pair change too little to be heard.
+    last = second[0].clone(), second[1].clone()
+    last[0][30] += 1e-6
+    outputs = [(first[0], first[1]), second, broken, last]
+    steps = [Step(iteration, pair, 7) for iteration, pair in enumerate(outputs, 1)]
+    apart = [evaluator.evaluate(LABEL, source, [step]) for step in steps]
+
+    read = list[int]()
+
+    def counted(tokens: TokenPairs, form: MelodyFormat) -> tuple[np.ndarray, int]:
+        read.append(len(tokens[0]))
+        return describe_pairs(tokens, form)
+
+    monkeypatch.setattr("evaluation.evaluator.describe_pairs", counted)
+    together = evaluator.evaluate(LABEL, source, steps)
+    assert read == [40, 28, 2, 2]
+    assert_frame_equal(together.outcomes, pl.concat([one.outcomes for one in apart]), rel_tol=1e-6)
+    assert_frame_equal(
+        pl.DataFrame(together.metrics),
+        pl.DataFrame([row for one in apart for row in one.metrics]),
+        rel_tol=1e-6,
+    )
 
 
 def test_validation_is_scored_by_the_selection_judge_alone(
