@@ -43,7 +43,7 @@ from study.store import Store
 from study.workbench import Workbench
 
 PAIRS, LATENT_DIM, SEGMENTS = 512, 64, 100_000
-COUNTS, WEIGHT, STYLE_DIM, PACK, MOST = (1, 2, 4, 8, 16, 32), 0.1, 4, 16, 512
+WEIGHT, STYLE_DIM, PACK, MOST = 0.1, 4, 16, 512
 FORM = MelodyFormat()
 
 
@@ -79,10 +79,13 @@ def statistics(rounds: Rounds) -> Iterator[Measure]:
 def panels(rounds: Rounds, device: str) -> Iterator[Measure]:
     """Measuring one conditional trial against its training at the defaults.
 
-    Two sources after six counts are measured, and scaled to all points and pairs of the study
-    `poster`. On a GPU training is that of a trial alone, by graph, and of one in a pack.
+    Two sources are measured after the counts of the study `poster`, and scaled to all its points
+    and pairs. The map is applied by the scheme `poster`. On a GPU training is that of a trial
+    alone, by graph, and of one in a pack.
     """
     pairs, where, settings = PAIRS // rounds.scale, torch.device(device), FusionSettings()
+    plan = load_configs("poster")[0].evaluation
+    counts = plan.iterations
     evaluator, fusion, sources = _furnish(rounds.scale, where)
     style = torch.rand(pairs, STYLE_DIM, generator=make_random(0, "style")).to(where)
     packs = (1,) if where.type == "cpu" else (1, PACK)
@@ -96,7 +99,7 @@ def panels(rounds: Rounds, device: str) -> Iterator[Measure]:
 
     def fuse(source: Source) -> list[Step]:
         random = make_random(0, "fusion", device=where)
-        return list(Fusion(fusion, style, WEIGHT)(source.inputs, COUNTS, random))
+        return list(Fusion(fusion, style, WEIGHT)(source.inputs, counts, random))
 
     made = [fuse(source) for source in sources]
 
@@ -112,12 +115,11 @@ def panels(rounds: Rounds, device: str) -> Iterator[Measure]:
     needed = decoding(FORM, VAESettings(), 2 * pairs) + _judging(
         judge, JudgeSettings(), FORM, pairs
     )
-    products = bare(needed * len(sources) * len(COUNTS), device=device)
+    products = bare(needed * len(sources) * len(counts), device=device)
     with limit_threads(1):
         seconds = rounds.take_turns(measured, scored, products, *trained)
-    plan = load_configs("poster")[0].evaluation
-    whole = 2 * (plan.pairs + plan.validation_pairs) * len(plan.iterations) * len(plan.lambda_)
-    seconds[:, 0] *= whole / (PAIRS * len(sources) * len(COUNTS))
+    whole = 2 * (plan.pairs + plan.validation_pairs) * len(counts) * len(plan.lambda_)
+    seconds[:, 0] *= whole / (PAIRS * len(sources) * len(counts))
     seconds[:, 3:] *= settings.steps / np.array(packs)
     named = ["panels", "measures alone", "products of decoding and judging"]
     what = named + [f"training in a pack of {size}" for size in packs]
