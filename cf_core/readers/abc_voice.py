@@ -14,12 +14,10 @@ from cf_core.readers.score import (
     Time,
     Written,
     full_bar,
-    mark,
-    parse_meter,
-    parse_numbers,
     simplify,
     to_quarters,
 )
+from cf_core.readers.signs import mark, parse_meter, parse_numbers
 
 _IN_TIME_OF = {2: 3, 3: 2, 4: 3, 6: 2, 8: 3}
 """In the time of how many notes a tuplet of this size is played; others in that of two or three."""

@@ -4,7 +4,6 @@ A part, one of its staves or one of its voices becomes a list of `Measure`, whic
 Tempos, repeats and words such as "D.C." are taken from all parts: often only the first has them.
 """
 
-import re
 from fractions import Fraction
 from xml.etree.ElementTree import Element
 
@@ -18,6 +17,16 @@ from cf_core.readers.limits import (
     list_names,
 )
 from cf_core.readers.musicxml_files import parse_score
+from cf_core.readers.musicxml_notation import (
+    find_number,
+    is_sounding,
+    midi_number,
+    parse_exact,
+    parse_speed,
+    printed_length,
+    staff_of,
+    voice_of,
+)
 from cf_core.readers.score import (
     MAX_TIMES,
     NEAR,
@@ -26,13 +35,11 @@ from cf_core.readers.score import (
     Time,
     Written,
     full_bar,
-    mark,
     order_measures,
-    parse_meter,
-    parse_numbers,
     play,
     to_time,
 )
+from cf_core.readers.signs import mark, parse_meter, parse_numbers
 
 
 def read(song_id: str, data: bytes, part: str | None) -> Melody:
@@ -87,8 +94,8 @@ def _written(root: Element, part: str | None) -> list[Measure]:
             raise RejectedError("several parts" if own else "no notes", detail)
         name = own[0]
     _, element, staff = staves[0 if name is None else choose_part(labels, name)]
-    notes = (note for note in element.iter("note") if staff in ("", _staff(note)))
-    voices = sorted({_voice(note) for note in notes})
+    notes = (note for note in element.iter("note") if staff in ("", staff_of(note)))
+    voices = sorted({voice_of(note) for note in notes})
     if voice and voice not in voices:
         raise RejectedError("no such part", f"voice {voice} is none of {', '.join(voices)}")
     measures = _Reader(staff, voice).measures(element)
@@ -129,27 +136,11 @@ def _names(root: Element, parts: list[Element]) -> list[str]:
 
 def _staves(part: Element) -> list[str]:
     """Numbers of a part's staves that have notes; the number of a single staff is empty."""
-    every = {_staff(note) for note in part.iter("note")}
-    staves = {_staff(note) for note in part.iter("note") if _sounds(note)}
+    every = {staff_of(note) for note in part.iter("note")}
+    staves = {staff_of(note) for note in part.iter("note") if is_sounding(note)}
     if len(every) == 1 and staves:
         return [""]
     return sorted(staves, key=lambda staff: (len(staff), staff))
-
-
-def _sounds(note: Element) -> bool:
-    """Whether a note has a pitch and is no grace note, no cue and no slash for players."""
-    size = note.find("type")
-    cue = note.find("cue") is not None or (size is not None and "cue" in size.get("size", ""))
-    slash = (note.findtext("notehead") or "").strip() == "slash"
-    return note.find("pitch") is not None and note.find("grace") is None and not (cue or slash)
-
-
-def _staff(note: Element) -> str:
-    return (note.findtext("staff") or "1").strip()
-
-
-def _voice(note: Element) -> str:
-    return (note.findtext("voice") or "1").strip()
 
 
 def _add_signs(measures: list[Measure], others: list[Measure]) -> None:
@@ -170,13 +161,6 @@ def _add_signs(measures: list[Measure], others: list[Measure]) -> None:
 
 # ---- measures ----------------------------------------------------------------------------------
 
-_STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-_VALUES = "maxima long breve whole half quarter eighth 16th 32nd 64th 128th 256th 512th 1024th"
-_QUARTERS = {name: Fraction(32, 2**power) for power, name in enumerate(_VALUES.split())}
-"""Note values in quarter notes."""
-
-
-_EXACT = re.compile(r"[-+]?(?:\d{1,12}\.?\d{0,12}|\.\d{1,12})")
 _MOVES = ("note", "backup", "forward")
 """Elements after which the time within a measure is another."""
 _NO_STAFF = "none"
@@ -272,8 +256,8 @@ class _Reader:
         """Ticks of a note or a move; of a note that gives none, what its printed value says."""
         text = (element.findtext("duration") or "").strip()
         if not text:
-            return to_time(_printed(element) * TICKS)
-        divisions = _exact(text, "duration")
+            return to_time(printed_length(element) * TICKS)
+        divisions = parse_exact(text, "duration")
         return to_time(Fraction(max(divisions, 0) * TICKS) / self._divisions)
 
     def _name_signs(self, measure: Measure, direction: Element) -> None:
@@ -289,20 +273,20 @@ class _Reader:
             offset = direction.find("offset")
             if offset is None or (direction.tag == "direction" and offset.get("sound") != "yes"):
                 return 0
-        return to_time(Fraction(_number(offset.text)) * TICKS / self._divisions)
+        return to_time(Fraction(find_number(offset.text)) * TICKS / self._divisions)
 
     def _note(self, measure: Measure, note: Element, onset: Time, duration: Time) -> None:
         """Add a note that sounds on the staff and in the voice that are read."""
         pitch = note.find("pitch")
-        other = self._staff not in ("", _staff(note)) or (
-            self._voice and self._voice != _voice(note)
+        other = self._staff not in ("", staff_of(note)) or (
+            self._voice and self._voice != voice_of(note)
         )
-        if pitch is None or other or not duration or not _sounds(note):
+        if pitch is None or other or not duration or not is_sounding(note):
             return
         ties = {
             tie.get("type") for path in ("tie", "notations/tied") for tie in note.iterfind(path)
         }
-        number = _midi_number(pitch) + self._transposition
+        number = midi_number(pitch) + self._transposition
         if not 0 <= number <= 127:
             raise RejectedError("unreadable", f"a note outside MIDI's range: number {number}")
         goes_on = "continue" in ties
@@ -310,7 +294,7 @@ class _Reader:
         measure.notes.append(Written(onset, duration, number, starts, stops))
 
     def _set_divisions(self, text: str | None) -> None:
-        divisions = _exact(text or "", "divisions")
+        divisions = parse_exact(text or "", "divisions")
         self._divisions = Fraction(divisions) if divisions > 0 else self._divisions
 
     def _attributes(self, attributes: Element) -> None:
@@ -324,29 +308,14 @@ class _Reader:
                 units = [unit.text or "" for unit in element.findall("beat-type")]
                 self._meter = parse_meter(beats, units) or self._meter
             elif element.tag == "transpose":
-                octaves = _number(element.findtext("octave-change"))
+                octaves = find_number(element.findtext("octave-change"))
                 double = element.find("double")
                 if double is not None:
                     octaves += 1 if double.get("above") == "yes" else -1
-                semitones = _number(element.findtext("chromatic")) + 12 * octaves
+                semitones = find_number(element.findtext("chromatic")) + 12 * octaves
                 self._transposition = round(semitones)
             elif (sign := element.find("measure-repeat")) is not None:
-                self._repeated = int(_number(sign.text)) if sign.get("type") == "start" else 0
-
-
-def _printed(note: Element) -> Fraction:
-    """Quarter notes of the value that a note is printed with, dots and tuplets counted."""
-    actual, normal = (
-        max(int(_number(note.findtext(f"time-modification/{name}-notes"))), 1)
-        for name in ("actual", "normal")
-    )
-    return _value(note.findtext("type"), len(note.findall("dot"))) * Fraction(normal, actual)
-
-
-def _value(name: str | None, dots: int) -> Fraction:
-    """Quarter notes of a note value such as "half"; 0 where it is unknown."""
-    value = _QUARTERS.get((name or "").strip(), Fraction(0))
-    return value * (2 - Fraction(1, 2 ** min(dots, 3)))
+                self._repeated = int(find_number(sign.text)) if sign.get("type") == "start" else 0
 
 
 def _without_unison(notes: list[Written]) -> list[Written]:
@@ -357,16 +326,6 @@ def _without_unison(notes: list[Written]) -> list[Written]:
         starts, stops = other.starts_tie or note.starts_tie, other.stops_tie or note.stops_tie
         heard[note[:3]] = other._replace(starts_tie=starts, stops_tie=stops)
     return list(heard.values())
-
-
-def _midi_number(pitch: Element) -> int:
-    """MIDI number of a pitch as written; quarter tones are rounded."""
-    step = (pitch.findtext("step") or "").strip()
-    octave = _exact(pitch.findtext("octave") or "4", "octave")
-    if step not in _STEPS:
-        raise RejectedError("unreadable", f"{step!r} is not a step of a scale")
-    alter = _exact(pitch.findtext("alter") or "", "alter")
-    return 12 * (int(octave) + 1) + _STEPS[step] + round(alter)
 
 
 _DOUBLE = ("light-light", "light-heavy", "heavy-light", "heavy-heavy")
@@ -415,34 +374,8 @@ def _direction(measure: Measure, place: Measure, direction: Element, at: Time, h
         measure.fine |= bool(sound.get("fine"))
         place.opens |= sound.get("forward-repeat") == "yes"
         place.segno |= bool(sound.get("segno"))
-    tempo = next((_number(s.get("tempo")) for s in sounds if s.get("tempo")), 0.0)
+    tempo = next((find_number(s.get("tempo")) for s in sounds if s.get("tempo")), 0.0)
     for metronome in direction.iter("metronome"):
-        tempo = tempo or _speed(metronome)
+        tempo = tempo or parse_speed(metronome)
     if 0 < tempo < float("inf"):
         measure.tempos.append((heard, tempo))
-
-
-def _speed(metronome: Element) -> float:
-    """Quarter notes per minute of a metronome mark; 0 where it gives no tempo."""
-    if len(metronome.findall("beat-unit")) != 1:
-        return 0.0
-    beat = sum(map(_beat, [metronome, *metronome.findall("beat-unit-tied")]))
-    return _number(metronome.findtext("per-minute")) * float(beat)
-
-
-def _beat(element: Element) -> Fraction:
-    return _value(element.findtext("beat-unit"), len(element.findall("beat-unit-dot")))
-
-
-def _exact(text: str, tag: str) -> Time:
-    """The number that an element holds, 0 where it is empty."""
-    text = text.strip() or "0"
-    if _EXACT.fullmatch(text) is None:
-        raise RejectedError("unreadable", f"<{tag}> holds no number: {text[:99]!r}")
-    return Fraction(text) if "." in text else int(text)
-
-
-def _number(text: str | None) -> float:
-    """The first number of a text, 0 where it has none."""
-    found = re.search(r"-?\d{1,9}(?:[.,]\d{1,9})?", text or "")
-    return float(found[0].replace(",", ".")) if found else 0.0
