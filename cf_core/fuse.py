@@ -13,7 +13,7 @@ from jaxtyping import Integer
 from cf_core.bundle import Bundle
 from cf_core.distance import edit_distance
 from cf_core.errors import BundleError, MelodyError
-from cf_core.melody import FIRST_PITCH, Bar, MelodyFormat, Note, bar_length, to_notes
+from cf_core.melody import FIRST_PITCH, FREE, Bar, MelodyFormat, Note, bar_length, to_notes
 from cf_core.piece import BarRange, Chords, Passage, Piece, Segment
 
 __all__ = ["BarRange", "Fused", "Tune", "fuse_files"]
@@ -357,5 +357,6 @@ def _signature(bar: Bar) -> str:
         return bar.meter
     whole = bar.length / 4
     unit = max(4, whole.denominator)
-    is_meter = unit in (4, 8, 16, 32) and 0 < whole * unit < 100
-    return f"{whole * unit}/{unit}" if is_meter else bar.meter
+    if unit in (4, 8, 16, 32) and 0 < whole * unit < 100:
+        return f"{whole * unit}/{unit}"
+    return "4/4" if bar.meter == FREE else bar.meter

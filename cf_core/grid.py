@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int16, Integer, UInt8
 
 from cf_core.errors import MelodyError
 from cf_core.gates import Sounding, move_ends
-from cf_core.melody import FIRST_PITCH, HOLD, REST, Melody, MelodyFormat, bar_length
+from cf_core.melody import FIRST_PITCH, FREE, HOLD, REST, Melody, MelodyFormat, bar_length
 
 TOLERANCE = Fraction(1, 96)
 """How far from a grid line, in quarter notes, an onset or end may lie and still count as on it.
@@ -24,9 +24,9 @@ Five ticks of 480: wider than any rounding of ticks, far narrower than the gap o
 triplet and the nearest 16th.
 """
 
-BarReason = Literal["short bar", "long bar", "chord", "off grid"]
-"""Why a bar has no tokens: its length is not its meter's, notes sound together, or an onset or an
-end is farther from the grid than the tolerance."""
+BarReason = Literal["free meter", "short bar", "long bar", "chord", "off grid"]
+"""Why a bar has no tokens: no meter says how long it should be, its length is not its meter's,
+notes sound together, or an onset or an end is farther from the grid than the tolerance."""
 
 
 class GridBar(NamedTuple):
@@ -89,7 +89,9 @@ def to_grid(
         held = [pitch for onset, _, pitch in sounding if onset < start - near]
         tokens: list[int] = []
         reason: BarReason | None = None
-        if bar.length != bar_length(bar.meter):
+        if bar.meter == FREE:
+            reason = "free meter"
+        elif bar.length != bar_length(bar.meter):
             reason = "short bar" if bar.length < bar_length(bar.meter) else "long bar"
         elif any(first[1] > second[0] + near for first, second in pairwise(sounding)):
             reason = "chord"

@@ -92,7 +92,7 @@ def _count_windows(bars: pa.Table, counts: defaultdict[tuple[str, int], WindowCo
     meters = bars["meter"].combine_chunks().dictionary_encode()
     meter, names = meters.indices.to_numpy(), meters.dictionary.to_pylist()
     onsets = bars["onsets"].to_numpy()
-    reasons = pa.array(["short bar", "long bar"])
+    reasons = pa.array(["free meter", "short bar", "long bar"])
     whole = ~pc.is_in(bars["reason"], value_set=reasons).to_numpy()
     on_grid = bars["reason"].is_null().to_numpy()
     tokens, codes = bars["tokens"].to_pylist(), dict[tuple[int, ...], int]()

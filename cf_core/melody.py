@@ -38,15 +38,21 @@ class Note(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One true bar: `start` and `length` in quarter notes, `meter` as written, such as "6/8"."""
+    """One true bar: `start` and `length` in quarter notes, `meter` such as "6/8", or `FREE`."""
 
     start: Fraction
     length: Fraction
     meter: str
 
 
+FREE = "none"
+"""The meter of music without one: its bars are of any length, so that none can be complete."""
+
+
 def bar_length(meter: str) -> Fraction:
-    """Length in quarter notes of a full bar of `meter` ("3/4" gives 3, "6/8" gives 3)."""
+    """Length in quarter notes of a full bar of `meter` ("3/4" and "6/8" give 3, `FREE` 0)."""
+    if meter == FREE:
+        return Fraction(0)
     beats, unit = meter.split("/")
     return Fraction(4 * int(beats), int(unit))
 

@@ -533,13 +533,23 @@ def test_fields_within_the_music() -> None:
         ("3+2/8", "5/8"),
         ("(2+3)/8", "5/8"),
         ("1/8+2/4", "5/8"),
-        ("none", "4/4"),
         ("nonsense", "4/4"),
         ("4/3", "4/4"),
     ],
 )
 def test_meters(meter: str, expected: str) -> None:
     assert abc("C4z4|C5|C4|C6|", "L:1/8", meter=meter).bars[0].meter == expected
+
+
+def test_no_bar_in_free_meter_is_complete() -> None:
+    song = abc("C4|D4|[M:none]E2|F2|G4|A5|Z|[M:4/4]B4|")
+    assert lengths(song) == [4, 4, 2, 2, 4, 5, 4, 4]
+    reasons = [bar.reason for bar in to_grid(song)]
+    assert reasons == [None, None, *["free meter"] * 5, None]
+    whole = rejection("a.abc", HEAD.replace("4/4", "None").encode() + b"C4|D4|E4|\n")
+    assert (whole.reason, whole.detail.split(":")[0]) == ("no complete bar", "free meter")
+    song = only("a.abc", b"X:1\nM:none\nK:C\nC8|[M:2/4]C4|\n")
+    assert [note.duration for note in song.notes] == [4, 2]  # eighths
 
 
 def test_without_a_unit_the_meter_gives_it_once() -> None:

@@ -389,10 +389,11 @@ def test_bars_begin_anew_after_one_that_no_signature_fits(
 ) -> None:
     # A pickup of a third of a quarter, which is 1/12 of a whole note.
     odd = tmp_path / "odd.abc"
-    odd.write_text("X:1\nM:4/4\nL:1/12\nK:C\nG|C3D3E3F3|G3A3B3c3|c3B3A3G3|\n")
-    fused = fuse_files(odd, right, bundle)
-    assert fused.tune.markers[0] == (Fraction(1, 3) + 4, "fused")
-    assert fused.tune.meters == [(Fraction(0), "4/4"), (Fraction(1, 3), "4/4")]
+    for meter, change in (("4/4", ""), ("none", "[M:4/4]")):
+        odd.write_text(f"X:1\nM:{meter}\nL:1/12\nK:C\nG|{change}C3D3E3F3|G3A3B3c3|c3B3A3G3|\n")
+        fused = fuse_files(odd, right, bundle)
+        assert fused.tune.markers[0] == (Fraction(1, 3) + 4, "fused")
+        assert fused.tune.meters == [(Fraction(0), "4/4"), (Fraction(1, 3), "4/4")]
 
 
 def test_a_whole_tune_is_written_with_its_meters_and_markers(

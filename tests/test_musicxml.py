@@ -413,7 +413,7 @@ def test_a_staff_has_its_own_meter_and_transposition() -> None:
         ("<beats>3+2</beats><beat-type>8</beat-type>", "5/8"),
         ("<beats>3</beats><beat-type>8</beat-type><beats>2</beats><beat-type>4</beat-type>", "7/8"),
         ("<beats>6</beats><beat-type>8</beat-type>", "6/8"),
-        ("<senza-misura/>", "2/4"),
+        ("<senza-misura/>", "none"),
         ("<beats>x</beats><beat-type>0</beat-type>", "2/4"),
     ],
 )

@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 
 from cf_core.errors import MelodyError
 from cf_core.grid import GridBar, to_grid
-from cf_core.melody import Melody, bar_length
+from cf_core.melody import FREE, Melody, bar_length
 from cf_core.readers import abc, midi, musicxml
 from cf_core.readers.files import FORMATS, count_passed_over, read_content, read_melody_files
 from cf_core.readers.limits import (
@@ -49,7 +49,7 @@ __all__ = [
     "split_songs",
 ]
 
-VERSION = 11
+VERSION = 12
 """Increased whenever the result of reading a file changes; cached corpora are named by it."""
 
 
@@ -242,6 +242,8 @@ def _describe_bars(melody: Melody) -> str:
     if not lengths:
         return "its notes are too short to be heard"
     ((length, meter), count), *_ = lengths.most_common(1)
+    if meter == FREE:
+        return "free meter: nothing says how long a bar is"
     return (
         f"{count} of {len(melody.bars)} bars are {float(length):g} quarter notes long, but {meter}"
         f" has {float(bar_length(meter)):g}: correct the time signature or the bar lines"

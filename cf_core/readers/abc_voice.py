@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from cf_core.melody import bar_length
+from cf_core.melody import FREE, bar_length
 from cf_core.readers.abc_notation import STEPS, AbcNote, parse_key, parse_length, parse_moves
 from cf_core.readers.limits import LONGEST_BAR, MAX_MEASURES, MAX_NOTES, MAX_TITLE, RejectedError
 from cf_core.readers.score import (
@@ -25,6 +25,7 @@ _DEEPEST = 2
 """Most tuplets that another tuplet may stand in."""
 _PERCUSSION = 10
 """Channel of drums, counted from 1."""
+_METERS = {"c": "4/4", "c|": "2/2", "none": FREE}
 _METER_TERM = re.compile(r"(\d[\d+\s]*)\)?\s*/\s*(\d{1,3})")
 _METER = re.compile(rf"[(\s]*{_METER_TERM.pattern}(?:\s*\+\s*\(?{_METER_TERM.pattern})*")
 _SPEED = re.compile(r"(?P<speed>\d{1,9}(?:\.\d{1,4})?)(?![\d.]*\s*/)")
@@ -113,13 +114,13 @@ class Voice:
 
     def set_meter(self, text: str) -> None:
         """Apply an `M:` field, to this measure if it is still empty, else from the next on."""
-        text = {"C": "4/4", "c": "4/4", "C|": "2/2", "c|": "2/2"}.get(text.replace(" ", ""), text)
+        text = _METERS.get(text.replace(" ", "").lower(), text)
         found = _METER.match(text)
         terms = _METER_TERM.findall(found[0]) if found else []
         meter = parse_meter([beats for beats, _ in terms], [unit for _, unit in terms])
         if meter is not None and bar_length(meter) > LONGEST_BAR:
             raise RejectedError("too large", f"a time signature of {meter[:MAX_TITLE]}")
-        self.meter = meter or self.meter
+        self.meter = FREE if text == FREE else meter or self.meter
         if self._is_empty:
             self.measure.meter = self.meter
 

@@ -7,7 +7,7 @@ Tempos, repeats and words such as "D.C." are taken from all parts: often only th
 from fractions import Fraction
 from xml.etree.ElementTree import Element
 
-from cf_core.melody import Melody
+from cf_core.melody import FREE, Melody
 from cf_core.readers.limits import (
     LONGEST_BAR,
     MAX_MEASURES,
@@ -306,7 +306,8 @@ class _Reader:
             if element.tag == "time":
                 beats = [beat.text or "" for beat in element.findall("beats")]
                 units = [unit.text or "" for unit in element.findall("beat-type")]
-                self._meter = parse_meter(beats, units) or self._meter
+                free = element.find("senza-misura") is not None
+                self._meter = FREE if free else parse_meter(beats, units) or self._meter
             elif element.tag == "transpose":
                 octaves = find_number(element.findtext("octave-change"))
                 double = element.find("double")

@@ -47,8 +47,8 @@ def to_quarters(time: Time) -> Fraction:
 
 @lru_cache(2**10)
 def full_bar(meter: str) -> Time:
-    """Ticks of a full bar."""
-    return simplify(bar_length(meter) * TICKS)
+    """Ticks of a full bar; in free meter, of as long a rest as programs play for a bar."""
+    return simplify((bar_length(meter) or 4) * TICKS)
 
 
 class Written(NamedTuple):
@@ -389,7 +389,7 @@ def _add(notes: list[list[Time]], tied: dict[int, list[Time]], start: Time, note
 def _add_bar(bars: list[Bar], bar: Bar) -> None:
     """Append a bar, and make one bar of the last few, up to 16, if they fill one together."""
     bars.append(bar)
-    full = to_quarters(full_bar(bar.meter))
+    full = bar_length(bar.meter)
     length = Fraction(0)
     for index in range(len(bars) - 1, max(len(bars) - 17, -1), -1):
         length += bars[index].length
