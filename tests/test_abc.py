@@ -516,6 +516,18 @@ def test_a_line_is_a_field_only_where_its_colon_is_not_of_a_bar_line() -> None:
 # ---- fields
 
 
+def test_fields_go_on_in_lines_of_their_own() -> None:
+    key = "C % major\n% no:\n+:minor octave=-1"
+    assert pitches(abc("CDEz|\nN:on\n+:CDEF|\n+:GABc|\nB4|", key=key)) == [48, 50, 51, 58]
+    assert pitches(abc("V:1 name=Low\n+: octave=-1\nCDEz|")) == [48, 50, 52]
+    titled = HEAD.replace("Tune", "Long % or short\n+:Tune") + "C4|\n+:D4|\nE4|\n"
+    assert only("a.abc", titled.encode()).title == "A Long Tune"
+    assert letters(only("a.abc", titled.encode())) == "CE"
+    # The history of old files goes on without a sign, up to the next field.
+    story = ("H:Abe heard it", "at a fair | and played", "+:it to Bede: ABC|", "", "C4|D4|")
+    assert letters(abc("CDEF|", *story)) == "CDEF"
+
+
 def test_fields_within_the_music() -> None:
     song = abc("CDEF|[K:D]FCGz|[L:1/8]C2D2E2F2|[M:3/4][L:1/4]CDE|\nM:2/4\nK:F\nBE|\n")
     assert pitches(song) == [60, 62, 64, 65, 66, 61, 67, 61, 62, 64, 66, 61, 62, 64, 70, 64]

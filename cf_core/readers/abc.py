@@ -112,12 +112,27 @@ def _lines(text: str) -> Iterator[_Line]:
         if is_apart and not has_music and stripped.strip() and _is_alien(stripped, found):
             return
         if found is None:
-            if in_body:
-                has_music |= bool(stripped.strip())
+            # A line that holds a comment alone counts as if it were not there.
+            if in_body and stripped.strip():
+                has_music = True
                 yield _Line("", stripped)
             continue
         yield _Line(found["name"], found["value"].strip())
         in_body = in_body or found["name"] == "K"
+
+
+def _joined(lines: Iterator[_Line]) -> Iterator[_Line]:
+    """Join each field with the `+:` lines that continue it."""
+    last: _Line | None = None
+    for line in lines:
+        if last is not None and last.field and line.field == "+":
+            last = _Line(last.field, f"{last.text} {line.text}")
+            continue
+        if last is not None:
+            yield last
+        last = line
+    if last is not None:
+        yield last
 
 
 def _is_alien(line: str, field: re.Match[str] | None) -> bool:
@@ -184,7 +199,7 @@ class _Tune:
         """Whether "!" is a line break, and so encloses no decoration."""
         self._room = 8 * MAX_TUNE
         """Characters that its music may still have, macros written out."""
-        for line in _lines(text):
+        for line in _joined(_lines(text)):
             if line.field:
                 self._field(line.field, line.text)
             else:
