@@ -623,7 +623,7 @@ def test_a_directive_transposes_playback() -> None:
 
 
 def test_a_clef_alone_leaves_the_key() -> None:
-    for field in ("clef=bass", "bass", "octave=0", "perc", "cue=on"):
+    for field in ("clef=bass", "bass", "octave=0", "cue=on"):
         assert pitches(abc(f"F4|[K:{field}]F4|", key="D")) == [66, 66]
 
 
@@ -676,6 +676,18 @@ def test_a_voice_on_the_channel_of_drums_is_left_out() -> None:
     assert letters(abc("V:1\n%%MIDI channel 1\nC4|D4|\n")) == "CD"
     alone = rejection("a.abc", (HEAD + drums).encode())
     assert (alone.reason, alone.detail) == ("no notes", "percussion only")
+
+
+def test_notes_in_the_clef_of_drums_are_left_out() -> None:
+    drums = "V:drum perc stafflines=1\nF2[FA]2|F4|\n"
+    alone = rejection("a.abc", (HEAD + drums).encode())
+    assert (alone.reason, alone.detail) == ("no notes", "percussion only")
+    assert letters(abc(f"V:1\nC4|D4|\n{drums}")) == "CD"
+    assert letters(abc("V:1\nC4|D4|\nV:2\nF4|F4|", "V:2 clef=perc")) == "CD"
+    assert letters(abc("V:1\nC4|D4|\nV:2\nF4|F4|", "V:1 clef=treble", key="C perc")) == "CD"
+    some = abc("C4|[K:perc]F>F F2-|[K:treble]F4|\n%%MIDI channel 10\nD4|\n%%MIDI channel 1\nE4|")
+    assert [(float(n.onset), n.pitch) for n in some.notes] == [(0, C), (8, F), (16, E)]
+    assert pitches(abc("V:1\nC4|", 'V:1 name="perc one" clef=treble-8')) == [48]
 
 
 def test_directives_after_a_voice_in_the_header_are_of_that_voice() -> None:

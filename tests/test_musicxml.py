@@ -312,6 +312,24 @@ def test_parts_and_staves_without_notes_are_left_out() -> None:
     assert pitches(only("a.xml", score({"Voice": voice, "Cues": cues}))) == [C, D]
 
 
+def test_on_a_staff_of_percussion_pitches_are_no_notes() -> None:
+    def clef(sign: str, staff: int = 1) -> str:
+        return f'<attributes><clef number="{staff}"><sign>{sign}</sign></clef></attributes>'
+
+    voice, drums = ([xml_note(step, 4, 4)] * 2 for step in "CF")
+    beaten = [clef("percussion").replace(' number="1"', "") + drums[0], drums[1]]
+    assert pitches(only("a.xml", score({"Voice": voice, "Drums": beaten}))) == [C, C]
+    assert rejection("a.xml", score({"Drums": beaten})).reason == "no notes"
+    both = [clef("percussion") + drums[0], clef("G") + drums[1]]
+    assert pitches(only("a.xml", score({"Both": both}))) == [F, F]
+    lower = xml_note("F", 4, 4, after="<staff>2</staff>")
+    two = [
+        clef("G") + clef("percussion", 2) + n + "<backup><duration>4</duration></backup>" + lower
+        for n in voice
+    ]
+    assert pitches(only("a.xml", score({"Two": two}))) == [C, C]
+
+
 def test_ties_that_go_on_and_voices_in_unison() -> None:
     def tied(kind: str) -> str:
         return xml_note("C", 4, 4, after=f'<notations><tied type="{kind}"/></notations>')

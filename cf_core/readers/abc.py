@@ -41,14 +41,14 @@ def read(song_id: str, text: str, part: str | None) -> Melody:
     `None`, and where the tune is empty or absurdly long.
     """
     tune = _Tune(text)
-    sounding = [voice for voice in tune.voices.values() if voice.notes]
-    voices = [voice for voice in sounding if not voice.percussion]
+    voices = [voice for voice in tune.voices.values() if voice.notes]
     if not tune.has_key:
         raise RejectedError("unreadable", "no K: field, after which the music would begin")
     if not voices:
         empty = _EMPTY_BODY.search(text)
         why = "an empty line after its K: field ends the tune; remove the line" if empty else ""
-        raise RejectedError("no notes", "percussion only" if sounding else why)
+        drums = any(voice.percussion for voice in tune.voices.values())
+        raise RejectedError("no notes", "percussion only" if drums else why)
     names = [voice.name for voice in voices]
     if part is None and len(voices) > 1:
         raise RejectedError("several parts", list_names(names))
@@ -57,7 +57,7 @@ def read(song_id: str, text: str, part: str | None) -> Melody:
         voice = voices[0 if part is None else choose_part(names, part)]
     else:
         voice = named
-    for other in sounding:
+    for other in tune.voices.values():
         for measure, beside in zip(voice.measures, other.measures, strict=False):
             measure.tempos = measure.tempos or beside.tempos
     return play(song_id, tune.title or song_id, voice.measures, tune.order(voice))

@@ -34,7 +34,7 @@ _PITCH = r"[\^_=]?[A-Ga-g][,']{0,9}"
 _SHIFT = re.compile(rf"\b(sound|shift)\s*=\s*({_PITCH})({_PITCH})(?![A-Za-z])")
 _OCTAVES = {None: 0, "+8": 12, "-8": -12, "+15": 24, "-15": -24}
 _CLEF = re.compile(
-    r"(?:\bclef\s*=\s*[\"']?|(?<![\w=]))(?:treble|alto|tenor|bass|perc|(?<==)none|[GCF](?=\d))\d?([-+](?:8|15))?"
+    r"(?:\bclef\s*=\s*[\"']?|(?<![\w=]))(treble|alto|tenor|bass|perc|(?<==)none|[GCF](?=\d))\d?([-+](?:8|15))?"
 )
 
 
@@ -78,7 +78,13 @@ def parse_moves(text: str) -> dict[str, int]:
     for name, low, high in _SHIFT.findall(text):
         moves[name] = _number(high) - _number(low)
     clef = _CLEF.search(text)
-    return moves if clef is None else moves | {"clef": _OCTAVES[clef[1]]}
+    return moves if clef is None else moves | {"clef": _OCTAVES[clef[2]]}
+
+
+def is_drum_clef(text: str) -> bool | None:
+    """Whether a `K:` or `V:` field has the clef of drums; `None` where it has no clef."""
+    clef = _CLEF.search(_QUOTED.sub('""', text))
+    return None if clef is None else clef[1] == "perc"
 
 
 def _number(pitch: str) -> int:

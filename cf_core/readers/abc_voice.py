@@ -5,7 +5,14 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from cf_core.melody import FREE, bar_length
-from cf_core.readers.abc_notation import STEPS, AbcNote, parse_key, parse_length, parse_moves
+from cf_core.readers.abc_notation import (
+    STEPS,
+    AbcNote,
+    is_drum_clef,
+    parse_key,
+    parse_length,
+    parse_moves,
+)
 from cf_core.readers.limits import LONGEST_BAR, MAX_MEASURES, MAX_NOTES, MAX_TITLE, RejectedError
 from cf_core.readers.score import (
     MAX_TIMES,
@@ -68,7 +75,8 @@ class Voice:
         self.labels: list[str] = []
         """The part (`P:`) of each measure."""
         self.notes = 0
-        self.percussion: bool = header.percussion if header else False
+        self.percussion = False
+        """Whether notes of drums were left out."""
         self.begun = header is not None
         """Whether the first `K:` field has come, which ends a header."""
         self.label: str = header.label if header else ""
@@ -76,6 +84,8 @@ class Voice:
         self.unit: Time | None = header.length_of_unit if header else None
         self.key: dict[str, int] = header.key if header else {}
         self._moves: dict[str, int] = dict(header._moves) if header else {}
+        self._is_on_drum_channel: bool = header._is_on_drum_channel if header else False
+        self._has_drum_clef: bool = header._has_drum_clef if header else False
         self.propagation: str = header.propagation if header else "pitch"
         self._accidentals: dict[tuple[str, int], int] = {}
         self._tied: dict[tuple[str, int], int] = {}
@@ -139,8 +149,10 @@ class Voice:
         self.move(text)
 
     def move(self, text: str) -> None:
-        """Apply the transpositions of a `K:` or `V:` field."""
+        """Apply the transpositions and the clef of a `K:` or `V:` field."""
         self._moves |= parse_moves(text)
+        is_drum = is_drum_clef(text)
+        self._has_drum_clef = self._has_drum_clef if is_drum is None else is_drum
 
     def set_playback(self, directive: str) -> None:
         """Apply a directive of `%%MIDI`: `transpose`, `rtranspose` (by so much more), `channel`."""
@@ -149,7 +161,7 @@ class Voice:
             before = self._moves.get("playback", 0) if found[1][0] == "r" else 0
             self._moves["playback"] = before + int(found[2])
         elif found:
-            self.percussion = int(found[2]) == _PERCUSSION
+            self._is_on_drum_channel = int(found[2]) == _PERCUSSION
 
     def set_tempo(self, text: str) -> None:
         """Apply a `Q:` field: beats per minute, or units (`L:`) per minute if it names no beat."""
@@ -277,6 +289,9 @@ class Voice:
 
         Its duration is `length`, multiplied by `times` if given.
         """
+        if self._is_on_drum_channel or self._has_drum_clef:
+            self.percussion |= bool(notes)
+            notes = []
         duration = parse_length(length, self.length_of_unit)
         for factor in (times, self._factor, *(tuplet.factor for tuplet in self._tuplets)):
             duration = duration if factor is None else simplify(duration * factor)

@@ -135,9 +135,14 @@ def _names(root: Element, parts: list[Element]) -> list[str]:
 
 
 def _staves(part: Element) -> list[str]:
-    """Numbers of a part's staves that have notes; the number of a single staff is empty."""
+    """Numbers of a part's staves that have notes; the number of a single staff is empty.
+
+    On a staff that has no clef but that of percussion, pitches are places of drums, and no notes.
+    """
     every = {staff_of(note) for note in part.iter("note")}
-    staves = {staff_of(note) for note in part.iter("note") if is_sounding(note)}
+    clefs = [(c.get("number", "1"), c.findtext("sign", "").strip()) for c in part.iter("clef")]
+    drums = {staff for staff, _ in clefs} - {staff for staff, sign in clefs if sign != "percussion"}
+    staves = {staff_of(note) for note in part.iter("note") if is_sounding(note)} - drums
     if len(every) == 1 and staves:
         return [""]
     return sorted(staves, key=lambda staff: (len(staff), staff))
