@@ -69,6 +69,7 @@ def line(inside: str, side: str = "right") -> str:
     return f'<barline location="{side}">{inside}</barline>'
 
 
+AGAIN = line('<repeat direction="backward" after-jump="yes"/>')
 END, START = line('<repeat direction="backward"/>'), line('<repeat direction="forward"/>', "left")
 
 
@@ -197,6 +198,8 @@ CODA = '<direction><direction-type><coda/></direction-type><sound coda="1"/></di
             [C, D, E, F, D, E, G],
         ),
         (["C", f"D{words('dolce, con moto')}", "E"], [C, D, E]),
+        (["C", f"D{END}", f"E{words('D.C.')}"], [C, D, C, D, E, C, D, E]),
+        (["C", f"D{AGAIN}", f"E{words('D.C.')}"], [C, D, C, D, E, C, D, C, D, E]),
         (["C", f"D{words('Segno')}", f"E{words('D.S.')}"], [C, D, E, D, E]),
         ([f"C{SEGNO}", "D", f"E{words('D.&#x1D10B;')}"], [C, D, E, D, E]),
         ([f"C{SEGNO}", f"D{words('Fine')}", f"E{words('dal S. al fine')}"], [C, D, E, D]),
@@ -328,6 +331,18 @@ def test_on_a_staff_of_percussion_pitches_are_no_notes() -> None:
         for n in voice
     ]
     assert pitches(only("a.xml", score({"Two": two}))) == [C, C]
+
+
+def test_notes_for_one_time_through_a_repeat_are_played_then() -> None:
+    def only_in(turns: str, step: str) -> str:
+        return xml_note(step, 4, 4).replace("<note>", f'<note time-only="{turns}">')
+
+    back = "<backup><duration>4</duration></backup>"
+    first = xml_note("C", 4, 4) + START
+    second = only_in("1", "D") + back + only_in("2,3", "E") + back + only_in("2", "E") + played(3)
+    assert pitches(only("a.xml", score({"Voice": [first, second]}))) == [C, D, C, E, C, E]
+    both = only_in("1", "D") + back + xml_note("D", 4, 4) + END
+    assert pitches(only("a.xml", score({"Voice": [first, both]}))) == [C, D, C, D]
 
 
 def test_ties_that_go_on_and_voices_in_unison() -> None:

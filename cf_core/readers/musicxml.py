@@ -148,6 +148,9 @@ def _staves(part: Element) -> list[str]:
     return sorted(staves, key=lambda staff: (len(staff), staff))
 
 
+_SIGNS = ("after_jump", "opens", "new_section", "ending_stops", "segno", "coda", "to_coda", "fine")
+
+
 def _add_signs(measures: list[Measure], others: list[Measure]) -> None:
     """Add the tempos of another part, and its signs for the order of play.
 
@@ -160,7 +163,16 @@ def _add_signs(measures: list[Measure], others: list[Measure]) -> None:
         measure.times = measure.times or other.times
         measure.ending = measure.ending or other.ending
         measure.jump = measure.jump or other.jump
-        for sign in ("opens", "new_section", "ending_stops", "segno", "coda", "to_coda", "fine"):
+        for sign in (
+            "after_jump",
+            "opens",
+            "new_section",
+            "ending_stops",
+            "segno",
+            "coda",
+            "to_coda",
+            "fine",
+        ):
             setattr(measure, sign, getattr(measure, sign) or getattr(other, sign))
 
 
@@ -296,7 +308,8 @@ class _Reader:
             raise RejectedError("unreadable", f"a note outside MIDI's range: number {number}")
         goes_on = "continue" in ties
         starts, stops = goes_on or "start" in ties, goes_on or "stop" in ties
-        measure.notes.append(Written(onset, duration, number, starts, stops))
+        turns = parse_numbers(note.get("time-only", ""))
+        measure.notes.append(Written(onset, duration, number, starts, stops, turns))
 
     def _set_divisions(self, text: str | None) -> None:
         divisions = parse_exact(text or "", "divisions")
@@ -325,12 +338,13 @@ class _Reader:
 
 
 def _without_unison(notes: list[Written]) -> list[Written]:
-    """Merge notes of the same pitch, onset and duration into one, which has the ties of all."""
+    """Merge notes of the same pitch, onset and duration into one, of all their ties and turns."""
     heard: dict[tuple[Time, Time, int], Written] = {}
     for note in notes:
         other = heard.setdefault((note.offset, note.duration, note.pitch), note)
         starts, stops = other.starts_tie or note.starts_tie, other.stops_tie or note.stops_tie
-        heard[note[:3]] = other._replace(starts_tie=starts, stops_tie=stops)
+        turns = other.turns | note.turns if other.turns and note.turns else frozenset[int]()
+        heard[note[:3]] = other._replace(starts_tie=starts, stops_tie=stops, turns=turns)
     return list(heard.values())
 
 
@@ -348,6 +362,7 @@ def _bar_line(line: Element, measure: Measure, before: Measure, after: Measure) 
     elif repeat is not None:
         times = repeat.get("times") or ""
         before.times = min(int(times[:2]), MAX_TIMES) if times.isdecimal() and times != "0" else 2
+        before.after_jump = repeat.get("after-jump") == "yes"
     if ending is not None and ending.get("type") == "start":
         given = (ending.get("number") or "", ending.text or "", "1")
         after.ending = next(numbers for text in given if (numbers := parse_numbers(text)))

@@ -4,6 +4,7 @@ ABC and MusicXML both write measures with signs between them: repeats, endings a
 readers make a list of `Measure`; this module plays it out.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -62,6 +63,8 @@ class Written(NamedTuple):
     """Whether it is tied to the next note of its pitch, if that note begins where this one ends."""
     stops_tie: bool = True
     """Whether an earlier note may be tied to it. ABC does not write this down."""
+    turns: frozenset[int] = frozenset()
+    """Numbers of the times that its measure is played at which it sounds; empty for all."""
 
 
 @dataclass
@@ -80,6 +83,8 @@ class Measure:
     """A double bar line is at its left."""
     times: int = 0
     """How often the repeat that ends at its right is played; 0 where none ends there."""
+    after_jump: bool = False
+    """That repeat is played after a jump, too."""
     ending: frozenset[int] = frozenset()
     """Numbers of the ending that begins at its left."""
     ending_stops: bool = False
@@ -104,8 +109,8 @@ def order_measures(measures: Sequence[Measure]) -> list[int]:
 
     A repeat goes back to the last repeat start. Where none is open, it goes back to the last repeat
     end, last ending or double bar line, whichever is latest, or else to the beginning. After D.C.
-    or D.S. no repeat is played again, the last of several endings is taken, and `fine` and `coda`
-    hold.
+    or D.S. only repeats that say so are played again, the last of several endings is taken, and
+    `fine` and `coda` hold.
     """
     endings = _endings(measures)
     targets: dict[Jump | None, int] = {"capo": 0}
@@ -312,7 +317,7 @@ class _Player:
         The last of several endings may have the repeat sign that should end the others, or none.
         """
         ending = self._inside
-        if self._after_jump:
+        if self._after_jump and not measure.after_jump:
             return False
         if ending is None or len(ending.beside) == 1:
             return self._turn < measure.times
@@ -350,10 +355,13 @@ def play(song_id: str, title: str, measures: Sequence[Measure], order: Iterable[
     tempos: list[Tempo] = []
     tied: dict[int, list[Time]] = {}
     start: Time = 0
+    turns = Counter[int]()
     for index in order:
         measure = measures[index]
+        turns[index] += 1
         for note in measure.notes:
-            _add(notes, tied, start, note)
+            if not note.turns or turns[index] in note.turns:
+                _add(notes, tied, start, note)
         tempos += [Tempo(to_quarters(start + at), speed) for at, speed in measure.tempos]
         length = measure.length or full_bar(measure.meter)
         _add_bar(bars, Bar(to_quarters(start), to_quarters(length), measure.meter))
