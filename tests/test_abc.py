@@ -142,6 +142,8 @@ def letters(song: Melody) -> str:
         ("C4|1D4|E4:|2F4|G4:|A4|]", "CDECFGA"),
         ("|:C4|[1,3D4:|[2E4:|[4F4|]", "CDCECDCF"),
         ("|:C4|[1-3D4:|[4E4|]", "CDCDCDCE"),
+        ("|:C4|[1,3D4:|[2E4:|F4|", "CDCECDF"),  # the third time ends in the first ending
+        ("|:C4|[1,4D4:|[2E4:|[3F4:|G4|G4:|", "CDCECFCDGGGG"),
         ('|:C4|["1"D4:|["2"E4|]', "CDCE"),
         ('|:C4|["1st time"D4:|["2nd time"[EE]4|]', "CDCE"),
         ("|:C4|D4[|]E4:|F4|]", "CDECDEF"),  # an invisible bar line

@@ -325,12 +325,16 @@ class _Player:
         return bool(measure.times or misplaced) and self._turn + 1 in ending.beside
 
     def _go_on(self, measure: Measure) -> None:
-        """Go on to the next measure; the end of a repeat or of its last ending closes a section."""
+        """Go on to the next measure; the end of a repeat or of its last ending closes a section.
+
+        An earlier ending may be the one that is played last, as 3 in "1,3" before "2".
+        """
         self._index += 1
         inside = self._inside
         leaves = inside is not None and self._index == inside.stop
         ends = inside is not None and inside.is_last and not inside.shares
-        if measure.times or (leaves and ends):
+        skips_rest = leaves and inside is not None and not inside.is_last
+        if (measure.times and not skips_rest) or (leaves and ends):
             self._close_section()
         if leaves:
             self._inside = None
