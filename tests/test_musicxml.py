@@ -563,6 +563,8 @@ def test_scores_of_measures_with_parts() -> None:
     timewise = f"{head}{measures}</score-timewise>".encode()
     assert only("a.xml", timewise, "Voice") == only("a.xml", data.encode(), "Voice")
     assert pitches(only("a.xml", timewise, "Horn")) == [E, E, E]
+    silent = timewise.replace(f'<part id="P1">{columns[1][1]}</part>'.encode(), b"", 1)
+    assert [float(note.onset) for note in only("a.xml", silent, "Horn").notes] == [0, 4]
 
 
 def test_a_namespace_makes_no_difference() -> None:

@@ -73,12 +73,15 @@ def parse_score(data: bytes) -> Element:
 
 
 def _part_wise(root: Element) -> Element:
-    """Return a score as parts of measures that is written as measures of parts."""
-    parts: dict[str | None, Element] = {}
+    """Return a score as parts of measures that is written as measures of parts.
+
+    A part that a measure leaves out has an empty measure there.
+    """
+    parts = {e.get("id"): Element("part", e.attrib) for e in root.iterfind("measure/part")}
     for measure in root.findall("measure"):
-        for part in measure.findall("part"):
-            whole = parts.setdefault(part.get("id"), Element("part", part.attrib))
-            SubElement(whole, "measure", measure.attrib).extend(part)
+        inside = {part.get("id"): part for part in measure.findall("part")}
+        for name, whole in parts.items():
+            SubElement(whole, "measure", measure.attrib).extend(inside.get(name, []))
     score = Element("score-partwise")
     score.extend([*(element for element in root if element.tag != "measure"), *parts.values()])
     return score
