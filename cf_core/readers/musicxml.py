@@ -163,16 +163,7 @@ def _add_signs(measures: list[Measure], others: list[Measure]) -> None:
         measure.times = measure.times or other.times
         measure.ending = measure.ending or other.ending
         measure.jump = measure.jump or other.jump
-        for sign in (
-            "after_jump",
-            "opens",
-            "new_section",
-            "ending_stops",
-            "segno",
-            "coda",
-            "to_coda",
-            "fine",
-        ):
+        for sign in _SIGNS:
             setattr(measure, sign, getattr(measure, sign) or getattr(other, sign))
 
 
