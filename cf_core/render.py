@@ -4,6 +4,7 @@ import wave
 from collections.abc import Sequence
 from fractions import Fraction
 from io import BytesIO
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ def write_midi(
     `meter` is one for the whole file, or says at which quarter note which meter begins; `markers`
     are texts at quarter notes, which sequencers show above the bars.
 
-    A note lasts a tick (1/220 quarter note) or more. MIDI knows one note of a pitch at a time, so a
-    note ends where the next one of its pitch begins, which then sounds until both have ended.
+    A note lasts a tick (1/220 quarter note) or more, and has ended before others begin on the same
+    tick. MIDI knows one note of a pitch at a time, so a note ends where the next one of its pitch
+    begins, which then sounds until both have ended.
 
     Raises `MelodyError` if `path` does not end in .mid or .midi or can't be written.
 
@@ -65,24 +67,38 @@ def make_midi(
     """Make the content of the file that `write_midi` writes."""
     stream = BytesIO()
     _midi(notes, tempo, meter).write(stream)
-    return _add_markers(stream.getvalue(), markers) if markers else stream.getvalue()
+    return _arrange(stream.getvalue(), markers)
 
 
-def _add_markers(content: bytes, markers: Sequence[tuple[Fraction, str]]) -> bytes:
-    """Add markers to a MIDI file: pretty_midi knows none."""
+def _arrange(content: bytes, markers: Sequence[tuple[Fraction, str]]) -> bytes:
+    """Put ends before onsets of the same tick, and add markers: pretty_midi does neither.
+
+    It sorts by pitch. A synthesiser that plays one note at a time would slur what falls.
+    """
     import mido  # noqa: PLC0415  (slow, and needed only where a file is written)
 
     midi = mido.MidiFile(file=BytesIO(content), charset="utf-8")
-    track = mido.MidiTrack()
-    tick = 0
-    for start, text in sorted(markers):
-        at = round(start * midi.ticks_per_beat)
-        track.append(mido.MetaMessage("marker", text=text, time=at - tick))
-        tick = at
-    midi.tracks[0] = mido.merge_tracks([midi.tracks[0], track])
+    for track in midi.tracks:
+        ticks = accumulate(message.time for message in track)
+        events = sorted(zip(ticks, track, strict=True), key=lambda e: (e[0], _is_onset(e[1])))
+        tick = 0
+        for n, (at, message) in enumerate(events):
+            track[n] = message.copy(time=at - tick)
+            tick = at
+    if markers:
+        track, tick = mido.MidiTrack(), 0
+        for start, text in sorted(markers):
+            at = round(start * midi.ticks_per_beat)
+            track.append(mido.MetaMessage("marker", text=text, time=at - tick))
+            tick = at
+        midi.tracks[0] = mido.merge_tracks([midi.tracks[0], track])
     stream = BytesIO()
     midi.save(file=stream)
     return stream.getvalue()
+
+
+def _is_onset(message: Any) -> bool:
+    return bool(message.type == "note_on" and message.velocity > 0)
 
 
 def write_wav(notes: Sequence[Note], path: AnyPath, tempo: float) -> None:

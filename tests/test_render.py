@@ -24,6 +24,7 @@ def test_midi_events_worked_by_hand(tmp_path: Path) -> None:
         Note(Fraction(0), Fraction(1, 2), 60),
         Note(Fraction(1, 2), Fraction(1, 4), 60),
         Note(Fraction(2), Fraction(1, 3), 72),
+        Note(Fraction(7, 3), Fraction(1, 2), 65),  # begins when a higher one has ended
     ]
     write_midi(notes, tmp_path / "a.mid", 100.0, "3/4")
     midi = mido.MidiFile(tmp_path / "a.mid")
@@ -44,6 +45,8 @@ def test_midi_events_worked_by_hand(tmp_path: Path) -> None:
         (165, 60, False),
         (440, 72, True),
         (513, 72, False),
+        (513, 65, True),
+        (623, 65, False),
     ]
 
 
