@@ -427,7 +427,10 @@ def _attainment_differences(metrics: pl.DataFrame) -> pl.DataFrame:
 
 
 def find_shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
-    """Select the points of ours (lowest seed) and of LP that the judge's panel compares, if any."""
+    """Select the points of ours (lowest seed) and of LP that the judge's panel compares, if any.
+
+    A point whose trial has lost a part of its records since is left out.
+    """
     matched = store.scan("matched").filter(
         pl.col("rival") == "lp",
         pl.col("axis") == "z_distance",
@@ -441,7 +444,7 @@ def find_shown_points(store: Store, metrics: pl.DataFrame) -> pl.DataFrame:
     shown = chosen.filter(pl.col("distance") == distances[_SHOWN_DISTANCE])
     first = metrics.filter(pl.col("seed").is_null() | (pl.col("seed") == pl.col("seed").min()))
     named = first.select("trial", "configuration", true_method="method").unique()
-    return shown.join(named, on="configuration", how="left", maintain_order="left").select(
+    return shown.join(named, on="configuration", how="inner", maintain_order="left").select(
         "trial", "lambda", "iteration", method="true_method"
     )
 

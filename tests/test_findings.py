@@ -50,3 +50,38 @@ def test_panels_are_counted_as_they_were_decided(
         metric=pl.lit("judge"), seeds=pl.lit(seeds)
     )
     assert findings._say_counts(panels) == told
+
+
+@pytest.mark.parametrize(
+    ("finished", "shown"),
+    [
+        (["ours", "lp"], [("ours-seed0", None, 4, "fusion"), ("lp", None, 30, "lp")]),
+        (["lp"], [("lp", None, 30, "lp")]),
+        ([], []),
+    ],
+)
+def test_only_points_of_finished_trials_are_shown(
+    finished: list[str], shown: list[tuple[str, float | None, int, str]]
+) -> None:
+    matched = pl.DataFrame(
+        [
+            (distance, configuration, None, iteration, "lp", "z_distance", "test", "judge")
+            for distance in range(10)
+            for configuration, iteration in (("ours", 4), ("lp", 30))
+        ],
+        {
+            "distance": pl.Float64, "configuration": pl.String, "lambda": pl.Float64,
+            "iteration": pl.Int32, "rival": pl.String, "axis": pl.String, "source": pl.String,
+            "metric": pl.String,
+        },
+        orient="row",
+    )  # fmt: skip
+    trials = pl.DataFrame(
+        [("ours-seed0", "ours", "fusion", 0), ("ours-seed1", "ours", "fusion", 1),
+         ("lp", "lp", "lp", None)],
+        {"trial": pl.String, "configuration": pl.String, "method": pl.String, "seed": pl.Int64},
+        orient="row",
+    )  # fmt: skip
+    metrics = trials.filter(pl.col("configuration").is_in(finished))
+    found = findings.find_shown_points(store_of(matched=matched), metrics)
+    assert found.rows() == shown
