@@ -480,8 +480,13 @@ def fuse(
     )
     if alternatives == 1:
         made, paths, lines = [first], [output], _account(first, left, right, whole=whole)
-        if edits is None and first.lambda_ is not None and not any(first.edits):
-            lines.append("nothing changed at this λ; --edits 8 goes farther")
+        if first.lambda_ is not None and edits != 0 and not any(first.edits):
+            lines.append(
+                "nothing changed at this λ; --edits 8 goes farther"
+                if edits is None
+                else f"nothing changed, as no λ comes nearer to {edits} edits with this seed and"
+                " style; --alternatives 5 draws others"
+            )
     else:
         made = _redraw(first, loaded, range(seed + 1, seed + alternatives), chosen, edits)
         paths = numbered[: len(made)]

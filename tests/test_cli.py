@@ -588,12 +588,23 @@ def test_bars_that_the_whole_tune_leaves_out_are_told(cf_study: Run) -> None:
 
 
 @pytest.mark.usefixtures("tunes")
-def test_a_fusion_in_which_nothing_changed_says_what_to_try(cf_study: Run) -> None:
-    hint = "--edits 8"
-    for *far, told in (("--lambda", 10, True), ("--edits", 12, False)):
+def test_a_fusion_in_which_nothing_changed_says_what_to_try(
+    cf_study: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farther, others = "--edits 8 goes farther", "no λ comes nearer to 12 edits"
+
+    def check(*far: float | str, changed: bool, told: tuple[bool, bool]) -> None:
         outcome = cf_study("fuse", "a.mid", "b.mid", "--output", "out.mid", *far)
         edited = re.findall(r": (\d+) of 48 grid steps edited", outcome.out)
-        assert (edited == ["0", "0"], hint in outcome.out) == (told, told)
+        assert (edited != ["0", "0"]) == changed
+        assert (farther in outcome.out, others in outcome.out) == told
+
+    check("--lambda", 10, changed=False, told=(True, False))
+    check("--edits", 12, changed=True, told=(False, False))
+    check("--edits", 0, changed=False, told=(False, False))
+    # Halves that fit as they are stay, at any λ.
+    monkeypatch.setattr("cf_core.bundle.Bundle.fuse", lambda _, left, right, *__: (left, right))
+    check("--edits", 12, changed=False, told=(False, True))
 
 
 def test_the_fused_segments_may_be_written_alone(cf_study: Run, tunes: Path) -> None:
