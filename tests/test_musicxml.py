@@ -260,7 +260,10 @@ def test_cue_notes_chord_symbols_and_what_has_no_pitch_are_dropped() -> None:
     slashes = "".join(xml_note("B", 4, 2, after="<notehead>slash</notehead>") for _ in range(2))
     assert pitches(only("a.xml", score({"Lead": [xml_note("C", 4, 4), slashes]}))) == [C]
     drums = "<note><unpitched/><duration>4</duration></note>"
-    assert rejection("a.xml", score({"Drums": [drums, drums]})).reason == "no notes"
+    alone = rejection("a.xml", score({"Drums": [drums, drums]}))
+    assert (alone.reason, alone.detail) == ("no notes", "percussion only")
+    cues = rejection("a.xml", score({"Cues": [cue("<cue/>")] * 2}))
+    assert (cues.reason, cues.detail) == ("no notes", "")
 
 
 def test_backup_and_forward_move_between_voices() -> None:
@@ -322,7 +325,8 @@ def test_on_a_staff_of_percussion_pitches_are_no_notes() -> None:
     voice, drums = ([xml_note(step, 4, 4)] * 2 for step in "CF")
     beaten = [clef("percussion").replace(' number="1"', "") + drums[0], drums[1]]
     assert pitches(only("a.xml", score({"Voice": voice, "Drums": beaten}))) == [C, C]
-    assert rejection("a.xml", score({"Drums": beaten})).reason == "no notes"
+    alone = rejection("a.xml", score({"Drums": beaten}))
+    assert (alone.reason, alone.detail) == ("no notes", "percussion only")
     both = [clef("percussion") + drums[0], clef("G") + drums[1]]
     assert pitches(only("a.xml", score({"Both": both}))) == [F, F]
     lower = xml_note("F", 4, 4, after="<staff>2</staff>")

@@ -80,7 +80,8 @@ def _written(root: Element, part: str | None) -> list[Measure]:
         for staff in _staves(element)
     ]
     if not staves:
-        raise RejectedError("no notes")
+        struck = (is_sounding(n) or n.find("unpitched") is not None for n in root.iter("note"))
+        raise RejectedError("no notes", "percussion only" if any(struck) else "")
     labels = [label for label, _, _ in staves]
     name, voice = (part, "") if part in labels + names else _split(part)
     if name is None and len(staves) > 1:
