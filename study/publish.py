@@ -30,11 +30,9 @@ from study.cards import (
 from study.config import StudyConfig
 from study.findings import (
     find_shown_points,
-    has_verdicts,
     read_finished_metrics,
     write_verdicts,
 )
-from study.ledger import Status
 from study.select import list_jobs
 from study.store import Store
 from study.tables import TABLES
@@ -101,12 +99,17 @@ def _check(stores: Sequence[Store]) -> None:
                 f"{store.root}: another of the studies is named {name}; publish it apart"
             )
         names.add(name.casefold())
-        pending = list_jobs(store).filter(status=Status.PENDING)["trial"]
-        told = has_verdicts(store)
-        if not told or not pending.is_empty():
-            lacks = f"records of {pending[0]}" if told else "verdicts yet"
+        # A trial that has lost a part since has another status than the one it was written with.
+        written = store.scan("trials").select("trial", "status").collect()
+        unfinished = list_jobs(store).join(written, on=["trial", "status"], how="anti")["trial"]
+        told = ("verdicts", "matched")
+        lacks = [
+            *(f"table {name}" for name in told if store.scan(name).head(1).collect().is_empty()),
+            *(f"whole records of {trial}" for trial in unfinished),
+        ]
+        if lacks:
             raise RecordsError(
-                f"{store.root}: has no {lacks}; run the study to its end, then publish it"
+                f"{store.root}: has no {lacks[0]}; run the study to its end, then publish it"
             )
 
 

@@ -501,13 +501,18 @@ def test_what_is_no_publication_is_left_alone(own: Store, published: Path, tmp_p
 
 
 def test_studies_that_cannot_be_published(own: Store, shared: Store, tmp_path: Path) -> None:
-    with pytest.raises(RecordsError, match="has no verdicts yet; run the study to its end"):
+    with pytest.raises(RecordsError, match="has no table verdicts; run the study to its end"):
         publish([shared], tmp_path / "out")
     with pytest.raises(UserError, match="another of the studies is named 1e3"):
         publish([own, own], tmp_path / "out")
     trial = own.trials.select(pl.col("trial").max()).collect().item()
-    for part in folder(own).glob(f"trials/*{trial}*"):
+    for lost, lacks in (
+        (f"metrics/*{trial}*", f"whole records of {trial}"),
+        (f"trials/*{trial}*", f"whole records of {trial}"),
+        ("matched/*", "table matched"),
+    ):
+        (part,) = folder(own).glob(lost)
         part.unlink()
-    with pytest.raises(RecordsError, match=f"has no records of {trial}; run the study to its end"):
-        publish([Store(own.root)], tmp_path / "out")
+        with pytest.raises(RecordsError, match=f"has no {lacks}; run the study to its end"):
+            publish([Store(own.root)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
