@@ -375,7 +375,7 @@ def _checked(path: AnyPath) -> Bundle:
     if manifest.get("version") != VERSION:
         raise BundleError(
             f"{path}: the bundle has version {manifest.get('version')!r}, but this program reads"
-            f" version {VERSION}; get a newer bundle, or select it again"
+            f" version {VERSION}; get one of that version, or select it again"
         )
     if not isinstance(manifest.get("sha256"), dict):
         raise BundleError(f"{path / _MANIFEST}: has no checksums; get the bundle again")

@@ -435,9 +435,9 @@ def test_a_missing_file(folder: Path, name: str) -> None:
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "later version": (
         lambda m: m.update(version=8),
-        "has version 8, but this program reads version 7",
+        "has version 8, but this program reads version 7; get one of that",
     ),
-    "earlier version": (lambda m: m.update(version=1), "has version 1, .*; get a newer bundle"),
+    "earlier version": (lambda m: m.update(version=1), "has version 1, .*; get one of that"),
     "no version": (lambda m: m.pop("version"), "has version None"),
     "other kind": (lambda m: m.update(kind="web app"), "not the manifest of"),
     "no checksums": (lambda m: m.pop("sha256"), "no checksums"),
