@@ -38,7 +38,7 @@ class WriterSettings(ContinuationSettings):
     """Training steps of each model."""
     dropout: float = 0.4
     """Share of units, and of places of the window, dropped in training. 0.4 suits corpora of some
-    thousand adjacent pairs, 0.2 those of fifty thousand."""
+    thousand adjacent pairs, 0.1 those of fifty thousand."""
 
 
 Tokens = tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]
