@@ -78,20 +78,19 @@ def _arrange(content: bytes, markers: Sequence[tuple[Fraction, str]]) -> bytes:
     import mido  # noqa: PLC0415  (slow, and needed only where a file is written)
 
     midi = mido.MidiFile(file=BytesIO(content), charset="utf-8")
-    for track in midi.tracks:
+    added = [
+        (round(start * midi.ticks_per_beat), mido.MetaMessage("marker", text=text))
+        for start, text in sorted(markers)
+    ]
+    for number, track in enumerate(midi.tracks):
         ticks = accumulate(message.time for message in track)
-        events = sorted(zip(ticks, track, strict=True), key=lambda e: (e[0], _is_onset(e[1])))
-        tick = 0
-        for n, (at, message) in enumerate(events):
-            track[n] = message.copy(time=at - tick)
-            tick = at
-    if markers:
-        track, tick = mido.MidiTrack(), 0
-        for start, text in sorted(markers):
-            at = round(start * midi.ticks_per_beat)
-            track.append(mido.MetaMessage("marker", text=text, time=at - tick))
-            tick = at
-        midi.tracks[0] = mido.merge_tracks([midi.tracks[0], track])
+        events = [*zip(ticks, track, strict=True), *(added if number == 0 else [])]
+        events.sort(key=lambda event: (event[0], _is_onset(event[1])))
+        starts = [0, *(at for at, _ in events)]
+        track[:] = [
+            message.copy(time=at - before)
+            for before, (at, message) in zip(starts, events, strict=False)
+        ]
     stream = BytesIO()
     midi.save(file=stream)
     return stream.getvalue()
