@@ -365,8 +365,9 @@ class Evaluator:
         moved = (left != last.latents[0]) | (right != last.latents[1])
         rows = moved.any(1).nonzero().squeeze(1)
         own = rows.cpu().numpy()
-        tokens, old = self._decode((left[rows], right[rows]), kinds[own]), last.notes.take(own)
-        other = ((tokens[0] != old.left) | (tokens[1] != old.right)).any(axis=1)
+        tokens = self._decode((left[rows], right[rows]), kinds[own])
+        before = last.notes.left[own], last.notes.right[own]
+        other = ((tokens[0] != before[0]) | (tokens[1] != before[1])).any(axis=1)
         notes = self._read((tokens[0][other], tokens[1][other]), source.split)
         return _Outputs((left, right), kept, last.notes.put(own[other], notes))
 
