@@ -35,7 +35,7 @@ from evaluation.statistics import STATISTICS, Bins, compute_statistics, transiti
 from evaluation.transforms import Fusion, Step
 from study.config import StudyConfig, load_config, load_configs
 from study.execution import make_trainer
-from study.findings import count_bins, has_verdicts, read_finished_metrics
+from study.findings import count_bins, read_finished_metrics
 from study.networks import encode_training
 from study.packs import measure_packs
 from study.search import list_first_trials
@@ -225,7 +225,7 @@ def verdict_table(rounds: Rounds) -> Iterator[Measure]:
 
 def is_finished(store: Store) -> bool:
     """Whether there is a study, and it has come to its end."""
-    return (store.root / "study.json").exists() and has_verdicts(store)
+    return (store.root / "study.json").exists() and store.has_rows("verdicts")
 
 
 Tables = tuple[pl.DataFrame, pl.LazyFrame, pl.LazyFrame, Mapping[str, int]]

@@ -182,12 +182,7 @@ def list_findings(store: Store) -> list[str]:
     >>> told = list_findings(study.open("results/quickstart"))
     """
     says = (say_verdicts, say_controls, say_improvements)
-    return [line for say in says for line in say(store)] if has_verdicts(store) else []
-
-
-def has_verdicts(store: Store) -> bool:
-    """Whether a study was run as far as its verdicts."""
-    return not store.scan("verdicts").head(1).collect().is_empty()
+    return [line for say in says for line in say(store)] if store.has_rows("verdicts") else []
 
 
 def say_verdicts(store: Store) -> list[str]:

@@ -104,7 +104,7 @@ def _check(stores: Sequence[Store]) -> None:
         unfinished = list_jobs(store).join(written, on=["trial", "status"], how="anti")["trial"]
         told = ("verdicts", "matched")
         lacks = [
-            *(f"table {name}" for name in told if store.scan(name).head(1).collect().is_empty()),
+            *(f"table {name}" for name in told if not store.has_rows(name)),
             *(f"whole records of {trial}" for trial in unfinished),
         ]
         if lacks:

@@ -169,6 +169,10 @@ class Store:
             self.need_whole(f"table {table}")
         return self._open(table).scan()
 
+    def has_rows(self, table: str) -> bool:
+        """Whether a table has a row: `verdicts`, where a study was run as far as these."""
+        return not self.scan(table).head(1).collect().is_empty()
+
     def sql(self, query: str) -> pl.DataFrame:
         """Run one SQL query (of Polars' dialect) over all tables.
 
