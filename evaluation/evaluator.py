@@ -57,6 +57,8 @@ DIVERSITY_INPUTS = 64
 """Most input pairs of a source on which style diversity is measured."""
 _KEPT_REPLICATES = 8
 """Most replicates that are kept: of all sources, and of the first pairs of each."""
+_KEPT_SOURCES = 4
+"""Most sources whose inputs are kept as notes: those of a study."""
 REAL_PAIRS = 512
 """Most real adjacent pairs with which density and coverage compare."""
 
@@ -142,8 +144,8 @@ class Evaluator:
         counted in `excluded`. Correlations, `seam` and measures of overlap also exclude pairs with
         a half without notes.
         """
-        inputs = Decoded(source.inputs, self._decode(source.inputs, source.kinds))
-        outputs = None
+        outputs = self._read_inputs(source)
+        inputs = Decoded(outputs.latents, outputs.notes.tokens)
         rows, records, influences = [], [], []
         for step in steps:
             shared = {**label, "source": source.name, "iteration": step.iteration}
@@ -347,10 +349,26 @@ class Evaluator:
             columns[name] = np.where(kept, columns[name], np.nan if name in OF_PAIRS else -1)
         return pairs, columns
 
-    def _follow(self, source: Source, step: Step, last: "_Outputs | None") -> "_Outputs":
+    def _read_inputs(self, source: Source) -> "_Outputs":
+        """Read the inputs of a source. They are kept, for all transforms have the same."""
+        if id(source) not in self._inputs:
+            while len(self._inputs) >= _KEPT_SOURCES:
+                self._inputs.pop(next(iter(self._inputs)))
+            notes = self._read(self._decode(source.inputs, source.kinds), source.split)
+            every = np.ones(len(source.songs), bool)
+            self._inputs[id(source)] = source, _Outputs(source.inputs, every, notes)
+        return self._inputs[id(source)][1]
+
+    @cached_property
+    def _inputs(self) -> dict[int, tuple[Source, "_Outputs"]]:
+        """The latest sources, each beside its inputs, so that no other gets its number."""
+        return {}
+
+    def _follow(self, source: Source, step: Step, last: "_Outputs") -> "_Outputs":
         """Read the outputs of a step. Pairs that are as after the last step are not read again.
 
-        Fusion comes to rest: after the first step, nine of ten of its pairs stay as they are.
+        The first step comes after the inputs. Fusion comes to rest: after its first step, nine of
+        ten of its pairs stay as they are.
         """
         finite = torch.isfinite(z_weighted(source.inputs, step.outputs, self.core.sigma_bar))
         # A row that is not finite is replaced by its input, and its results are removed later.
@@ -358,18 +376,15 @@ class Evaluator:
             torch.where(finite[:, None], after, z)
             for z, after in zip(source.inputs, step.outputs, strict=True)
         )
-        kept, kinds = finite.cpu().numpy(), source.kinds
-        if last is None:
-            notes = self._read(self._decode((left, right), kinds), source.split)
-            return _Outputs((left, right), kept, notes)
         moved = (left != last.latents[0]) | (right != last.latents[1])
         rows = moved.any(1).nonzero().squeeze(1)
         own = rows.cpu().numpy()
-        tokens = self._decode((left[rows], right[rows]), kinds[own])
+        tokens = self._decode((left[rows], right[rows]), source.kinds[own])
         before = last.notes.left[own], last.notes.right[own]
         other = ((tokens[0] != before[0]) | (tokens[1] != before[1])).any(axis=1)
         notes = self._read((tokens[0][other], tokens[1][other]), source.split)
-        return _Outputs((left, right), kept, last.notes.put(own[other], notes))
+        put = last.notes.put(own[other], notes)
+        return _Outputs((left, right), finite.cpu().numpy(), put)
 
     def _measure(self, pairs: Pairs) -> dict[str, Any]:
         """Return the columns of the records that can be computed for these pairs."""
