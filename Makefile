@@ -43,7 +43,7 @@ bundle: .venv/ready
 bench-core: .venv/ready
 	$(BIN)/python -m benchmarks.core
 
-# How fast rivals are searched, outputs measured and verdicts reached.
+# How fast rivals are searched, outputs measured and verdicts reached; trains a trial for it (ten minutes).
 bench-evaluation: .venv/ready
 	$(BIN)/python -m benchmarks.evaluation
 

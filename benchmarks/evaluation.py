@@ -1,7 +1,8 @@
 """`python -m benchmarks.evaluation`: how fast rivals are searched, outputs measured and judged.
 
-Prints one table and writes `benchmarks/out/evaluation.json`, as `benchmarks.core` does. The latent
-search needs PyTorch and NumPy alone. `DEVICE=cuda` measures what a GPU is for, there.
+Prints one table and writes `benchmarks/out/evaluation.json`, as `benchmarks.core` does. It takes ten
+minutes on a CPU, since a trial is trained for it (`benchmarks.trial`). The latent search needs
+PyTorch and NumPy alone. `DEVICE=cuda` measures what a GPU is for, there.
 """
 
 from collections.abc import Iterator
@@ -38,8 +39,10 @@ def main(repeats: int = 15, seconds: float = 0.2, scale: int = 1, output: Path =
         print(f"all but the latent search is left out: {', '.join(missing)} can't be imported")
     else:
         from benchmarks.panels import measure_evaluation  # noqa: PLC0415
+        from benchmarks.trial import measure_trial  # noqa: PLC0415
 
-        measures += measure_evaluation(Rounds(min(3, repeats), 0.0, scale), device)
+        few = Rounds(min(3, repeats), 0.0, scale)
+        measures += [*measure_evaluation(few, device), *measure_trial(few, device)]
     publish(measures, output)
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from torch import nn
 
-from benchmarks.measuring import Measure, Rounds, ratio, tell
+from benchmarks.measuring import Action, Measure, Rounds, ratio, tell
 from benchmarks.products import Product, bare, decoding, forward
 from cf_core.batches import Member
 from cf_core.continuation import Continuation, ContinuationSettings
@@ -32,7 +32,7 @@ from evaluation.likeness import SEAMS
 from evaluation.metrics import AXES, COHERENCY, LIKENESS
 from evaluation.sources import Source, make_sources
 from evaluation.statistics import STATISTICS, Bins, compute_statistics, transition_matrix
-from evaluation.transforms import Fusion, Step
+from evaluation.transforms import Fusion
 from study.config import StudyConfig, load_config, load_configs
 from study.execution import make_trainer
 from study.findings import count_bins, read_finished_metrics
@@ -77,37 +77,21 @@ def statistics(rounds: Rounds) -> Iterator[Measure]:
 
 
 def panels(rounds: Rounds, device: str) -> Iterator[Measure]:
-    """Measuring one conditional trial against its training at the defaults.
+    """Measuring outputs against the products of decoding and judging them.
 
-    Two sources are measured after the counts of the study `poster`, and scaled to all its points
-    and pairs. The map is applied by the scheme `poster`. On a GPU training is that of a trial
-    alone, by graph, and of one in a pack.
+    Networks have not learnt, and the map is applied by the scheme `poster`. So no pair comes to
+    rest, and all pairs have to be measured after each of the counts of the study `poster`.
     """
-    pairs, where, settings = PAIRS // rounds.scale, torch.device(device), FusionSettings()
-    plan = load_configs("poster")[0].evaluation
-    counts = plan.iterations
+    pairs, where = PAIRS // rounds.scale, torch.device(device)
+    counts = load_configs("poster")[0].evaluation.iterations
     evaluator, fusion, sources = _furnish(rounds.scale, where)
     style = torch.rand(pairs, STYLE_DIM, generator=make_random(0, "style")).to(where)
-    packs = (1,) if where.type == "cpu" else (1, PACK)
-    trained = [
-        _trainer(evaluator.corpus, deepcopy(evaluator.core).cpu(), settings, size, device).update
-        for size in packs
+    made = [
+        list(Fusion(fusion, style, WEIGHT)(source.inputs, counts, make_random(0, "none")))
+        for source in sources
     ]
-    for update in trained:
-        for _ in range(WARM_UP):
-            update()
-
-    def fuse(source: Source) -> list[Step]:
-        random = make_random(0, "fusion", device=where)
-        return list(Fusion(fusion, style, WEIGHT)(source.inputs, counts, random))
-
-    made = [fuse(source) for source in sources]
 
     def measured() -> None:
-        for source in sources:
-            evaluator.evaluate(dict.fromkeys(LABELS, "x"), source, fuse(source))
-
-    def scored() -> None:
         for source, steps in zip(sources, made, strict=True):
             evaluator.evaluate(dict.fromkeys(LABELS, "x"), source, steps)
 
@@ -117,25 +101,17 @@ def panels(rounds: Rounds, device: str) -> Iterator[Measure]:
     )
     products = bare(needed * len(sources) * len(counts), device=device)
     with limit_threads(1):
-        seconds = rounds.take_turns(measured, scored, products, *trained)
-    whole = 2 * (plan.pairs + plan.validation_pairs) * len(counts) * len(plan.lambda_)
-    seconds[:, 0] *= whole / (PAIRS * len(sources) * len(counts))
-    seconds[:, 3:] *= settings.steps / np.array(packs)
-    named = ["panels", "measures alone", "products of decoding and judging"]
-    what = named + [f"training in a pack of {size}" for size in packs]
+        seconds = rounds.take_turns(measured, products)
     on = "one thread" if where.type == "cpu" else torch.cuda.get_device_name(where)
-    tell(f"{pairs} pairs, {settings.steps} steps, {on}", seconds, what)
+    what = ["measures", "products of decoding and judging"]
+    tell(f"{pairs} pairs of two sources after {len(counts)} counts, {on}", seconds, what)
     start = "" if where.type == "cpu" else "cuda_"
-    yield Measure(start + "panels_share_of_training", ratio(seconds, 0, 3), "share", 0.25, "lower")
-    for place, size in enumerate(packs[1:], 4):
-        name = f"{start}panels_share_of_training_in_pack{size}"
-        yield Measure(name, ratio(seconds, 0, place), "share", None, "lower")
-    yield Measure(start + "evaluation_vs_products", ratio(seconds, 1, 2), "×", 4.0, "lower")
+    yield Measure(start + "evaluation_vs_products", ratio(seconds, 0, 1), "×", 4.0, "lower")
 
 
 def _furnish(scale: int, device: torch.device) -> tuple[Evaluator, Generator, Sequence[Source]]:
     """An evaluator, a map and two sources, with networks as they are before training."""
-    corpus, pairs = _corpus(10_000 // scale), PAIRS // scale
+    corpus, pairs = make_corpus(scale), PAIRS // scale
     core = MelodyVAE(FORM, VAESettings())
     classifier = SearchClassifier(LATENT_DIM, ClassifierSettings())
     second = Continuation(FORM, ContinuationSettings())
@@ -245,9 +221,9 @@ def _job_seconds(store: Store) -> float:
 
 def default_trainer(settings: FusionSettings, scale: int) -> PackTrainer:
     """The trainer of one conditional trial, on a made-up corpus and core of the default size."""
-    corpus, core = _corpus(10_000 // scale), MelodyVAE(FORM, VAESettings())
+    corpus, core = make_corpus(scale), MelodyVAE(FORM, VAESettings())
     initialise(core, make_random(0, "weights"))
-    return _trainer(corpus, core, settings)
+    return make_pack(corpus, core, settings)
 
 
 def _training_seconds(config: StudyConfig, scale: int) -> float:
@@ -258,9 +234,20 @@ def _training_seconds(config: StudyConfig, scale: int) -> float:
     return float(seconds[0]) * config.fusion.steps * rounds
 
 
-def _trainer(
+def make_update(
+    corpus: Corpus, core: MelodyVAE, settings: FusionSettings, trials: int, device: str
+) -> Action:
+    """A training step of such a pack, whose graph was captured."""
+    update = make_pack(corpus, core, settings, trials, device).update
+    for _ in range(WARM_UP):
+        update()
+    return update
+
+
+def make_pack(
     corpus: Corpus, core: MelodyVAE, settings: FusionSettings, trials: int = 1, device: str = "cpu"
 ) -> PackTrainer:
+    """A pack of conditional trials, untrained."""
     alike = [Member(None, STYLE_DIM, seed, settings.learning_rate) for seed in range(trials)]
     return PackTrainer(encode_training(corpus, core), settings, alike, device)
 
@@ -282,9 +269,9 @@ def _tunes(count: int) -> np.ndarray:
     return tokens.astype(np.uint8)
 
 
-def _corpus(segments: int) -> Corpus:
-    """Songs of 20 segments, each followed by the next; eight of ten for training."""
-    songs, length = max(30, segments // 20), 20
+def make_corpus(scale: int) -> Corpus:
+    """Made-up songs of 20 segments, each followed by the next; eight of ten for training."""
+    songs, length = max(30, 500 // scale), 20
     song = np.repeat(np.arange(songs), length)
     rows = np.arange(len(song) - 1)
     return Corpus(

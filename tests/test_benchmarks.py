@@ -219,6 +219,8 @@ def test_the_evaluation_benchmark_names_what_it_promises(
         "lp_matmul_share": (0.6, "higher"),
         "statistics_vs_decode": (0.5, "lower"),
         "panels_share_of_training": (0.25, "lower"),
+        "panels_share_as_on_poster": (None, "lower"),
+        "fusing_share_of_training": (None, "lower"),
         "evaluation_vs_products": (4.0, "lower"),
         "verdict_share": (0.02, "lower"),
     }
