@@ -1,7 +1,7 @@
 """`python -m benchmarks.evaluation`: how fast rivals are searched, outputs measured and judged.
 
-Prints one table and writes `benchmarks/out/evaluation.json`, as `benchmarks.core` does. It takes ten
-minutes on a CPU, since a trial is trained for it (`benchmarks.trial`). The latent search needs
+Prints one table and writes `benchmarks/out/evaluation.json`, as `benchmarks.core` does. It takes
+ten minutes on a CPU, since a trial is trained for it (`benchmarks.trial`). The latent search needs
 PyTorch and NumPy alone. `DEVICE=cuda` measures what a GPU is for, there.
 """
 

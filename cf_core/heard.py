@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64, Integer
 from torch import Tensor
 
-from cf_core.distance import edit_distance
+from cf_core.distance import count_edits
 from cf_core.fusion import FusionSettings, Generator, share_step
 from cf_core.kinds import take_kinds
 from cf_core.losses import Pair
@@ -145,11 +145,10 @@ class Heard:
     ) -> Float[Tensor, "B"]:
         """J of each pair of tokens, in nats, with edits counted from `inputs`."""
         fit = self.writer.rate((tokens[:, 0], tokens[:, 1]))
-        before, after = inputs.cpu().numpy(), tokens.cpu().numpy()
-        left, right = (edit_distance(before[:, half], after[:, half]) for half in (0, 1))
+        left, right = (count_edits(inputs[:, half], tokens[:, half]) for half in (0, 1))
         left_share, right_share = share_step(self.lead)
-        uneven = np.abs(right_share * left - left_share * right)
-        return fit - self.imbalance * torch.from_numpy(uneven).to(fit)
+        uneven = (right_share * left.double() - left_share * right.double()).abs()
+        return fit - self.imbalance * uneven.to(fit)
 
     def _write(
         self,
@@ -194,8 +193,7 @@ class Heard:
     def decode(self, pair: Pair, kinds: Int64[Tensor, "B"]) -> Int64[Tensor, "B 2 T"]:
         """What is heard of pairs, whose bars are of these kinds."""
         # Both halves at once: for a single pair, each call costs more than its arithmetic.
-        decoded = self.core.decode_tokens(torch.cat(pair), kinds.repeat(2).cpu().numpy())
-        heard = torch.from_numpy(decoded.astype(np.int64)).to(kinds.device)
+        heard = self.core.decode_notes(torch.cat(pair), kinds.repeat(2))
         return torch.stack(heard.chunk(2), 1)
 
 

@@ -15,8 +15,10 @@ from cf_core.melody import MelodyFormat
 
 
 def find_kinds(tokens: Integer[Tensor, "B T"], form: MelodyFormat) -> Int64[Tensor, "B"]:
-    """Index into `form.kinds` of each segment (`MelodyFormat.find_kinds`)."""
-    return torch.from_numpy(form.find_kinds(tokens.cpu().numpy())).to(tokens.device)
+    """Index into `form.kinds` of each segment, which its last mark says."""
+    if len(form.kinds) == 1:
+        return torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+    return -1 - tokens[:, -1].long()
 
 
 def split_kinds(kinds: Int64[Tensor, "B"]) -> Iterator[tuple[int, Int64[Tensor, "b"]]]:

@@ -122,13 +122,15 @@ class MelodyVAE(nn.Module):
         return logits
 
     @torch.no_grad()
-    def encode_mean(self, tokens: Integer[np.ndarray, "B T"]) -> Float[Tensor, "B Z"]:
+    def encode_mean(
+        self, tokens: Integer[np.ndarray, "B T"] | Integer[Tensor, "B T"]
+    ) -> Float[Tensor, "B Z"]:
         """Posterior means, computed in chunks: the latents of evaluation and deployment."""
         return self.posteriors(tokens)[0]
 
     @torch.no_grad()
     def posteriors(
-        self, tokens: Integer[np.ndarray, "B T"]
+        self, tokens: Integer[np.ndarray, "B T"] | Integer[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"]]:
         """Posterior means and standard deviations, in chunks, without gradients."""
         device = self.sigma_bar.device
@@ -138,18 +140,28 @@ class MelodyVAE(nn.Module):
         return torch.cat(means), torch.cat(deviations)
 
     @torch.no_grad()
-    def decode_tokens(
-        self, z: Float[Tensor, "B Z"], kinds: Integer[np.ndarray, "B"] | None = None
-    ) -> Integer[np.ndarray, "B T"]:
-        """The likeliest tokens of each segment (`decode_likeliest`), in chunks.
+    def decode_notes(
+        self, z: Float[Tensor, "B Z"], kinds: Int64[Tensor, "B"] | None = None
+    ) -> Int64[Tensor, "B T"]:
+        """The likeliest tokens of each segment (`decode_likeliest`), in chunks, where `z` is.
 
         `kinds` are as in `decode`.
         """
-        own = take_kinds(kinds, len(z), self.form)
+        own = take_kinds(kinds, len(z), self.form).to(z.device)
         count = count_at_once(_CHUNK, z.device)
         parts = zip(z.split(count), own.split(count), strict=True)
-        chunks = [decode_likeliest(self.decode(*part)).to(torch.int16) for part in parts]
-        return self.form.put_marks(torch.cat(chunks).cpu().numpy(), own.cpu().numpy())
+        tokens = torch.cat([decode_likeliest(self.decode(*part)) for part in parts])
+        if len(self.form.kinds) == 1:
+            return tokens
+        return torch.where(find_marks(own, self.form), -1 - own[:, None], tokens)
+
+    def decode_tokens(
+        self, z: Float[Tensor, "B Z"], kinds: Integer[np.ndarray, "B"] | None = None
+    ) -> Integer[np.ndarray, "B T"]:
+        """The same as an array on the host."""
+        own = take_kinds(kinds, len(z), self.form)
+        tokens: np.ndarray = self.decode_notes(z, own).to(torch.int16).cpu().numpy()
+        return tokens
 
     @torch.no_grad()
     def measure_sigma_bar(self, tokens: Integer[np.ndarray, "B T"]) -> None:

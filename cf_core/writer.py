@@ -13,7 +13,6 @@ Letters in shapes: `B` pairs, `T` steps of a half, `S` segments, `P` adjacent pa
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor, nn
@@ -103,7 +102,7 @@ class Writer(nn.Module):
         outputs = []
         for z, old, new in zip(pair, tokens, self.rewrite(tokens, price, chance), strict=True):
             rows = (new != old).any(1).nonzero().squeeze(1)
-            encoded = core.encode_mean(new[rows].cpu().numpy().astype(np.int16))
+            encoded = core.encode_mean(new[rows])
             outputs.append(z.index_copy(0, rows, encoded.to(z)))
         return outputs[0], outputs[1]
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cf_core.distance import SegmentBank, edit_distance, z_weighted
+from cf_core.distance import SegmentBank, count_edits, edit_distance, z_weighted
+from tests import pretended
 
 
 def levenshtein(a: tuple[int, ...], b: tuple[int, ...]) -> int:
@@ -26,6 +27,24 @@ def test_edit_distance_is_levenshtein(before: list[tuple[int, ...]], random: obj
     random.shuffle(after)  # type: ignore[attr-defined]
     expected = [levenshtein(a, b) for a, b in zip(before, after, strict=True)]
     assert edit_distance(np.array(before), np.array(after)).tolist() == expected
+
+
+@given(words, st.randoms(use_true_random=False))
+def test_edits_are_counted_alike_on_other_devices(
+    before: list[tuple[int, ...]], random: object
+) -> None:
+    after = before.copy()
+    random.shuffle(after)  # type: ignore[attr-defined]
+    one, other = torch.tensor(before), torch.tensor(after)
+    expected = count_edits(one, other)
+    assert expected.tolist() == edit_distance(one.numpy(), other.numpy()).tolist()
+    with pretended.device() as log:
+        one, other = one.to(pretended.NAME), other.to(pretended.NAME)
+        log.waits.clear()
+        found = count_edits(one, other)
+        assert found.device.type == pretended.NAME
+        assert log.waits == []
+    torch.testing.assert_close(found.cpu(), expected)
 
 
 def test_edit_distance_worked_by_hand() -> None:
