@@ -60,18 +60,19 @@ def statistics(rounds: Rounds) -> Iterator[Measure]:
     initialise(core, make_random(0, "core"))
     count = SEGMENTS // rounds.scale
     z = torch.randn(count, LATENT_DIM, generator=make_random(0, "latents"))
-    tokens = core.decode_tokens(z)
+    tokens = core.decode_notes(z)
     tunes, kinds = _tunes(2000), np.zeros(count, np.int64)
-    bins = Bins.fit(compute_statistics(tunes, FORM), FORM.find_kinds(tunes), len(FORM.kinds))
+    fitted = {n: v.numpy() for n, v in compute_statistics(torch.as_tensor(tunes), FORM).items()}
+    bins = Bins.fit(fitted, FORM.find_kinds(tunes), len(FORM.kinds))
 
     def matrices() -> None:
         values = compute_statistics(tokens, FORM)
         for name in STATISTICS:
-            of = bins.assign(name, values[name], kinds)
+            of = bins.assign(name, values[name].numpy(), kinds)
             transition_matrix(of[: count // 2], of[count // 2 :], bins.count(name))
 
     with limit_threads(1):
-        seconds = rounds.take_turns(matrices, lambda: core.decode_tokens(z))
+        seconds = rounds.take_turns(matrices, lambda: core.decode_notes(z))
     tell(f"{count} segments, one thread", seconds, ("statistics", "decoding"))
     yield Measure("statistics_vs_decode", ratio(seconds, 0, 1), "×", 0.5, "lower")
 

@@ -214,7 +214,7 @@ class Continuation(nn.Module):
 
     def _split(self, tokens: Integer[Tensor, "B T"]) -> Iterator[tuple[int, Int64[Tensor, "b"]]]:
         """Yield each kind of bars that occurs, and which rows have it."""
-        return split_kinds(find_kinds(tokens, self.form).to(self.window.weight.device))
+        return split_kinds(find_kinds(tokens, self.form).to(self.window.weight.device), self.form)
 
     def _rate(self, tokens: Int64[Tensor, "B N"], kind: int, count: int) -> Float[Tensor, "B n"]:
         rated = self(tokens, kind, count)
@@ -302,8 +302,10 @@ class Continuation(nn.Module):
             bound = chance[:, asked - steps, None] * up_to[..., -1:]
             drawn = torch.searchsorted(up_to, bound, right=True).squeeze(2)
             drawn = drawn.clamp(max=logits.shape[2] - 1)
-            wrong = (drawn != tokens[:, asked]).any(0).nonzero()
+            is_wrong = (drawn != tokens[:, asked]).any(0)
             tokens[:, asked] = drawn
+            # A single step is right whatever was guessed, and a device need not be asked.
+            wrong = is_wrong.nonzero() if len(asked) > 1 else asked[:0]
             done = done + int(wrong[0]) + 1 if len(wrong) else end
         return tokens[:, steps:]
 
@@ -422,7 +424,7 @@ class ContinuationTrainer(Trainer):
         random = make_random(self.seed, self.purpose, self.step, device=device)
         rows = torch.randint(len(self.pairs), (size,), generator=random, device=device)
         with limit_threads(1):
-            kinds = split_kinds(self._kinds[rows])
+            kinds = split_kinds(self._kinds[rows], self.form)
             parts = [self._rate(kind, rows[own], random) for kind, own in kinds]
             loss, nats = torch.stack(parts).sum(0) / size
             for group in self.optimiser.param_groups:

@@ -21,8 +21,14 @@ def find_kinds(tokens: Integer[Tensor, "B T"], form: MelodyFormat) -> Int64[Tens
     return -1 - tokens[:, -1].long()
 
 
-def split_kinds(kinds: Int64[Tensor, "B"]) -> Iterator[tuple[int, Int64[Tensor, "b"]]]:
+def split_kinds(
+    kinds: Int64[Tensor, "B"], form: MelodyFormat
+) -> Iterator[tuple[int, Int64[Tensor, "b"]]]:
     """Yield each kind that occurs, in order, and which rows have it."""
+    if len(form.kinds) == 1:  # a device need not be asked
+        if len(kinds):
+            yield 0, torch.arange(len(kinds), device=kinds.device)
+        return
     for kind in kinds.unique().tolist():
         yield kind, (kinds == kind).nonzero().squeeze(1)
 

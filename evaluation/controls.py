@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Integer
 
-from cf_core.distance import edit_distance
+from cf_core.distance import count_edits
 from cf_core.losses import Pair
 from cf_core.seeding import derive, make_random
 from evaluation.metrics import METRICS, Better
 from evaluation.rivals import Tools
 from evaluation.rivals.lp import LP
 from evaluation.sources import Source
+from evaluation.statistics import NotePairs
 
 if TYPE_CHECKING:
     from evaluation.evaluator import Evaluator
@@ -66,24 +66,20 @@ class Inputs:
         return len(self.source.songs)
 
     @cached_property
-    def tokens(self) -> tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]:
+    def tokens(self) -> NotePairs:
         """The inputs as notes."""
-        left, right = (
-            self.evaluator.core.decode_tokens(half, self.source.kinds)
-            for half in self.source.inputs
-        )
-        return left, right
+        core, (left, right) = self.evaluator.core, self.source.inputs
+        kinds = torch.from_numpy(self.source.kinds).to(left.device)
+        return core.decode_notes(left, kinds), core.decode_notes(right, kinds)
 
     @cached_property
     def continued(self) -> Pair:
         """The left halves, each with that of several likely continuations nearest to the right."""
         left, right = self.tokens
-        drawn = self.evaluator.continuation.sample(
-            torch.from_numpy(left), _CONTINUATIONS, self.random("continuation")
-        )
-        sampled = drawn.cpu().numpy().astype(np.int16)
-        nearest = np.stack([edit_distance(right, each) for each in sampled]).argmin(axis=0)
-        chosen = sampled[nearest, np.arange(self.count)]
+        random = self.random("continuation")
+        drawn = self.evaluator.continuation.sample(left, _CONTINUATIONS, random)
+        nearest = torch.stack([count_edits(right, each) for each in drawn]).argmin(0)
+        chosen = drawn[nearest, torch.arange(self.count, device=nearest.device)]
         return self.source.inputs[0], self.evaluator.core.encode_mean(chosen)
 
     def random(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -19,14 +19,14 @@ from jaxtyping import Bool, Float64, Int64, Integer
 
 from cf_core.continuation import Continuation
 from cf_core.corpus import Corpus, Split
-from cf_core.distance import SegmentBank, edit_distance, z_distance, z_weighted
+from cf_core.distance import SegmentBank, count_edits, z_distance, z_weighted
 from cf_core.losses import Pair
 from cf_core.seeding import derive, make_random
 from cf_core.vae import MelodyVAE
 from evaluation.classifier import SearchClassifier
 from evaluation.jackknife import Jackknife, has_enough_songs
 from evaluation.judge import Judge
-from evaluation.likeness import SEAMS, RealNeighbours, describe_pairs, find_seams
+from evaluation.likeness import SEAMS, RealNeighbours
 from evaluation.metrics import OF_PAIRS, OF_SETS
 from evaluation.samples import (
     Decoded,
@@ -37,13 +37,14 @@ from evaluation.samples import (
     Replicates,
     Sample,
     Statistics,
+    measure_notes,
 )
 from evaluation.sources import Source, deal_songs, name_pairs, unpaired
 from evaluation.statistics import (
     STATISTICS,
     Bins,
     Neighbourhoods,
-    TokenPairs,
+    NotePairs,
     compute_statistics,
     count_bins_by_cluster,
     count_pairs_by_cluster,
@@ -113,7 +114,7 @@ class Evaluator:
     """The model of notes that draws what controls are made of; judges hold another."""
 
     def to(self, device: torch.device) -> "Evaluator":
-        """A copy whose networks are on another device. Statistics of notes stay on the host."""
+        """A copy whose networks are on another device, where all that is measured of notes is."""
         # Copied together, since the judges share the model of notes.
         own = (self.core, self.classifier, dict(self.judges), self.continuation)
         core, classifier, judges, continuation = deepcopy(own)
@@ -279,7 +280,7 @@ class Evaluator:
             count: float(
                 np.mean(
                     [
-                        edit_distance(one[count][half], other[count][half]).mean()
+                        float(count_edits(one[count][half], other[count][half]).double().mean())
                         for one, other in combinations(outputs, 2)
                         for half in (0, 1)
                     ]
@@ -290,8 +291,9 @@ class Evaluator:
 
     @cached_property
     def _training(self) -> Statistics:
-        tokens = self.corpus.tokens[self.corpus.segments(Split.TRAIN)]
-        return compute_statistics(tokens, self.corpus.form)
+        tokens = torch.as_tensor(self.corpus.tokens[self.corpus.segments(Split.TRAIN)])
+        found = compute_statistics(tokens, self.corpus.form)
+        return {name: values.numpy() for name, values in found.items()}
 
     @cached_property
     def deviations(self) -> dict[str, float]:
@@ -314,15 +316,15 @@ class Evaluator:
         self, rows: Integer[np.ndarray, "P 2"], split: Split, random: np.random.Generator
     ) -> Reference:
         songs, of_pair = np.unique(self.corpus.song[rows[:, 0]], return_inverse=True)
-        tokens, form = self._tokens(rows), self.corpus.form
-        left, right = (compute_statistics(half, form) for half in tokens)
-        bins = self._bins((left, right), self.corpus.kinds[rows[:, 0]])
+        form, judge = self.corpus.form, self.judges[split]
+        pairs = Pairs(measure_notes(self._tokens(rows), form, judge), self.corpus.song[rows], form)
+        bins = self._bins(pairs)
         counts = {
             name: count_pairs_by_cluster(*bins[name], self.bins.count(name), of_pair, len(songs))
             for name in STATISTICS
         }
-        seams = count_bins_by_cluster(find_seams(tokens, form), SEAMS, of_pair, len(songs))
-        features = pair_features(left, right, self.deviations)
+        seams = pairs.measured["seam_bin"].astype(np.int64)
+        features = pair_features(*pairs.statistics, self.deviations)
         drawn = random.permutation(len(rows))[:REAL_PAIRS]
         folds, rebuilt = deal_songs(self.corpus, split, self.seed), self._reconstructed(rows)
         return Reference(
@@ -330,12 +332,12 @@ class Evaluator:
             of_pair.astype(np.int64),
             folds,
             counts,
-            seams,
-            (left, right),
+            count_bins_by_cluster(seams, SEAMS, of_pair, len(songs)),
+            pairs.statistics,
             Neighbourhoods.fit(features[drawn]),
             RealNeighbours.describe(rebuilt, folds[songs][of_pair], form),
-            self.judges[split].probability(*rebuilt),
-            edit_distance(*rebuilt),
+            judge.probability(*rebuilt).double().cpu().numpy(),
+            count_edits(*rebuilt).cpu().numpy(),
         )
 
     def _outcomes(
@@ -378,12 +380,12 @@ class Evaluator:
         )
         moved = (left != last.latents[0]) | (right != last.latents[1])
         rows = moved.any(1).nonzero().squeeze(1)
-        own = rows.cpu().numpy()
-        tokens = self._decode((left[rows], right[rows]), source.kinds[own])
-        before = last.notes.left[own], last.notes.right[own]
-        other = ((tokens[0] != before[0]) | (tokens[1] != before[1])).any(axis=1)
+        kinds = source.kinds[rows.cpu().numpy()]
+        tokens = self._decode((left[rows], right[rows]), kinds)
+        before = last.notes.left[rows], last.notes.right[rows]
+        other = ((tokens[0] != before[0]) | (tokens[1] != before[1])).any(1).nonzero().squeeze(1)
         notes = self._read((tokens[0][other], tokens[1][other]), source.split)
-        put = last.notes.put(own[other], notes)
+        put = last.notes.put(rows[other], notes)
         return _Outputs((left, right), finite.cpu().numpy(), put)
 
     def _measure(self, pairs: Pairs) -> dict[str, Any]:
@@ -392,9 +394,9 @@ class Evaluator:
         for name, compute in OF_PAIRS.items():
             if (values := compute(pairs, self)) is not None:
                 columns[name] = values
-        for name, bins in self._bins(pairs.statistics, pairs.kinds).items():
+        for name, bins in self._bins(pairs).items():
             columns |= {f"{name}_left": bins[0], f"{name}_right": bins[1]}
-        columns["seam_bin"] = find_seams(pairs.tokens, pairs.form)
+        columns["seam_bin"] = pairs.measured["seam_bin"].astype(np.int64)
         return columns
 
     def _metrics(self, records: pl.DataFrame, pairs: Pairs) -> Iterator[dict[str, Any]]:
@@ -464,34 +466,26 @@ class Evaluator:
         inputs: Decoded | None = None,
         finite: Bool[np.ndarray, "B"] | None = None,
     ) -> Pairs:
-        left, right = (compute_statistics(half, self.corpus.form) for half in notes.tokens)
-        form = self.corpus.form
-        return Pairs(notes, (left, right), songs, form, reference, latents, inputs, finite)
+        return Pairs(notes, songs, self.corpus.form, reference, latents, inputs, finite)
 
-    def _read(self, tokens: TokenPairs, split: Split) -> Notes:
-        """Measure what is costly of pairs of a split."""
-        judge = self.judges[split]
-        likelihoods = judge.continuation.compare(*map(torch.as_tensor, tokens))
-        after, alone = (each.double().cpu().numpy() for each in likelihoods)
-        features, _ = describe_pairs(tokens, self.corpus.form)
-        return Notes(*tokens, features, after - alone, judge.probability(*tokens, likelihoods))
+    def _read(self, tokens: NotePairs, split: Split) -> Notes:
+        return measure_notes(tokens, self.corpus.form, self.judges[split])
 
-    def _bins(
-        self, statistics: tuple[Statistics, Statistics], kinds: Int64[np.ndarray, "B"]
-    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        left, right = statistics
+    def _bins(self, pairs: Pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        left, right = pairs.statistics
         return {
             name: (
-                self.bins.assign(name, left[name], kinds),
-                self.bins.assign(name, right[name], kinds),
+                self.bins.assign(name, left[name], pairs.kinds),
+                self.bins.assign(name, right[name], pairs.kinds),
             )
             for name in STATISTICS
         }
 
-    def _decode(self, pair: Pair, kinds: Int64[np.ndarray, "B"]) -> TokenPairs:
-        return self.core.decode_tokens(pair[0], kinds), self.core.decode_tokens(pair[1], kinds)
+    def _decode(self, pair: Pair, kinds: Int64[np.ndarray, "B"]) -> NotePairs:
+        own = torch.from_numpy(kinds).to(pair[0].device)
+        return self.core.decode_notes(pair[0], own), self.core.decode_notes(pair[1], own)
 
-    def _reconstructed(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
+    def _reconstructed(self, rows: Integer[np.ndarray, "P 2"]) -> NotePairs:
         """Encode and decode pairs, as all inputs are."""
         return self._decode(self._encode(rows), self.corpus.kinds[rows[:, 0]])
 
@@ -499,8 +493,12 @@ class Evaluator:
         left, right = (self.core.encode_mean(half) for half in self._tokens(rows))
         return left, right
 
-    def _tokens(self, rows: Integer[np.ndarray, "P 2"]) -> TokenPairs:
-        return self.corpus.tokens[rows[:, 0]], self.corpus.tokens[rows[:, 1]]
+    def _tokens(self, rows: Integer[np.ndarray, "P 2"]) -> NotePairs:
+        left, right = (
+            torch.as_tensor(self.corpus.tokens[half]).long().to(self.core.sigma_bar.device)
+            for half in rows.T
+        )
+        return left, right
 
 
 class _Outputs(NamedTuple):

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64, Integer
 from torch import Tensor, nn
@@ -147,36 +146,34 @@ class Judge(nn.Module):
     @torch.no_grad()
     def probability(
         self,
-        left: Integer[np.ndarray, "B T"],
-        right: Integer[np.ndarray, "B T"],
+        left: Integer[Tensor, "B T"],
+        right: Integer[Tensor, "B T"],
         likelihoods: Likelihoods | None = None,
-    ) -> Float[np.ndarray, "B"]:
+    ) -> Float[Tensor, "B"]:
         """Probability of adjacency if half of all pairs are adjacent and half are unpaired.
 
         It is such a probability only after `calibrate`. `likelihoods` are those of the pairs by
         `continuation`, which are computed where they are not given.
         """
-        return torch.sigmoid(torch.as_tensor(self.logits(left, right, likelihoods))).numpy()
+        return torch.sigmoid(self.logits(left, right, likelihoods))
 
     @torch.no_grad()
     def logits(
         self,
-        left: Integer[np.ndarray, "B T"],
-        right: Integer[np.ndarray, "B T"],
+        left: Integer[Tensor, "B T"],
+        right: Integer[Tensor, "B T"],
         likelihoods: Likelihoods | None = None,
-    ) -> Float[np.ndarray, "B"]:
+    ) -> Float[Tensor, "B"]:
         """Logit of `probability`."""
         weights = self.get_buffer("calibration")
         terms = self._terms(self.opinions(left, right, likelihoods))
-        found = terms @ weights[:-1] + weights[-1]
-        logits: np.ndarray = found.float().cpu().numpy()
-        return logits
+        return (terms @ weights[:-1] + weights[-1]).float()
 
     @torch.no_grad()
     def opinions(
         self,
-        left: Integer[np.ndarray, "B T"],
-        right: Integer[np.ndarray, "B T"],
+        left: Integer[Tensor, "B T"],
+        right: Integer[Tensor, "B T"],
         likelihoods: Likelihoods | None = None,
     ) -> Float64[Tensor, "B 4"]:
         """What the committee and the model of notes say, in nats.
@@ -191,10 +188,14 @@ class Judge(nn.Module):
         rated = self.rate(halves[0], halves[1]).mean(0)
         committee = rated[:, :1] - rated[:, 1:]
         if likelihoods is None:
-            likelihoods = self.continuation.compare(torch.as_tensor(left), torch.as_tensor(right))
+            likelihoods = self.continuation.compare(left, right)
         after, alone = (each.sum(1) for each in likelihoods)
         ratio = after - alone
         return torch.cat((committee, torch.stack((ratio, alone), dim=1)), dim=1).double()
+
+    def _read(self, pairs: TokenPairs) -> Float64[Tensor, "B 4"]:
+        left, right = map(torch.as_tensor, pairs)
+        return self.opinions(left, right)
 
     def _terms(self, opinions: Float64[Tensor, "B 4"]) -> Float64[Tensor, "B 5"]:
         """Split the ratio in two: how far it is below what is usual, and how far above.
@@ -218,11 +219,11 @@ class Judge(nn.Module):
         negatives in training, but not here: a transformed pair should be told from real neighbours
         by how its halves fit, not by whether it was sampled.
         """
-        real = self.opinions(*adjacent)
+        real = self._read(adjacent)
         self.get_buffer("usual").copy_(real[:, 2].quantile(_USUAL))
-        neighbours, unrelated = self._terms(real), self._terms(self.opinions(*unpaired))
+        neighbours, unrelated = self._terms(real), self._terms(self._read(unpaired))
         negatives = {"unpaired": unrelated}
-        negatives |= {kind: self._terms(self.opinions(*pairs)) for kind, pairs in hard.items()}
+        negatives |= {kind: self._terms(self._read(pairs)) for kind, pairs in hard.items()}
         weights = fit_logistic(
             neighbours, [(own, _SHARES.get(kind, 1.0)) for kind, own in negatives.items()]
         )

@@ -18,10 +18,18 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64, Integer, Shaped
+from torch import Tensor
 
+from cf_core.kinds import find_kinds, look_up
 from cf_core.melody import FIRST_PITCH, REST, MelodyFormat
 from cf_core.training import limit_threads
-from evaluation.statistics import DIATONIC, TokenPairs, count_classes, sounding_pitch
+from evaluation.statistics import (
+    DIATONIC,
+    NotePairs,
+    count_classes,
+    find_note_before,
+    sounding_pitch,
+)
 
 FOLDS = 4
 """Groups of songs. A classifier of three of them scores the fourth."""
@@ -40,123 +48,121 @@ _SEAM = _OCTAVE + 1
 class _Half:
     """One half of each pair, and what its features are made of; without notes, pitches are 0."""
 
-    tokens: Integer[np.ndarray, "B T"]
+    tokens: Integer[Tensor, "B T"]
     form: MelodyFormat
 
     @cached_property
-    def sounding(self) -> Int64[np.ndarray, "B T"]:
+    def sounding(self) -> Int64[Tensor, "B T"]:
         """The pitch that sounds at each step; -1 for none."""
-        return np.asarray(sounding_pitch(self.tokens, self.form))
+        return sounding_pitch(self.tokens, self.form)
 
     @cached_property
-    def onsets(self) -> Bool[np.ndarray, "B T"]:
+    def onsets(self) -> Bool[Tensor, "B T"]:
         """The steps at which a note begins."""
-        return np.asarray(self.tokens >= FIRST_PITCH)
+        return self.tokens >= FIRST_PITCH
 
     @cached_property
-    def steps(self) -> Int64[np.ndarray, "B"]:
+    def steps(self) -> Int64[Tensor, "B"]:
         """Number of steps."""
-        return np.asarray((self.tokens >= REST).sum(axis=1))
+        return (self.tokens >= REST).sum(1)
 
     @cached_property
-    def _slots(self) -> Int64[np.ndarray, "B W"]:
+    def _slots(self) -> Int64[Tensor, "B W"]:
         """The step in each slot; -1 for none."""
-        return np.asarray(self.form.slots[self.form.find_kinds(self.tokens)])
+        return look_up(self.form.slots, find_kinds(self.tokens, self.form))
 
     @cached_property
-    def pitch(self) -> Int64[np.ndarray, "B W"]:
+    def pitch(self) -> Int64[Tensor, "B W"]:
         """The pitch that sounds at each slot; -1 for none."""
-        return np.where(self._slots < 0, -1, self._place(self.sounding))
+        return torch.where(self._slots < 0, -1, self._place(self.sounding))
 
     @cached_property
-    def struck(self) -> Bool[np.ndarray, "B W"]:
+    def struck(self) -> Bool[Tensor, "B W"]:
         """The slots at which a note begins."""
-        return np.asarray((self._slots >= 0) & self._place(self.onsets))
+        return (self._slots >= 0) & self._place(self.onsets)
 
-    def _place(self, values: Shaped[np.ndarray, "B T"]) -> Shaped[np.ndarray, "B W"]:
+    def _place(self, values: Shaped[Tensor, "B T"]) -> Shaped[Tensor, "B W"]:
         """Lay values of steps out in slots; a slot without a step has that of the first one."""
-        return np.asarray(np.take_along_axis(values, self._slots.clip(0), axis=1))
+        return values.gather(1, self._slots.clamp(min=0))
 
     @cached_property
-    def count(self) -> Float64[np.ndarray, "B"]:
+    def count(self) -> Float64[Tensor, "B"]:
         """Number of notes, at least 1."""
-        return np.asarray(self.struck.sum(axis=1).clip(1), np.float64)
+        return self.struck.sum(1).clamp(min=1).double()
 
     @cached_property
-    def mean(self) -> Float64[np.ndarray, "B"]:
+    def mean(self) -> Float64[Tensor, "B"]:
         """Mean pitch of the notes."""
-        return np.asarray(np.where(self.struck, self.pitch, 0).sum(axis=1) / self.count)
+        return torch.where(self.struck, self.pitch, 0).sum(1) / self.count
 
     @cached_property
-    def contour(self) -> Float64[np.ndarray, "B W"]:
+    def contour(self) -> Float64[Tensor, "B W"]:
         """Pitch at each slot above the mean; 0 where none sounds."""
-        return np.where(self.pitch >= 0, self.pitch - self.mean[:, None], 0.0)
+        return torch.where(self.pitch >= 0, self.pitch - self.mean[:, None], 0.0)
 
     @cached_property
-    def classes(self) -> Float64[np.ndarray, "B 12"]:
+    def classes(self) -> Float64[Tensor, "B 12"]:
         """Share of the steps at which each pitch class sounds."""
-        return np.asarray(count_classes(self.sounding) / self.steps[:, None])
+        counts = count_classes(self.sounding, torch.ones_like(self.sounding))
+        return counts.double() / self.steps[:, None]
 
     @cached_property
-    def diatonic(self) -> Float64[np.ndarray, "B 12"]:
+    def diatonic(self) -> Float64[Tensor, "B 12"]:
         """Share of the steps at which a note of each diatonic collection sounds."""
-        return np.asarray(np.einsum("bk,ks->bs", self.classes, DIATONIC))
+        return self.classes @ torch.from_numpy(DIATONIC).to(self.classes)
 
     @cached_property
-    def ends(self) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
+    def ends(self) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"]]:
         """The first and the last step at which a note begins; 0 without notes."""
-        last = self.tokens.shape[1] - 1 - self.onsets[:, ::-1].argmax(axis=1)
-        return self.onsets.argmax(axis=1), np.where(self.onsets.any(axis=1), last, 0)
+        onsets = self.onsets.int()
+        last = onsets.shape[1] - 1 - onsets.flip(1).argmax(1)
+        return onsets.argmax(1), torch.where(self.onsets.any(1), last, 0)
 
     @cached_property
-    def moves(self) -> tuple[Float64[np.ndarray, "B 26"], Float64[np.ndarray, "B L"]]:
+    def moves(self) -> tuple[Float64[Tensor, "B 26"], Float64[Tensor, "B L"]]:
         """Shares of each interval (-12 to 12, larger) and length from a note to the next."""
-        rows, steps = np.nonzero(self.onsets)
-        follows = np.flatnonzero(rows[1:] == rows[:-1])
-        interval = np.diff(self.sounding[rows, steps])[follows]
-        length = np.diff(steps)[follows]
-        kind = np.where(abs(interval) <= _OCTAVE, interval + _OCTAVE, 2 * _OCTAVE + 1)
-        sizes = len(self.tokens), 2 * _OCTAVE + 2
-        intervals = np.bincount(rows[follows] * sizes[1] + kind, minlength=sizes[0] * sizes[1])
-        lengths = [np.bincount(rows[follows][length == n], minlength=sizes[0]) for n in _LENGTHS]
-        return (
-            intervals.reshape(sizes) / self.count[:, None],
-            np.stack(lengths, axis=1) / self.count[:, None],
-        )
+        before = find_note_before(self.onsets)
+        follows, there = before >= 0, before.clamp(min=0)
+        interval = self.sounding - self.sounding.gather(1, there)
+        within = interval.abs() <= _OCTAVE
+        kind = torch.where(within, interval + _OCTAVE, 2 * _OCTAVE + 1)
+        intervals = interval.new_zeros(len(interval), 2 * _OCTAVE + 2)
+        intervals.scatter_add_(1, kind, follows.long())
+        steps = torch.arange(before.shape[1], device=before.device)
+        length = torch.where(follows, steps - before, 0)
+        lengths = torch.stack([(length == n).sum(1) for n in _LENGTHS], 1)
+        return intervals / self.count[:, None], lengths / self.count[:, None]
 
     @cached_property
-    def range(self) -> Float64[np.ndarray, "B"]:
+    def range(self) -> Float64[Tensor, "B"]:
         """Highest less lowest note."""
-        highest = np.where(self.struck, self.pitch, 0).max(axis=1)
-        lowest = np.where(self.struck, self.pitch, 127).min(axis=1)
-        return np.asarray(np.maximum(highest - lowest, 0), np.float64)
+        highest = torch.where(self.struck, self.pitch, 0).amax(1)
+        lowest = torch.where(self.struck, self.pitch, 127).amin(1)
+        return (highest - lowest).clamp(min=0).double()
 
     def parts(self) -> tuple[slice, slice]:
         """The first and the second half of the slots."""
         slots = self.pitch.shape[1]
         return slice(0, slots // 2), slice(slots - slots // 2, slots)
 
-    def features(self) -> Float64[np.ndarray, "B H"]:
+    def features(self) -> Float64[Tensor, "B H"]:
         """What a half is like by itself."""
         first, second = self.parts()
         single = (
-            self.diatonic.max(axis=1),
-            (self.sounding >= 0).sum(axis=1) / self.steps,
+            self.diatonic.amax(1),
+            (self.sounding >= 0).sum(1).double() / self.steps,
             self.mean,
             self.count,
             self.range,
-            self.steps - 1.0 - self.ends[1],
-            (self.struck[:, first] == self.struck[:, second]).mean(axis=1),
+            (self.steps - 1 - self.ends[1]).double(),
+            _share(self.struck[:, first] == self.struck[:, second]),
         )
-        shares = np.sort(self.classes, axis=1)
-        return np.concatenate(
-            (self.struck, self.contour, *self.moves, shares, np.stack(single, axis=1)), axis=1
-        )
+        shares = self.classes.sort(1).values
+        parts = (self.struck.double(), self.contour, *self.moves, shares, torch.stack(single, 1))
+        return torch.cat(parts, 1)
 
 
-def describe_pairs(
-    tokens: TokenPairs, form: MelodyFormat
-) -> tuple[Float64[np.ndarray, "B F"], int]:
+def describe_pairs(tokens: NotePairs, form: MelodyFormat) -> tuple[Float64[Tensor, "B F"], int]:
     """Describe pairs by musical features; those of single halves come first, and are counted.
 
     A half is described by its onsets, contour, intervals, lengths, pitch classes without their
@@ -165,65 +171,70 @@ def describe_pairs(
     their parts, differences of register and density, and the step across the seam.
     """
     left, right = (_Half(half, form) for half in tokens)
-    alone = np.concatenate((left.features(), right.features()), axis=1)
-    return np.concatenate((alone, _relations(left, right)), axis=1), alone.shape[1]
+    with limit_threads(1):  # sums are to add up alike in workers and elsewhere
+        alone = torch.cat((left.features(), right.features()), 1)
+        return torch.cat((alone, _relations(left, right)), 1), alone.shape[1]
 
 
-def _relations(left: _Half, right: _Half) -> Float64[np.ndarray, "B R"]:
+def _relations(left: _Half, right: _Half) -> Float64[Tensor, "B R"]:
     scales = left.diatonic, right.diatonic
-    union = (scales[0] + scales[1]).max(axis=1) / 2
-    gain = union - (scales[0].max(axis=1) + scales[1].max(axis=1)) / 2
-    columns = [_cosine(left.classes, np.roll(right.classes, k, axis=1)) for k in range(12)]
-    columns += [(scales[0] * scales[1]).max(axis=1), _cosine(*scales), gain]
+    union = (scales[0] + scales[1]).amax(1) / 2
+    gain = union - (scales[0].amax(1) + scales[1].amax(1)) / 2
+    columns = [_cosine(left.classes, right.classes.roll(k, 1)) for k in range(12)]
+    columns += [(scales[0] * scales[1]).amax(1), _cosine(*scales), gain]
     for one in left.parts():
         for other in right.parts():
             equal = left.pitch[:, one] == right.pitch[:, other]
             columns += [
-                (left.struck[:, one] == right.struck[:, other]).mean(axis=1),
-                equal.mean(axis=1),
-                equal.all(axis=1),
+                _share(left.struck[:, one] == right.struck[:, other]),
+                _share(equal),
+                equal.all(1),
                 _cosine(left.contour[:, one], right.contour[:, other]),
             ]
     apart = right.mean - left.mean
-    columns += [apart, abs(apart), abs(left.count - right.count), abs(left.range - right.range)]
+    columns += [apart, apart.abs()]
+    columns += [(left.count - right.count).abs(), (left.range - right.range).abs()]
     columns += [_cosine(a, b) for a, b in zip(left.moves, right.moves, strict=True)]
     interval = _seams(left, right)
     gap = left.steps - left.ends[1] + right.ends[0]
     columns += [interval == step for step in range(-_SEAM, _SEAM + 1)]
-    columns += [interval, abs(interval), gap, gap * abs(interval)]
-    return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
+    columns += [interval, interval.abs(), gap, gap * interval.abs()]
+    return torch.stack([column.double() for column in columns], 1)
 
 
-def _cosine(
-    one: Float64[np.ndarray, "B n"], other: Float64[np.ndarray, "B n"]
-) -> Float64[np.ndarray, "B"]:
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return np.asarray((one * other).sum(axis=1) / np.where(norms > 0, norms, 1))
+def _share(chosen: Bool[Tensor, "B n"]) -> Float64[Tensor, "B"]:
+    """Share of each row that is chosen."""
+    return chosen.double().mean(1)
+
+
+def _cosine(one: Float64[Tensor, "B n"], other: Float64[Tensor, "B n"]) -> Float64[Tensor, "B"]:
+    norms = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
+    return (one * other).sum(1) / torch.where(norms > 0, norms, 1)
 
 
 SEAMS = 2 * _SEAM + 1
 """Number of intervals across the seam that are told apart."""
 
 
-def find_seams(tokens: TokenPairs, form: MelodyFormat) -> Int64[np.ndarray, "B"]:
+def find_seams(tokens: NotePairs, form: MelodyFormat) -> Int64[Tensor, "B"]:
     """Return the interval from the last note of the left half to the first of the right, upwards.
 
     As a bin: 13 stands for a unison, 0 and 26 for more than an octave. -1 where a half has no
     notes.
     """
     left, right = (_Half(half, form) for half in tokens)
-    return np.where(_both_sound(left, right), _seams(left, right) + _SEAM, -1)
+    return torch.where(_both_sound(left, right), _seams(left, right) + _SEAM, -1)
 
 
-def _both_sound(left: _Half, right: _Half) -> Bool[np.ndarray, "B"]:
-    return np.asarray(left.struck.any(axis=1) & right.struck.any(axis=1))
+def _both_sound(left: _Half, right: _Half) -> Bool[Tensor, "B"]:
+    return left.struck.any(1) & right.struck.any(1)
 
 
-def _seams(left: _Half, right: _Half) -> Int64[np.ndarray, "B"]:
+def _seams(left: _Half, right: _Half) -> Int64[Tensor, "B"]:
     """The interval in semitones, at most an octave and one; 0 where a half has no notes."""
-    rows = np.arange(len(left.tokens))
-    interval = right.sounding[rows, right.ends[0]] - left.sounding[rows, left.ends[1]]
-    return np.where(_both_sound(left, right), interval.clip(-_SEAM, _SEAM), 0)
+    last, first = left.ends[1][:, None], right.ends[0][:, None]
+    interval = (right.sounding.gather(1, first) - left.sounding.gather(1, last)).squeeze(1)
+    return torch.where(_both_sound(left, right), interval.clamp(-_SEAM, _SEAM), 0)
 
 
 @dataclass(frozen=True)
@@ -231,20 +242,20 @@ class _Moments:
     """Number, sum and products of some rows of features."""
 
     count: int
-    total: Float64[np.ndarray, "F"]
-    products: Float64[np.ndarray, "F F"]
+    total: Float64[Tensor, "F"]
+    products: Float64[Tensor, "F F"]
 
     @classmethod
-    def of(cls, features: Float64[np.ndarray, "B F"]) -> "_Moments":
-        return cls(len(features), features.sum(axis=0), _product(features.T, features))
+    def of(cls, features: Float64[Tensor, "B F"]) -> "_Moments":
+        return cls(len(features), features.sum(0), features.T @ features)
 
     @cached_property
-    def mean(self) -> Float64[np.ndarray, "F"]:
+    def mean(self) -> Float64[Tensor, "F"]:
         return self.total / self.count
 
     @cached_property
-    def covariance(self) -> Float64[np.ndarray, "F F"]:
-        return self.products / self.count - np.outer(self.mean, self.mean)
+    def covariance(self) -> Float64[Tensor, "F F"]:
+        return self.products / self.count - self.mean.outer(self.mean)
 
     def __sub__(self, other: "_Moments") -> "_Moments":
         return _Moments(
@@ -274,74 +285,75 @@ class Ranks:
 class RealNeighbours:
     """Features of real adjacent pairs, with the fold of songs that each pair is in."""
 
-    features: Float64[np.ndarray, "P F"]
+    features: Float64[Tensor, "P F"]
     halves: int
     """Number of features that describe single halves; they come first."""
     folds: Int64[np.ndarray, "P"]
 
     @classmethod
     def describe(
-        cls, tokens: TokenPairs, folds: Int64[np.ndarray, "P"], form: MelodyFormat
+        cls, tokens: NotePairs, folds: Int64[np.ndarray, "P"], form: MelodyFormat
     ) -> "RealNeighbours":
         """Describe real pairs, which are in these folds."""
         return cls(*describe_pairs(tokens, form), folds)
 
     @cached_property
-    def _by_fold(self) -> list[tuple[Float64[np.ndarray, "_ F"], _Moments]]:
-        """The real pairs of each fold, and the moments of those of all other folds."""
-        whole = _Moments.of(self.features)
-        rows = [self.features[self.folds == fold] for fold in range(FOLDS)]
-        return [(own, whole - _Moments.of(own)) for own in rows]
+    def _by_fold(self) -> list[tuple[Int64[Tensor, "_"], Float64[Tensor, "_ F"], _Moments]]:
+        """Which real pairs are in each fold, these, and the moments of those of all others."""
+        whole, found = _Moments.of(self.features), []
+        for fold in range(FOLDS):
+            rows = self._find(self.folds == fold)
+            own = self.features[rows]
+            found.append((rows, own, whole - _Moments.of(own)))
+        return found
 
-    def rank(self, features: Float64[np.ndarray, "B F"], folds: Int64[np.ndarray, "B"]) -> Ranks:
+    def _find(self, chosen: Bool[np.ndarray, "n"]) -> Int64[Tensor, "_"]:
+        """Rows that are chosen, as numbers on the device, which so need not be asked for them."""
+        return torch.from_numpy(np.flatnonzero(chosen)).to(self.features.device)
+
+    def rank(self, features: Float64[Tensor, "B F"], folds: Int64[np.ndarray, "B"]) -> Ranks:
         """Rank pairs, described and in these folds (-1 for none), among the real ones."""
-        known = folds >= 0
-        ranks = np.full((2, len(features)), np.nan)
-        influence = np.zeros((2, len(self.features)))
+        ranks = features.new_full((2, len(features)), torch.nan)
+        influence = features.new_zeros(2, len(self.features))
         with limit_threads(1):  # sums are to add up alike in workers and elsewhere
+            known = self._find(folds >= 0)
             whole = _Moments.of(features[known])
-            for fold, (real, others) in enumerate(self._by_fold):
-                own = folds == fold
-                outputs = whole - _Moments.of(features[own])
-                if min(own.sum(), len(real), outputs.count, others.count) < _FEWEST:
+            for fold, (there, real, others) in enumerate(self._by_fold):
+                rows = self._find(folds == fold)
+                own = features[rows]
+                outputs = whole - _Moments.of(own)
+                if min(len(own), len(real), outputs.count, others.count) < _FEWEST:
                     continue
-                share = own.sum() / known.sum()
+                share = len(own) / len(known)
                 for place, kept in enumerate((slice(None), slice(self.halves))):
                     weights = _discriminant(outputs, others, kept)
                     # Equal pairs are to be ties, whatever the last bits of a sum.
                     scores, reals = (
-                        np.round(_product(rows[:, kept], weights), 9)
-                        for rows in (features[own], real)
+                        (each[:, kept] @ weights).round(decimals=9) for each in (own, real)
                     )
-                    ranks[place, own] = _share_below(scores, reals)
+                    ranks[place, rows] = _share_below(scores, reals)
                     above = 1 - _share_below(reals, scores)
-                    centred = share * (above - above.mean()) / len(real)
-                    influence[place, self.folds == fold] = centred
-        return Ranks(*ranks, *influence)
+                    influence[place, there] = share * (above - above.mean()) / len(real)
+        found = torch.cat((ranks, influence), 1).cpu().numpy()
+        both = found[:, : len(features)], found[:, len(features) :]
+        return Ranks(both[0][0], both[0][1], both[1][0], both[1][1])
 
 
 def _share_below(
-    values: Float64[np.ndarray, "n"], others: Float64[np.ndarray, "m"]
-) -> Float64[np.ndarray, "n"]:
+    values: Float64[Tensor, "n"], others: Float64[Tensor, "m"]
+) -> Float64[Tensor, "n"]:
     """Share of the others that are below each value; ties count half."""
-    ordered = np.sort(others)
-    sides = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
-    return np.asarray(sum(sides) / (2 * len(others)), np.float64)
+    ordered = others.sort().values
+    sides = [torch.searchsorted(ordered, values, side=side) for side in ("left", "right")]
+    return (sides[0] + sides[1]).double() / (2 * len(others))
 
 
-def _discriminant(outputs: _Moments, real: _Moments, kept: slice) -> Float64[np.ndarray, "F"]:
+def _discriminant(outputs: _Moments, real: _Moments, kept: slice) -> Float64[Tensor, "F"]:
     """Weights of Fisher's discriminant between outputs and real pairs, with a ridge."""
     within = (outputs.covariance[kept, kept] + real.covariance[kept, kept]) / 2
     apart = real.mean[kept] - outputs.mean[kept]
-    deviation = np.sqrt(np.maximum(within.diagonal(), 0) + apart**2 / 4) + 1e-6
-    scaled = within / np.outer(deviation, deviation) + _RIDGE * np.eye(len(within))
-    solved = torch.linalg.solve(torch.from_numpy(scaled), torch.from_numpy(apart / deviation))
-    return np.asarray(solved.numpy() / deviation)
-
-
-def _product(
-    one: Float64[np.ndarray, "n m"], other: Float64[np.ndarray, "m *k"]
-) -> Float64[np.ndarray, "n *k"]:
-    """Matrix product by torch, whose sums depend on a number of threads that can be set."""
-    product: np.ndarray = (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()
-    return product
+    deviation = (within.diagonal().clamp(min=0) + apart**2 / 4).sqrt() + 1e-6
+    ridge = _RIDGE * torch.eye(len(within)).to(within)
+    scaled = within / deviation.outer(deviation) + ridge
+    solved: Tensor = torch.linalg.solve(scaled, apart / deviation)
+    return solved / deviation

@@ -19,14 +19,13 @@ import torch
 from jaxtyping import Float64, Num
 from torch import Tensor
 
-from cf_core.distance import edit_distance, larger_z_distance, z_distance, z_weighted
+from cf_core.distance import larger_z_distance, z_distance, z_weighted
 from cf_core.losses import Pair
 from evaluation.likeness import SEAMS
 from evaluation.samples import NOVELTY_PAIRS, Estimate, Interval, Pairs, Sample
 from evaluation.statistics import (
     STATISTICS,
     correlation,
-    count_leaps,
     joint,
     overlap_area,
     row_stochastic,
@@ -109,7 +108,7 @@ _MEASURED, _NOWHERE = "at the ceiling of each panel", "nowhere: they have no inp
     )
 )
 def _judge(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"]:
-    return pairs.notes.judged
+    return pairs.measured["judge"]
 
 
 @_of_pairs(
@@ -139,7 +138,7 @@ def _search_classifier(pairs: Pairs, evaluator: "Evaluator") -> Num[np.ndarray, 
     )
 )
 def _halves_distance(pairs: Pairs, _: "Evaluator") -> Num[np.ndarray, "B"]:
-    return edit_distance(*pairs.tokens)
+    return pairs.measured["halves_distance"]
 
 
 def _measure_latents(
@@ -407,7 +406,7 @@ for _statistic in STATISTICS:
 
 
 def _of_sounding(sample: Sample, value: Callable[[], float]) -> Estimate | None:
-    n = len(sample.sounding.tokens[0])
+    n = len(sample.sounding.songs)
     return Estimate(value(), n, len(sample.finite)) if n else None
 
 
@@ -586,8 +585,7 @@ def _halves_distance_gap(sample: Sample) -> Estimate | None:
     )
 )
 def _frechet(sample: Sample) -> Estimate | None:
-    features = torch.from_numpy(sample.pairs.notes.features)
-    return _of_all(sample, sample.reference.gaussian.distance(features))
+    return _of_all(sample, sample.reference.gaussian.distance(sample.pairs.notes.features))
 
 
 @_of_sets(
@@ -601,7 +599,7 @@ def _frechet(sample: Sample) -> Estimate | None:
     )
 )
 def _leaps(sample: Sample) -> Estimate | None:
-    leaps, intervals = (each.astype(np.float64) for each in count_leaps(sample.pairs.tokens))
+    leaps, intervals = (sample.pairs.measured[name] for name in ("leaps", "intervals"))
     return _of_ratio(sample, leaps, intervals, limits=(0.0, 1.0))
 
 

@@ -133,7 +133,7 @@ def _split(
     tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
 ) -> Iterator[tuple[int, Int64[np.ndarray, "b"], int]]:
     """Yield each kind of bars, which rows have it, and how many steps."""
-    for kind, rows in split_kinds(torch.from_numpy(form.find_kinds(tokens))):
+    for kind, rows in split_kinds(torch.from_numpy(form.find_kinds(tokens)), form):
         yield kind, rows.numpy(), form.lengths[kind]
 
 

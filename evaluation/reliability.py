@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float64, Int, Integer
 
 from cf_core.continuation import Continuation
@@ -171,7 +172,7 @@ def find_keys(corpus: Corpus) -> Int[np.ndarray, "S"]:
     The key is the one whose profile (Krumhansl & Kessler) correlates best with how long each pitch
     class sounds (Krumhansl 1990). A song without notes counts as C major.
     """
-    sounding = sounding_pitch(corpus.tokens, corpus.form)
+    sounding = sounding_pitch(torch.as_tensor(corpus.tokens), corpus.form).numpy()
     segment, step = np.nonzero(sounding >= 0)
     pitch = sounding[segment, step]
     songs = len(corpus.song_ids)

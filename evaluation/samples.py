@@ -13,17 +13,22 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64, Integer
+from torch import Tensor
 
-from cf_core.distance import edit_distance
+from cf_core.distance import count_edits
+from cf_core.kinds import find_kinds
 from cf_core.losses import Pair
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 from evaluation.frechet import RealGaussian
 from evaluation.jackknife import Jackknife
-from evaluation.likeness import Ranks, RealNeighbours
+from evaluation.judge import Judge
+from evaluation.likeness import Ranks, RealNeighbours, describe_pairs, find_seams
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
-    TokenPairs,
+    NotePairs,
+    compute_statistics,
+    count_leaps,
     count_pairs,
     pair_features,
 )
@@ -40,40 +45,71 @@ Interval = tuple[float | None, float | None]
 
 
 class Notes(NamedTuple):
-    """Pairs as notes, with what is costly to measure of each pair by itself."""
+    """Pairs as notes, with what is measured of each pair by itself; all of it on one device."""
 
-    left: Integer[np.ndarray, "B T"]
+    left: Int64[Tensor, "B T"]
     """The tokens of the left halves."""
-    right: Integer[np.ndarray, "B T"]
-    features: Float64[np.ndarray, "B F"]
+    right: Int64[Tensor, "B T"]
+    features: Float64[Tensor, "B F"]
     """Musical features (`describe_pairs`)."""
-    information: Float64[np.ndarray, "B T"]
+    information: Float64[Tensor, "B T"]
     """Log-probability of each token of the right half after the left one, less that by itself."""
-    judged: Float[np.ndarray, "B"]
-    """Probability of being real neighbours, by the judge of the pairs' split."""
+    measured: Float64[Tensor, "B M"]
+    """A column for each of `MEASURED`."""
 
     @property
-    def tokens(self) -> TokenPairs:
+    def tokens(self) -> NotePairs:
         """Both halves."""
         return self.left, self.right
 
-    def take(self, rows: Integer[np.ndarray, "b"] | Bool[np.ndarray, "B"]) -> "Notes":
+    def take(self, rows: Int64[Tensor, "b"]) -> "Notes":
         """Some of the pairs."""
         return Notes(*(own[rows] for own in self))
 
-    def put(self, rows: Integer[np.ndarray, "b"], others: "Notes") -> "Notes":
+    def put(self, rows: Int64[Tensor, "b"], others: "Notes") -> "Notes":
         """These pairs, with others in some rows."""
-        copies = [own.copy() for own in self]
-        for own, new in zip(copies, others, strict=True):
-            own[rows] = new
-        return Notes(*copies)
+        return Notes(*(own.index_copy(0, rows, new) for own, new in zip(self, others, strict=True)))
+
+
+HALVES = ("left", "right")
+MEASURED: tuple[str, ...] = (
+    "judge",
+    "halves_distance",
+    "seam_bin",
+    "leaps",
+    "intervals",
+    *(f"{name}_{half}" for name in STATISTICS for half in HALVES),
+)
+"""What is measured of pairs as notes: the probability of being real neighbours, by the judge of
+their split; the edit distance between the halves; the interval across the seam (`find_seams`); how
+many intervals exceed an octave, of how many; and the statistics of both halves."""
+
+
+def measure_notes(tokens: NotePairs, form: MelodyFormat, judge: Judge) -> Notes:
+    """Measure pairs by themselves, where they are."""
+    likelihoods = judge.continuation.compare(*tokens)
+    features, _ = describe_pairs(tokens, form)
+    leaps, intervals = count_leaps(tokens)
+    measured = {
+        "judge": judge.probability(*tokens, likelihoods),
+        "halves_distance": count_edits(*tokens),
+        "seam_bin": find_seams(tokens, form),
+        "leaps": leaps,
+        "intervals": intervals,
+    }
+    for half, own in zip(HALVES, tokens, strict=True):
+        values = compute_statistics(own, form).items()
+        measured |= {f"{name}_{half}": value for name, value in values}
+    columns = torch.stack([measured[name].double() for name in MEASURED], 1)
+    information = likelihoods.after.double() - likelihoods.alone.double()
+    return Notes(*tokens, features, information, columns)
 
 
 class Decoded(NamedTuple):
     """Pairs of latents, and what they are as notes."""
 
     latents: Pair
-    tokens: TokenPairs
+    tokens: NotePairs
 
 
 @dataclass(frozen=True)
@@ -81,8 +117,6 @@ class Pairs:
     """Pairs of segments as notes, with the latents and inputs that they come from."""
 
     notes: Notes
-    statistics: tuple[Statistics, Statistics]
-    """Those of the left and of the right halves."""
     songs: Integer[np.ndarray, "B 2"]
     """The song of each half, or -1 for none."""
     form: MelodyFormat
@@ -94,15 +128,25 @@ class Pairs:
     finite: Bool[np.ndarray, "B"] | None = None
     """Which pairs are to be measured; None for all."""
 
-    @property
-    def tokens(self) -> TokenPairs:
-        """Both halves."""
-        return self.notes.tokens
+    @cached_property
+    def measured(self) -> Mapping[str, Float64[np.ndarray, "B"]]:
+        """What is measured of the notes of each pair, by its name in `MEASURED`."""
+        columns = self.notes.measured.T.contiguous().cpu().numpy()
+        return dict(zip(MEASURED, columns, strict=True))
+
+    @cached_property
+    def statistics(self) -> tuple[Statistics, Statistics]:
+        """Those of the left and of the right halves."""
+        left, right = (
+            {name: self.measured[f"{name}_{half}"] for name in STATISTICS} for half in HALVES
+        )
+        return left, right
 
     @cached_property
     def kinds(self) -> Int64[np.ndarray, "B"]:
         """The kind of the bars of each pair, as an index into the format's."""
-        return self.form.find_kinds(self.notes.left)
+        kinds: np.ndarray = find_kinds(self.notes.left, self.form).cpu().numpy()
+        return kinds
 
     @cached_property
     def new_onsets(self) -> Float64[np.ndarray, "2 B"]:
@@ -113,17 +157,20 @@ class Pairs:
         right = self.notes.right
         is_new = right >= FIRST_PITCH
         if self.inputs is not None:
-            is_new &= right != self.inputs.tokens[1]
-        information = np.where(is_new, self.notes.information, 0.0)
-        return np.stack((information.sum(axis=1), is_new.sum(axis=1)))
+            is_new = is_new & (right != self.inputs.tokens[1])
+        information = torch.where(is_new, self.notes.information, 0.0).sum(1)
+        found: np.ndarray = torch.stack((information, is_new.sum(1))).cpu().numpy()
+        return found
 
     @cached_property
     def ranks(self) -> Ranks | None:
         """How the finite pairs rank among real neighbours; None where not all have a rank."""
         if self.reference is None:
             return None
-        kept = slice(None) if self.finite is None else self.finite
-        found = self.reference.rank(self.notes.features[kept], self.songs[kept])
+        features, songs = self.notes.features, self.songs
+        if self.finite is not None and not self.finite.all():
+            features, songs = features[self._find(self.finite)], songs[self.finite]
+        found = self.reference.rank(features, songs)
         is_known = np.isfinite(found.whole)
         return found if is_known.size and is_known.all() else None
 
@@ -138,14 +185,19 @@ class Pairs:
         """Edit distance of both halves to those of the inputs, if there are inputs."""
         if self.inputs is None:
             return None
-        halves = zip(self.inputs.tokens, self.tokens, strict=True)
-        return np.stack([edit_distance(*half) for half in halves])
+        halves = zip(self.inputs.tokens, self.notes.tokens, strict=True)
+        edits: np.ndarray = torch.stack([count_edits(*half) for half in halves]).cpu().numpy()
+        return edits
 
     def __getitem__(self, kept: Bool[np.ndarray, "B"]) -> "Pairs":
         """Select pairs by a mask, as notes alone."""
-        left, right = ({n: v[kept] for n, v in half.items()} for half in self.statistics)
-        notes = self.notes.take(kept)
-        return Pairs(notes, (left, right), self.songs[kept], self.form, self.reference)
+        if kept.all():
+            return Pairs(self.notes, self.songs, self.form, self.reference)
+        notes = self.notes.take(self._find(kept))
+        return Pairs(notes, self.songs[kept], self.form, self.reference)
+
+    def _find(self, chosen: Bool[np.ndarray, "B"]) -> Int64[Tensor, "b"]:
+        return torch.from_numpy(np.flatnonzero(chosen)).to(self.notes.left.device)
 
 
 @dataclass(frozen=True)
@@ -165,19 +217,17 @@ class Reference:
     statistics: tuple[Statistics, Statistics]
     neighbourhoods: Neighbourhoods
     neighbours: RealNeighbours
-    judged: Float[np.ndarray, "P"]
+    judged: Float64[np.ndarray, "P"]
     """Probability of each pair by the judge of its split; here pairs are encoded and decoded."""
-    halves_distance: Int[np.ndarray, "P"]
+    halves_distance: Int64[np.ndarray, "P"]
     """Edit distance between the halves of each pair, encoded and decoded."""
 
     @cached_property
     def gaussian(self) -> RealGaussian:
         """The pairs' features as a Gaussian."""
-        return RealGaussian.fit(torch.from_numpy(self.neighbours.features))
+        return RealGaussian.fit(self.neighbours.features)
 
-    def rank(
-        self, features: Float64[np.ndarray, "B F"], songs: Integer[np.ndarray, "B 2"]
-    ) -> Ranks:
+    def rank(self, features: Float64[Tensor, "B F"], songs: Integer[np.ndarray, "B 2"]) -> Ranks:
         """Rank pairs among the real ones; pairs without songs are dealt into the folds."""
         if len(songs) and songs.min() < 0:
             folds = np.arange(len(songs)) % (self.folds.max() + 1)
@@ -276,7 +326,8 @@ class Sample:
         """Edit distance to the nearest training segment, for both halves of the first pairs."""
         count = int(self.first.sum())
         segments = self.evaluator.training_segments
-        return np.stack([segments.nearest(half[:count]) for half in self.pairs.tokens])
+        halves = (half[:count].cpu().numpy() for half in self.pairs.notes.tokens)
+        return np.stack([segments.nearest(half) for half in halves])
 
     @cached_property
     def sounding(self) -> Pairs:

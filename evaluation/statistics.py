@@ -14,9 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float64, Int64, Integer
 from scipy.spatial.distance import cdist
+from torch import Tensor
+from torch.nn import functional
 
+from cf_core.kinds import find_kinds, look_up
 from cf_core.melody import FIRST_PITCH, HOLD, MelodyFormat
 
 STATISTICS: tuple[str, ...] = (
@@ -29,6 +33,8 @@ STATISTICS: tuple[str, ...] = (
 
 TokenPairs = tuple[Integer[np.ndarray, "B T"], Integer[np.ndarray, "B T"]]
 """The left and the right halves of pairs, as tokens."""
+NotePairs = tuple[Integer[Tensor, "B T"], Integer[Tensor, "B T"]]
+"""The same as tensors."""
 
 _QUANTILED = STATISTICS[:-1]
 """The statistics that are binned by quantiles."""
@@ -52,8 +58,8 @@ NEIGHBOURS = 5
 
 
 def compute_statistics(
-    tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
-) -> dict[str, Float64[np.ndarray, "B"]]:
+    tokens: Integer[Tensor, "B T"], form: MelodyFormat
+) -> dict[str, Float64[Tensor, "B"]]:
     """Compute the five statistics of every segment, by the names in `STATISTICS`.
 
     - `mean_pitch`: mean MIDI number of the notes, each counted once however long;
@@ -68,61 +74,49 @@ def compute_statistics(
     struck, pitch = tokens >= FIRST_PITCH, sounding_pitch(tokens, form)
     # Whole numbers, so that equal durations are equal numbers and fall into one bin.
     lengths = _count_lines(tokens, form)
-    lines = np.where(pitch >= 0, lengths, 0).sum(axis=1)
+    lines = torch.where(pitch >= 0, lengths, 0).sum(1)
 
-    count = struck.sum(axis=1).astype(np.float64)
-    notes = np.where(count > 0, count, np.nan)
-    highest = np.where(struck, pitch, form.lowest).max(axis=1)
-    lowest = np.where(struck, pitch, form.highest).min(axis=1)
+    count = struck.sum(1).double()
+    notes = torch.where(count > 0, count, torch.nan)
+    highest = torch.where(struck, pitch, form.lowest).amax(1)
+    lowest = torch.where(struck, pitch, form.highest).amin(1)
+    longest = count_classes(pitch, lengths).argmax(1)
     return {
-        "mean_pitch": np.where(struck, pitch, 0).sum(axis=1) / notes,
-        "pitch_range": np.where(count > 0, highest - lowest, np.nan),
+        "mean_pitch": torch.where(struck, pitch, 0).sum(1) / notes,
+        "pitch_range": torch.where(count > 0, (highest - lowest).double(), torch.nan),
         "note_count": count,
         "mean_duration": lines / (notes * form.steps_per_beat),
-        "pitch_class": np.where(count > 0, count_classes(pitch, lengths).argmax(axis=1), np.nan),
+        "pitch_class": torch.where(count > 0, longest.double(), torch.nan),
     }
 
 
-def time_classes(
-    tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
-) -> Int64[np.ndarray, "B 12"]:
+def time_classes(tokens: Integer[Tensor, "B T"], form: MelodyFormat) -> Int64[Tensor, "B 12"]:
     """How long each pitch class sounds, in lines of the grid."""
     return count_classes(sounding_pitch(tokens, form), _count_lines(tokens, form))
 
 
-def _count_lines(
-    tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
-) -> Float64[np.ndarray, "B T"]:
+def _count_lines(tokens: Integer[Tensor, "B T"], form: MelodyFormat) -> Int64[Tensor, "B T"]:
     """How many lines of the grid each step spans; 0 for marks."""
-    lines: np.ndarray = np.rint(form.step_lengths * form.steps_per_beat)[form.find_kinds(tokens)]
-    return lines
+    lines = np.rint(form.step_lengths * form.steps_per_beat).astype(np.int64)
+    return look_up(lines, find_kinds(tokens, form))
 
 
 def count_classes(
-    pitch: Int64[np.ndarray, "B T"], lengths: Float64[np.ndarray, "B T"] | None = None
-) -> Int64[np.ndarray, "B 12"]:
-    """Count the steps at which each pitch class sounds, from `sounding_pitch`.
-
-    With `lengths`, which are whole numbers, each step counts so many times.
-    """
-    segment, step = np.nonzero(pitch >= 0)
-    counts = np.bincount(
-        segment * PITCH_CLASSES + pitch[segment, step] % PITCH_CLASSES,
-        None if lengths is None else lengths[segment, step],
-        minlength=len(pitch) * PITCH_CLASSES,
-    )
-    return counts.astype(np.int64).reshape(-1, PITCH_CLASSES)
+    pitch: Int64[Tensor, "B T"], lengths: Int64[Tensor, "B T"]
+) -> Int64[Tensor, "B 12"]:
+    """Count how long each pitch class sounds, from `sounding_pitch` and the steps' lengths."""
+    counts = pitch.new_zeros(len(pitch), PITCH_CLASSES)
+    own = torch.where(pitch >= 0, lengths, 0)
+    return counts.scatter_add_(1, pitch.clamp(min=0) % PITCH_CLASSES, own)
 
 
-def sounding_pitch(
-    tokens: Integer[np.ndarray, "B T"], form: MelodyFormat
-) -> Int64[np.ndarray, "B T"]:
+def sounding_pitch(tokens: Integer[Tensor, "B T"], form: MelodyFormat) -> Int64[Tensor, "B T"]:
     """Return the MIDI number that sounds at each step; -1 where none does."""
-    tokens = tokens.astype(np.int64)
-    steps = np.arange(tokens.shape[1])
-    last_not_hold = np.maximum.accumulate(np.where(tokens == HOLD, 0, steps), axis=1)
-    last = np.take_along_axis(tokens, last_not_hold, axis=1)
-    return np.where(last >= FIRST_PITCH, last - FIRST_PITCH + form.lowest, -1)
+    tokens = tokens.long()
+    steps = torch.arange(tokens.shape[1], device=tokens.device)
+    last_not_hold = torch.where(tokens == HOLD, 0, steps).cummax(1).values
+    last = tokens.gather(1, last_not_hold)
+    return torch.where(last >= FIRST_PITCH, last - FIRST_PITCH + form.lowest, -1)
 
 
 @dataclass(frozen=True)
@@ -318,19 +312,23 @@ def wasserstein(one: Integer[np.ndarray, "n"], other: Integer[np.ndarray, "m"]) 
     return float(abs(below[0] - below[1]).sum())
 
 
-def count_leaps(
-    tokens: TokenPairs,
-) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:
+def count_leaps(tokens: NotePairs) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"]]:
     """Count, in each pair, the intervals beyond an octave, and all intervals.
 
     Intervals are those from a note to the next, within the halves and across the seam.
     """
-    joined = np.concatenate(tokens, axis=1).astype(np.int64)
-    pairs, steps = np.nonzero(joined >= FIRST_PITCH)
-    follows = pairs[1:] == pairs[:-1]
-    leaps = follows & (abs(np.diff(joined[pairs, steps])) > PITCH_CLASSES)
-    counts = [np.bincount(pairs[1:][kept], minlength=len(joined)) for kept in (leaps, follows)]
-    return counts[0], counts[1]
+    joined = torch.cat(tokens, 1).long()
+    before = find_note_before(joined >= FIRST_PITCH)
+    interval = joined - joined.gather(1, before.clamp(min=0))
+    leaps = (before >= 0) & (interval.abs() > PITCH_CLASSES)
+    return leaps.sum(1), (before >= 0).sum(1)
+
+
+def find_note_before(onsets: Bool[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
+    """The step of the note before, for each step at which a note begins; -1 where there is none."""
+    steps = torch.arange(onsets.shape[1], device=onsets.device)
+    last = torch.where(onsets, steps, -1).cummax(1).values
+    return torch.where(onsets, functional.pad(last[:, :-1], (1, 0), value=-1), -1)
 
 
 def pair_features(

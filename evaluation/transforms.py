@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from cf_core.distance import edit_distance
+from cf_core.distance import count_edits
 from cf_core.fusion import Generator
 from cf_core.heard import Heard, choose_by_edits
 from cf_core.losses import Pair
@@ -135,9 +135,12 @@ def take_by_edits(
     inputs, kinds = source[0], torch.from_numpy(source[1]).to(source[0][0].device)
     before = heard.decode(inputs, kinds)
     tried = [heard.decode(step.outputs, kinds) for step in outputs]
-    score = np.stack([heard.rate(tokens, before).cpu().numpy() for tokens in tried])
-    halves = [[tokens[:, half].cpu().numpy() for tokens in (before, *tried)] for half in (0, 1)]
-    changed = np.sum([[edit_distance(old, new) for new in others] for old, *others in halves], 0)
+    score = torch.stack([heard.rate(tokens, before) for tokens in tried]).cpu().numpy()
+    edits_of = [
+        torch.stack([count_edits(before[:, half], tokens[:, half]) for half in (0, 1)]).sum(0)
+        for tokens in tried
+    ]
+    changed = torch.stack(edits_of).cpu().numpy()
     every = torch.arange(len(kinds), device=kinds.device)
     lefts, rights = (torch.stack([step.outputs[half] for step in outputs]) for half in (0, 1))
     costs = {

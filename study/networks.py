@@ -412,4 +412,9 @@ def _nats(network: Continuation, pairs: tuple[torch.Tensor, torch.Tensor]) -> di
 
 
 def _scorer(judge: Judge) -> Scorer:
-    return lambda pairs: judge.logits(*pairs)
+    def score(pairs: TokenPairs) -> np.ndarray:
+        left, right = map(torch.as_tensor, pairs)
+        found: np.ndarray = judge.logits(left, right).numpy()
+        return found
+
+    return score

@@ -23,6 +23,9 @@ NAME = "pretended"
 _WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "is_nonzero")
 """Parts of the names of operations whose results have sizes or branches that the host must know."""
 
+TO_HOST, TO_DEVICE = "to the host", "to the device"
+"""What the copies between devices are called in the log, beside the operation."""
+
 aten = torch.ops.aten
 _INDEXING = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
@@ -267,7 +270,7 @@ def _move(func: Any, args: Any, kwargs: Any) -> Any:
     to = kwargs.pop("device", None) if is_new else None
     there = isinstance(args[0], OnDevice) if to is None else _is_on(to)
     if here != there:
-        _wait(f"{func} between devices")
+        _wait(f"{func} {TO_HOST if here else TO_DEVICE}")
     args, kwargs = tree_map_only(Tensor, _inner, (args, kwargs))
     returned = (
         log.graph.record(func, args, kwargs) if log.graph and there else func(*args, **kwargs)

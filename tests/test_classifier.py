@@ -20,6 +20,7 @@ from evaluation.judge import (
     ReaderSettings,
     fit_logistic,
 )
+from tests.arrays import lift
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=71)
 
@@ -80,10 +81,10 @@ def test_a_judge_learns_what_is_adjacent_and_says_so_in_probabilities() -> None:
     data = JudgeData(real, real, tokens(300, 1), torch.stack((rows, rows + 300), 1), hard)
     trainer = make_trainer(data)
     list(train(trainer, 350))
-    unseen, other = tokens(200, 2).numpy(), tokens(200, 3).numpy()
+    unseen, other = tokens(200, 2), tokens(200, 3)
     same = trainer.judge.probability(unseen, unseen)
     different = trainer.judge.probability(unseen, other)
-    assert auc(same, different) > 0.9
+    assert auc(same.numpy(), different.numpy()) > 0.9
     assert 0 <= different.min() <= same.max() <= 1
 
 
@@ -97,10 +98,9 @@ def test_the_committee_tells_unrelated_pairs_and_hard_negatives_apart() -> None:
     data = JudgeData(real, real, tokens(300, 1), torch.stack((rows, rows + 300), 1), hard)
     trainer = make_trainer(data)
     list(train(trainer, 350))
-    unseen, other = tokens(200, 2).numpy(), tokens(200, 3).numpy()
+    unseen, other = tokens(200, 2), tokens(200, 3)
     same, apart, turned = (
-        trainer.judge.opinions(unseen, right)[:, :2]
-        for right in (unseen, other, unseen[:, ::-1].copy())
+        trainer.judge.opinions(unseen, right)[:, :2] for right in (unseen, other, unseen.flip(1))
     )
     # Odds against unrelated pairs, then against hard negatives.
     assert auc(same[:, 0].numpy(), apart[:, 0].numpy()) > 0.9
@@ -187,7 +187,7 @@ def test_the_logit_is_a_weighted_sum() -> None:
     below, above = (ratio - 1).clamp(max=0), (ratio - 2).clamp(min=0)  # of what is usual
     committee = 0.7 * (adjacent - unrelated) + 0.6 * (adjacent - hard)
     expected = committee + 0.2 * below - 0.3 * above + 0.05 * alone + 0.4
-    found = judge.logits(left.numpy(), right.numpy())
+    found = judge.logits(left, right)
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4)
 
 
@@ -198,7 +198,7 @@ def test_calibration_makes_probabilities_of_adjacent_among_unpaired() -> None:
     adjacent = (half, np.concatenate((half[:300], others[300:])))
     unpaired, hard = (others, more), (half, half[::-1].copy())
     judge.calibrate(adjacent, unpaired, {"repeat": hard})
-    found = [judge.probability(*pairs).mean() for pairs in (adjacent, unpaired)]
+    found = [float(judge.probability(*lift(*pairs)).mean()) for pairs in (adjacent, unpaired)]
     # The shift of a logistic regression makes mean probabilities equal to shares.
     assert sum(found) == pytest.approx(1, abs=0.01)
     assert found[0] > found[1]
@@ -206,7 +206,7 @@ def test_calibration_makes_probabilities_of_adjacent_among_unpaired() -> None:
 
 def test_chunks_change_nothing() -> None:
     judge = make_judge()
-    left, right = tokens(2100, 0).numpy(), tokens(2100, 1).numpy()
+    left, right = tokens(2100, 0), tokens(2100, 1)
     whole = judge.probability(left, right)
     np.testing.assert_allclose(
         whole[2040:2060], judge.probability(left[2040:2060], right[2040:2060]), rtol=1e-5

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from polars.testing import assert_frame_equal
 from rich.console import Console
 
+from cf_core.corpus import Split
 from cf_core.training import limit_threads, load_tensors
 from evaluation.rivals import Rival
+from evaluation.samples import measure_notes
 from study.config import StudyConfig
 from study.execution import run_job
 from study.networks import SEARCH_CLASSIFIER, Networks
@@ -123,6 +126,23 @@ def test_a_job_writes_what_it_writes_on_the_cpu(
         run_on(moved, job, stores[1])
     compare_tables(stores)
     assert set(stores[1].scan("trials").collect()["device"]) == {pretended.NAME}
+
+
+def test_what_is_measured_of_notes_is_measured_there_without_waiting(bench: Workbench) -> None:
+    evaluator, (left, right) = bench.evaluator, bench.sources[0].inputs
+    judge, form = evaluator.judges[Split.TEST], evaluator.corpus.form
+    tokens = evaluator.core.decode_notes(left), evaluator.core.decode_notes(right)
+    expected = measure_notes(tokens, form, judge)
+    with pretended.device() as log:
+        there = deepcopy(judge).to(pretended.NAME)
+        one, other = (half.to(pretended.NAME) for half in tokens)
+        log.waits.clear()
+        found = measure_notes((one, other), form, there)
+        # Only the form's tables are handed over.
+        assert [wait for wait in log.waits if pretended.TO_DEVICE not in wait] == []
+        for own, wanted in zip(found, expected, strict=True):
+            assert own.device.type == pretended.NAME
+            torch.testing.assert_close(own.cpu(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_references_are_those_of_the_cpu(

@@ -181,6 +181,26 @@ def test_no_iteration_of_a_search_makes_the_host_wait(proposals: int) -> None:
     assert count_waits(2) == count_waits(7)
 
 
+def test_notes_of_many_pairs_are_drawn_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cf_core.continuation._AHEAD", 1)  # as if there were many
+    how = deepcopy(heard())
+    tokens = how.decode(pair(), torch.zeros(ROWS, dtype=torch.int64))
+    price, chance = torch.full((ROWS, 2), 1.0), how.draw_chance(ROWS, make_random(0, "drafts"))[0]
+    expected = how.writer.rewrite((tokens[:, 0], tokens[:, 1]), price, chance)
+    with pretended.device() as log:
+        writer = how.writer.to(pretended.NAME)
+        left, right, cost, drawn = (
+            each.to(pretended.NAME) for each in (tokens[:, 0], tokens[:, 1], price, chance)
+        )
+        log.waits.clear()
+        found = writer.rewrite((left, right), cost, drawn)
+        # Only the form's tables are handed over.
+        assert [wait for wait in log.waits if pretended.TO_DEVICE not in wait] == []
+        assert not torch.equal(expected[1], tokens[:, 1])
+        for own, wanted in zip(found, expected, strict=True):
+            assert torch.equal(own.cpu(), wanted)
+
+
 @pytest.mark.parametrize("most", [2 * ROWS, 100])
 @pytest.mark.parametrize("scheme", ["poster", "heard"])
 def test_fusions_together_are_those_of_each_by_itself(

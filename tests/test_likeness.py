@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -12,6 +13,7 @@ from cf_core.melody import FIRST_PITCH, HOLD, REST, MelodyFormat
 from evaluation import likeness
 from evaluation.bootstrap import auc
 from evaluation.likeness import FOLDS, RealNeighbours, describe_pairs, find_seams
+from tests.arrays import lift
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=83)
 STEPS = FORM.steps
@@ -68,11 +70,11 @@ def slowly(row: np.ndarray) -> list[float]:
 @settings(max_examples=40)
 @given(TOKENS, TOKENS)
 def test_features_of_halves_written_out(left: np.ndarray, right: np.ndarray) -> None:
-    features, halves = describe_pairs((left, right), FORM)
+    features, halves = describe_pairs(lift(left, right), FORM)
     expected = [slowly(a) + slowly(b) for a, b in zip(left, right, strict=True)]
     assert halves == len(expected[0])
     np.testing.assert_allclose(features[:, :halves], expected, atol=1e-9)
-    assert np.isfinite(features).all()
+    assert features.isfinite().all()
 
 
 @settings(max_examples=40)
@@ -83,7 +85,7 @@ def test_seams_written_out(left: np.ndarray, right: np.ndarray) -> None:
         before, after = heard(a)[1], heard(b)[1]
         interval = after[0][1] - before[-1][1] if before and after else -14
         expected.append(max(-13, min(13, interval)) + 13 if before and after else -1)
-    assert find_seams((left, right), FORM).tolist() == expected
+    assert find_seams(lift(left, right), FORM).tolist() == expected
 
 
 def tunes(
@@ -110,12 +112,12 @@ SONGS = 60
 def real() -> RealNeighbours:
     random = np.random.default_rng(0)
     pairs = neighbours(random, SONGS * 20)
-    return RealNeighbours.describe(pairs, np.repeat(np.arange(SONGS), 20) % FOLDS, FORM)
+    return RealNeighbours.describe(lift(*pairs), np.repeat(np.arange(SONGS), 20) % FOLDS, FORM)
 
 
 def judge(real: RealNeighbours, pairs: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
     """The AUC of all features and of single halves."""
-    features, _ = describe_pairs(pairs, FORM)
+    features, _ = describe_pairs(lift(*pairs), FORM)
     found = real.rank(features, np.random.default_rng(3).integers(0, FOLDS, len(features)))
     return 1 - float(found.whole.mean()), 1 - float(found.halves.mean())
 
@@ -154,7 +156,7 @@ def test_ranks_by_classifiers_of_the_other_folds_pair_by_pair(real: RealNeighbou
     left, right = np.vstack((left, left[:40])), np.vstack((np.roll(right, 3, axis=0), left[:40]))
     folds = np.random.default_rng(5).integers(0, FOLDS, len(left))
     folds[::7] = -1
-    features, halves = describe_pairs((left, right), FORM)
+    features, halves = describe_pairs(lift(left, right), FORM)
     found = real.rank(features, folds)
     assert np.isnan(found.whole[folds < 0]).all()
     areas, shares = [], []
@@ -165,8 +167,8 @@ def test_ranks_by_classifiers_of_the_other_folds_pair_by_pair(real: RealNeighbou
             weights = likeness._discriminant(
                 likeness._Moments.of(outputs), likeness._Moments.of(others), kept
             )
-            own = np.round(features[folds == fold][:, kept] @ weights, 9)
-            true = np.round(real.features[real.folds == fold][:, kept] @ weights, 9)
+            own = np.round((features[folds == fold][:, kept] @ weights).numpy(), 9)
+            true = np.round((real.features[real.folds == fold][:, kept] @ weights).numpy(), 9)
             expected = [((true < x).sum() + (true == x).sum() / 2) / len(true) for x in own]
             np.testing.assert_allclose(ranks[folds == fold], expected, atol=2 / len(true))
             if kept == slice(None):
@@ -180,7 +182,7 @@ def test_influence_is_what_the_weight_of_a_real_pair_changes(real: RealNeighbour
     """A real pair that counts twice in its fold's scores, with the classifier held fixed."""
     left, right = neighbours(np.random.default_rng(1), 200)
     pairs, folds = (left, np.roll(right, 1, axis=0)), np.arange(200) % FOLDS
-    features, _ = describe_pairs(pairs, FORM)
+    features, _ = describe_pairs(lift(*pairs), FORM)
     found = real.rank(features, folds)
     assert found.whole_influence.sum() == pytest.approx(0, abs=1e-12)
     for which in (0, 17, 301):
@@ -190,9 +192,14 @@ def test_influence_is_what_the_weight_of_a_real_pair_changes(real: RealNeighbour
             likeness._Moments.of(real.features[real.folds != fold]),
             slice(None),
         )
-        own, true = features[folds == fold] @ weights, real.features[real.folds == fold] @ weights
+        own, true, one = (
+            (rows @ weights).numpy()
+            for rows in (
+                features[folds == fold], real.features[real.folds == fold], real.features[which],
+            )
+        )  # fmt: skip
         below = (true[None] < own[:, None]).mean(axis=1).mean()
-        again = np.append(true, real.features[which] @ weights)
+        again = np.append(true, one)
         twice = (again[None] < own[:, None]).mean(axis=1).mean()
         # The weights still sum to the same in the derivative: hence the factor.
         change = (twice - below) * (len(true) + 1) / len(true) * (folds == fold).mean()
@@ -209,13 +216,12 @@ def test_the_discriminant_is_fishers_on_standardised_features() -> None:
     deviation = np.sqrt(np.diag(within) + (apart / 2) ** 2)
     scaled = np.diag(1 / deviation) @ within @ np.diag(1 / deviation)
     expected = np.linalg.inv(scaled + np.eye(3)) @ (apart / deviation) / deviation
-    found = likeness._discriminant(
-        likeness._Moments.of(outputs), likeness._Moments.of(real), slice(None)
-    )
+    one, other = (likeness._Moments.of(torch.from_numpy(rows)) for rows in (outputs, real))
+    found = likeness._discriminant(one, other, slice(None))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_too_few_pairs_tell_nothing(real: RealNeighbours) -> None:
     pairs = neighbours(np.random.default_rng(1), 1)
-    features, _ = describe_pairs(pairs, FORM)
+    features, _ = describe_pairs(lift(*pairs), FORM)
     assert np.isnan(real.rank(features, np.array([0])).whole).all()

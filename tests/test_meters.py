@@ -50,7 +50,7 @@ from evaluation.negatives import _mix, _repeat_nearly
 from evaluation.rivals import Tools
 from evaluation.rivals.retrieval import Retrieval
 from evaluation.sources import unpaired
-from evaluation.statistics import compute_statistics
+from tests.arrays import find_statistics, lift
 
 EVERY = MelodyFormat(meters=("common",), steps_per_beat=12, subdivisions=(4, 3))
 C4 = FIRST_PITCH + 60 - EVERY.lowest
@@ -399,7 +399,7 @@ def test_statistics_do_not_depend_on_marks() -> None:
     tokens = draw_segments(10, form=alone)
     padded = np.concatenate((tokens, np.zeros((10, EVERY.steps - alone.steps), np.int16)), axis=1)
     marked = EVERY.put_marks(padded, np.full(10, EVERY.find_kind("2/4")))
-    one, other = compute_statistics(tokens, alone), compute_statistics(marked, EVERY)
+    one, other = find_statistics(tokens, alone), find_statistics(marked, EVERY)
     for name in one:
         assert other[name] == pytest.approx(one[name], nan_ok=True)
 
@@ -407,7 +407,7 @@ def test_statistics_do_not_depend_on_marks() -> None:
 def test_mean_duration_is_in_quarter_notes() -> None:
     triplet = [C4, HOLD, C4, HOLD, C4, HOLD, *[REST] * 18]
     row = EVERY.put_marks(np.array([[*triplet, *[0] * 25]]), np.array([EVERY.find_kind("2/4")]))
-    assert compute_statistics(row, EVERY)["mean_duration"][0] == pytest.approx(1 / 3)
+    assert find_statistics(row, EVERY)["mean_duration"][0] == pytest.approx(1 / 3)
 
 
 def test_bins_are_ranks_among_training_segments_of_the_same_meter() -> None:
@@ -455,6 +455,6 @@ def test_negatives_are_mixed_within_their_kind() -> None:
 
 def test_features_are_finite_and_marks_are_in_none() -> None:
     left, right = draw_segments(35), draw_segments(35, 1)
-    features, halves = describe_pairs((left, right), EVERY)
-    assert np.isfinite(features).all()
+    features, halves = describe_pairs(lift(left, right), EVERY)
+    assert features.isfinite().all()
     assert halves < features.shape[1]

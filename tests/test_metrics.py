@@ -34,12 +34,12 @@ from evaluation.sources import Source, deal_songs, make_sources, unpaired
 from evaluation.statistics import (
     STATISTICS,
     Neighbourhoods,
-    TokenPairs,
-    compute_statistics,
+    NotePairs,
     overlap_area,
     pair_features,
 )
 from evaluation.transforms import Fusion, Step
+from tests.arrays import find_statistics, lift
 
 FORM = MelodyFormat(bars_per_segment=1, lowest=60, highest=83)
 ONLY = np.zeros(1, np.int64)
@@ -180,7 +180,7 @@ def test_means_are_those_of_each_pair_by_itself(
         sigma = core.sigma_bar
         with torch.no_grad():
             logit = evaluator.classifier((step.outputs[0][i : i + 1], step.outputs[1][i : i + 1]))
-        expected["judge"].append(judge.probability(after[0], after[1])[0])
+        expected["judge"].append(float(judge.probability(*lift(after[0], after[1]))))
         expected["search_classifier"].append(float(torch.sigmoid(logit)))
         expected["edit_distance"].append(sum(edits))
         expected["larger_edit_distance"].append(2 * max(edits))
@@ -254,12 +254,12 @@ def test_real_pairs_are_recorded_as_notes(corpus: Corpus, evaluator: Evaluator) 
     described = records.select("trial", "method", "source", "iteration").unique()
     assert described.rows() == [("real", "real", "validation", 0)]
     for half, rows in zip(("left", "right"), pairs.T, strict=True):
-        values = compute_statistics(corpus.tokens[rows], FORM)
+        values = find_statistics(corpus.tokens[rows], FORM)
         for name in STATISTICS:
             bins = evaluator.bins.assign(name, values[name], corpus.kinds[rows])
             assert records[f"{name}_{half}"].to_list() == bins.tolist()
     left, right = corpus.tokens[pairs[:, 0]], corpus.tokens[pairs[:, 1]]
-    judged = evaluator.judges[Split.VALIDATION].probability(left, right)
+    judged = evaluator.judges[Split.VALIDATION].probability(*lift(left, right))
     assert records["judge"].to_list() == judged.tolist()
     for name in (*DISTANCES, "lambda", "seed"):
         assert records[name].null_count() == 50
@@ -269,7 +269,7 @@ def counted(evaluator: Evaluator, name: str, left: np.ndarray, right: np.ndarray
     count = evaluator.bins.count(name)
     table = np.zeros((count, count))
     for a, b in zip(left, right, strict=True):
-        values = [compute_statistics(half[None], FORM)[name] for half in (a, b)]
+        values = [find_statistics(half[None], FORM)[name] for half in (a, b)]
         i, j = (int(evaluator.bins.assign(name, value, ONLY)[0]) for value in values)
         if i >= 0 and j >= 0:
             table[i, j] += 1
@@ -337,18 +337,20 @@ def test_sets_are_held_against_the_real_pairs_of_their_split(
     tokens = corpus.tokens.copy()
     tokens[[3, 44]] = REST
     monkeypatch.setattr(
-        MelodyVAE, "decode_tokens", lambda _, z, _kinds: tokens[z[:, 0].long().abs()]
+        MelodyVAE,
+        "decode_notes",
+        lambda _, z, _kinds: torch.as_tensor(tokens).long()[z[:, 0].long().abs()],
     )
     left, right = torch.arange(80.0).reshape(2, 40, 1).expand(-1, -1, 4)
-    ours = [compute_statistics(tokens[rows], FORM) for rows in np.arange(80).reshape(2, 40)]
+    ours = [find_statistics(tokens[rows], FORM) for rows in np.arange(80).reshape(2, 40)]
     sounding = np.setdiff1d(np.arange(40), [3, 4])
     ours = [{key: values[sounding] for key, values in half.items()} for half in ours]
-    training = compute_statistics(corpus.tokens[corpus.segments(Split.TRAIN)], FORM)
+    training = find_statistics(corpus.tokens[corpus.segments(Split.TRAIN)], FORM)
     deviations = {key: float(values.std()) for key, values in training.items()}
     for name, split in (("validation", Split.VALIDATION), ("prior", Split.TEST)):
         rows, records = evaluated(evaluator, sources[name], Step(1, (left, right)))
         pairs = corpus.pairs_of(split)
-        theirs = [compute_statistics(corpus.tokens[half], FORM) for half in pairs.T]
+        theirs = [find_statistics(corpus.tokens[half], FORM) for half in pairs.T]
         area = np.mean([overlap_area(a, b) for a, b in zip(ours, theirs, strict=True)])
         balls = Neighbourhoods.fit(pair_features(theirs[0], theirs[1], deviations))
         density, coverage = balls.density_and_coverage(pair_features(ours[0], ours[1], deviations))
@@ -363,7 +365,7 @@ def test_sets_are_held_against_the_real_pairs_of_their_split(
             dealt = deal_songs(corpus, split, evaluator.seed)
             assert np.equal(*dealt[songs].T).all()
             folds = dealt[songs[:, 0]]
-        features, _ = describe_pairs((tokens[:40], tokens[40:80]), FORM)
+        features, _ = describe_pairs(lift(tokens[:40], tokens[40:80]), FORM)
         ranks = references[split].neighbours.rank(features, folds)
         for metric, own in zip(LIKENESS, (ranks.whole, ranks.halves), strict=True):
             assert records[metric].to_list() == pytest.approx((2 * own).tolist(), rel=1e-6)
@@ -372,7 +374,7 @@ def test_sets_are_held_against_the_real_pairs_of_their_split(
             if np.ptp(own):
                 assert rows[metric]["low"] < rows[metric]["value"] < rows[metric]["high"]
         own, real = (
-            np.bincount(find_seams(each, FORM)[rest], minlength=27) / size
+            np.bincount(find_seams(lift(*each), FORM)[rest], minlength=27) / size
             for each, rest, size in (
                 ((tokens[:40], tokens[40:80]), sounding, len(sounding)),
                 ((corpus.tokens[pairs[:, 0]], corpus.tokens[pairs[:, 1]]), slice(None), len(pairs)),
@@ -394,16 +396,19 @@ def test_gaps_are_from_real_pairs_that_were_decoded_and_judged_alike(
         rows, records = evaluated(evaluator, sources[name], step)
         judge, pairs = evaluator.judges[split], corpus.pairs_of(split)
         left, right = (core.decode_tokens(core.encode_mean(corpus.tokens[h])) for h in pairs.T)
-        gap = abs(records["judge"].mean() - judge.probability(left, right).mean())
+        gap = abs(
+            float(records["judge"].to_numpy().mean())
+            - float(judge.probability(*lift(left, right)).mean())
+        )
         assert rows["judge_gap"]["value"] == pytest.approx(gap, rel=1e-4)
         apart = [sorted(records["halves_distance"].to_list() * len(left))]
         apart.append(sorted(edit_distance(left, right).tolist() * records.height))
         moves = np.mean([abs(a - b) for a, b in zip(*apart, strict=True)])
         assert rows["halves_distance_gap"]["value"] == pytest.approx(moves)
         outputs = [core.decode_tokens(half) for half in step.outputs]
-        real = RealGaussian.fit(torch.from_numpy(describe_pairs((left, right), FORM)[0]))
-        features = describe_pairs((outputs[0], outputs[1]), FORM)[0]
-        assert rows["frechet"]["value"] == pytest.approx(real.distance(torch.from_numpy(features)))
+        real = RealGaussian.fit(describe_pairs(lift(left, right), FORM)[0])
+        features = describe_pairs(lift(outputs[0], outputs[1]), FORM)[0]
+        assert rows["frechet"]["value"] == pytest.approx(real.distance(features))
         notes = [[t for t in pair if t >= FIRST_PITCH] for pair in np.hstack(outputs).tolist()]
         steps = [abs(b - a) for pair in notes for a, b in pairwise(pair)]
         share = np.mean([step > 12 for step in steps])
@@ -532,11 +537,11 @@ def test_what_came_to_rest_is_not_read_again(
 
     read = list[int]()
 
-    def counted(tokens: TokenPairs, form: MelodyFormat) -> tuple[np.ndarray, int]:
+    def counted(tokens: NotePairs, form: MelodyFormat) -> tuple[torch.Tensor, int]:
         read.append(len(tokens[0]))
         return describe_pairs(tokens, form)
 
-    monkeypatch.setattr("evaluation.evaluator.describe_pairs", counted)
+    monkeypatch.setattr("evaluation.samples.describe_pairs", counted)
     together = evaluator.evaluate(LABEL, source, steps)
     assert read == [31, 28, 2, 2]
     assert_frame_equal(together.outcomes, pl.concat([one.outcomes for one in apart]), rel_tol=1e-6)

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -20,7 +21,6 @@ from evaluation.statistics import (
     STATISTICS,
     Bins,
     Neighbourhoods,
-    compute_statistics,
     correlation,
     count_leaps,
     count_pairs,
@@ -33,6 +33,7 @@ from evaluation.statistics import (
     transition_matrix,
     wasserstein,
 )
+from tests.arrays import find_statistics, lift
 
 FORM = MelodyFormat(meters=("2/4",), bars_per_segment=1, lowest=55, highest=80)
 """Segments of 8 sixteenths."""
@@ -48,7 +49,7 @@ def onset(pitch: int) -> int:
 
 
 def statistics_of(*tokens: int) -> dict[str, float]:
-    values = compute_statistics(np.array([tokens], dtype=np.uint8), FORM)
+    values = find_statistics(np.array([tokens], dtype=np.uint8), FORM)
     return {name: value.item() for name, value in values.items()}
 
 
@@ -78,7 +79,7 @@ def test_holds_after_a_rest_or_at_the_start_sound_nothing() -> None:
 def test_what_sounds_longest_need_not_sound_for_most_steps() -> None:
     # D for 3 twelfths of a quarter note, C twice for 1: of unequal steps, C has the most.
     tokens = np.array([[onset(62), onset(60), REST, REST, onset(60), *[REST] * 7]])
-    worked = {name: value.item() for name, value in compute_statistics(tokens, SWUNG).items()}
+    worked = {name: value.item() for name, value in find_statistics(tokens, SWUNG).items()}
     assert worked["pitch_class"] == 2
     assert worked["mean_duration"] == pytest.approx(5 / 12 / 3)
 
@@ -116,7 +117,7 @@ def test_a_segment_without_notes_counts_none_and_has_no_other_statistic(token: i
 def test_statistics_are_those_of_the_notes(form: MelodyFormat, data: st.DataObject) -> None:
     elements = st.integers(0, form.vocabulary - 1)
     tokens = data.draw(arrays(np.int64, (5, form.steps), elements=elements))
-    fast = compute_statistics(tokens, form)
+    fast = find_statistics(tokens, form)
     assert tuple(fast) == STATISTICS
     for row, segment in enumerate(tokens):
         notes = to_notes(segment, form)
@@ -310,7 +311,7 @@ def test_the_sounding_pitch_is_that_of_the_last_onset(row: list[int]) -> None:
     for token in row:
         last = last if token == HOLD else token
         expected.append(last - FIRST_PITCH + FORM.lowest if last >= FIRST_PITCH else -1)
-    assert sounding_pitch(np.array([row]), FORM)[0].tolist() == expected
+    assert sounding_pitch(torch.tensor([row]), FORM)[0].tolist() == expected
 
 
 def songs_of(left: list[int], right: list[int]) -> np.ndarray:
@@ -395,7 +396,7 @@ def test_leaps_worked_by_hand() -> None:
     c = FIRST_PITCH + 12
     left = np.array([[c, HOLD, c + 13, REST], [REST, REST, REST, REST], [c, c, HOLD, c - 12]])
     right = np.array([[c, REST, c + 12, c + 13], [c, HOLD, HOLD, HOLD], [c + 48, c, c, c]])
-    leaps, intervals = count_leaps((left.astype(np.uint8), right.astype(np.uint8)))
+    leaps, intervals = count_leaps(lift(left.astype(np.uint8), right.astype(np.uint8)))
     assert leaps.tolist() == [2, 0, 2]
     assert intervals.tolist() == [4, 0, 6]
 

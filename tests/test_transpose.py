@@ -13,6 +13,7 @@ from cf_core.vae import MelodyVAE, VAESettings
 from evaluation.classifier import ClassifierSettings, SearchClassifier
 from evaluation.rivals import Tools
 from evaluation.rivals.transpose import Transpose, find_shifts
+from tests.arrays import lift
 
 Z = 3
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
@@ -52,7 +53,7 @@ def slow_shift(left: list[int], right: list[int]) -> int:
 def test_the_right_half_is_moved_as_little_as_one_scale_asks_for(tokens: np.ndarray) -> None:
     left, right = tokens
     expected = [slow_shift(a, b) for a, b in zip(left.tolist(), right.tolist(), strict=True)]
-    assert find_shifts((left, right), CORE.form).tolist() == expected
+    assert find_shifts(lift(left, right), CORE.form).tolist() == expected
 
 
 def test_a_scale_of_another_key_is_moved_by_hand() -> None:
@@ -60,10 +61,10 @@ def test_a_scale_of_another_key_is_moved_by_hand() -> None:
     scale = np.array([[*(tonic + step for step in MAJOR), tonic + 12, *[HOLD] * 8]])
     for moved in (0, 1, 3, 5, -2, -4, -5):
         other = np.where(scale == HOLD, HOLD, scale + moved)
-        assert find_shifts((scale, other), CORE.form).tolist() == [-moved]
+        assert find_shifts(lift(scale, other), CORE.form).tolist() == [-moved]
     silent = np.zeros_like(scale)
     for halves in ((scale, silent), (silent, scale)):
-        assert find_shifts(halves, CORE.form).tolist() == [0]
+        assert find_shifts(lift(*halves), CORE.form).tolist() == [0]
 
 
 def test_a_scale_is_to_hold_what_sounds_longest_not_what_has_the_most_steps() -> None:
@@ -76,7 +77,7 @@ def test_a_scale_is_to_hold_what_sounds_longest_not_what_has_the_most_steps() ->
     # semitone lower all but 3 twelfths are in C major, five semitones lower all but 1.
     pitches = np.array([17, 13, 12, 10, 10, 16])
     right = np.array([[*FIRST_PITCH + pitches, *[REST] * 6]])
-    assert find_shifts((left, right), form).tolist() == [-5]
+    assert find_shifts(lift(left, right), form).tolist() == [-5]
 
 
 def test_only_a_right_half_that_does_not_fit_is_encoded_anew() -> None:
@@ -87,7 +88,7 @@ def test_only_a_right_half_that_does_not_fit_is_encoded_anew() -> None:
     transform = rival.transform(rival.settings(), tools.kinds, tools)
     (step,) = transform((one, other), (1,), make_random(0, "none"))
     left, right = CORE.decode_tokens(one), CORE.decode_tokens(other)
-    shifts = find_shifts((left, right), CORE.form)
+    shifts = find_shifts(lift(left, right), CORE.form)
     assert {0} < set(shifts.tolist())
     assert torch.equal(step.outputs[0], one)
     for row, shift in enumerate(shifts.tolist()):

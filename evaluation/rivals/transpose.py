@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Int64
+from torch import Tensor
 
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 from evaluation.rivals.base import Batch, Look, Rival
-from evaluation.statistics import DIATONIC, TokenPairs, time_classes
+from evaluation.statistics import DIATONIC, NotePairs, time_classes
 from evaluation.transforms import Step
 
 _SHIFTS = np.array(sorted(range(-6, 6), key=abs))
@@ -33,22 +34,23 @@ class Transpose(Rival):
     def steps(self, batch: Batch, /) -> Iterator[Step]:
         """As `Rival.steps` says."""
         core, pair = batch.tools.core, batch.pair
-        left, right = (core.decode_tokens(half, batch.kinds) for half in pair)
+        kinds = torch.from_numpy(batch.kinds).to(pair[0].device)
+        left, right = (core.decode_notes(half, kinds) for half in pair)
         shifts = find_shifts((left, right), core.form)[:, None]
-        moved = np.where(right >= FIRST_PITCH, right + shifts, right)
-        encoded = core.encode_mean(moved).to(pair[1])
-        is_moved = torch.from_numpy(shifts != 0).to(encoded.device)
-        outputs = pair[0].clone(), torch.where(is_moved, encoded, pair[1])
+        moved = torch.where(right >= FIRST_PITCH, right + shifts, right)
+        outputs = pair[0].clone(), torch.where(shifts != 0, core.encode_mean(moved), pair[1])
         for count in batch.counts:
             yield Step(count, outputs, decoder_calls=2)
 
 
-def find_shifts(tokens: TokenPairs, form: MelodyFormat) -> Int64[np.ndarray, "B"]:
+def find_shifts(tokens: NotePairs, form: MelodyFormat) -> Int64[Tensor, "B"]:
     """Find how many semitones upwards the right half of each pair is moved; 0 without notes."""
-    left, right = (time_classes(half, form) @ DIATONIC for half in tokens)
-    fits = [(left + np.roll(right, shift, axis=1)).max(axis=1) for shift in _SHIFTS]
-    notes = tokens[1].astype(np.int64)
-    highest = notes.max(axis=1, keepdims=True) + _SHIFTS
-    lowest = np.where(notes >= FIRST_PITCH, notes, form.vocabulary).min(axis=1, keepdims=True)
-    within = (lowest + _SHIFTS >= FIRST_PITCH) & (highest < form.vocabulary)
-    return np.asarray(_SHIFTS[np.where(within, np.stack(fits, axis=1), -1).argmax(axis=1)])
+    scales, shifts = (torch.from_numpy(table).to(tokens[0].device) for table in (DIATONIC, _SHIFTS))
+    # As whole numbers, so that equal fits are ties.
+    left, right = ((time_classes(half, form)[:, :, None] * scales).sum(1) for half in tokens)
+    fits = [(left + right.roll(shift, 1)).amax(1) for shift in _SHIFTS.tolist()]
+    notes = tokens[1].long()
+    highest = notes.amax(1, keepdim=True) + shifts
+    lowest = torch.where(notes >= FIRST_PITCH, notes, form.vocabulary).amin(1, keepdim=True)
+    within = (lowest + shifts >= FIRST_PITCH) & (highest < form.vocabulary)
+    return shifts[torch.where(within, torch.stack(fits, 1), -1).argmax(1)]
