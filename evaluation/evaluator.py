@@ -145,12 +145,11 @@ class Evaluator:
         counted in `excluded`. Correlations, `seam` and measures of overlap also exclude pairs with
         a half without notes.
         """
-        outputs = self._read_inputs(source)
-        inputs = Decoded(outputs.latents, outputs.notes.tokens)
+        begun, steps = self._read_inputs(source), list(steps)
+        inputs = Decoded(begun.latents, begun.notes.tokens)
         rows, records, influences = [], [], []
-        for step in steps:
+        for step, outputs in zip(steps, self._read_outputs(source, steps), strict=True):
             shared = {**label, "source": source.name, "iteration": step.iteration}
-            outputs = self._follow(source, step, outputs)
             pairs, columns = self._outcomes(source, inputs, outputs)
             frame = _frame({name: shared.get(name) for name in OUTCOMES} | columns)
             measured = self._metrics(frame, pairs)
@@ -366,27 +365,47 @@ class Evaluator:
         """The latest sources, each beside its inputs, so that no other gets its number."""
         return {}
 
-    def _follow(self, source: Source, step: Step, last: "_Outputs") -> "_Outputs":
-        """Read the outputs of a step. Pairs that are as after the last step are not read again.
+    def _read_outputs(self, source: Source, steps: Sequence[Step]) -> Iterator["_Outputs"]:
+        """Read the outputs of all steps at one time. Pairs that are as before are not read again.
 
         The first step comes after the inputs. Fusion comes to rest: after its first step, nine of
         ten of its pairs stay as they are.
         """
+        begun = self._read_inputs(source)
+        latents, (left, right) = begun.latents, begun.notes.tokens
+        fresh, found = [(left[:0], right[:0])], []
+        # Where the notes of each pair are among those of all inputs and of what is read.
+        places, count = torch.arange(len(left), device=left.device), len(left)
+        for step in steps:
+            after, finite = self._keep_finite(source, step)
+            moved = (after[0] != latents[0]) | (after[1] != latents[1])
+            rows = moved.any(1).nonzero().squeeze(1)
+            kinds = source.kinds[rows.cpu().numpy()]
+            new = self._decode((after[0][rows], after[1][rows]), kinds)
+            other = ((new[0] != left[rows]) | (new[1] != right[rows])).any(1).nonzero().squeeze(1)
+            new, rows = (new[0][other], new[1][other]), rows[other]
+            left, right = left.index_copy(0, rows, new[0]), right.index_copy(0, rows, new[1])
+            more = torch.arange(count, count + len(rows), device=rows.device)
+            places, count = places.index_copy(0, rows, more), count + len(rows)
+            fresh.append(new)
+            found.append((after, finite, places))
+            latents = after
+        halves = (torch.cat(half) for half in zip(*fresh, strict=True))
+        known = begun.notes.join(self._read((next(halves), next(halves)), source.split))
+        for after, finite, places in found:
+            yield _Outputs(after, finite, known.take(places))
+
+    def _keep_finite(self, source: Source, step: Step) -> tuple[Pair, Bool[np.ndarray, "B"]]:
+        """The outputs of a step, and which are finite. The others are replaced by their inputs.
+
+        What is measured of those is removed later.
+        """
         finite = torch.isfinite(z_weighted(source.inputs, step.outputs, self.core.sigma_bar))
-        # A row that is not finite is replaced by its input, and its results are removed later.
         left, right = (
             torch.where(finite[:, None], after, z)
             for z, after in zip(source.inputs, step.outputs, strict=True)
         )
-        moved = (left != last.latents[0]) | (right != last.latents[1])
-        rows = moved.any(1).nonzero().squeeze(1)
-        kinds = source.kinds[rows.cpu().numpy()]
-        tokens = self._decode((left[rows], right[rows]), kinds)
-        before = last.notes.left[rows], last.notes.right[rows]
-        other = ((tokens[0] != before[0]) | (tokens[1] != before[1])).any(1).nonzero().squeeze(1)
-        notes = self._read((tokens[0][other], tokens[1][other]), source.split)
-        put = last.notes.put(rows[other], notes)
-        return _Outputs((left, right), finite.cpu().numpy(), put)
+        return (left, right), finite.cpu().numpy()
 
     def _measure(self, pairs: Pairs) -> dict[str, Any]:
         """Return the columns of the records that can be computed for these pairs."""

@@ -66,9 +66,9 @@ class Notes(NamedTuple):
         """Some of the pairs."""
         return Notes(*(own[rows] for own in self))
 
-    def put(self, rows: Int64[Tensor, "b"], others: "Notes") -> "Notes":
-        """These pairs, with others in some rows."""
-        return Notes(*(own.index_copy(0, rows, new) for own, new in zip(self, others, strict=True)))
+    def join(self, others: "Notes") -> "Notes":
+        """These pairs, then the others."""
+        return Notes(*map(torch.cat, zip(self, others, strict=True)))
 
 
 HALVES = ("left", "right")
