@@ -56,18 +56,17 @@ def count_edits(
     """`edit_distance` of tensors, where they are.
 
     On the CPU it is that of the library. On other devices all rows go through the table of Wagner
-    & Fischer (1974) together, line by line. Within a line, what is left of a place counts by a
-    running minimum: `d[j] = min(t[j], d[j - 1] + 1)` is `j + min over i <= j of (t[i] - i)`.
+    & Fischer (1974) together, line by line, less the number of each place: what comes from the left
+    in a line, `d[j] <= d[j - 1] + 1`, is then a running minimum.
     """
     if before.device.type == "cpu":
         return torch.from_numpy(edit_distance(before.numpy(), after.numpy())).long()
-    places = torch.arange(before.shape[1] + 1, device=before.device)
-    line = places.expand(len(before), -1)
-    for number, token in enumerate(before.unbind(1), 1):
-        replaced = line[:, :-1] + (token[:, None] != after)
-        begun = functional.pad(replaced.minimum(line[:, 1:] + 1), (1, 0), value=number)
-        line = (begun - places).cummin(1).values + places
-    return line[:, -1]
+    replaced = (before[:, :, None] != after[:, None]).long() - 1
+    line = before.new_zeros((len(before), before.shape[1] + 1), dtype=torch.int64)
+    for number, own in enumerate(replaced.unbind(1), 1):
+        least = (line[:, :-1] + own).minimum(line[:, 1:] + 1)
+        line = functional.pad(least, (1, 0), value=number).cummin(1).values
+    return line[:, -1] + before.shape[1]
 
 
 class SegmentBank:

@@ -145,9 +145,9 @@ class Heard:
     ) -> Float[Tensor, "B"]:
         """J of each pair of tokens, in nats, with edits counted from `inputs`."""
         fit = self.writer.rate((tokens[:, 0], tokens[:, 1]))
-        left, right = (count_edits(inputs[:, half], tokens[:, half]) for half in (0, 1))
+        edits = count_edits(inputs.flatten(0, 1), tokens.flatten(0, 1)).view(-1, 2).double()
         left_share, right_share = share_step(self.lead)
-        uneven = (right_share * left.double() - left_share * right.double()).abs()
+        uneven = (right_share * edits[:, 0] - left_share * edits[:, 1]).abs()
         return fit - self.imbalance * uneven.to(fit)
 
     def _write(

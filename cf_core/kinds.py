@@ -48,7 +48,21 @@ def look_up(
     table: Shaped[np.ndarray, "K ..."], kinds: Int64[Tensor, "*B"]
 ) -> Shaped[Tensor, "..."]:
     """What a table of a format has for each of these kinds, on their device."""
-    return torch.from_numpy(table).to(kinds.device)[kinds]
+    return on_device(table, kinds.device)[kinds]
+
+
+def on_device(table: Shaped[np.ndarray, "..."], device: torch.device) -> Shaped[Tensor, "..."]:
+    """A table of constants on a device. It is copied there once: the host waits for each copy."""
+    if device.type == "cpu":
+        return torch.from_numpy(table)
+    key = id(table), device
+    if key not in _TABLES:
+        _TABLES[key] = table, torch.from_numpy(table).to(device)
+    return _TABLES[key][1]
+
+
+_TABLES: dict[tuple[int, torch.device], tuple[np.ndarray, Tensor]] = {}
+"""Each copy beside its table, so that no other table gets the same number."""
 
 
 def encode_kinds(kinds: Int64[Tensor, "*B"], count: int) -> Float[Tensor, "*B K"]:

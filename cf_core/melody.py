@@ -249,6 +249,12 @@ class MelodyFormat(Settings):
         return lengths
 
     @cached_property
+    def step_lines(self) -> Int64[np.ndarray, "K T"]:
+        """Of each kind, how many lines of the grid its steps span; 0 for marks."""
+        lines: np.ndarray = np.rint(self.step_lengths * self.steps_per_beat).astype(np.int64)
+        return lines
+
+    @cached_property
     def slots(self) -> Int64[np.ndarray, "K W"]:
         """Of each kind, the step in each slot; -1 for none.
 

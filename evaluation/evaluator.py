@@ -16,17 +16,19 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Bool, Float64, Int64, Integer
+from torch import Tensor
 
 from cf_core.continuation import Continuation
 from cf_core.corpus import Corpus, Split
 from cf_core.distance import SegmentBank, count_edits, z_distance, z_weighted
 from cf_core.losses import Pair
 from cf_core.seeding import derive, make_random
+from cf_core.training import limit_threads
 from cf_core.vae import MelodyVAE
 from evaluation.classifier import SearchClassifier
 from evaluation.jackknife import Jackknife, has_enough_songs
 from evaluation.judge import Judge
-from evaluation.likeness import SEAMS, RealNeighbours
+from evaluation.likeness import SEAMS, RealNeighbours, find_seams
 from evaluation.metrics import OF_PAIRS, OF_SETS
 from evaluation.samples import (
     Decoded,
@@ -168,7 +170,8 @@ class Evaluator:
         name = {Split.TEST: "test", Split.VALIDATION: "validation"}[split]
         shared = {"source": name, "iteration": 0}
         songs = self.corpus.song[rows]
-        pairs = self._view(self._read(tokens, split), songs, latents=self._encode(rows))
+        notes = self._read(tokens, split)
+        pairs = Pairs(notes, songs, self.corpus.form, latents=self._encode(rows))
         columns = self._measure(pairs)
         return _frame(dict.fromkeys(LABELS, "real") | shared | columns)
 
@@ -241,7 +244,7 @@ class Evaluator:
         ):
             shared = {"source": source.name, "iteration": 0} | dict.fromkeys(LABELS, name)
             notes = self._read(self._decode(latents, own), source.split)
-            pairs = self._view(notes, owners, reference, latents)
+            pairs = Pairs(notes, owners, self.corpus.form, reference, latents)
             for metric in self._metrics(_frame(self._measure(pairs)), pairs):
                 yield {**shared, **metric}
 
@@ -272,27 +275,24 @@ class Evaluator:
             for style in drawn
         ]
         outputs = [
-            {step.iteration: self._decode(step.outputs, kinds) for step in steps}
+            torch.stack([torch.stack(self._decode(step.outputs, kinds)) for step in steps])
             for steps in fuse_all(given, counts)
         ]
-        return {
-            count: float(
-                np.mean(
-                    [
-                        float(count_edits(one[count][half], other[count][half]).double().mean())
-                        for one, other in combinations(outputs, 2)
-                        for half in (0, 1)
-                    ]
-                )
-            )
-            for count in counts
-        }
+        # All pairs of styles, counts and halves at one time: each call costs a GPU its launches.
+        one, other = (torch.stack(each) for each in zip(*combinations(outputs, 2), strict=True))
+        apart = count_edits(one.flatten(0, 3), other.flatten(0, 3))
+        means = apart.view(len(one), len(counts), -1).double().mean((0, 2)).tolist()
+        return dict(zip(counts, means, strict=True))
 
     @cached_property
     def _training(self) -> Statistics:
-        tokens = torch.as_tensor(self.corpus.tokens[self.corpus.segments(Split.TRAIN)])
-        found = compute_statistics(tokens, self.corpus.form)
-        return {name: values.numpy() for name, values in found.items()}
+        return self._describe(
+            torch.as_tensor(self.corpus.tokens[self.corpus.segments(Split.TRAIN)])
+        )
+
+    def _describe(self, segments: Integer[Tensor, "B T"]) -> Statistics:
+        found = compute_statistics(segments, self.corpus.form)
+        return {name: values.cpu().numpy() for name, values in found.items()}
 
     @cached_property
     def deviations(self) -> dict[str, float]:
@@ -315,15 +315,15 @@ class Evaluator:
         self, rows: Integer[np.ndarray, "P 2"], split: Split, random: np.random.Generator
     ) -> Reference:
         songs, of_pair = np.unique(self.corpus.song[rows[:, 0]], return_inverse=True)
-        form, judge = self.corpus.form, self.judges[split]
-        pairs = Pairs(measure_notes(self._tokens(rows), form, judge), self.corpus.song[rows], form)
-        bins = self._bins(pairs)
+        tokens, form = self._tokens(rows), self.corpus.form
+        left, right = (self._describe(half) for half in tokens)
+        bins = self._bins((left, right), self.corpus.kinds[rows[:, 0]])
         counts = {
             name: count_pairs_by_cluster(*bins[name], self.bins.count(name), of_pair, len(songs))
             for name in STATISTICS
         }
-        seams = pairs.measured["seam_bin"].astype(np.int64)
-        features = pair_features(*pairs.statistics, self.deviations)
+        seams = find_seams(tokens, form).cpu().numpy()
+        features = pair_features(left, right, self.deviations)
         drawn = random.permutation(len(rows))[:REAL_PAIRS]
         folds, rebuilt = deal_songs(self.corpus, split, self.seed), self._reconstructed(rows)
         return Reference(
@@ -332,10 +332,10 @@ class Evaluator:
             folds,
             counts,
             count_bins_by_cluster(seams, SEAMS, of_pair, len(songs)),
-            pairs.statistics,
+            (left, right),
             Neighbourhoods.fit(features[drawn]),
             RealNeighbours.describe(rebuilt, folds[songs][of_pair], form),
-            judge.probability(*rebuilt).double().cpu().numpy(),
+            self.judges[split].probability(*rebuilt).double().cpu().numpy(),
             count_edits(*rebuilt).cpu().numpy(),
         )
 
@@ -343,8 +343,16 @@ class Evaluator:
         self, source: Source, inputs: Decoded, outputs: "_Outputs"
     ) -> tuple[Pairs, dict[str, Any]]:
         """Return the outputs as pairs, and the columns of their records."""
-        reference, kept = self._references[source.split], outputs.finite
-        pairs = self._view(outputs.notes, source.songs, reference, outputs.latents, inputs, kept)
+        kept = outputs.finite
+        pairs = Pairs(
+            outputs.notes,
+            source.songs,
+            self.corpus.form,
+            self._references[source.split],
+            outputs.latents,
+            inputs,
+            kept,
+        )
         columns = self._measure(pairs)
         for name in columns.keys() - {"pair", "left_song", "right_song", "meter"}:
             columns[name] = np.where(kept, columns[name], np.nan if name in OF_PAIRS else -1)
@@ -352,13 +360,14 @@ class Evaluator:
 
     def _read_inputs(self, source: Source) -> "_Outputs":
         """Read the inputs of a source. They are kept, for all transforms have the same."""
-        if id(source) not in self._inputs:
+        known = self._inputs.get(id(source))
+        if known is None or known[0] is not source:  # a copy of this has numbers of another process
             while len(self._inputs) >= _KEPT_SOURCES:
                 self._inputs.pop(next(iter(self._inputs)))
             notes = self._read(self._decode(source.inputs, source.kinds), source.split)
-            every = np.ones(len(source.songs), bool)
-            self._inputs[id(source)] = source, _Outputs(source.inputs, every, notes)
-        return self._inputs[id(source)][1]
+            known = source, _Outputs(source.inputs, np.ones(len(source.songs), bool), notes)
+            self._inputs[id(source)] = known
+        return known[1]
 
     @cached_property
     def _inputs(self) -> dict[int, tuple[Source, "_Outputs"]]:
@@ -373,6 +382,7 @@ class Evaluator:
         """
         begun = self._read_inputs(source)
         latents, (left, right) = begun.latents, begun.notes.tokens
+        kinds = torch.from_numpy(source.kinds).to(left.device)
         fresh, found = [(left[:0], right[:0])], []
         # Where the notes of each pair are among those of all inputs and of what is read.
         places, count = torch.arange(len(left), device=left.device), len(left)
@@ -380,8 +390,7 @@ class Evaluator:
             after, finite = self._keep_finite(source, step)
             moved = (after[0] != latents[0]) | (after[1] != latents[1])
             rows = moved.any(1).nonzero().squeeze(1)
-            kinds = source.kinds[rows.cpu().numpy()]
-            new = self._decode((after[0][rows], after[1][rows]), kinds)
+            new = self._decode((after[0][rows], after[1][rows]), kinds[rows])
             other = ((new[0] != left[rows]) | (new[1] != right[rows])).any(1).nonzero().squeeze(1)
             new, rows = (new[0][other], new[1][other]), rows[other]
             left, right = left.index_copy(0, rows, new[0]), right.index_copy(0, rows, new[1])
@@ -413,7 +422,7 @@ class Evaluator:
         for name, compute in OF_PAIRS.items():
             if (values := compute(pairs, self)) is not None:
                 columns[name] = values
-        for name, bins in self._bins(pairs).items():
+        for name, bins in self._bins(pairs.statistics, pairs.kinds).items():
             columns |= {f"{name}_left": bins[0], f"{name}_right": bins[1]}
         columns["seam_bin"] = pairs.measured["seam_bin"].astype(np.int64)
         return columns
@@ -476,32 +485,25 @@ class Evaluator:
         """The latest replicates; each holds its reference, so that no other gets its number."""
         return {}
 
-    def _view(
-        self,
-        notes: Notes,
-        songs: Integer[np.ndarray, "B 2"],
-        reference: Reference | None = None,
-        latents: Pair | None = None,
-        inputs: Decoded | None = None,
-        finite: Bool[np.ndarray, "B"] | None = None,
-    ) -> Pairs:
-        return Pairs(notes, songs, self.corpus.form, reference, latents, inputs, finite)
-
     def _read(self, tokens: NotePairs, split: Split) -> Notes:
-        return measure_notes(tokens, self.corpus.form, self.judges[split])
+        # What is kept of inputs must not depend on who reads them first.
+        with limit_threads(1):
+            return measure_notes(tokens, self.corpus.form, self.judges[split])
 
-    def _bins(self, pairs: Pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        left, right = pairs.statistics
+    def _bins(
+        self, statistics: tuple[Statistics, Statistics], kinds: Int64[np.ndarray, "B"]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        left, right = statistics
         return {
             name: (
-                self.bins.assign(name, left[name], pairs.kinds),
-                self.bins.assign(name, right[name], pairs.kinds),
+                self.bins.assign(name, left[name], kinds),
+                self.bins.assign(name, right[name], kinds),
             )
             for name in STATISTICS
         }
 
-    def _decode(self, pair: Pair, kinds: Int64[np.ndarray, "B"]) -> NotePairs:
-        own = torch.from_numpy(kinds).to(pair[0].device)
+    def _decode(self, pair: Pair, kinds: Int64[np.ndarray, "B"] | Int64[Tensor, "B"]) -> NotePairs:
+        own = torch.as_tensor(kinds).to(pair[0].device)
         return self.core.decode_notes(pair[0], own), self.core.decode_notes(pair[1], own)
 
     def _reconstructed(self, rows: Integer[np.ndarray, "P 2"]) -> NotePairs:

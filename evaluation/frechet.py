@@ -38,7 +38,8 @@ class Gaussian:
         mean = points.mean(0)
         centred = points - mean
         sample = centred.T @ centred / len(points)
-        target = sample.trace() / len(mean) * torch.eye(len(mean)).to(sample)
+        identity = torch.eye(len(mean), dtype=sample.dtype, device=sample.device)
+        target = sample.trace() / len(mean) * identity
         error = (centred.square().sum(1).square().mean() - sample.square().sum()) / len(points)
         apart = (sample - target).square().sum()
         share = torch.where(apart > 0, error / apart, 0.0).clamp(0, 1)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64, Integer, Shaped
 from torch import Tensor
 
-from cf_core.kinds import find_kinds, look_up
+from cf_core.kinds import find_kinds, look_up, on_device
 from cf_core.melody import FIRST_PITCH, REST, MelodyFormat
 from cf_core.training import limit_threads
 from evaluation.statistics import (
@@ -37,6 +37,8 @@ _FEWEST = 2
 """Fewer pairs than this fit no classifier."""
 _RIDGE = 1.0
 """Added to the covariance of the standardised features."""
+_SMALLEST = 1e-9
+"""A feature that varies by less, as a variance, is left out."""
 _OCTAVE = 12
 _LENGTHS = (1, 2, 3, 4, 6, 8, 12)
 """Steps from a note to the next that are counted."""
@@ -109,7 +111,7 @@ class _Half:
     @cached_property
     def diatonic(self) -> Float64[Tensor, "B 12"]:
         """Share of the steps at which a note of each diatonic collection sounds."""
-        return self.classes @ torch.from_numpy(DIATONIC).to(self.classes)
+        return self.classes @ on_device(DIATONIC, self.classes.device).double()
 
     @cached_property
     def ends(self) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"]]:
@@ -300,26 +302,25 @@ class RealNeighbours:
     @cached_property
     def _by_fold(self) -> list[tuple[Int64[Tensor, "_"], Float64[Tensor, "_ F"], _Moments]]:
         """Which real pairs are in each fold, these, and the moments of those of all others."""
-        whole, found = _Moments.of(self.features), []
-        for fold in range(FOLDS):
-            rows = self._find(self.folds == fold)
-            own = self.features[rows]
-            found.append((rows, own, whole - _Moments.of(own)))
-        return found
+        whole = _Moments.of(self.features)
+        groups = [(rows, self.features[rows]) for rows in self._group(self.folds)]
+        return [(rows, own, whole - _Moments.of(own)) for rows, own in groups]
 
-    def _find(self, chosen: Bool[np.ndarray, "n"]) -> Int64[Tensor, "_"]:
-        """Rows that are chosen, as numbers on the device, which so need not be asked for them."""
-        return torch.from_numpy(np.flatnonzero(chosen)).to(self.features.device)
+    def _group(self, folds: Int64[np.ndarray, "n"]) -> list[Int64[Tensor, "_"]]:
+        """The rows of each fold, in one copy to the device of the features."""
+        order = torch.from_numpy(np.argsort(folds, kind="stable")).to(self.features.device)
+        sizes = np.bincount(folds + 1, minlength=FOLDS + 1).tolist()
+        return list(order.split(sizes))[1:]
 
     def rank(self, features: Float64[Tensor, "B F"], folds: Int64[np.ndarray, "B"]) -> Ranks:
         """Rank pairs, described and in these folds (-1 for none), among the real ones."""
         ranks = features.new_full((2, len(features)), torch.nan)
         influence = features.new_zeros(2, len(self.features))
         with limit_threads(1):  # sums are to add up alike in workers and elsewhere
-            known = self._find(folds >= 0)
+            groups = self._group(folds)
+            known = torch.cat(groups)
             whole = _Moments.of(features[known])
-            for fold, (there, real, others) in enumerate(self._by_fold):
-                rows = self._find(folds == fold)
+            for rows, (there, real, others) in zip(groups, self._by_fold, strict=True):
                 own = features[rows]
                 outputs = whole - _Moments.of(own)
                 if min(len(own), len(real), outputs.count, others.count) < _FEWEST:
@@ -352,8 +353,13 @@ def _discriminant(outputs: _Moments, real: _Moments, kept: slice) -> Float64[Ten
     """Weights of Fisher's discriminant between outputs and real pairs, with a ridge."""
     within = (outputs.covariance[kept, kept] + real.covariance[kept, kept]) / 2
     apart = real.mean[kept] - outputs.mean[kept]
-    deviation = (within.diagonal().clamp(min=0) + apart**2 / 4).sqrt() + 1e-6
-    ridge = _RIDGE * torch.eye(len(within)).to(within)
+    variance = within.diagonal().clamp(min=0) + apart**2 / 4
+    # What is the same in all these pairs tells nothing of others. All that is left of it are
+    # rounding errors, which differ between devices.
+    varies = (variance > _SMALLEST).to(variance)
+    within, apart = within * varies.outer(varies), apart * varies
+    deviation = variance.sqrt() + 1e-6
+    ridge = _RIDGE * torch.eye(len(within), dtype=within.dtype, device=within.device)
     scaled = within / deviation.outer(deviation) + ridge
     solved: Tensor = torch.linalg.solve(scaled, apart / deviation)
     return solved / deviation

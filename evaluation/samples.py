@@ -185,14 +185,14 @@ class Pairs:
         """Edit distance of both halves to those of the inputs, if there are inputs."""
         if self.inputs is None:
             return None
-        halves = zip(self.inputs.tokens, self.notes.tokens, strict=True)
-        edits: np.ndarray = torch.stack([count_edits(*half) for half in halves]).cpu().numpy()
+        both = count_edits(torch.cat(self.inputs.tokens), torch.cat(self.notes.tokens))
+        edits: np.ndarray = both.view(2, -1).cpu().numpy()
         return edits
 
     def __getitem__(self, kept: Bool[np.ndarray, "B"]) -> "Pairs":
         """Select pairs by a mask, as notes alone."""
         if kept.all():
-            return Pairs(self.notes, self.songs, self.form, self.reference)
+            return self
         notes = self.notes.take(self._find(kept))
         return Pairs(notes, self.songs[kept], self.form, self.reference)
 

@@ -97,8 +97,7 @@ def time_classes(tokens: Integer[Tensor, "B T"], form: MelodyFormat) -> Int64[Te
 
 def _count_lines(tokens: Integer[Tensor, "B T"], form: MelodyFormat) -> Int64[Tensor, "B T"]:
     """How many lines of the grid each step spans; 0 for marks."""
-    lines = np.rint(form.step_lengths * form.steps_per_beat).astype(np.int64)
-    return look_up(lines, find_kinds(tokens, form))
+    return look_up(form.step_lines, find_kinds(tokens, form))
 
 
 def count_classes(

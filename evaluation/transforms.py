@@ -136,11 +136,8 @@ def take_by_edits(
     before = heard.decode(inputs, kinds)
     tried = [heard.decode(step.outputs, kinds) for step in outputs]
     score = torch.stack([heard.rate(tokens, before) for tokens in tried]).cpu().numpy()
-    edits_of = [
-        torch.stack([count_edits(before[:, half], tokens[:, half]) for half in (0, 1)]).sum(0)
-        for tokens in tried
-    ]
-    changed = torch.stack(edits_of).cpu().numpy()
+    rows = torch.stack([before] * len(tried)).flatten(0, 2), torch.stack(tried).flatten(0, 2)
+    changed = count_edits(*rows).view(len(tried), -1, 2).sum(2).cpu().numpy()
     every = torch.arange(len(kinds), device=kinds.device)
     lefts, rights = (torch.stack([step.outputs[half] for step in outputs]) for half in (0, 1))
     costs = {

@@ -414,7 +414,7 @@ def _nats(network: Continuation, pairs: tuple[torch.Tensor, torch.Tensor]) -> di
 def _scorer(judge: Judge) -> Scorer:
     def score(pairs: TokenPairs) -> np.ndarray:
         left, right = map(torch.as_tensor, pairs)
-        found: np.ndarray = judge.logits(left, right).numpy()
+        found: np.ndarray = judge.logits(left, right).cpu().numpy()
         return found
 
     return score

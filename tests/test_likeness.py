@@ -221,6 +221,20 @@ def test_the_discriminant_is_fishers_on_standardised_features() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_a_feature_that_never_varies_tells_nothing() -> None:
+    """Rounding errors of its covariances would otherwise count, for a pair that differs in it."""
+    random = np.random.default_rng(0)
+    outputs, real = random.normal(size=(2, 400, 3)) * [1, 5, 0.1] + [65, 1, 0]
+    moments = []
+    for rows in (outputs, np.add(real, (0.5, 1, 0))):
+        constant = np.full((len(rows), 1), 1 / 3)
+        moments.append(likeness._Moments.of(torch.from_numpy(np.hstack((rows, constant)))))
+    weights = likeness._discriminant(moments[0], moments[1], slice(None))
+    without = likeness._discriminant(moments[0], moments[1], slice(3))
+    assert weights[3] == 0
+    torch.testing.assert_close(weights[:3], without, rtol=1e-9, atol=0)
+
+
 def test_too_few_pairs_tell_nothing(real: RealNeighbours) -> None:
     pairs = neighbours(np.random.default_rng(1), 1)
     features, _ = describe_pairs(lift(*pairs), FORM)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from cf_core.kinds import on_device
 from cf_core.melody import FIRST_PITCH, MelodyFormat
 from evaluation.rivals.base import Batch, Look, Rival
 from evaluation.statistics import DIATONIC, NotePairs, time_classes
@@ -45,7 +46,7 @@ class Transpose(Rival):
 
 def find_shifts(tokens: NotePairs, form: MelodyFormat) -> Int64[Tensor, "B"]:
     """Find how many semitones upwards the right half of each pair is moved; 0 without notes."""
-    scales, shifts = (torch.from_numpy(table).to(tokens[0].device) for table in (DIATONIC, _SHIFTS))
+    scales, shifts = (on_device(table, tokens[0].device) for table in (DIATONIC, _SHIFTS))
     # As whole numbers, so that equal fits are ties.
     left, right = ((time_classes(half, form)[:, :, None] * scales).sum(1) for half in tokens)
     fits = [(left + right.roll(shift, 1)).amax(1) for shift in _SHIFTS.tolist()]
