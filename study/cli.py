@@ -171,7 +171,11 @@ def run(
         bool, typer.Option("--json", help="Tell progress as lines of JSON, for programs.")
     ] = False,
 ) -> None:
-    """Run a study, or go on with it where it stopped."""
+    """Run a study, or go on with it where it stopped.
+
+    It uses GPUs where execution.resources asks for them. Training and evaluation have been run on
+    one by themselves, a whole study has not yet.
+    """
     from cf_core.training import use_huge_pages  # noqa: PLC0415  (slow)
 
     use_huge_pages()
