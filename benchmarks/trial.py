@@ -38,7 +38,10 @@ from study.store import Store
 from study.workbench import REPORT_EVERY
 
 _TUNES = "corpora={tunes: {corpus: {source: builtin}}}"
-_SMALL = ("core.steps=20", "writer.steps=10", "fusion.steps=20", "evaluation.lambda=[0.1, 1.0]")
+_SMALL = (
+    *("core.steps=4", "writer.steps=4", "fusion.steps=4"),
+    *("evaluation.lambda=[1.0]", "evaluation.iterations=[1, 2]"),
+)
 """What is changed where the scale is small."""
 
 
