@@ -120,7 +120,8 @@ class Heard:
         device = style.device
         own = take_kinds(kinds, len(style), self.core.form).to(device)
         now = self._listen_first(pair, own)
-        written, changed = now, torch.ones(len(style), dtype=torch.bool, device=device)
+        z, heard = now.z, now.tokens - 1  # nothing was heard yet
+        is_new = torch.ones(len(style), 2, 1, dtype=torch.bool, device=device)
         going, done = torch.arange(len(style), device=device), 0
         for count in counts:
             for _ in range(done, count):
@@ -132,12 +133,16 @@ class Heard:
                 kept = new.score >= old.score
                 going = going[kept]
                 now = now.put(going, new.take(kept))
-                changed[going] = True
-            rows = changed.nonzero().squeeze(1)
-            best = self._write(now.take(rows), price[rows], chance[:, rows])
-            written, done = written.put(rows, best), count
-            changed = torch.zeros_like(changed)
-            yield count, _halves(written.z)
+            # Pairs that sound as when they were last written would be written alike. Their halves
+            # that were left as decoded follow the latents.
+            z = torch.where(is_new, z.unflatten(1, (2, -1)), now.z.unflatten(1, (2, -1))).flatten(1)
+            rows = (now.tokens != heard).flatten(1).any(1).nonzero().squeeze(1)
+            decoded = now.take(rows)
+            best = self._write(decoded, price[rows], chance[:, rows])
+            differs = (best.z != decoded.z).unflatten(1, (2, -1)).any(2, keepdim=True)
+            z, is_new = z.index_copy(0, rows, best.z), is_new.index_copy(0, rows, differs)
+            heard, done = now.tokens, count
+            yield count, _halves(z)
 
     @torch.no_grad()
     def rate(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +28,12 @@ DEAR = 1e5
 """A price at which the writer changes nothing."""
 
 
-def network() -> Generator:
-    made = Generator(Z, 2, 16, 2, conditional=True)
+def network(size: float | None = None) -> Generator:
+    """G as it is before training, or one that takes steps of about this size."""
+    made = Generator(Z, 2, 16, 2, conditional=True, gated=size is None)
     initialise(made, make_random(0, "G"))
+    if size is not None:
+        made.net.weights[-1].data.mul_(size)
     return made
 
 
@@ -48,10 +52,10 @@ def inputs() -> tuple[Pair, Tensor, Tensor]:
     return (left, right), torch.rand(ROWS, 2, generator=random), lambda_
 
 
-def run(how: Heard, counts: Sequence[int] = COUNTS) -> dict[int, Pair]:
+def run(how: Heard, counts: Sequence[int] = COUNTS, size: float | None = None) -> dict[int, Pair]:
     pair, style, lambda_ = inputs()
     chance = how.draw_chance(ROWS, make_random(0, "chance"))
-    return dict(how.fuse(network(), pair, style, counts, lambda_, chance))
+    return dict(how.fuse(network(size), pair, style, counts, lambda_, chance))
 
 
 def decode(how: Heard, pair: Pair) -> tuple[Tensor, Tensor]:
@@ -174,6 +178,31 @@ def test_proposals_and_drafts_are_both_kept_and_refused() -> None:
     assert 0 < int(kept.sum()) < ROWS
     drafted = (run(heard(), [1])[1][0] != run(heard(price=DEAR), [1])[1][0]).any(1)
     assert 0 < int(drafted.sum()) < ROWS
+
+
+def test_what_sounds_as_when_it_was_last_written_is_not_drafted_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = 0.05
+    # Where writing changes nothing, outputs are what the applications came to.
+    plain = run(heard(price=DEAR), COUNTS, size)
+    notes = [torch.cat(decode(heard(), plain[count]), 1) for count in COUNTS]
+    sounds_other = [(a != b).any(1) for a, b in pairwise(notes)]
+    moved = [(plain[a][0] != plain[b][0]).any(1) for a, b in pairwise(COUNTS)]
+    assert any((went & ~other).any() for went, other in zip(moved, sounds_other, strict=True))
+
+    how, drafted, write = heard(), list[int](), Writer.write
+
+    def counted(self: Writer, core: MelodyVAE, pair: Pair, *others: Any) -> Pair:
+        drafted.append(len(pair[0]) // DRAFTS)
+        return write(self, core, pair, *others)
+
+    monkeypatch.setattr(Writer, "write", counted)
+    together = run(how, COUNTS, size)
+    assert drafted == [ROWS, *(int(other.sum()) for other in sounds_other)]
+    for count in COUNTS:
+        for found, expected in zip(together[count], run(how, [count], size)[count], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("imbalance", [0.0, 0.05])
