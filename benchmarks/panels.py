@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from torch import nn
 
-from benchmarks.measuring import Action, Measure, Rounds, ratio, tell
+from benchmarks.measuring import Measure, Rounds, ratio, tell
 from benchmarks.products import Product, bare, decoding, forward
 from cf_core.batches import Member
 from cf_core.continuation import Continuation, ContinuationSettings
@@ -43,7 +43,7 @@ from study.store import Store
 from study.workbench import Workbench
 
 PAIRS, LATENT_DIM, SEGMENTS = 512, 64, 100_000
-WEIGHT, STYLE_DIM, PACK, MOST = 0.1, 4, 16, 512
+WEIGHT, STYLE_DIM, MOST = 0.1, 4, 512
 FORM = MelodyFormat()
 
 
@@ -233,16 +233,6 @@ def _training_seconds(config: StudyConfig, scale: int) -> float:
         (seconds,) = Rounds(1, 0.0, scale).take_turns(trainer.update)
     rounds = -(-len(list_first_trials(config)) // config.execution.workers)
     return float(seconds[0]) * config.fusion.steps * rounds
-
-
-def make_update(
-    corpus: Corpus, core: MelodyVAE, settings: FusionSettings, trials: int, device: str
-) -> Action:
-    """A training step of such a pack, whose graph was captured."""
-    update = make_pack(corpus, core, settings, trials, device).update
-    for _ in range(WARM_UP):
-        update()
-    return update
 
 
 def make_pack(

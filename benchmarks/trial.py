@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import Measure, Rounds, ratio, tell
-from benchmarks.panels import PACK, PAIRS, make_corpus, make_pack, make_update
+from benchmarks.panels import PAIRS, make_corpus, make_pack
 from cf_core.continuation import Continuation
 from cf_core.corpus import Corpus, Split
 from cf_core.fusion import Generator
+from cf_core.graphs import WARM_UP
 from cf_core.heard import Heard
 from cf_core.nets import initialise
 from cf_core.seeding import make_random
@@ -37,6 +38,7 @@ from study.progress import Reporter
 from study.store import Store
 from study.workbench import REPORT_EVERY
 
+PACK = 16
 _TUNES = "corpora={tunes: {corpus: {source: builtin}}}"
 _SMALL = (
     *("core.steps=4", "writer.steps=4", "fusion.steps=4"),
@@ -61,7 +63,10 @@ def measure_trial(rounds: Rounds, device: str) -> Iterator[Measure]:
         made, core = trial.fuse(), deepcopy(trial.evaluator.core).cpu()
         plain = replace(trial, heard=None).fuse()
         packs = (1,) if device == "cpu" else (1, PACK)
-        updates = [make_update(corpus, core, config.fusion, size, device) for size in packs]
+        updates = [make_pack(corpus, core, config.fusion, size, device).update for size in packs]
+        for update in updates:
+            for _ in range(WARM_UP):
+                update()
         seconds = rounds.take_turns(
             lambda: trial.measure(made), lambda: trial.measure(plain), trial.fuse, *updates
         )

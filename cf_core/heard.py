@@ -121,7 +121,7 @@ class Heard:
         own = take_kinds(kinds, len(style), self.core.form).to(device)
         now = self._listen_first(pair, own)
         z, heard = now.z, now.tokens - 1  # nothing was heard yet
-        is_new = torch.ones(len(style), 2, 1, dtype=torch.bool, device=device)
+        rewritten = torch.zeros(len(style), 2, 1, dtype=torch.bool, device=device)
         going, done = torch.arange(len(style), device=device), 0
         for count in counts:
             for _ in range(done, count):
@@ -135,12 +135,13 @@ class Heard:
                 now = now.put(going, new.take(kept))
             # Pairs that sound as when they were last written would be written alike. Their halves
             # that were left as decoded follow the latents.
-            z = torch.where(is_new, z.unflatten(1, (2, -1)), now.z.unflatten(1, (2, -1))).flatten(1)
+            halves, moved_on = (each.unflatten(1, (2, -1)) for each in (z, now.z))
+            z = torch.where(rewritten, halves, moved_on).flatten(1)
             rows = (now.tokens != heard).flatten(1).any(1).nonzero().squeeze(1)
             decoded = now.take(rows)
             best = self._write(decoded, price[rows], chance[:, rows])
             differs = (best.z != decoded.z).unflatten(1, (2, -1)).any(2, keepdim=True)
-            z, is_new = z.index_copy(0, rows, best.z), is_new.index_copy(0, rows, differs)
+            z, rewritten = z.index_copy(0, rows, best.z), rewritten.index_copy(0, rows, differs)
             heard, done = now.tokens, count
             yield count, _halves(z)
 

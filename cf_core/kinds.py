@@ -13,6 +13,9 @@ from torch import Tensor
 
 from cf_core.melody import MelodyFormat
 
+_TABLES: dict[tuple[int, torch.device], tuple[np.ndarray, Tensor]] = {}
+"""Copies on devices, each beside its table, so that no other table gets the same number."""
+
 
 def find_kinds(tokens: Integer[Tensor, "B T"], form: MelodyFormat) -> Int64[Tensor, "B"]:
     """Index into `form.kinds` of each segment, which its last mark says."""
@@ -59,10 +62,6 @@ def on_device(table: Shaped[np.ndarray, "..."], device: torch.device) -> Shaped[
     if key not in _TABLES:
         _TABLES[key] = table, torch.from_numpy(table).to(device)
     return _TABLES[key][1]
-
-
-_TABLES: dict[tuple[int, torch.device], tuple[np.ndarray, Tensor]] = {}
-"""Each copy beside its table, so that no other table gets the same number."""
 
 
 def encode_kinds(kinds: Int64[Tensor, "*B"], count: int) -> Float[Tensor, "*B K"]:

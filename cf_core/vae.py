@@ -141,11 +141,13 @@ class MelodyVAE(nn.Module):
 
     @torch.no_grad()
     def decode_notes(
-        self, z: Float[Tensor, "B Z"], kinds: Int64[Tensor, "B"] | None = None
+        self,
+        z: Float[Tensor, "B Z"],
+        kinds: Integer[Tensor, "B"] | Integer[np.ndarray, "B"] | None = None,
     ) -> Int64[Tensor, "B T"]:
         """The likeliest tokens of each segment (`decode_likeliest`), in chunks, where `z` is.
 
-        `kinds` are as in `decode`.
+        `kinds` are as in `decode`, wherever they are.
         """
         own = take_kinds(kinds, len(z), self.form).to(z.device)
         count = count_at_once(_CHUNK, z.device)
@@ -159,8 +161,7 @@ class MelodyVAE(nn.Module):
         self, z: Float[Tensor, "B Z"], kinds: Integer[np.ndarray, "B"] | None = None
     ) -> Integer[np.ndarray, "B T"]:
         """The same as an array on the host."""
-        own = take_kinds(kinds, len(z), self.form)
-        tokens: np.ndarray = self.decode_notes(z, own).to(torch.int16).cpu().numpy()
+        tokens: np.ndarray = self.decode_notes(z, kinds).to(torch.int16).cpu().numpy()
         return tokens
 
     @torch.no_grad()

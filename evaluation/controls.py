@@ -68,8 +68,7 @@ class Inputs:
     @cached_property
     def tokens(self) -> NotePairs:
         """The inputs as notes."""
-        core, (left, right) = self.evaluator.core, self.source.inputs
-        kinds = torch.from_numpy(self.source.kinds).to(left.device)
+        core, kinds, (left, right) = self.evaluator.core, self.source.kinds, self.source.inputs
         return core.decode_notes(left, kinds), core.decode_notes(right, kinds)
 
     @cached_property

@@ -150,7 +150,7 @@ class Evaluator:
         begun, steps = self._read_inputs(source), list(steps)
         inputs = Decoded(begun.latents, begun.notes.tokens)
         rows, records, influences = [], [], []
-        for step, outputs in zip(steps, self._read_outputs(source, steps), strict=True):
+        for step, outputs in zip(steps, self._read_outputs(source, begun, steps), strict=True):
             shared = {**label, "source": source.name, "iteration": step.iteration}
             pairs, columns = self._outcomes(source, inputs, outputs)
             frame = _frame({name: shared.get(name) for name in OUTCOMES} | columns)
@@ -374,13 +374,14 @@ class Evaluator:
         """The latest sources, each beside its inputs, so that no other gets its number."""
         return {}
 
-    def _read_outputs(self, source: Source, steps: Sequence[Step]) -> Iterator["_Outputs"]:
+    def _read_outputs(
+        self, source: Source, begun: "_Outputs", steps: Sequence[Step]
+    ) -> Iterator["_Outputs"]:
         """Read the outputs of all steps at one time. Pairs that are as before are not read again.
 
-        The first step comes after the inputs. Fusion comes to rest: after its first step, nine of
-        ten of its pairs stay as they are.
+        The first step comes after `begun`, the inputs. Fusion comes to rest: after its first step,
+        nine of ten of its pairs stay as they are.
         """
-        begun = self._read_inputs(source)
         latents, (left, right) = begun.latents, begun.notes.tokens
         kinds = torch.from_numpy(source.kinds).to(left.device)
         fresh, found = [(left[:0], right[:0])], []
@@ -503,8 +504,7 @@ class Evaluator:
         }
 
     def _decode(self, pair: Pair, kinds: Int64[np.ndarray, "B"] | Int64[Tensor, "B"]) -> NotePairs:
-        own = torch.as_tensor(kinds).to(pair[0].device)
-        return self.core.decode_notes(pair[0], own), self.core.decode_notes(pair[1], own)
+        return self.core.decode_notes(pair[0], kinds), self.core.decode_notes(pair[1], kinds)
 
     def _reconstructed(self, rows: Integer[np.ndarray, "P 2"]) -> NotePairs:
         """Encode and decode pairs, as all inputs are."""

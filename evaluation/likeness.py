@@ -335,9 +335,8 @@ class RealNeighbours:
                     ranks[place, rows] = _share_below(scores, reals)
                     above = 1 - _share_below(reals, scores)
                     influence[place, there] = share * (above - above.mean()) / len(real)
-        found = torch.cat((ranks, influence), 1).cpu().numpy()
-        both = found[:, : len(features)], found[:, len(features) :]
-        return Ranks(both[0][0], both[0][1], both[1][0], both[1][1])
+        both = torch.cat((ranks, influence), 1).cpu().numpy()  # in one copy
+        return Ranks(*both[:, : len(features)], *both[:, len(features) :])
 
 
 def _share_below(

@@ -167,10 +167,8 @@ class Pairs:
         """How the finite pairs rank among real neighbours; None where not all have a rank."""
         if self.reference is None:
             return None
-        features, songs = self.notes.features, self.songs
-        if self.finite is not None and not self.finite.all():
-            features, songs = features[self._find(self.finite)], songs[self.finite]
-        found = self.reference.rank(features, songs)
+        kept = self if self.finite is None else self[self.finite]
+        found = self.reference.rank(kept.notes.features, kept.songs)
         is_known = np.isfinite(found.whole)
         return found if is_known.size and is_known.all() else None
 
@@ -193,11 +191,8 @@ class Pairs:
         """Select pairs by a mask, as notes alone."""
         if kept.all():
             return self
-        notes = self.notes.take(self._find(kept))
-        return Pairs(notes, self.songs[kept], self.form, self.reference)
-
-    def _find(self, chosen: Bool[np.ndarray, "B"]) -> Int64[Tensor, "b"]:
-        return torch.from_numpy(np.flatnonzero(chosen)).to(self.notes.left.device)
+        rows = torch.from_numpy(np.flatnonzero(kept)).to(self.notes.left.device)
+        return Pairs(self.notes.take(rows), self.songs[kept], self.form, self.reference)
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,7 @@ class Rewriting(Rival):
         price = batch.own["price"][:, None].expand(-1, 2)
         shape = len(price), 2, core.form.steps
         chance = torch.rand(shape, generator=batch.random, device=price.device)
-        kinds = torch.from_numpy(batch.kinds).to(price.device)
-        left, right = (core.decode_notes(half, kinds) for half in batch.pair)
+        left, right = (core.decode_notes(half, batch.kinds) for half in batch.pair)
         outputs = writer.write(core, batch.pair, (left, right), price, chance)
         for count in batch.counts:
             yield Step(count, outputs, decoder_calls=2)

@@ -35,8 +35,7 @@ class Transpose(Rival):
     def steps(self, batch: Batch, /) -> Iterator[Step]:
         """As `Rival.steps` says."""
         core, pair = batch.tools.core, batch.pair
-        kinds = torch.from_numpy(batch.kinds).to(pair[0].device)
-        left, right = (core.decode_notes(half, kinds) for half in pair)
+        left, right = (core.decode_notes(half, batch.kinds) for half in pair)
         shifts = find_shifts((left, right), core.form)[:, None]
         moved = torch.where(right >= FIRST_PITCH, right + shifts, right)
         outputs = pair[0].clone(), torch.where(shifts != 0, core.encode_mean(moved), pair[1])
